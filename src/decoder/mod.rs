@@ -1,0 +1,126 @@
+//! One forward pass over a ragged batch. In: token ids in segments. Out: for the rows that ask, the next-token scores in the form
+//! asked for. A decoder owns keys and values and the scratch memory; it knows no requests, no sampling policy and no text.
+//! Implementations: `native` (ours), `candle` (candle-transformers' f32 llama: yardstick and oracle), `fake` (tests).
+
+use crate::model::ModelSpec;
+use crate::units::TokenId;
+
+/// Where a sequence lives in the decoder, from [`Decoder::open`] to [`Decoder::close`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub usize);
+
+/// What a segment wants to know of its LAST row's next-token distribution.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Want {
+    /// Nothing: a prefill chunk that is not the prompt's last.
+    Nothing,
+    /// The highest score and its id, ties to the lowest id.
+    Argmax,
+    /// The `k` highest scores with their ids, sorted by descending score, ties to the lowest id.
+    TopK(usize),
+    /// All scores, of the last row.
+    Logits,
+    /// All scores, of every row of the segment (perplexity, KL divergence).
+    AllLogits,
+}
+
+/// Consecutive tokens of one sequence within a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    /// The sequence.
+    pub slot: Slot,
+    /// Position (0-based) of the first token; all earlier positions are already in the cache, or in an earlier segment of
+    /// this batch, or belong to a shared prefix that such a segment writes.
+    pub start: usize,
+    /// The segment's tokens: `batch.tokens[range]`.
+    pub tokens: std::ops::Range<usize>,
+    /// What to return for it.
+    pub want: Want,
+    /// Rows to compute in addition and throw away (the audit's padding, `mask` off); 0 for a ragged batch.
+    pub padding_rows: usize,
+    /// Score at least this many positions for each row (`mask` off: the longest live sequence); 0 for a ragged batch.
+    pub padded_context: usize,
+}
+
+/// A ragged batch: a flat list of tokens and the segments that own them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// Token ids of all segments.
+    pub tokens: Vec<TokenId>,
+    /// The segments, in the order of their tokens. A slot may appear in one segment only.
+    pub segments: Vec<Segment>,
+}
+
+/// What a segment gets back; the variants answer [`Want`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// For [`Want::Nothing`].
+    Nothing,
+    /// (id, score).
+    Argmax(TokenId, f32),
+    /// (id, score) by descending score.
+    TopK(Vec<(TokenId, f32)>),
+    /// `vocab` scores for [`Want::Logits`]; rows × `vocab` for [`Want::AllLogits`].
+    Logits(Vec<f32>),
+}
+
+/// What a decoder can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Sequences open at the same time.
+    pub slots: usize,
+    /// Token positions of all sequences together.
+    pub positions: usize,
+    /// Most rows of one batch (a longer prefill is cut into chunks by the scheduler).
+    pub rows: usize,
+}
+
+/// A sequence was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// Where it lives.
+    pub slot: Slot,
+    /// Leading prompt tokens whose keys and values exist already or will have been written by a sequence that was opened
+    /// earlier and whose prefill rows stand earlier in the same batch or in an earlier batch. Always < the prompt's length.
+    /// The first segment of the sequence starts at this position. The scheduler prefills in the order of opening.
+    pub reused: usize,
+}
+
+/// A forward pass that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The model produced a score that is not finite for this slot: its weights are damaged or its numbers overflow.
+    #[error("the model produced a score that is not a finite number (slot {0:?}); its weights may be damaged")]
+    NotFinite(Slot),
+    /// A worker panicked or an internal rule was broken; the decoder must not be used again.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// One forward pass over a ragged batch.
+pub trait Decoder: Send {
+    /// The blueprint of its model.
+    fn spec(&self) -> &ModelSpec;
+
+    /// What it can hold.
+    fn capacity(&self) -> Capacity;
+
+    /// Opens a sequence for `prompt` (not empty) that will take at most `positions` positions in all, prompt included; `None` if there is no
+    /// slot or no room just now. With `share`, keys and values of a common beginning are taken over, and this prompt's are offered.
+    fn open(&mut self, prompt: &[TokenId], positions: usize, share: bool) -> Option<Opened>;
+
+    /// One forward pass. `outputs[i]` answers `batch.segments[i]`.
+    fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError>;
+
+    /// Ends a sequence; its positions are free again (shared ones once nobody needs them).
+    fn close(&mut self, slot: Slot);
+
+    /// Forgets all shared prefixes (between trials of a benchmark).
+    fn forget_prefixes(&mut self);
+
+    /// Positions in use by open sequences and kept prefixes: (open, kept).
+    fn used_positions(&self) -> (usize, usize);
+
+    /// Names of the kernels in use, for `-v` and results, such as `x86-avx2-f32-6x16`.
+    fn kernels(&self) -> Vec<String>;
+}

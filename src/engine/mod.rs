@@ -1,0 +1,164 @@
+//! From requests (tokens in) to completions (tokens out): schedule → forward → sample → record, one step at a time.
+//! In: [`Request`]s. Out: [`Event`]s. It owns a decoder and the sequences in flight; it has no clock, no files and prints nothing.
+
+use crate::units::TokenId;
+use std::sync::Arc;
+
+/// Names a request from submission to its end; chosen by the caller, unique among those in flight.
+pub type Ticket = u64;
+
+/// How the next token is chosen. Draws are keyed by (seed, prompt ids, position), nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Sampling {
+    /// 0 means argmax.
+    pub temperature: f32,
+    /// Nucleus: the smallest set of tokens whose probability reaches this; 1 switches it off.
+    pub top_p: f32,
+    /// Only the k most probable tokens; 0 switches it off.
+    pub top_k: usize,
+    /// Key of the draws.
+    pub seed: u64,
+}
+
+/// Whether a low temperature is taken as greedy (the audit's `greedy`). Temperature 0 is argmax in both.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub enum SamplingPolicy {
+    /// Sample: temperature, top-k, top-p over the fully sorted vocabulary.
+    AlwaysSample,
+    /// Argmax below this temperature; otherwise sample from the k best only.
+    GreedyBelow(f32),
+}
+
+/// What ends a sequence before its limit (the audit's `early-stop`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum StoppingPolicy {
+    /// Nothing does: all tokens up to the limit are generated.
+    MaxTokensOnly,
+    /// What the request's [`StopRules`] say.
+    Early,
+}
+
+/// What may end this request early (read under [`StoppingPolicy::Early`] only).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct StopRules {
+    /// The model's end-of-sequence tokens.
+    pub eos: bool,
+    /// The strings of `--stop`.
+    pub strings: Vec<String>,
+    /// End of a sentence in the last 10 % of the limit.
+    pub sentence: bool,
+    /// The text goes round in circles.
+    pub repetition: bool,
+}
+
+/// Whether padding is computed (the audit's `mask`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum PaddingPolicy {
+    /// Prefills padded to the longest admitted in the step; decode rows score as many positions as the longest live sequence.
+    PadToLongest,
+    /// No work on padding.
+    Ragged,
+}
+
+/// When new sequences may join (the audit's `queue`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum BatchingPolicy {
+    /// A batch is run to its end before the next one starts.
+    Blocking,
+    /// A finished row's place is filled in the next step.
+    Continuous,
+}
+
+/// Whether common beginnings are prefilled once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum PrefixPolicy {
+    /// Every prompt is prefilled whole.
+    Recompute,
+    /// Common beginnings are prefilled once.
+    Share,
+}
+
+/// Tokens in, and how to go on from them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// The caller's name for it.
+    pub ticket: Ticket,
+    /// Prompt ids; not empty.
+    pub prompt: Arc<[TokenId]>,
+    /// Most tokens to generate; ≥ 1; prompt + max_tokens fits the context (the caller clips).
+    pub max_tokens: usize,
+    /// How to choose tokens.
+    pub sampling: Sampling,
+    /// What may end it early.
+    pub stop: Arc<StopRules>,
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// An end-of-sequence token.
+    Stop,
+    /// A `--stop` string.
+    StopString,
+    /// A sentence's end close to the limit.
+    Sentence,
+    /// The text went round in circles.
+    Loop,
+    /// The limit.
+    Length,
+    /// It failed; the record says why.
+    Error,
+}
+
+/// What a step tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The sequence's prefill began (it left the queue).
+    Admitted { ticket: Ticket, reused_tokens: usize },
+    /// A token was generated (the first one ends the prefill).
+    Token { ticket: Ticket, token: TokenId },
+    /// It ended.
+    Finished { ticket: Ticket, completion: Completion },
+    /// It failed alone (scores not finite); the others go on.
+    Failed { ticket: Ticket, message: String },
+}
+
+/// Tokens out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Completion {
+    /// Generated ids, an end-of-sequence token included if one was generated.
+    pub tokens: Vec<TokenId>,
+    /// The text, without control tokens, cut before a stop string.
+    pub text: String,
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Argmax was used (temperature 0 or below the policy's threshold).
+    pub greedy: bool,
+}
+
+/// The stages whose times explain a ratio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Text to ids (template included).
+    Tokenize,
+    /// Accepted, not yet admitted.
+    Queue,
+    /// Steps, or the share of steps by rows, spent on prompt tokens.
+    Prefill,
+    /// Steps, or the share of steps by rows, spent on generated tokens.
+    Decode,
+    /// Choosing tokens.
+    Sample,
+    /// Ids to text, stop rules.
+    Detokenize,
+}
+
+/// Watches the engine's stages; the only place that may look at a clock.
+pub trait Observer: Send {
+    /// A stage begins on the engine's thread.
+    fn begin(&mut self, stage: Stage);
+    /// The stage that began last ends. For a forward pass `prefill_rows` and `decode_rows` say how to share it; 0 otherwise.
+    fn end(&mut self, stage: Stage, prefill_rows: usize, decode_rows: usize);
+}

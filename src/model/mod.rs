@@ -1,0 +1,108 @@
+//! Model files: from a name, a path or a hub id to a validated blueprint ([`ModelSpec`]) and its weights.
+//! In: GGUF files, safetensors folders, aliases, hub ids. Out: [`Model`]. Nothing in a file is believed before it is checked.
+//! It does not compute with weights, and never prints.
+
+mod spec;
+pub use spec::{Activation, ModelSpec, Norm, Rope};
+
+use crate::kernels::Format;
+use crate::units::TokenId;
+
+/// Why a model could not be had: one line for people, naming the file and the field.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ModelError {
+    /// The file, folder, alias or hub id is bad or unsupported (exit status 2).
+    #[error("{0}")]
+    Invalid(String),
+    /// Reading failed although the file may be good (exit status 1).
+    #[error("{0}")]
+    Io(String),
+}
+
+/// Which weight: what a decoder asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// `vocab` × `hidden`.
+    TokenEmbedding,
+    /// `vocab` × `hidden`; the token embedding if the spec says tied.
+    Output,
+    /// `hidden`.
+    OutputNorm,
+    /// `hidden`, of this layer.
+    AttentionNorm(usize),
+    /// `heads * head_dim` × `hidden`, rows in interleaved rotary order.
+    Query(usize),
+    /// `kv_heads * head_dim` × `hidden`, rows in interleaved rotary order.
+    Key(usize),
+    /// `kv_heads * head_dim` × `hidden`.
+    Value(usize),
+    /// `hidden` × `heads * head_dim`.
+    AttentionOutput(usize),
+    /// `hidden`.
+    FfnNorm(usize),
+    /// `ffn` × `hidden`.
+    Gate(usize),
+    /// `ffn` × `hidden`.
+    Up(usize),
+    /// `hidden` × `ffn`.
+    Down(usize),
+}
+
+/// Where weights come from; implemented by the readers of files and by tests.
+pub trait Weights: Send + Sync {
+    /// (rows, columns) of a weight; vectors are 1 × n.
+    fn shape(&self, role: Role) -> (usize, usize);
+
+    /// The format in which the file holds it, if kernels know that format; `None` for every other GGUF type.
+    fn format(&self, role: Role) -> Option<Format>;
+
+    /// The file's own name of the type (`Q4_K`, `BF16`), for messages.
+    fn type_name(&self, role: Role) -> String;
+
+    /// Rows `rows` of the weight in `format`, row-major, appended to `out`: the file's own bytes if it holds that format; widened
+    /// exactly or dequantized if `format` is F32; otherwise converted from the f32 values (rounded to nearest even, or quantized).
+    fn read(&self, role: Role, rows: std::ops::Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError>;
+}
+
+/// The tokenizer's data, as GGUF files have it or as `tokenizer.json` implies it.
+#[derive(Debug, Clone, Default)]
+pub struct Vocabulary {
+    /// Token texts by id, in the byte-to-unicode alphabet of GPT-2 for ordinary tokens. Empty if `tokenizer_json` is set.
+    pub tokens: Vec<String>,
+    /// ggml token types by id (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte).
+    pub types: Vec<i32>,
+    /// BPE merges, `left right`, by rank.
+    pub merges: Vec<String>,
+    /// The pre-tokenizer's name: `smollm`, `gpt-2`, `default`, `llama-bpe`, `qwen2`.
+    pub pre: String,
+    /// The bytes of a `tokenizer.json`, for safetensors folders.
+    pub tokenizer_json: Option<Vec<u8>>,
+    /// Beginning of sequence.
+    pub bos: Option<TokenId>,
+    /// End of sequence; generation stops at any of these.
+    pub eos: Vec<TokenId>,
+    /// The file asks for BOS in front of a raw prompt.
+    pub add_bos: bool,
+    /// The chat template (Jinja), if the file has one.
+    pub chat_template: Option<String>,
+    /// Texts of the special tokens that templates name (`bos_token`, `eos_token`).
+    pub bos_text: String,
+    /// See `bos_text`.
+    pub eos_text: String,
+}
+
+/// A validated model: blueprint, vocabulary and a reader of its weights.
+pub struct Model {
+    /// The alias or file name, as records and results show it.
+    pub name: String,
+    /// Where it was read from, for messages.
+    pub path: std::path::PathBuf,
+    /// SHA-256 of the file (of the sorted files' digests for a folder), 64 hex digits.
+    pub digest: String,
+    /// The blueprint.
+    pub spec: ModelSpec,
+    /// The tokenizer's data.
+    pub vocabulary: Vocabulary,
+    /// The weights.
+    pub weights: Box<dyn Weights>,
+}

@@ -1,0 +1,116 @@
+//! Prompts to answers: the configuration (policies as data), the response cache, and the wiring of tokenizer, engine and writer.
+//! In: prompt records and a [`PipelineConfig`]. Out: answers. It knows nothing of optimizations, benchmarks or command lines.
+
+use crate::engine::{BatchingPolicy, PaddingPolicy, PrefixPolicy, SamplingPolicy, StoppingPolicy};
+use crate::kernels::Format;
+
+/// Which numbers the model computes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum DtypePolicy {
+    /// The audit's start: weights widened on every call, every operation's output rounded to bf16.
+    Bf16Emulated,
+    /// As stored for a quantized file (if [`QuantizedPolicy::AsStored`]); else the fastest storage with bit-identical answers.
+    Auto,
+    /// As stored in the file, whatever it is.
+    Native,
+    /// This one; a file of another type is converted at load.
+    Fixed(Format),
+}
+
+/// Whether answers are reused (the audit's `cache`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum AnswerPolicy {
+    /// Every prompt is generated.
+    Generate,
+    /// An LRU of this many answers; identical requests in flight are generated once.
+    Reuse { capacity: usize },
+}
+
+/// How text becomes ids (the audit's `tokenizer`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum TokenizerPolicy {
+    /// Built anew for every request, one request at a time.
+    RebuiltPerRequest,
+    /// Built once, warmed, batches encoded in parallel.
+    Shared,
+}
+
+/// Whether the first request pays for cold weights and buffers (the audit's `warmup`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum WarmupPolicy {
+    /// It does.
+    Cold,
+    /// Pages touched, threads up, one short generation first.
+    Warm,
+}
+
+/// When working memory is allocated (the audit's `static-memory`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum MemoryPolicy {
+    /// Workspace anew each step; each sequence's keys and values copied into a larger allocation each step.
+    PerStep,
+    /// Once.
+    Preallocated,
+}
+
+/// What becomes of a quantized file's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum QuantizedPolicy {
+    /// Widened to f32 at load.
+    Widened,
+    /// Computed as stored: blocks, int8 activations.
+    AsStored,
+}
+
+/// Numbers with flags; not optimizations.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Sizes {
+    /// Worker threads.
+    pub threads: usize,
+    /// Most sequences decoded together.
+    pub batch: usize,
+    /// Most rows of one forward pass.
+    pub chunk: usize,
+    /// Most bytes for keys and values; `None`: min(¼ of usable memory, batch × 2048 positions).
+    pub kv_bytes: Option<u64>,
+}
+
+/// Everything an optimization can change, and the sizes. Two configurations run in one process: nothing here is global.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct PipelineConfig {
+    pub dtype: DtypePolicy,
+    pub sampling: SamplingPolicy,
+    pub answers: AnswerPolicy,
+    pub stopping: StoppingPolicy,
+    pub tokenizer: TokenizerPolicy,
+    pub padding: PaddingPolicy,
+    pub warmup: WarmupPolicy,
+    pub batching: BatchingPolicy,
+    pub memory: MemoryPolicy,
+    pub quantized: QuantizedPolicy,
+    pub prefix: PrefixPolicy,
+    /// The dtype asked for (`--dtype`); `precision` puts it into `dtype`.
+    pub requested_dtype: DtypePolicy,
+    pub sizes: Sizes,
+}
+
+impl PipelineConfig {
+    /// The audit's starting point: every optimization off.
+    pub fn audit_baseline(requested_dtype: DtypePolicy, sizes: Sizes) -> Self {
+        PipelineConfig {
+            dtype: DtypePolicy::Bf16Emulated,
+            sampling: SamplingPolicy::AlwaysSample,
+            answers: AnswerPolicy::Generate,
+            stopping: StoppingPolicy::MaxTokensOnly,
+            tokenizer: TokenizerPolicy::RebuiltPerRequest,
+            padding: PaddingPolicy::PadToLongest,
+            warmup: WarmupPolicy::Cold,
+            batching: BatchingPolicy::Blocking,
+            memory: MemoryPolicy::PerStep,
+            quantized: QuantizedPolicy::Widened,
+            prefix: PrefixPolicy::Recompute,
+            requested_dtype,
+            sizes,
+        }
+    }
+}

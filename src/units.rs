@@ -1,0 +1,102 @@
+//! The quantities everything speaks in: token ids, seconds, bytes, rates, and how they print and parse.
+//! In: numbers. Out: numbers and short text for people. It knows nothing of models or machines.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A token id: an index into the model's vocabulary.
+pub type TokenId = u32;
+
+/// A size in bytes. Prints in binary units (`1.5 GiB`), parses `512M`, `2GiB`, `1000000`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+        let mut value = self.0 as f64;
+        let mut unit = 0;
+        while value >= 1024.0 && unit + 1 < UNITS.len() {
+            value /= 1024.0;
+            unit += 1;
+        }
+        match unit {
+            0 => write!(f, "{} B", self.0),
+            _ if value >= 100.0 => write!(f, "{value:.0} {}", UNITS[unit]),
+            _ => write!(f, "{value:.1} {}", UNITS[unit]),
+        }
+    }
+}
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    /// Accepts a number with an optional unit `K`, `M`, `G`, `T` (with or without `B` or `iB`; all binary).
+    fn from_str(text: &str) -> Result<Self, String> {
+        let help = || format!("'{text}' is not a size; write bytes or a number with K, M, G or T, such as 512M or 2G");
+        let text_ = text.trim();
+        let split = text_.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text_.len());
+        let (number, unit) = text_.split_at(split);
+        let number: f64 = number.parse().map_err(|_| help())?;
+        let shift = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kb" | "kib" => 10,
+            "m" | "mb" | "mib" => 20,
+            "g" | "gb" | "gib" => 30,
+            "t" | "tb" | "tib" => 40,
+            _ => return Err(help()),
+        };
+        let bytes = number * (1u64 << shift) as f64;
+        if !bytes.is_finite() || bytes >= u64::MAX as f64 { Err(help()) } else { Ok(Bytes(bytes as u64)) }
+    }
+}
+
+/// Seconds as people read them: `850 µs`, `12.3 ms`, `4.56 s`, `3 min 20 s`, `2 h 05 min`.
+pub fn seconds(s: f64) -> String {
+    match s {
+        s if !s.is_finite() => "–".to_string(),
+        s if s < 1e-3 => format!("{:.0} µs", s * 1e6),
+        s if s < 1.0 => format!("{:.1} ms", s * 1e3),
+        s if s < 120.0 => format!("{s:.2} s"),
+        s if s < 7200.0 => format!("{} min {:02} s", (s / 60.0) as u64, (s % 60.0) as u64),
+        s => format!("{} h {:02} min", (s / 3600.0) as u64, (s % 3600.0 / 60.0) as u64),
+    }
+}
+
+/// A rate with three significant figures: `12.3`, `1230`.
+pub fn rate(r: f64) -> String {
+    match r.abs() {
+        r_ if !r_.is_finite() => "–".to_string(),
+        r_ if r_ >= 100.0 => format!("{r:.0}"),
+        r_ if r_ >= 10.0 => format!("{r:.1}"),
+        _ => format!("{r:.2}"),
+    }
+}
+
+/// Text that may be shown on a terminal or in a log: control characters become visible escapes, one line only.
+pub fn shown(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_parse_and_print() {
+        assert_eq!("512M".parse(), Ok(Bytes(512 << 20)));
+        assert_eq!("1.5 GiB".parse(), Ok(Bytes(3 << 29)));
+        assert_eq!("77".parse(), Ok(Bytes(77)));
+        for bad in ["", "x", "-1", "1.2.3", "5 parsecs", "1e99"] {
+            assert!(bad.parse::<Bytes>().is_err(), "{bad}");
+        }
+        assert_eq!(Bytes(3 << 29).to_string(), "1.5 GiB");
+        assert_eq!(Bytes(12).to_string(), "12 B");
+    }
+
+    #[test]
+    fn shown_text_has_no_control_characters() {
+        assert_eq!(shown("a\u{1b}[31m\nb"), "a\\u{1b}[31m\\nb");
+    }
+}
