@@ -1,6 +1,19 @@
 //! Prompts to answers: the configuration (policies as data), the response cache, and the wiring of tokenizer, engine and writer.
 //! In: prompt records and a [`PipelineConfig`]. Out: answers. It knows nothing of optimizations, benchmarks or command lines.
 
+mod cache;
+mod control;
+mod prompt;
+mod report;
+mod run;
+mod settings;
+
+pub use control::{Control, Stopping};
+pub use prompt::{Answer, Content, Generation, Input, Message, Prompt, RecordError, Role};
+pub use report::{Ended, Latencies, RunReport, StageTimes};
+pub use run::{Loaded, Options, Order, Pipeline, PipelineError, ResolvedDtype};
+pub use settings::Settings;
+
 use crate::engine::{BatchingPolicy, PaddingPolicy, PrefixPolicy, SamplingPolicy, StoppingPolicy};
 use crate::kernels::Format;
 

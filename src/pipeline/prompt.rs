@@ -1,0 +1,111 @@
+//! What goes into a pipeline and what comes out: prompts with their generation settings, answers, errors of single records.
+//! Plain data; no file formats (those are `text`'s and `cli`'s).
+
+use crate::engine::{FinishReason, Sampling, StopRules};
+use crate::units::TokenId;
+
+/// Who speaks in a conversation: the roles templates know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    System,
+    User,
+    Assistant,
+}
+
+/// One turn.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Message {
+    /// Who.
+    pub role: Role,
+    /// What.
+    pub content: String,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// One prompt: the user's only message, or with `raw` the text as it is.
+    Text(String),
+    /// A conversation of several turns.
+    Messages(Vec<Message>),
+}
+
+/// Generation settings of one prompt: the flags, with the record's own fields of the same name put over them.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Generation {
+    /// Most tokens to generate; ≥ 1. Clipped to the context by the pipeline.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// What ends the answer early (`--stop`, `--stop-on`).
+    pub stop: StopRules,
+    /// A system message put in front.
+    pub system: Option<String>,
+    /// No chat template: BOS only if the file says so, control-token text is parsed.
+    pub raw: bool,
+}
+
+/// A prompt, accepted for answering.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    /// The caller's name for it; the pipeline only hands it on.
+    pub id: String,
+    /// What is asked.
+    pub content: Content,
+    /// How to answer.
+    pub generation: Generation,
+}
+
+/// Why one record has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RecordError {
+    /// A word for programs: `duplicate_id`, `too_long`, `empty_prompt`, `not_finite`, …
+    pub code: String,
+    /// One line for people.
+    pub message: String,
+}
+
+/// What a source yields.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// To be answered.
+    Prompt(Prompt),
+    /// A record that cannot be answered; becomes an answer with this error, in its place.
+    Rejected { id: String, error: RecordError },
+    /// The source cannot be read any further; what was accepted is answered, then the run fails with this line.
+    Failed(String),
+}
+
+/// One record's answer. Every accepted input gets exactly one, unless the run is stopped before.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Place of the record among the source's items, from 0.
+    pub index: u64,
+    /// The prompt's id.
+    pub id: String,
+    /// The text, without control tokens, cut before a stop string.
+    pub text: String,
+    /// Generated ids (a cached answer has the ids of the one it repeats).
+    pub tokens: Vec<TokenId>,
+    /// Why it ended; [`FinishReason::Error`] if `error` is set.
+    pub finish_reason: FinishReason,
+    /// Argmax was used.
+    pub greedy: bool,
+    /// Tokens of the prompt, template included.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer, an end-of-sequence token included if one was generated.
+    pub completion_tokens: usize,
+    /// Not generated for this record: taken from memory or from an identical request in flight.
+    pub cached: bool,
+    /// Rows of forward passes computed for this record: prompt rows not shared + generated rows; 0 for a cached answer.
+    pub forward_rows: usize,
+    /// Acceptance into the bounded queue to the first forward pass, ms.
+    pub queue_ms: f64,
+    /// Acceptance to the first token, ms.
+    pub ttft_ms: f64,
+    /// Acceptance to the end, ms.
+    pub latency_ms: f64,
+    /// Set if there is no answer.
+    pub error: Option<RecordError>,
+}
