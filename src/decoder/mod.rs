@@ -2,6 +2,9 @@
 //! asked for. A decoder owns keys and values and the scratch memory; it knows no requests, no sampling policy and no text.
 //! Implementations: `native` (ours), `candle` (candle-transformers' f32 llama: yardstick and oracle), `fake` (tests).
 
+pub mod fake;
+pub mod kv;
+
 use crate::model::ModelSpec;
 use crate::units::TokenId;
 
@@ -32,13 +35,16 @@ pub struct Segment {
     /// Position (0-based) of the first token; all earlier positions are already in the cache, or in an earlier segment of
     /// this batch, or belong to a shared prefix that such a segment writes.
     pub start: usize,
-    /// The segment's tokens: `batch.tokens[range]`.
+    /// The segment's tokens: `batch.tokens[range]`. Empty only for a segment of nothing but padding (`want` is `Nothing` then).
     pub tokens: std::ops::Range<usize>,
     /// What to return for it.
     pub want: Want,
-    /// Rows to compute in addition and throw away (the audit's padding, `mask` off); 0 for a ragged batch.
+    /// Rows to compute in addition and throw away (the audit's padding, `mask` off); 0 for a ragged batch. They go through every
+    /// layer, score max(`start` + tokens, `padded_context`) positions each, and write nothing to the sequence's pages. They count as
+    /// rows of the batch.
     pub padding_rows: usize,
-    /// Score at least this many positions for each row (`mask` off: the longest live sequence); 0 for a ragged batch.
+    /// Score at least this many positions for each row (`mask` off: the longest live sequence); 0 for a ragged batch. May be more
+    /// than the sequence has room for: what is read there does not matter.
     pub padded_context: usize,
 }
 
@@ -71,7 +77,7 @@ pub struct Capacity {
     pub slots: usize,
     /// Token positions of all sequences together.
     pub positions: usize,
-    /// Most rows of one batch (a longer prefill is cut into chunks by the scheduler).
+    /// Most rows of one batch, padding included (a longer prefill is cut into chunks by the scheduler).
     pub rows: usize,
 }
 
@@ -109,10 +115,12 @@ pub trait Decoder: Send {
     /// slot or no room just now. With `share`, keys and values of a common beginning are taken over, and this prompt's are offered.
     fn open(&mut self, prompt: &[TokenId], positions: usize, share: bool) -> Option<Opened>;
 
-    /// One forward pass. `outputs[i]` answers `batch.segments[i]`.
+    /// One forward pass. `outputs[i]` answers `batch.segments[i]`. After `NotFinite` nothing has happened: the same batch without that
+    /// slot may be run again (positions are written again with the same values).
     fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError>;
 
-    /// Ends a sequence; its positions are free again (shared ones once nobody needs them).
+    /// Ends a sequence; its positions are free again (shared ones once nobody needs them). If its prefill was not finished, sequences
+    /// opened after it that have not run yet must be closed as well (and may be opened again): they may count on what it promised.
     fn close(&mut self, slot: Slot);
 
     /// Forgets all shared prefixes (between trials of a benchmark).
