@@ -1,8 +1,48 @@
 //! The command line: flags, then what they mean. In: arguments. Out: files, stdout, stderr and an exit status.
+//! The only module that prints. `args` is what is typed, each command's `run` what is done.
 
+use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+
+pub mod args;
+pub mod console;
+mod failure;
+mod run;
+
+pub use failure::{Failure, guarded};
+
+/// Answers files of prompts with a language model on CPUs, and measures what each optimization is worth on this machine.
+#[derive(Parser, Debug)]
+#[command(name = "llmopt", version, max_term_width = 110, infer_subcommands = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Answer every prompt in the files ('-' is standard input)
+    Run(Box<run::Args>),
+}
 
 /// Runs the program and returns its exit status.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version end with 0, everything else with 2. A closed pipe is not worth a word.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let outcome = guarded(|| match cli.command {
+        Command::Run(args) => run::main(&args),
+    });
+    match outcome {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            console::error_line(&failure.message);
+            ExitCode::from(failure.status)
+        }
+    }
 }

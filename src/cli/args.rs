@@ -1,0 +1,301 @@
+//! The flags that `run`, `bench` and `compare` share, as typed, and what they mean. In: clap's values. Out: a configuration and
+//! generation settings. Bounds live here, so that a flag and a record's field of the same name are checked by the same function.
+
+use super::Failure;
+use super::console::{Level, Progress};
+use crate::engine::{Sampling, StopRules};
+use crate::kernels::Format;
+use crate::optimizations::{ALL, Expected, Phase, Set};
+use crate::pipeline::{DtypePolicy, Generation, Options, PipelineConfig, Sizes};
+use crate::units::Bytes;
+
+/// Flags that all commands share, as typed.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Shared {
+    /// A .gguf file, a folder (config.json, *.safetensors, tokenizer.json), a hub id org/name[:file], or an alias
+    #[arg(short, long, value_name = "M", default_value = "smollm2-135m", help_heading = "Model")]
+    pub model: String,
+    /// Numbers to compute with: auto, f32, bf16, f16, q8_0, q4_1, native (as stored in the file), bf16-emulated
+    #[arg(long, value_name = "T", default_value = "auto", value_parser = dtype, help_heading = "Model")]
+    pub dtype: DtypePolicy,
+
+    /// Worker threads [default: physical cores this process may use]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Machine")]
+    pub threads: Option<usize>,
+    /// Most sequences decoded together
+    #[arg(long, value_name = "N", default_value = "16", value_parser = at_least_one, help_heading = "Machine")]
+    pub batch_size: usize,
+    /// Most memory for keys and values, such as 512M [default: a quarter of usable memory, at most batch × 2048 positions]
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    pub kv_memory: Option<Bytes>,
+    /// Force a kernel set
+    #[arg(long, value_name = "SET", hide = true)]
+    pub kernels: Option<String>,
+
+    /// Most tokens of an answer
+    #[arg(long, value_name = "N", default_value = "128", value_parser = at_least_one, help_heading = "Generation")]
+    pub max_tokens: usize,
+    /// 0 is argmax; below 0.3 too, unless `greedy` is off
+    #[arg(long, value_name = "X", default_value = "0.2", value_parser = temperature, help_heading = "Generation")]
+    pub temperature: f32,
+    /// Smallest set of tokens whose probability reaches this; 1 is off
+    #[arg(long, value_name = "X", default_value = "0.95", value_parser = top_p, help_heading = "Generation")]
+    pub top_p: f32,
+    /// Only the N most probable tokens; 0 is off
+    #[arg(long, value_name = "N", default_value = "50", help_heading = "Generation")]
+    pub top_k: usize,
+    /// Key of the sampler's draws
+    #[arg(long, value_name = "N", default_value = "0", help_heading = "Generation")]
+    pub seed: u64,
+    /// End an answer before this text; repeatable
+    #[arg(long, value_name = "S", value_parser = stop_string, help_heading = "Generation")]
+    pub stop: Vec<String>,
+    /// What may end an answer early: of eos,strings,sentence,loop; or all, none
+    #[arg(long, value_name = "LIST", default_value = "all", value_parser = stop_on, help_heading = "Generation")]
+    pub stop_on: StopOn,
+    /// A system message for every prompt
+    #[arg(long, value_name = "TEXT", help_heading = "Generation", conflicts_with = "raw")]
+    pub system: Option<String>,
+    /// No chat template: the prompt is the text, control tokens in it are parsed
+    #[arg(long, help_heading = "Generation")]
+    pub raw: bool,
+
+    /// Only the first N prompts
+    #[arg(long, value_name = "N", help_heading = "Amount")]
+    pub limit: Option<u64>,
+    /// Count prompts and tokens, estimate the time, then stop
+    #[arg(long, help_heading = "Amount")]
+    pub dry_run: bool,
+    /// Stop in this many seconds
+    #[arg(long, value_name = "S", value_parser = positive_seconds, help_heading = "Amount")]
+    pub max_time: Option<f64>,
+
+    /// Errors only
+    #[arg(short, long, help_heading = "Display", conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Choices and their reasons too
+    #[arg(short, long, help_heading = "Display")]
+    pub verbose: bool,
+    /// Progress on stderr
+    #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "Display")]
+    pub progress: Progress,
+}
+
+/// `run`'s choice of optimizations, as typed.
+#[derive(clap::Args, Debug, Clone, Default)]
+pub struct Toggles {
+    /// Switch on just these optimizations (comma-separated; `none`)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Optimizations")]
+    pub only: Option<Vec<String>>,
+    /// Switch off these optimizations (comma-separated)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Optimizations")]
+    pub without: Vec<String>,
+}
+
+/// What `--stop-on` lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopOn {
+    /// End-of-sequence tokens.
+    pub eos: bool,
+    /// The strings of `--stop`.
+    pub strings: bool,
+    /// A sentence's end close to the limit.
+    pub sentence: bool,
+    /// Going round in circles.
+    pub repetition: bool,
+}
+
+impl Shared {
+    /// The generation settings of a prompt that has none of its own.
+    pub fn generation(&self) -> Generation {
+        Generation {
+            max_tokens: self.max_tokens,
+            sampling: Sampling { temperature: self.temperature, top_p: self.top_p, top_k: self.top_k, seed: self.seed },
+            stop: StopRules {
+                eos: self.stop_on.eos,
+                strings: if self.stop_on.strings { self.stop.clone() } else { Vec::new() },
+                sentence: self.stop_on.sentence,
+                repetition: self.stop_on.repetition,
+            },
+            system: self.system.clone(),
+            raw: self.raw,
+        }
+    }
+
+    /// Numbers with flags. `chunk` is the most rows of one forward pass.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            threads: self.threads.unwrap_or_else(crate::machine::usable_threads),
+            batch: self.batch_size,
+            chunk: self.batch_size.max(64),
+            kv_bytes: self.kv_memory.map(|b| b.0),
+        }
+    }
+
+    /// The configuration with these optimizations on.
+    pub fn config(&self, optimizations: Set) -> PipelineConfig {
+        optimizations.apply(&PipelineConfig::audit_baseline(self.dtype, self.sizes()))
+    }
+
+    /// What a pipeline needs beyond its configuration.
+    pub fn options(&self) -> Options {
+        Options { kernels: self.kernels.clone(), memory_limit: None }
+    }
+
+    /// How much is said.
+    pub fn level(&self) -> Level {
+        match (self.quiet, self.verbose) {
+            (true, _) => Level::Quiet,
+            (_, true) => Level::Verbose,
+            _ => Level::Normal,
+        }
+    }
+}
+
+impl Toggles {
+    /// The optimizations that are on; an unknown name, or one whose need is off, is bad usage.
+    pub fn set(&self) -> Result<Set, Failure> {
+        let named = |list: &[String]| Set::named(list.iter().map(|s| s.trim()).filter(|s| !s.is_empty()));
+        let on = match self.only.as_deref() {
+            None => Set::all(),
+            Some([only]) if only.trim() == "none" => Set::none(),
+            Some(list) => named(list).map_err(|e| Failure::usage(format!("--only: {e}, or none")))?,
+        };
+        let off = named(&self.without).map_err(|e| Failure::usage(format!("--without: {e}")))?;
+        let mut set = on.without(off);
+        if self.only.is_none() {
+            // Switching a need off takes along what cannot work without it: `--without precision` is asked for, not a mistake.
+            while let Some(o) = set.iter().find(|o| o.needs.iter().any(|n| !set.has(n))) {
+                set = set.without(Set::named([o.name]).map_err(Failure::usage)?);
+            }
+        }
+        set.check_needs().map_err(|e| Failure::usage(format!("--only: {e}")))?;
+        Ok(set)
+    }
+}
+
+/// The list of optimizations, for the end of `run --help`.
+pub fn optimizations_help() -> String {
+    let phase = |p: Phase| match p {
+        Phase::One => "phase 1",
+        Phase::Two => "phase 2",
+        Phase::Three => "phase 3",
+        Phase::Beyond => "beyond ",
+    };
+    let expected = |e: Expected| match e {
+        Expected::Range(low, high) => format!(" Expected {low}–{high}×."),
+        _ => String::new(),
+    };
+    let lines: Vec<String> =
+        ALL.iter().map(|o| format!("  {:<14} {}  {}{}", o.name, phase(o.phase), o.summary, expected(o.expected))).collect();
+    format!("Optimizations (all are on; see --only and --without):\n{}", lines.join("\n"))
+}
+
+fn dtype(text: &str) -> Result<DtypePolicy, String> {
+    match text {
+        "auto" => Ok(DtypePolicy::Auto),
+        "native" => Ok(DtypePolicy::Native),
+        "bf16-emulated" => Ok(DtypePolicy::Bf16Emulated),
+        _ => Format::ALL.into_iter().find(|f| f.name() == text).map(DtypePolicy::Fixed).ok_or_else(|| {
+            let formats: Vec<_> = Format::ALL.iter().map(|f| f.name()).collect();
+            format!("known are auto, native, bf16-emulated, {}", formats.join(", "))
+        }),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if (1..=1 << 20).contains(&n) => Ok(n),
+        _ => Err("must be a whole number from 1 to 1048576".into()),
+    }
+}
+
+fn positive_seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(s) if s > 0.0 && s <= 1e9 => Ok(s),
+        _ => Err("must be a number of seconds above 0".into()),
+    }
+}
+
+/// Checks a temperature, from a flag or a record.
+pub fn check_temperature(x: f64) -> Result<f32, String> {
+    if x.is_finite() && (0.0..=100.0).contains(&x) { Ok(x as f32) } else { Err("must be a number from 0 to 100".into()) }
+}
+
+/// Checks a top-p, from a flag or a record.
+pub fn check_top_p(x: f64) -> Result<f32, String> {
+    if x > 0.0 && x <= 1.0 { Ok(x as f32) } else { Err("must be a number above 0 and at most 1".into()) }
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    check_temperature(text.parse().unwrap_or(f64::NAN))
+}
+
+fn top_p(text: &str) -> Result<f32, String> {
+    check_top_p(text.parse().unwrap_or(f64::NAN))
+}
+
+fn stop_string(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("an empty stop string would end every answer at once".into()) } else { Ok(text.to_string()) }
+}
+
+fn stop_on(text: &str) -> Result<StopOn, String> {
+    let mut on = StopOn { eos: false, strings: false, sentence: false, repetition: false };
+    for name in text.split(',').map(str::trim) {
+        match name {
+            "all" => on = StopOn { eos: true, strings: true, sentence: true, repetition: true },
+            "none" => on = StopOn { eos: false, strings: false, sentence: false, repetition: false },
+            "eos" => on.eos = true,
+            "strings" => on.strings = true,
+            "sentence" => on.sentence = true,
+            "loop" => on.repetition = true,
+            _ => return Err("a comma-separated list of eos, strings, sentence, loop; or all, none".into()),
+        }
+    }
+    Ok(on)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn toggles(only: Option<&str>, without: &str) -> Toggles {
+        let list = |s: &str| s.split(',').map(String::from).collect();
+        Toggles { only: only.map(list), without: list(without) }
+    }
+
+    #[test]
+    fn only_and_without_choose_from_the_registry() {
+        assert_eq!(toggles(None, "").set().unwrap(), Set::all());
+        assert_eq!(toggles(Some("none"), "").set().unwrap(), Set::none());
+        assert_eq!(toggles(Some("cache,mask"), "mask").set().unwrap(), Set::named(["cache"]).unwrap());
+        let without = toggles(None, "precision").set().unwrap();
+        assert!(!without.has("precision") && !without.has("quantized") && without.has("cache"));
+        for (only, off, word) in [(Some("quantized"), "", "precision"), (Some("speed"), "", "'speed'"), (None, "x", "'x'")] {
+            let failure = toggles(only, off).set().unwrap_err();
+            assert!(failure.status == 2 && failure.message.contains(word), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for bad in ["nan", "-1", "inf", "x", "101"] {
+            assert!(temperature(bad).is_err(), "{bad}");
+        }
+        for bad in ["0", "nan", "1.01", "-0.5"] {
+            assert!(top_p(bad).is_err(), "{bad}");
+        }
+        for bad in ["0", "-1", "x", "99999999999999999999", "2000000"] {
+            assert!(at_least_one(bad).is_err(), "{bad}");
+        }
+        assert!(dtype("q4_k").unwrap_err().contains("q4_1"));
+        assert!(stop_on("eos,words").is_err());
+        assert_eq!(stop_on("eos, loop"), Ok(StopOn { eos: true, strings: false, sentence: false, repetition: true }));
+    }
+
+    #[test]
+    fn help_lists_every_optimization() {
+        let help = optimizations_help();
+        assert!(ALL.iter().all(|o| help.contains(o.name) && help.contains(o.summary)));
+    }
+}

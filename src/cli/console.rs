@@ -1,0 +1,87 @@
+//! What people see on stderr. Every line is escaped, so that no file can move a terminal's cursor; a dead stderr is ignored.
+
+use crate::units::shown;
+use std::io::{IsTerminal, Write};
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Errors only (`-q`).
+    Quiet,
+    /// Warnings, progress, the summary.
+    Normal,
+    /// Choices and their reasons too (`-v`).
+    Verbose,
+}
+
+/// When progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Progress {
+    /// A bar on a terminal, a line now and then elsewhere, nothing with -q.
+    Auto,
+    /// The same, with -q too.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Writes one escaped line to stderr.
+pub fn line(text: &str) {
+    let _ = std::io::stderr().lock().write_all(format!("{}\n", shown(text)).as_bytes());
+}
+
+/// Writes an error line.
+pub fn error_line(text: &str) {
+    line(&format!("llmopt: error: {text}"));
+}
+
+/// A level, and lines held back until it is certain that the command will run: a refusal is one line with nothing before it.
+#[derive(Debug)]
+pub struct Console {
+    /// What is said.
+    pub level: Level,
+    held: Option<Vec<String>>,
+}
+
+impl Console {
+    /// Holds everything back until [`Console::release`].
+    pub fn new(level: Level) -> Console {
+        Console { level, held: Some(Vec::new()) }
+    }
+
+    /// From here on lines are written as they come; those held back are written now.
+    pub fn release(&mut self) {
+        self.held.take().unwrap_or_default().iter().for_each(|text| line(text));
+    }
+
+    fn put(&mut self, text: String) {
+        match &mut self.held {
+            Some(held) => held.push(text),
+            None => line(&text),
+        }
+    }
+
+    /// For everybody.
+    pub fn say(&mut self, text: impl Into<String>) {
+        if self.level >= Level::Normal {
+            self.put(text.into());
+        }
+    }
+
+    /// For everybody, marked.
+    pub fn warn(&mut self, text: impl std::fmt::Display) {
+        self.say(format!("llmopt: warning: {text}"));
+    }
+
+    /// With `-v`.
+    pub fn detail(&mut self, text: impl Into<String>) {
+        if self.level >= Level::Verbose {
+            self.put(text.into());
+        }
+    }
+}
+
+/// Whether stderr is a terminal that can show a moving bar.
+pub fn stderr_is_terminal() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
