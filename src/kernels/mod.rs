@@ -2,6 +2,8 @@
 //! read and FMA probes. In: plain slices and panels. Out: plain slices. It knows no model, no file and no clock.
 //! The only home of `unsafe` (plus one mmap in `model`).
 
+pub mod probes;
+
 /// How a weight matrix is stored in panels and what it is multiplied with. Every format has one numeric path for all batch sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Format {

@@ -1,0 +1,217 @@
+//! Bytes and operations of a step of a model, and the least time the machine needs for them. In: [`ModelSpec`], formats, counts of tokens.
+//! Out: [`Work`] and [`Bound`]. Counted are the weights, keys and values and the multiply-adds of matrices and attention; norms, activations
+//! and sampling are left out, so a bound is one that cannot be beaten, not one that can be reached.
+
+use super::Rates;
+use crate::kernels::Format;
+use crate::model::ModelSpec;
+use serde::{Deserialize, Serialize};
+
+/// How a model's weights are stored while it computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Formats {
+    /// The matrices of the layers.
+    pub layers: Format,
+    /// The output matrix.
+    pub output: Format,
+}
+
+impl Formats {
+    /// One format for everything.
+    pub fn all(format: Format) -> Formats {
+        Formats { layers: format, output: format }
+    }
+
+    /// Bytes of a key or value element: f16 for quantized weights, f32 for the others (engine.md 3.7).
+    fn kv_element(&self) -> f64 {
+        if self.layers.is_quantized() { 2.0 } else { 4.0 }
+    }
+}
+
+/// What a piece of work asks of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Work {
+    /// Tokens that it yields (what a rate counts).
+    pub tokens: f64,
+    /// Weights read from memory, in bytes.
+    pub weight_bytes: f64,
+    /// Keys and values read and written, in bytes.
+    pub kv_bytes: f64,
+    /// f32 operations; a multiply-add is two.
+    pub f32_ops: f64,
+    /// int8 operations; a multiply-add is two.
+    pub int8_ops: f64,
+}
+
+/// Which limit a piece of work meets first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// Reading weights, keys and values.
+    Memory,
+    /// Multiply-adds.
+    Compute,
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Bound::Memory => "memory",
+            Bound::Compute => "compute",
+        })
+    }
+}
+
+/// (rows, columns) of the matrices of one layer.
+fn layer_matrices(spec: &ModelSpec) -> [(usize, usize); 7] {
+    let (h, q, kv, f) = (spec.hidden, spec.query_width(), spec.kv_width(), spec.ffn);
+    [(q, h), (kv, h), (kv, h), (h, q), (f, h), (f, h), (h, f)]
+}
+
+impl Work {
+    /// Prefill of `tokens` tokens from an empty context, scores for the last one; the weights are read once.
+    pub fn prefill(spec: &ModelSpec, formats: Formats, tokens: usize) -> Work {
+        Work::step(spec, formats, &[(0, tokens)]).yielding(tokens)
+    }
+
+    /// One sequence: `tokens` tokens one after the other from an empty context.
+    pub fn decode(spec: &ModelSpec, formats: Formats, tokens: usize) -> Work {
+        (0..tokens).map(|start| Work::step(spec, formats, &[(start, 1)])).fold(Work::default(), Work::plus).yielding(tokens)
+    }
+
+    /// `batch` sequences together, one token each a step: `tokens` steps after prompts of `prompt` tokens (whose prefill is not part of it).
+    pub fn decode_batch(spec: &ModelSpec, formats: Formats, batch: usize, prompt: usize, tokens: usize) -> Work {
+        (0..tokens)
+            .map(|i| Work::step(spec, formats, &vec![(prompt + i, 1); batch]))
+            .fold(Work::default(), Work::plus)
+            .yielding(batch * tokens)
+    }
+
+    /// One forward pass over segments (positions before it, rows), scores for the last row of each.
+    pub fn step(spec: &ModelSpec, formats: Formats, segments: &[(usize, usize)]) -> Work {
+        let layers = spec.layers as f64;
+        let rows: usize = segments.iter().map(|s| s.1).sum();
+        let (mut bytes, mut weights) = (0.0, 0.0);
+        for (n, k) in layer_matrices(spec) {
+            bytes += layers * (n * formats.layers.row_bytes(k)) as f64;
+            weights += layers * (n * k) as f64;
+        }
+        bytes += (spec.vocab * formats.output.row_bytes(spec.hidden)) as f64;
+        let mut work = Work { tokens: rows as f64, weight_bytes: bytes, ..Work::default() };
+        work.add_products(formats.layers, weights * rows as f64);
+        work.add_products(formats.output, (spec.vocab * spec.hidden * segments.len()) as f64);
+        for &(start, rows) in segments {
+            // Row r sees start + r + 1 positions; the segment reads what lies before it once and writes its own.
+            let seen: f64 = (0..rows).map(|r| (start + r + 1) as f64).sum();
+            work.f32_ops += 4.0 * layers * seen * spec.query_width() as f64;
+            work.kv_bytes += 2.0 * layers * (start + rows) as f64 * spec.kv_width() as f64 * formats.kv_element();
+        }
+        work
+    }
+
+    fn add_products(&mut self, format: Format, multiply_adds: f64) {
+        match format.is_quantized() {
+            true => self.int8_ops += 2.0 * multiply_adds,
+            false => self.f32_ops += 2.0 * multiply_adds,
+        }
+    }
+
+    fn plus(self, other: Work) -> Work {
+        Work {
+            tokens: self.tokens + other.tokens,
+            weight_bytes: self.weight_bytes + other.weight_bytes,
+            kv_bytes: self.kv_bytes + other.kv_bytes,
+            f32_ops: self.f32_ops + other.f32_ops,
+            int8_ops: self.int8_ops + other.int8_ops,
+        }
+    }
+
+    fn yielding(self, tokens: usize) -> Work {
+        Work { tokens: tokens as f64, ..self }
+    }
+
+    /// Tokens a second that cannot be beaten at these rates, and why; `None` if no measured rate applies. `cached`: bytes that the caches hold;
+    /// weights smaller than that need not come from memory.
+    pub fn limit(&self, rates: &Rates, cached: f64) -> Option<(f64, Bound)> {
+        let memory = if self.weight_bytes > cached { (self.weight_bytes + self.kv_bytes) / rates.read } else { 0.0 };
+        let int8 = if self.int8_ops > 0.0 { rates.int8.map(|r| self.int8_ops / r) } else { Some(0.0) };
+        // Without an int8 probe only the f32 part is known: still a lower bound of the time.
+        let compute = self.f32_ops / rates.fma + int8.unwrap_or(0.0);
+        let (time, bound) = if memory >= compute { (memory, Bound::Memory) } else { (compute, Bound::Compute) };
+        (time > 0.0 && time.is_finite()).then(|| (self.tokens / time, bound))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Activation, Norm, Rope};
+
+    fn smollm2() -> ModelSpec {
+        ModelSpec {
+            architecture: "llama".into(),
+            layers: 30,
+            hidden: 576,
+            ffn: 1536,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            vocab: 49152,
+            context: 8192,
+            norm: Norm::Rms { epsilon: 1e-5 },
+            rope: Rope { theta: 1e5, dims: 64, factors: vec![] },
+            activation: Activation::SwiGlu,
+            tied_embeddings: true,
+        }
+    }
+
+    /// The machine of peers/RESULTS.md: 25 GB/s, 75 GFLOP/s.
+    const ZEN1: Rates = Rates { threads: 2, read: 25e9, fma: 75e9, int8: None };
+
+    #[test]
+    fn bytes_per_token_are_those_of_the_peer_table() {
+        let bytes = |formats| Work::decode(&smollm2(), formats, 1).weight_bytes / 1e6;
+        for (formats, expected) in [
+            (Formats::all(Format::F32), 538.0),
+            (Formats::all(Format::Bf16), 269.0),
+            (Formats::all(Format::Q8_0), 142.9),
+            (Formats { layers: Format::Q4_1, output: Format::Q8_0 }, 96.5),
+        ] {
+            assert!((bytes(formats) - expected).abs() < 0.1, "{formats:?}: {}", bytes(formats));
+        }
+    }
+
+    #[test]
+    fn bounds_are_those_of_the_peer_table() {
+        let spec = smollm2();
+        let (rate, bound) = Work::decode(&spec, Formats::all(Format::F32), 1).limit(&ZEN1, 8e6).unwrap();
+        assert!((rate - 46.5).abs() < 0.5 && bound == Bound::Memory, "{rate} {bound}");
+        // Without attention 212 MFLOP a token: 353 tokens/s; the head once for 512 and attention over 257 positions on average take some of it.
+        let (rate, bound) = Work::prefill(&spec, Formats::all(Format::Bf16), 512).limit(&ZEN1, 8e6).unwrap();
+        assert!((310.0..353.0).contains(&rate) && bound == Bound::Compute, "{rate} {bound}");
+        let (rate, bound) = Work::decode_batch(&spec, Formats::all(Format::F32), 64, 1, 1).limit(&ZEN1, 8e6).unwrap();
+        assert!((270.0..280.0).contains(&rate) && bound == Bound::Compute, "{rate} {bound}");
+    }
+
+    #[test]
+    fn a_step_counts_what_a_hand_count_gives() {
+        // One layer, hidden 2, ffn 4, 1 head of 2, vocabulary 3: 4·(2·2) + 3·(4·2) = 40 weights, head 6.
+        let spec = ModelSpec { layers: 1, hidden: 2, ffn: 4, heads: 1, kv_heads: 1, head_dim: 2, vocab: 3, ..smollm2() };
+        let work = Work::step(&spec, Formats::all(Format::F32), &[(3, 2)]);
+        // Rows see 4 and 5 positions, 2 wide, scores and sums: 4·9·2 operations. 2·40·2 for the layer, 2·6 for one row of the head.
+        assert_eq!(work.f32_ops, 72.0 + 160.0 + 12.0);
+        assert_eq!((work.int8_ops, work.tokens, work.weight_bytes), (0.0, 2.0, 46.0 * 4.0));
+        // 5 positions, keys and values, 2 wide, 4 bytes.
+        assert_eq!(work.kv_bytes, 80.0);
+        // Two tokens one after the other from nothing read the weights twice and see 1 and 2 positions.
+        let two = Work::decode(&spec, Formats::all(Format::F32), 2);
+        assert_eq!((two.weight_bytes, two.f32_ops, two.tokens), (2.0 * 184.0, 2.0 * 92.0 + 4.0 * 3.0 * 2.0, 2.0));
+    }
+
+    #[test]
+    fn small_models_are_not_limited_by_memory() {
+        let work = Work::decode(&smollm2(), Formats::all(Format::F32), 1);
+        assert_eq!(work.limit(&ZEN1, 1e9).unwrap().1, Bound::Compute);
+        assert_eq!(Work::default().limit(&ZEN1, 0.0), None);
+    }
+}
