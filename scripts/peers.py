@@ -75,7 +75,8 @@ class Peer:
         args = f"-np 16 -c 16384 -t {self.threads} -tb {self.threads} -fa {'on' if self.fa else 'off'}"
         text = sh(sys.executable, ROOT / "scripts" / "llama_server_batch.py", prompts, "--server", self.bin / "llama-server",
                   "--model", self.model, "--server-args", args, "--max-tokens", 64)
-        return float(re.search(r"wall ([0-9.]+) s", text).group(1)), int(re.search(r"generated ([0-9]+)", text).group(1))
+        row = json.loads(text.splitlines()[-1])
+        return row["wall_s"], row["gen_tokens"]
 
 
 class Ours:
