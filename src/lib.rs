@@ -28,3 +28,8 @@ pub mod bench;
 pub mod report;
 
 pub mod cli;
+
+/// Tiny random models for unit tests; integration tests include the same file as `mod common`.
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+pub(crate) mod tiny;

@@ -2,8 +2,23 @@
 //! In: GGUF files, safetensors folders, aliases, hub ids. Out: [`Model`]. Nothing in a file is believed before it is checked.
 //! It does not compute with weights, and never prints.
 
+pub mod architectures;
+mod cache;
+mod gguf;
+mod hub;
+mod load;
+mod resolver;
+mod source;
 mod spec;
+mod tensors;
+mod vocabulary;
+
+pub use cache::Environment;
+pub use load::{OpenOptions, Progress, Stage, open};
+pub use resolver::{ALIASES, Alias, Origin};
 pub use spec::{Activation, ModelSpec, Norm, Rope};
+pub use tensors::encode;
+pub use vocabulary::{PRE_TOKENIZERS, byte_alphabet};
 
 use crate::kernels::Format;
 use crate::units::TokenId;

@@ -1,0 +1,220 @@
+//! From a name to a [`Model`]: resolve, read, check, put together. In: what the user typed after `--model`. Out: a model that can be
+//! believed, or one line why not.
+
+use super::architectures::{self, llama};
+use super::cache::Environment;
+use super::gguf::Gguf;
+use super::resolver::{self, Place};
+use super::tensors::{FileWeights, RowOrder, Tensor};
+use super::{Model, ModelError, vocabulary};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+/// What loading is busy with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Fetching the model.
+    Download,
+    /// Reading and checking its bytes.
+    Check,
+}
+
+/// A step forward while a model is opened.
+#[derive(Debug, Clone)]
+pub struct Progress<'a> {
+    /// What is being done.
+    pub stage: Stage,
+    /// The file.
+    pub name: &'a str,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all, where known.
+    pub total: Option<u64>,
+}
+
+/// How to open a model.
+#[derive(Default)]
+pub struct OpenOptions<'a> {
+    /// Hears of progress; called from any thread, often.
+    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+    /// Folders and tokens from the environment.
+    pub environment: Environment,
+}
+
+impl OpenOptions<'_> {
+    pub(super) fn tell(&self, stage: Stage, name: &str, done: u64, total: Option<u64>) {
+        if let Some(progress) = self.progress {
+            progress(Progress { stage, name, done, total });
+        }
+    }
+}
+
+/// Opens a model: a `.gguf` file, a folder with `config.json`, `*.safetensors` and `tokenizer.json`, a hub id `org/name[:file]`, or
+/// an alias. Everything is checked; weights are read later, from the open file.
+pub fn open(name: &str, options: &OpenOptions) -> Result<Model, ModelError> {
+    let resolved = resolver::resolve(name, options)?;
+    match (&resolved.place, resolved.alias) {
+        (Place::Gguf(path), None) => open_gguf(path, resolved.name, options),
+        (Place::Gguf(path), Some(alias)) => {
+            // A file of the cache that is not what the alias names was damaged after it was verified: it is fetched again, once.
+            match open_gguf(path, resolved.name.clone(), options) {
+                Ok(model) if model.digest == alias.sha256 => Ok(model),
+                Err(error @ ModelError::Io(_)) => Err(error),
+                _ => {
+                    resolver::fetch(alias, options)?;
+                    open_gguf(path, resolved.name, options)
+                }
+            }
+        }
+        (Place::Folder(path), _) => Err(super::gguf::invalid(path, "folders are not supported yet; give a .gguf file")),
+    }
+}
+
+fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, ModelError> {
+    let file = Gguf::open(path)?;
+    let architecture = file.need_text("general.architecture")?;
+    if !architectures::KNOWN.contains(&architecture) {
+        return Err(file.error(architectures::unknown(architecture)));
+    }
+    let vocabulary = vocabulary::from_gguf(&file)?;
+    let spec = llama::from_gguf(&file, vocabulary.tokens.len(), rope_factors(&file)?)?;
+
+    let mut tensors = HashMap::new();
+    let mut used = HashSet::from([ROPE_FACTORS.to_string()]);
+    for (role, (rows, columns)) in architectures::roles(&spec) {
+        let name = llama::gguf_name(role);
+        let info = file.tensors.get(&name).ok_or_else(|| file.error(format_args!("tensor {name} is missing")))?;
+        let flat = if rows == 1 { info.dims == 1 } else { info.dims <= 2 };
+        if (info.rows, info.columns) != (rows, columns) || !flat {
+            return Err(file.error(format_args!(
+                "tensor {name} has the shape {} × {}; the metadata implies {rows} × {columns}",
+                info.rows, info.columns
+            )));
+        }
+        let tensor = Tensor {
+            source: file.source.clone(),
+            name: name.clone(),
+            offset: info.offset,
+            rows,
+            columns,
+            encoding: info.encoding,
+            order: RowOrder::AsStored,
+        };
+        tensors.insert(role, tensor);
+        used.insert(name);
+    }
+    // A tensor that nothing uses (a bias, a damaged name) means that the answers would be another model's.
+    if let Some(name) = file.tensors.keys().filter(|name| !used.contains(*name)).min() {
+        return Err(file.error(format_args!("tensor {name} is not part of the llama architecture as llmopt knows it")));
+    }
+    let weights = FileWeights { tensors };
+    let digest = check_bytes(&weights, &file.source, &name, options)?;
+    Ok(Model { name, path: path.to_path_buf(), digest, spec, vocabulary, weights: Box::new(weights) })
+}
+
+/// Checks all weights on all threads while one computes the digest.
+fn check_bytes(
+    weights: &FileWeights,
+    source: &super::source::Source,
+    name: &str,
+    options: &OpenOptions,
+) -> Result<String, ModelError> {
+    let total = Some(source.len());
+    let (finite, digest) =
+        rayon::join(|| weights.check_finite(), || source.digest(&|done| options.tell(Stage::Check, name, done, total)));
+    finite?;
+    digest
+}
+
+/// Llama 3's frequency factors, if the file has them.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+fn rope_factors(file: &Gguf) -> Result<Option<Vec<f32>>, ModelError> {
+    use super::tensors::Encoding;
+    use crate::kernels::Format;
+    let Some(info) = file.tensors.get(ROPE_FACTORS) else { return Ok(None) };
+    if info.encoding != Encoding::Known(Format::F32) || info.rows != 1 || info.columns > 1 << 16 {
+        return Err(file.error(format_args!("tensor {ROPE_FACTORS} is not a short F32 vector")));
+    }
+    let mut bytes = vec![0; info.columns * 4];
+    file.source.read_at(info.offset, &mut bytes)?;
+    Ok(Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Format;
+    use crate::model::Role;
+    use crate::tiny::{Stored, Tiny, Values};
+
+    fn opened(tiny: &Tiny) -> Model {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        open(tiny.write(folder.path()).to_str().expect("path"), &OpenOptions::default()).expect("a good model")
+    }
+
+    fn values(model: &Model, role: Role) -> Vec<f32> {
+        let mut bytes = Vec::new();
+        let rows = model.weights.shape(role).0;
+        model.weights.read(role, 0..rows, Format::F32, &mut bytes).expect("readable");
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes"))).collect()
+    }
+
+    #[test]
+    fn a_tiny_model_is_read_as_it_was_written() {
+        for stored in Stored::ALL {
+            let tiny = Tiny { tied: false, ..Tiny::default() }.stored(stored);
+            let model = opened(&tiny);
+            assert_eq!((model.spec.layers, model.spec.hidden, model.spec.ffn), (tiny.layers, tiny.hidden, tiny.ffn));
+            assert_eq!((model.spec.heads, model.spec.kv_heads, model.spec.head_dim), (tiny.heads, tiny.kv_heads, tiny.head_dim));
+            assert_eq!(model.vocabulary.eos, [2]);
+            let written = tiny.tensors();
+            for (role, shape) in architectures::roles(&model.spec) {
+                let name = llama::gguf_name(role);
+                let matrix = written.iter().find(|m| m.name == name).expect("written");
+                assert_eq!(model.weights.shape(role), shape);
+                assert_eq!(values(&model, role), matrix.values, "{name} as {stored:?}: the grid is exact in every format");
+            }
+        }
+    }
+
+    #[test]
+    fn a_tied_model_reads_its_embedding_as_output() {
+        let model = opened(&Tiny::default());
+        assert!(model.spec.tied_embeddings);
+        assert_eq!(values(&model, Role::Output), values(&model, Role::TokenEmbedding));
+    }
+
+    #[test]
+    fn some_rows_are_the_rows_of_the_whole_in_every_format() {
+        let model = opened(&Tiny { values: Values::Fine, ..Tiny::default() });
+        for format in Format::ALL {
+            let (mut whole, mut some) = (Vec::new(), Vec::new());
+            model.weights.read(Role::Gate(1), 0..96, format, &mut whole).expect("readable");
+            model.weights.read(Role::Gate(1), 17..40, format, &mut some).expect("readable");
+            let width = format.row_bytes(64);
+            assert_eq!(some, whole[17 * width..40 * width], "{format}");
+        }
+        assert!(model.weights.read(Role::Gate(1), 90..97, Format::F32, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_file_that_shrinks_after_it_was_opened_is_an_error() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = Tiny::default().write(folder.path());
+        let model = open(path.to_str().expect("path"), &OpenOptions::default()).expect("a good model");
+        std::fs::OpenOptions::new().write(true).open(&path).and_then(|f| f.set_len(1000)).expect("cut");
+        let error = model.weights.read(Role::TokenEmbedding, 0..3, Format::F32, &mut Vec::new()).expect_err("cut off");
+        assert!(matches!(error, ModelError::Io(_)), "{error}");
+    }
+
+    #[test]
+    fn the_default_model_is_fetched_and_checked() {
+        let model = open("smollm2-135m", &OpenOptions::default()).expect("the default model");
+        assert_eq!((model.spec.layers, model.spec.hidden, model.spec.vocab), (30, 576, 49152));
+        assert!(model.spec.tied_embeddings);
+        assert_eq!(model.weights.type_name(Role::Query(0)), "Q4_1");
+        assert_eq!(model.weights.format(Role::TokenEmbedding), Some(Format::Q8_0));
+        assert_eq!(model.vocabulary.pre, "smollm");
+    }
+}

@@ -1,0 +1,313 @@
+//! Tensors of a model file: where they lie, how they are encoded, and reading rows of them in any [`Format`].
+//! In: a checked place in a file. Out: bytes in the wanted format. candle dequantizes the GGUF types that have no kernel of ours.
+
+use super::source::Source;
+use super::{ModelError, Role, Weights};
+use crate::kernels::Format;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How a tensor's values are encoded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Encoding {
+    /// A format that kernels know.
+    Known(Format),
+    /// Another block format of ggml, which candle dequantizes.
+    Ggml(GgmlDType),
+}
+
+impl Encoding {
+    /// Values in a block and bytes of a block.
+    pub(super) fn block(self) -> (usize, usize) {
+        match self {
+            Encoding::Known(format) => (format.block(), format.block_bytes()),
+            Encoding::Ggml(kind) => (kind.block_size(), kind.type_size()),
+        }
+    }
+
+    /// The type's name as GGUF tools print it.
+    pub(super) fn name(self) -> String {
+        match self {
+            Encoding::Known(format) => format.name().to_uppercase(),
+            // candle prints `Q4K`, everyone else `Q4_K`.
+            Encoding::Ggml(kind) => match format!("{kind:?}") {
+                name if name.ends_with('K') && !name.contains('_') => format!("{}_K", &name[..name.len() - 1]),
+                name => name,
+            },
+        }
+    }
+
+    /// Byte offsets of the f16 scales and minima within a block; a block is finite if these are.
+    fn f16_scales(self) -> &'static [usize] {
+        use GgmlDType::*;
+        match self {
+            Encoding::Known(Format::F32 | Format::Bf16) => &[],
+            Encoding::Known(Format::F16 | Format::Q8_0) | Encoding::Ggml(Q4_0 | Q5_0) => &[0],
+            Encoding::Known(Format::Q4_1) | Encoding::Ggml(Q5_1 | Q8_1 | Q4K | Q5K) => &[0, 2],
+            Encoding::Ggml(Q2K) => &[80, 82],
+            Encoding::Ggml(Q3K) => &[108],
+            Encoding::Ggml(Q6K) => &[208],
+            Encoding::Ggml(_) => &[],
+        }
+    }
+
+    /// The index of the first block that holds a value or a scale that is not finite.
+    fn first_not_finite(self, bytes: &[u8]) -> Option<usize> {
+        const F16_EXPONENT: u16 = 0x7c00;
+        const F32_EXPONENT: u32 = 0x7f80_0000;
+        let (_, size) = self.block();
+        let word = |b: &[u8], at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
+        // The loops carry no exit, so that the compiler can vectorize them; a second one finds the place.
+        let bad = |block: &[u8]| match self {
+            Encoding::Known(Format::F32) | Encoding::Ggml(GgmlDType::Q8K) => {
+                u32::from_le_bytes([block[0], block[1], block[2], block[3]]) & F32_EXPONENT == F32_EXPONENT
+            }
+            Encoding::Known(Format::Bf16) => u32::from(word(block, 0)) << 16 & F32_EXPONENT == F32_EXPONENT,
+            _ => self.f16_scales().iter().any(|at| word(block, *at) & F16_EXPONENT == F16_EXPONENT),
+        };
+        let any = match self {
+            Encoding::Known(Format::F32) => bytes
+                .chunks_exact(4)
+                .fold(false, |a, b| a | (u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & F32_EXPONENT == F32_EXPONENT)),
+            Encoding::Known(Format::Bf16) => {
+                bytes.chunks_exact(2).fold(false, |a, b| a | (u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80))
+            }
+            Encoding::Known(Format::F16) => {
+                bytes.chunks_exact(2).fold(false, |a, b| a | (u16::from_le_bytes([b[0], b[1]]) & F16_EXPONENT == F16_EXPONENT))
+            }
+            _ => true,
+        };
+        if any { bytes.chunks_exact(size).position(bad) } else { None }
+    }
+}
+
+/// In which order a file holds the rows of a query or key matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RowOrder {
+    /// As [`super::Role`] promises.
+    AsStored,
+    /// Rotary pairs are (i, i + head_dim / 2), as in safetensors files; read as (2i, 2i + 1).
+    HalfSplit { head_dim: usize },
+}
+
+/// One weight: a checked place in a file.
+#[derive(Clone)]
+pub(super) struct Tensor {
+    pub(super) source: Arc<Source>,
+    /// The file's own name of it.
+    pub(super) name: String,
+    /// Absolute, in bytes.
+    pub(super) offset: u64,
+    pub(super) rows: usize,
+    /// A multiple of the encoding's block.
+    pub(super) columns: usize,
+    pub(super) encoding: Encoding,
+    pub(super) order: RowOrder,
+}
+
+impl Tensor {
+    fn row_bytes(&self) -> usize {
+        let (block, bytes) = self.encoding.block();
+        self.columns / block * bytes
+    }
+
+    /// The file's bytes of these rows, appended to `out` in the order that [`super::Role`] promises.
+    fn stored(&self, rows: Range<usize>, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        let (width, begin) = (self.row_bytes(), out.len());
+        out.resize(begin + rows.len() * width, 0);
+        let out = &mut out[begin..];
+        match self.order {
+            RowOrder::AsStored => self.source.read_at(self.offset + (rows.start * width) as u64, out),
+            RowOrder::HalfSplit { head_dim } => {
+                // Whole heads are read once; rows outside `rows` are dropped.
+                let mut head = vec![0; head_dim * width];
+                for h in rows.start / head_dim..rows.end.div_ceil(head_dim) {
+                    self.source.read_at(self.offset + (h * head_dim * width) as u64, &mut head)?;
+                    for row in rows.start.max(h * head_dim)..rows.end.min((h + 1) * head_dim) {
+                        let within = row % head_dim;
+                        let from = (within / 2 + within % 2 * (head_dim / 2)) * width;
+                        out[(row - rows.start) * width..][..width].copy_from_slice(&head[from..][..width]);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// These rows as f32 values.
+    fn values(&self, rows: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        let count = rows.len() * self.columns;
+        let shape = (rows.len(), self.columns);
+        let mut bytes = Vec::new();
+        self.stored(rows, &mut bytes)?;
+        let mut out = Vec::with_capacity(count);
+        match self.encoding {
+            Encoding::Known(Format::F32) => {
+                out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+            }
+            Encoding::Known(Format::Bf16) => {
+                out.extend(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()))
+            }
+            Encoding::Known(Format::F16) => out.extend(bytes.chunks_exact(2).map(|b| half_at(b, 0))),
+            Encoding::Known(Format::Q8_0) => {
+                for block in bytes.chunks_exact(34) {
+                    let d = half_at(block, 0);
+                    out.extend(block[2..].iter().map(|q| f32::from(*q as i8) * d));
+                }
+            }
+            Encoding::Known(Format::Q4_1) => {
+                for block in bytes.chunks_exact(20) {
+                    let (d, m) = (half_at(block, 0), half_at(block, 2));
+                    out.extend(block[4..].iter().map(|q| f32::from(q & 15) * d + m));
+                    out.extend(block[4..].iter().map(|q| f32::from(q >> 4) * d + m));
+                }
+            }
+            Encoding::Ggml(kind) => {
+                out = dequantize(kind, &bytes, shape).map_err(|e| {
+                    ModelError::Io(format!(
+                        "{}: tensor {}: candle cannot dequantize it: {e}",
+                        super::source::shown(self.source.path()),
+                        self.name
+                    ))
+                })?
+            }
+        }
+        Ok(out)
+    }
+
+    /// Rows in `format`, appended to `out`.
+    pub(super) fn read(&self, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        let place = || format!("{}: tensor {}", super::source::shown(self.source.path()), self.name);
+        if rows.start > rows.end || rows.end > self.rows {
+            return Err(ModelError::Io(format!("{}: rows {rows:?} of {} were asked for", place(), self.rows)));
+        }
+        if self.encoding == Encoding::Known(format) {
+            return self.stored(rows, out);
+        }
+        if !self.columns.is_multiple_of(format.block()) {
+            return Err(ModelError::Invalid(format!(
+                "{}: rows of {} values cannot be stored as {format}, whose blocks hold {}; use --dtype f32, bf16 or f16",
+                place(),
+                self.columns,
+                format.block()
+            )));
+        }
+        // A megabyte at a time: a whole embedding as f32 would double the peak memory.
+        let step = ((1 << 18) / self.columns.max(1)).max(1);
+        for begin in rows.clone().step_by(step) {
+            encode(&self.values(begin..rows.end.min(begin + step))?, format, out);
+        }
+        Ok(())
+    }
+
+    /// An error naming the tensor if a value or a scale is not finite.
+    fn check_finite(&self) -> Result<(), ModelError> {
+        let width = self.row_bytes();
+        let step = ((1 << 20) / width.max(1)).max(1);
+        let mut bytes = Vec::new();
+        for begin in (0..self.rows).step_by(step) {
+            let rows = begin..self.rows.min(begin + step);
+            bytes.clear();
+            bytes.resize(rows.len() * width, 0);
+            self.source.read_at(self.offset + (begin * width) as u64, &mut bytes)?;
+            if let Some(block) = self.encoding.first_not_finite(&bytes) {
+                let (values, size) = self.encoding.block();
+                let (row, column) = (begin + block * size / width, block * size % width / size * values);
+                let what = if values > 1 { "a scale" } else { "a value" };
+                return Err(ModelError::Invalid(format!(
+                    "{}: tensor {}: {what} in row {row}, column {column} is not a finite number; the file is damaged",
+                    super::source::shown(self.source.path()),
+                    self.name
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+fn dequantize(kind: GgmlDType, bytes: &[u8], shape: (usize, usize)) -> candle_core::Result<Vec<f32>> {
+    let cpu = candle_core::Device::Cpu;
+    let storage = QStorage::from_data(std::borrow::Cow::Borrowed(bytes), &cpu, kind)?;
+    QTensor::new(storage, shape)?.dequantize(&cpu)?.flatten_all()?.to_vec1()
+}
+
+/// Values in `format`, appended to `out`; the length is a multiple of the format's block. Rounding is ggml's reference:
+/// to nearest even for bf16 and f16; `quantize_row_q8_0_ref` and `quantize_row_q4_1_ref` (ggml-quants.c) for blocks.
+pub fn encode(values: &[f32], format: Format, out: &mut Vec<u8>) {
+    match format {
+        Format::F32 => values.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes())),
+        Format::Bf16 => values.iter().for_each(|v| out.extend_from_slice(&bf16::from_f32(*v).to_le_bytes())),
+        Format::F16 => values.iter().for_each(|v| out.extend_from_slice(&f16::from_f32(*v).to_le_bytes())),
+        Format::Q8_0 => {
+            for block in values.chunks_exact(32) {
+                let largest = block.iter().fold(0f32, |a, v| a.max(v.abs()));
+                let d = largest / 127.0;
+                let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+                out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
+                out.extend(block.iter().map(|v| (v * inverse).round() as i8 as u8));
+            }
+        }
+        Format::Q4_1 => {
+            for block in values.chunks_exact(32) {
+                let (low, high) = block.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+                let d = (high - low) / 15.0;
+                let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+                let nibble = |v: f32| (((v - low) * inverse + 0.5) as u8).min(15);
+                out.extend_from_slice(&f16::from_f32(d).to_le_bytes());
+                out.extend_from_slice(&f16::from_f32(low).to_le_bytes());
+                out.extend((0..16).map(|i| nibble(block[i]) | nibble(block[i + 16]) << 4));
+            }
+        }
+    }
+}
+
+/// The weights of a model, by role.
+pub(super) struct FileWeights {
+    pub(super) tensors: HashMap<Role, Tensor>,
+}
+
+impl FileWeights {
+    /// Refuses values that are not finite, on all threads.
+    pub(super) fn check_finite(&self) -> Result<(), ModelError> {
+        let mut all: Vec<&Tensor> = self.tensors.values().collect();
+        all.sort_by_key(|t| t.offset);
+        // `find_first`, so that the same tensor is named every time.
+        all.par_iter().map(|t| t.check_finite()).find_first(Result::is_err).unwrap_or(Ok(()))
+    }
+
+    fn get(&self, role: Role) -> &Tensor {
+        let role = if role == Role::Output && !self.tensors.contains_key(&role) { Role::TokenEmbedding } else { role };
+        // Loading checked that all roles of the blueprint exist.
+        self.tensors.get(&role).unwrap_or_else(|| panic!("{role:?} is not part of this model"))
+    }
+}
+
+impl Weights for FileWeights {
+    fn shape(&self, role: Role) -> (usize, usize) {
+        let tensor = self.get(role);
+        (tensor.rows, tensor.columns)
+    }
+
+    fn format(&self, role: Role) -> Option<Format> {
+        match self.get(role).encoding {
+            Encoding::Known(format) => Some(format),
+            Encoding::Ggml(_) => None,
+        }
+    }
+
+    fn type_name(&self, role: Role) -> String {
+        self.get(role).encoding.name()
+    }
+
+    fn read(&self, role: Role, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        self.get(role).read(rows, format, out)
+    }
+}
