@@ -96,10 +96,9 @@ impl FakeDecoder {
         // Steps of 1/16 make ties common, so that their rule is tested too.
         let mut scores: Vec<f32> = (0..self.spec.vocab as u64).map(|id| (mix(hash ^ (id << 32)) % 128) as f32 / 16.0).collect();
         for (prompt, tokens) in &self.script {
-            if let Some(said) = context.strip_prefix(prompt.as_slice()) {
-                if said.len() < tokens.len() && tokens.starts_with(said) {
-                    scores[tokens[said.len()] as usize] = 100.0;
-                }
+            let said = context.strip_prefix(prompt.as_slice()).filter(|said| tokens.starts_with(said));
+            if let Some(&next) = said.and_then(|said| tokens.get(said.len())) {
+                scores[next as usize] = 100.0;
             }
         }
         scores

@@ -1,6 +1,19 @@
 //! From requests (tokens in) to completions (tokens out): schedule → forward → sample → record, one step at a time.
 //! In: [`Request`]s. Out: [`Event`]s. It owns a decoder and the sequences in flight; it has no clock, no files and prints nothing.
 
+mod observer;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod step;
+mod stopping;
+#[cfg(test)]
+mod tests;
+
+pub use observer::{Observer, Stage};
+pub use step::{Engine, EngineConfig};
+pub use stopping::{Stop, StopWatch, TextDecoder, TextDecoders};
+
 use crate::units::TokenId;
 use std::sync::Arc;
 
@@ -135,30 +148,4 @@ pub struct Completion {
     pub reason: FinishReason,
     /// Argmax was used (temperature 0 or below the policy's threshold).
     pub greedy: bool,
-}
-
-/// The stages whose times explain a ratio.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// Text to ids (template included).
-    Tokenize,
-    /// Accepted, not yet admitted.
-    Queue,
-    /// Steps, or the share of steps by rows, spent on prompt tokens.
-    Prefill,
-    /// Steps, or the share of steps by rows, spent on generated tokens.
-    Decode,
-    /// Choosing tokens.
-    Sample,
-    /// Ids to text, stop rules.
-    Detokenize,
-}
-
-/// Watches the engine's stages; the only place that may look at a clock.
-pub trait Observer: Send {
-    /// A stage begins on the engine's thread.
-    fn begin(&mut self, stage: Stage);
-    /// The stage that began last ends. For a forward pass `prefill_rows` and `decode_rows` say how to share it; 0 otherwise.
-    fn end(&mut self, stage: Stage, prefill_rows: usize, decode_rows: usize);
 }

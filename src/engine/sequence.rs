@@ -1,0 +1,31 @@
+//! A sequence in flight, as the scheduler sees it: counts. Its tokens and text are with [`super::StopWatch`], its keys and values with
+//! the decoder.
+
+use super::Request;
+use crate::decoder::Slot;
+use crate::units::TokenId;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub(super) request: Request,
+    pub(super) slot: Slot,
+    /// Positions whose keys and values exist.
+    pub(super) done: usize,
+    /// Rows of padding to compute before the prompt's own rows (`mask` off).
+    pub(super) padding: usize,
+    /// The token generated last: what the next decode row runs.
+    pub(super) last: Option<TokenId>,
+}
+
+impl Sequence {
+    /// Most positions this request needs; the last token is never run.
+    pub(super) fn positions(request: &Request) -> usize {
+        request.prompt.len() + request.max_tokens.max(1) - 1
+    }
+
+    /// Whether prompt tokens are still to be run.
+    pub(super) fn is_prefilling(&self) -> bool {
+        self.done < self.request.prompt.len()
+    }
+}
