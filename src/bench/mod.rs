@@ -1,1 +1,3 @@
 //! Workload, plan, trials, statistics, result, gate. In: a model and a plan. Out: a result as plain data. It formats nothing.
+
+pub mod statistics;

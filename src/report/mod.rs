@@ -1,1 +1,273 @@
-//! What to show (sections) apart from how (format/). In: results. Out: text. It measures nothing.
+//! What to show, apart from how: a report is sections of tables, paragraphs, facts and bars, as plain data; `format` turns it into a
+//! terminal's text, Markdown, CSV or JSON. In: results. Out: text. It measures nothing and prints nothing.
+
+pub mod format;
+pub mod histograms;
+
+pub use format::Format;
+
+use crate::bench::statistics::Interval;
+
+/// A whole report.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// The headline.
+    pub title: String,
+    /// What is read, in order.
+    pub sections: Vec<Section>,
+    /// What programs read: the table that `--format csv` and `json` write.
+    pub data: Table,
+}
+
+/// A part of a report.
+#[derive(Debug, Clone, Default)]
+pub struct Section {
+    /// Its heading; empty for none.
+    pub title: String,
+    /// Its contents.
+    pub blocks: Vec<Block>,
+}
+
+/// A piece of a section.
+#[derive(Debug, Clone)]
+pub enum Block {
+    /// A paragraph.
+    Text(String),
+    /// A list of remarks.
+    Notes(Vec<String>),
+    /// A table.
+    Table(Table),
+    /// Names and values, a line each.
+    Facts(Vec<(String, String)>),
+    /// Horizontal bars.
+    Bars(Bars),
+}
+
+/// Where a column's text stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    Left,
+    Right,
+}
+
+/// A column.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Header in CSV and JSON.
+    pub key: String,
+    /// Header for people.
+    pub title: String,
+    /// Where its text stands.
+    pub align: Align,
+}
+
+/// A cell: what people read and what programs read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// For people.
+    pub shown: String,
+    /// For programs.
+    pub value: Value,
+}
+
+/// A cell's value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// Nothing to say.
+    Empty,
+    /// Text.
+    Text(String),
+    /// A number; `inf` is allowed, NaN is written as nothing.
+    Number(f64),
+}
+
+/// A table. Every row has as many cells as there are columns.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    /// The columns.
+    pub columns: Vec<Column>,
+    /// The rows.
+    pub rows: Vec<Vec<Cell>>,
+}
+
+/// Horizontal bars from zero.
+#[derive(Debug, Clone, Default)]
+pub struct Bars {
+    /// What the lengths mean.
+    pub title: String,
+    /// Label, length (≥ 0), and the length as text.
+    pub bars: Vec<(String, f64, String)>,
+}
+
+impl Table {
+    /// An empty one; each column is (key, title, alignment).
+    pub fn new(columns: &[(&str, &str, Align)]) -> Table {
+        let columns =
+            columns.iter().map(|(key, title, align)| Column { key: (*key).into(), title: (*title).into(), align: *align });
+        Table { columns: columns.collect(), rows: Vec::new() }
+    }
+
+    /// One for programs: keys are titles.
+    pub fn of_keys(keys: &[&str]) -> Table {
+        Table::new(&keys.iter().map(|k| (*k, *k, Align::Left)).collect::<Vec<_>>())
+    }
+
+    /// Adds a row; short rows are filled with empty cells.
+    pub fn push(&mut self, mut row: Vec<Cell>) {
+        debug_assert!(row.len() <= self.columns.len(), "more cells than columns");
+        row.resize(self.columns.len(), Cell::empty());
+        self.rows.push(row);
+    }
+
+    /// The table without columns in which every cell shows the same (the first column always stays).
+    pub fn varying(mut self) -> Table {
+        if self.rows.len() < 2 {
+            return self;
+        }
+        let keep: Vec<bool> =
+            (0..self.columns.len()).map(|c| c == 0 || self.rows.iter().any(|r| r[c].shown != self.rows[0][c].shown)).collect();
+        let mut kept = keep.iter();
+        self.columns.retain(|_| *kept.next().unwrap_or(&true));
+        for row in &mut self.rows {
+            let mut kept = keep.iter();
+            row.retain(|_| *kept.next().unwrap_or(&true));
+        }
+        self
+    }
+}
+
+impl Cell {
+    /// Nothing.
+    pub fn empty() -> Cell {
+        Cell { shown: String::new(), value: Value::Empty }
+    }
+
+    /// Text.
+    pub fn text(text: impl Into<String>) -> Cell {
+        let text = text.into();
+        Cell { shown: text.clone(), value: if text.is_empty() { Value::Empty } else { Value::Text(text) } }
+    }
+
+    /// A number with its text for people.
+    pub fn number(value: f64, shown: impl Into<String>) -> Cell {
+        Cell { shown: shown.into(), value: Value::Number(value) }
+    }
+
+    /// A number as [`crate::units::rate`] prints it, `∞` if infinite; empty if there is none.
+    pub fn rate(value: Option<f64>) -> Cell {
+        value.map_or_else(Cell::empty, |v| Cell::number(v, factor(v)))
+    }
+}
+
+/// A factor for people: three significant figures, `∞`, `–`.
+pub fn factor(value: f64) -> String {
+    if value == f64::INFINITY { "∞".into() } else { crate::units::rate(value) }
+}
+
+/// A ratio and its interval for people: `1.42 (1.38–1.46)`.
+pub fn interval(i: &Interval) -> String {
+    format!("{} ({}–{})", factor(i.ratio), factor(i.low), factor(i.high))
+}
+
+impl Section {
+    /// One with a heading.
+    pub fn new(title: impl Into<String>, blocks: Vec<Block>) -> Section {
+        Section { title: title.into(), blocks }
+    }
+}
+
+impl Report {
+    /// The text in a format. `width`: columns of the terminal (used by [`Format::Table`] only). Ends with a newline.
+    pub fn render(&self, format: Format, width: usize) -> String {
+        match format {
+            Format::Table => format::table::report(self, width),
+            Format::Md => format::markdown::report(self),
+            Format::Csv => format::csv::table(&self.data),
+            Format::Json => format::json::text(&format::json::table(&self.data)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let mut table =
+            Table::new(&[("name", "Name", Align::Left), ("gain", "Gain", Align::Right), ("note", "Note", Align::Left)]);
+        let hostile = "=cmd|' /C calc'!A0 \u{1b}[31m\n::error::x <img src=x> **b** `c` [l](u)";
+        table.push(vec![Cell::text(hostile), Cell::number(1.234567890, "1.23"), Cell::text("a | b ".repeat(40))]);
+        table.push(vec![Cell::text("cache"), Cell::rate(Some(f64::INFINITY)), Cell::empty()]);
+        table.push(vec![Cell::text("broken"), Cell::number(f64::NAN, "–")]);
+        let bars =
+            Bars { title: "Times".into(), bars: vec![("a".repeat(200), 3.0, "3 s".into()), ("b".into(), 0.0, "0".into())] };
+        let blocks = vec![
+            Block::Text(format!("::warning:: {}", "word ".repeat(100))),
+            Block::Notes(vec![hostile.into()]),
+            Block::Table(table.clone()),
+            Block::Facts(vec![("CPU".into(), hostile.repeat(4))]),
+            Block::Bars(bars),
+        ];
+        Report { title: hostile.into(), sections: vec![Section::new("Results", blocks)], data: table }
+    }
+
+    #[test]
+    fn a_terminal_gets_no_wide_lines_no_control_characters_and_no_log_commands() {
+        for width in [0, 80, 120] {
+            let text = report().render(Format::Table, width);
+            for line in text.lines() {
+                assert!(line.chars().count() <= width.max(80) || !line.contains(' '), "{width}: {line}");
+                assert!(!line.trim_start().starts_with("::"), "{line}");
+            }
+            assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+            assert!(text.contains("█") && text.contains("∞"));
+        }
+    }
+
+    #[test]
+    fn markdown_tables_keep_their_shape_and_markup_in_texts_is_dead() {
+        let text = report().render(Format::Md, 80);
+        let rows: Vec<&str> = text.lines().filter(|l| l.starts_with('|')).collect();
+        assert_eq!(rows.len(), 5);
+        for row in rows {
+            let bars = row.replace("\\\\", "").replace("\\|", "").matches('|').count();
+            assert_eq!(bars, 4, "{row}");
+        }
+        assert!(!text.contains("<img") && !text.contains(" **b**") && !text.contains(" `c`") && !text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn csv_has_the_keys_as_header_and_no_formulas() {
+        let text = report().render(Format::Csv, 80);
+        let mut reader = ::csv::Reader::from_reader(text.as_bytes());
+        assert_eq!(reader.headers().unwrap(), vec!["name", "gain", "note"]);
+        let rows: Vec<::csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+        assert!(rows[0][0].starts_with("'=cmd") && &rows[0][1] == "1.23457");
+        assert_eq!(rows[1], vec!["cache", "inf", ""]);
+        assert_eq!(rows[2], vec!["broken", "", ""]);
+    }
+
+    #[test]
+    fn json_is_a_list_of_objects_in_the_order_of_the_columns() {
+        let json: serde_json::Value = serde_json::from_str(&report().render(Format::Json, 80)).unwrap();
+        assert_eq!(json[1], serde_json::json!({"name": "cache", "gain": "inf", "note": null}));
+        assert_eq!(json[0].as_object().unwrap().keys().collect::<Vec<_>>(), ["name", "gain", "note"]);
+    }
+
+    #[test]
+    fn numbers_in_files() {
+        for (value, text) in [(1.0, "1"), (0.5, "0.5"), (1234567.0, "1234567"), (0.000123456789, "0.000123457"), (-2.5, "-2.5")] {
+            assert_eq!(format::csv::number(value), text);
+        }
+    }
+
+    #[test]
+    fn columns_in_which_nothing_varies_can_be_left_out() {
+        let mut table = Table::of_keys(&["a", "b", "c"]);
+        table.push(vec![Cell::text("x"), Cell::text("same"), Cell::text("1")]);
+        table.push(vec![Cell::text("x"), Cell::text("same"), Cell::text("2")]);
+        let table = table.varying();
+        assert_eq!(table.columns.iter().map(|c| c.key.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!(table.rows[1], vec![Cell::text("x"), Cell::text("2")]);
+    }
+}
