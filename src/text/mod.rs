@@ -1,1 +1,11 @@
 //! Text in and out: prompt files, chat template, tokenizer, incremental detokenizer. In: bytes and strings. Out: token ids and strings.
+//! Everything here reads strangers' input: files, templates and vocabularies are checked, never believed, and never fail silently.
+
+mod detokenizer;
+mod pretokenizer;
+mod tokenizer;
+mod tokenizer_json;
+
+pub use detokenizer::Detokenizer;
+pub use pretokenizer::PRE_TOKENIZERS;
+pub use tokenizer::{TextError, Tokenizer};
