@@ -1,3 +1,5 @@
 //! Workload, plan, trials, statistics, result, gate. In: a model and a plan. Out: a result as plain data. It formats nothing.
 
+pub mod quality;
+pub mod speed;
 pub mod statistics;
