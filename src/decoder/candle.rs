@@ -1,0 +1,213 @@
+//! candle-transformers' f32 `llama` on dequantized weights, behind the [`Decoder`] trait: the oracle that parity tests compare with
+//! and the stock yardstick of benchmarks. In and out: as [`super::Decoder`]. It runs one sequence after the other, shares nothing and
+//! does no work on padding. Never candle's `quantized_llama`: its answers are wrong for the default model in q4_1 and q8_0.
+
+use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot, Want};
+use crate::kernels::Format;
+use crate::model::{ModelError, ModelSpec, Norm, Role, Weights};
+use crate::units::TokenId;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::llama::{Cache, Config, Llama, LlamaConfig};
+use std::collections::HashMap;
+
+/// See the module's head.
+pub struct CandleDecoder {
+    spec: ModelSpec,
+    llama: Llama,
+    /// An empty cache, with its rotary tables: what every sequence starts from.
+    empty: Cache,
+    open: Vec<Option<Sequence>>,
+}
+
+#[derive(Clone)]
+struct Sequence {
+    cache: Cache,
+    room: usize,
+    done: usize,
+}
+
+impl CandleDecoder {
+    /// Dequantizes every weight to f32 and builds candle's model for at most `slots` sequences. Refuses blueprints that candle's
+    /// `llama` cannot express.
+    pub fn new(spec: &ModelSpec, weights: &dyn Weights, slots: usize) -> Result<CandleDecoder, ModelError> {
+        let refuse = |what: &str| Err(ModelError::Invalid(format!("candle's llama knows no {what}; use the native decoder")));
+        match () {
+            _ if spec.head_dim * spec.heads != spec.hidden => {
+                return refuse("heads whose widths do not add up to the hidden size");
+            }
+            _ if spec.rope.dims != spec.head_dim => return refuse("partial rotation"),
+            _ if !spec.rope.factors.is_empty() => return refuse("rotary factors"),
+            _ => {}
+        }
+        let config = config(spec);
+        let broken = |e: candle_core::Error| ModelError::Invalid(format!("candle cannot build the model: {e}"));
+        let tensors = tensors(spec, weights)?;
+        let builder = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        let llama = Llama::load(builder, &config).map_err(broken)?;
+        let empty = Cache::new(true, DType::F32, &config, &Device::Cpu).map_err(broken)?;
+        Ok(CandleDecoder { spec: spec.clone(), llama, empty, open: (0..slots).map(|_| None).collect() })
+    }
+
+    /// Scores after the last of these tokens.
+    fn run(&self, tokens: &[TokenId], start: usize, cache: &mut Cache) -> candle_core::Result<Vec<f32>> {
+        let input = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
+        self.llama.forward(&input, start, cache)?.flatten_all()?.to_vec1::<f32>()
+    }
+
+    fn segment(&self, tokens: &[TokenId], want: Want, sequence: &mut Sequence) -> candle_core::Result<Output> {
+        let start = sequence.done;
+        sequence.done += tokens.len();
+        if want == Want::AllLogits {
+            // candle gives the last row's scores only, so the rows run one by one.
+            let rows = tokens.iter().enumerate().map(|(i, &t)| self.run(&[t], start + i, &mut sequence.cache));
+            return Ok(Output::Logits(rows.collect::<candle_core::Result<Vec<_>>>()?.concat()));
+        }
+        let scores = self.run(tokens, start, &mut sequence.cache)?;
+        let ranked = |k: usize| {
+            let mut all: Vec<(TokenId, f32)> = scores.iter().enumerate().map(|(id, &s)| (id as TokenId, s)).collect();
+            all.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(std::cmp::Ordering::Equal).then(a.0.cmp(&b.0)));
+            all.truncate(k);
+            all
+        };
+        Ok(match want {
+            Want::Nothing => Output::Nothing,
+            Want::Argmax => ranked(1).first().map_or(Output::Nothing, |&(id, score)| Output::Argmax(id, score)),
+            Want::TopK(k) => Output::TopK(ranked(k)),
+            Want::Logits | Want::AllLogits => Output::Logits(scores),
+        })
+    }
+}
+
+fn config(spec: &ModelSpec) -> Config {
+    let Norm::Rms { epsilon } = spec.norm;
+    let config = LlamaConfig {
+        hidden_size: spec.hidden,
+        intermediate_size: spec.ffn,
+        vocab_size: spec.vocab,
+        num_hidden_layers: spec.layers,
+        num_attention_heads: spec.heads,
+        num_key_value_heads: Some(spec.kv_heads),
+        rms_norm_eps: f64::from(epsilon),
+        rope_theta: spec.rope.theta,
+        bos_token_id: None,
+        eos_token_id: None,
+        rope_scaling: None,
+        // It compares the number of heads with this before it cuts its cache (`k.dims()[1]`), so it must not be tiny.
+        max_position_embeddings: spec.context.max(spec.heads),
+        tie_word_embeddings: Some(spec.tied_embeddings),
+    };
+    config.into_config(false)
+}
+
+/// Every weight in f32 under its Hugging Face name, query and key rows in half-split rotary order.
+fn tensors(spec: &ModelSpec, weights: &dyn Weights) -> Result<HashMap<String, Tensor>, ModelError> {
+    let mut all = HashMap::new();
+    let mut add = |name: String, role: Role, heads: Option<usize>| -> Result<(), ModelError> {
+        let (rows, columns) = weights.shape(role);
+        let mut bytes = Vec::new();
+        weights.read(role, 0..rows, Format::F32, &mut bytes)?;
+        let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let tensor = || -> candle_core::Result<Tensor> {
+            if rows == 1 {
+                return Tensor::from_vec(values, columns, &Device::Cpu);
+            }
+            let tensor = Tensor::from_vec(values, (rows, columns), &Device::Cpu)?;
+            match heads {
+                // Rows (2i, 2i + 1) of a head become rows i and i + head_dim / 2.
+                Some(heads) => {
+                    tensor.reshape((heads, rows / heads / 2, 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
+                }
+                None => Ok(tensor),
+            }
+        };
+        all.insert(name, tensor().map_err(|e| ModelError::Invalid(format!("candle refuses a weight: {e}")))?);
+        Ok(())
+    };
+    add("model.embed_tokens.weight".into(), Role::TokenEmbedding, None)?;
+    add("model.norm.weight".into(), Role::OutputNorm, None)?;
+    if !spec.tied_embeddings {
+        add("lm_head.weight".into(), Role::Output, None)?;
+    }
+    for i in 0..spec.layers {
+        let name = |part: &str| format!("model.layers.{i}.{part}.weight");
+        add(name("input_layernorm"), Role::AttentionNorm(i), None)?;
+        add(name("self_attn.q_proj"), Role::Query(i), Some(spec.heads))?;
+        add(name("self_attn.k_proj"), Role::Key(i), Some(spec.kv_heads))?;
+        add(name("self_attn.v_proj"), Role::Value(i), None)?;
+        add(name("self_attn.o_proj"), Role::AttentionOutput(i), None)?;
+        add(name("post_attention_layernorm"), Role::FfnNorm(i), None)?;
+        add(name("mlp.gate_proj"), Role::Gate(i), None)?;
+        add(name("mlp.up_proj"), Role::Up(i), None)?;
+        add(name("mlp.down_proj"), Role::Down(i), None)?;
+    }
+    Ok(all)
+}
+
+impl Decoder for CandleDecoder {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn capacity(&self) -> Capacity {
+        // Its caches grow as they are used; only the model's context bounds them.
+        let slots = self.open.len();
+        Capacity { slots, positions: slots * self.spec.context, rows: slots * self.spec.context }
+    }
+
+    fn open(&mut self, _: &[TokenId], positions: usize, _: bool) -> Option<Opened> {
+        let slot = self.open.iter().position(Option::is_none).filter(|_| positions <= self.spec.context)?;
+        self.open[slot] = Some(Sequence { cache: self.empty.clone(), room: positions, done: 0 });
+        Some(Opened { slot: Slot(slot), reused: 0 })
+    }
+
+    fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+        outputs.clear();
+        // Tensors are shared, not copied, so the sequences as they were cost little to keep until all have succeeded.
+        let mut advanced = Vec::with_capacity(batch.segments.len());
+        for segment in &batch.segments {
+            let tokens = &batch.tokens[segment.tokens.clone()];
+            if tokens.is_empty() {
+                outputs.push(Output::Nothing);
+                continue;
+            }
+            let Some(mut sequence) = self.open.get(segment.slot.0).cloned().flatten() else {
+                return Err(DecodeError::Broken(format!("{:?} is not open", segment.slot)));
+            };
+            if segment.start != sequence.done || segment.start + tokens.len() > sequence.room {
+                return Err(DecodeError::Broken(format!("{:?} cannot run positions from {}", segment.slot, segment.start)));
+            }
+            let output = self.segment(tokens, segment.want, &mut sequence);
+            let output = output.map_err(|e| DecodeError::Broken(format!("candle: {e}")))?;
+            let finite = match &output {
+                Output::Nothing => true,
+                Output::Argmax(_, score) => score.is_finite(),
+                Output::TopK(candidates) => candidates.iter().all(|c| c.1.is_finite()),
+                Output::Logits(scores) => scores.iter().all(|s| s.is_finite()),
+            };
+            if !finite {
+                return Err(DecodeError::NotFinite(segment.slot));
+            }
+            outputs.push(output);
+            advanced.push((segment.slot, sequence));
+        }
+        for (slot, sequence) in advanced {
+            self.open[slot.0] = Some(sequence);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, slot: Slot) {
+        self.open[slot.0] = None;
+    }
+
+    fn forget_prefixes(&mut self) {}
+
+    fn used_positions(&self) -> (usize, usize) {
+        (self.open.iter().flatten().map(|s| s.room).sum(), 0)
+    }
+
+    fn kernels(&self) -> Vec<String> {
+        vec!["candle-f32".into()]
+    }
+}

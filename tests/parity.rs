@@ -1,0 +1,148 @@
+//! Every decoder against candle's f32 llama on the same dequantized weights: the same greedy tokens, nearly the same scores.
+
+mod common;
+
+use common::{Tiny, Values};
+use llmopt::decoder::candle::CandleDecoder;
+use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
+use llmopt::kernels::Format;
+use llmopt::model::{self, Model, Norm, OpenOptions, Role};
+
+fn open(tiny: &Tiny) -> (tempfile::TempDir, Model) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny.write(folder.path());
+    let model = model::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap();
+    (folder, model)
+}
+
+/// Scores of every position of these tokens, run in chunks of `chunk`.
+fn scores(decoder: &mut dyn Decoder, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+    let vocab = decoder.spec().vocab;
+    let slot = decoder.open(tokens, tokens.len(), false).unwrap().slot;
+    let mut all = Vec::new();
+    for (i, part) in tokens.chunks(chunk).enumerate() {
+        let segment =
+            Segment { slot, start: i * chunk, tokens: 0..part.len(), want: Want::AllLogits, padding_rows: 0, padded_context: 0 };
+        let mut outputs = Vec::new();
+        decoder.forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs).unwrap();
+        let Output::Logits(rows) = &outputs[0] else { panic!("asked for logits") };
+        all.extend(rows.chunks(vocab).map(<[f32]>::to_vec));
+    }
+    decoder.close(slot);
+    all
+}
+
+fn ids(n: usize, vocab: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| (i * i * 31 + i * 7 + 5) % vocab as u32).collect()
+}
+
+/// The model written down as plainly as possible, in f64: scores of every position.
+fn plain(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let spec = &model.spec;
+    let matrix = |role: Role| -> (Vec<f64>, usize) {
+        let (rows, columns) = model.weights.shape(role);
+        let mut bytes = Vec::new();
+        model.weights.read(role, 0..rows, Format::F32, &mut bytes).unwrap();
+        (bytes.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(), columns)
+    };
+    let times = |(w, columns): &(Vec<f64>, usize), x: &[f64]| -> Vec<f64> {
+        w.chunks(*columns).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+    };
+    let Norm::Rms { epsilon } = spec.norm;
+    let normed = |x: &[f64], (w, _): &(Vec<f64>, usize)| -> Vec<f64> {
+        let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
+        x.iter().zip(w).map(|(v, w)| v / (mean + f64::from(epsilon)).sqrt() * w).collect()
+    };
+    let rotate = |x: &mut [f64], position: usize| {
+        for head in x.chunks_mut(spec.head_dim) {
+            for i in 0..spec.rope.dims / 2 {
+                let frequency = f64::from(spec.rope.theta).powf(-2.0 * i as f64 / spec.rope.dims as f64);
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
+                let (a, b) = (head[2 * i], head[2 * i + 1]);
+                (head[2 * i], head[2 * i + 1]) = (a * cos - b * sin, a * sin + b * cos);
+            }
+        }
+    };
+    let (embedding, hidden) = matrix(Role::TokenEmbedding);
+    let output = if spec.tied_embeddings { (embedding.clone(), hidden) } else { matrix(Role::Output) };
+    let mut rows: Vec<Vec<f64>> = tokens.iter().map(|&t| embedding[t as usize * hidden..][..hidden].to_vec()).collect();
+    for layer in 0..spec.layers {
+        let [an, q, k, v, o] =
+            [Role::AttentionNorm, Role::Query, Role::Key, Role::Value, Role::AttentionOutput].map(|role| matrix(role(layer)));
+        let [fnorm, gate, up, down] = [Role::FfnNorm, Role::Gate, Role::Up, Role::Down].map(|role| matrix(role(layer)));
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (position, row) in rows.iter_mut().enumerate() {
+            let x = normed(row, &an);
+            let (mut query, mut key) = (times(&q, &x), times(&k, &x));
+            rotate(&mut query, position);
+            rotate(&mut key, position);
+            keys.push(key);
+            values.push(times(&v, &x));
+            let mut mixed = Vec::new();
+            for head in 0..spec.heads {
+                let group = head / (spec.heads / spec.kv_heads) * spec.head_dim..;
+                let query = &query[head * spec.head_dim..][..spec.head_dim];
+                let score = |key: &Vec<f64>| -> f64 {
+                    query.iter().zip(&key[group.clone()]).map(|(a, b)| a * b).sum::<f64>() / (spec.head_dim as f64).sqrt()
+                };
+                let weights: Vec<f64> = keys.iter().map(|key| score(key).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for d in 0..spec.head_dim {
+                    mixed.push(
+                        weights.iter().zip(&values).map(|(w, v): (_, &Vec<f64>)| w * v[group.clone()][d]).sum::<f64>() / sum,
+                    );
+                }
+            }
+            row.iter_mut().zip(times(&o, &mixed)).for_each(|(r, y)| *r += y);
+            let x = normed(row, &fnorm);
+            let gated: Vec<f64> = times(&gate, &x).iter().zip(times(&up, &x)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            row.iter_mut().zip(times(&down, &gated)).for_each(|(r, y)| *r += y);
+        }
+    }
+    let last = matrix(Role::OutputNorm);
+    rows.iter().map(|row| times(&output, &normed(row, &last)).iter().map(|&s| s as f32).collect()).collect()
+}
+
+fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn argmax(scores: &[f32]) -> usize {
+    (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap()
+}
+
+/// Odd shapes: grouped heads 3:1, sizes that divide by nothing, tied and untied.
+fn odd_models() -> Vec<Tiny> {
+    let fine = Tiny { values: Values::Fine, ..Tiny::default() };
+    vec![
+        Tiny { name: "plain".into(), ..fine.clone() },
+        Tiny { name: "gqa3".into(), hidden: 96, heads: 6, kv_heads: 2, head_dim: 16, ffn: 160, layers: 3, ..fine.clone() },
+        Tiny {
+            name: "untied".into(),
+            tied: false,
+            vocab: 301,
+            hidden: 72,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 8,
+            ffn: 50,
+            ..fine.clone()
+        },
+        Tiny { name: "wide".into(), hidden: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn: 200, layers: 1, ..fine },
+    ]
+}
+
+#[test]
+fn candle_and_the_plain_reading_of_the_model_agree() {
+    for tiny in odd_models() {
+        let (_folder, model) = open(&tiny);
+        let tokens = ids(40, model.spec.vocab);
+        let mut candle = CandleDecoder::new(&model.spec, &*model.weights, 1).unwrap();
+        let (expected, got) = (plain(&model, &tokens), scores(&mut candle, &tokens, 40));
+        let spread = expected.iter().flatten().fold(0f32, |m, s| m.max(s.abs()));
+        let difference = largest_difference(&expected, &got);
+        assert!(difference < 2e-5 * spread, "{}: |Δscore| {difference} of {spread}", tiny.name);
+        assert!(expected.iter().zip(&got).all(|(a, b)| argmax(a) == argmax(b)), "{}", tiny.name);
+    }
+}
