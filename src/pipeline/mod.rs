@@ -3,15 +3,18 @@
 
 mod cache;
 mod control;
+mod intake;
+mod loaded;
 mod prompt;
 mod report;
 mod run;
 mod settings;
 
 pub use control::{Control, Stopping};
+pub use loaded::{Loaded, Options, Pipeline, PipelineError, ResolvedDtype};
 pub use prompt::{Answer, Content, Generation, Input, Message, Prompt, RecordError, Role};
 pub use report::{Ended, Latencies, RunReport, StageTimes};
-pub use run::{Loaded, Options, Order, Pipeline, PipelineError, ResolvedDtype};
+pub use run::{GRACE, Order};
 pub use settings::Settings;
 
 use crate::engine::{BatchingPolicy, PaddingPolicy, PrefixPolicy, SamplingPolicy, StoppingPolicy};

@@ -66,6 +66,13 @@ pub struct RecordError {
     pub message: String,
 }
 
+impl RecordError {
+    /// One of this code.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        RecordError { code: code.to_string(), message: message.into() }
+    }
+}
+
 /// What a source yields.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {

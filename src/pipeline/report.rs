@@ -2,6 +2,7 @@
 
 use crate::engine::{Observer, Stage};
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Seconds per stage, and rows of forward passes. Stages on different threads overlap: their sum may exceed the wall time.
@@ -29,7 +30,7 @@ impl StageTimes {
     }
 }
 
-/// Times the engine's stages: the [`Observer`] of every run.
+/// Times the engine's stages; shared with the tokenizer's thread, an [`Observer`] of every run.
 #[derive(Debug, Default)]
 pub struct Clock {
     /// What was measured so far.
@@ -37,12 +38,18 @@ pub struct Clock {
     running: Option<(Stage, Instant)>,
 }
 
-impl Observer for Clock {
+impl Observer for Arc<Mutex<Clock>> {
     fn begin(&mut self, stage: Stage) {
-        self.running = Some((stage, Instant::now()));
+        self.lock().unwrap_or_else(PoisonError::into_inner).running = Some((stage, Instant::now()));
     }
 
     fn end(&mut self, stage: Stage, prefill_rows: usize, decode_rows: usize) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).ended(stage, prefill_rows, decode_rows);
+    }
+}
+
+impl Clock {
+    fn ended(&mut self, stage: Stage, prefill_rows: usize, decode_rows: usize) {
         let Some((_, since)) = self.running.take() else { return };
         let seconds = since.elapsed().as_secs_f64();
         let rows = prefill_rows + decode_rows;
@@ -125,8 +132,53 @@ pub struct RunReport {
     pub generated_tokens: u64,
     /// Wall time from the call to the last answer, warm-up not included, seconds.
     pub wall_s: f64,
+    /// Seconds that records waited in the queue, summed.
+    pub queue_s: f64,
     /// Where the time went.
     pub stages: StageTimes,
     /// Distributions.
     pub latencies: Latencies,
+}
+
+impl RunReport {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        RunReport {
+            ended: Ended::Complete,
+            answers: 0,
+            errors: 0,
+            cached: 0,
+            prompt_tokens: 0,
+            completion_tokens: 0,
+            generated_tokens: 0,
+            wall_s: 0.0,
+            queue_s: 0.0,
+            stages: StageTimes::default(),
+            latencies: Latencies::default(),
+        }
+    }
+
+    /// Counts one answer.
+    pub fn count(&mut self, answer: &super::Answer) {
+        self.answers += 1;
+        self.prompt_tokens += answer.prompt_tokens as u64;
+        self.completion_tokens += answer.completion_tokens as u64;
+        self.queue_s += answer.queue_ms / 1e3;
+        if answer.error.is_some() {
+            self.errors += 1;
+            return;
+        }
+        if answer.cached {
+            self.cached += 1;
+        } else {
+            self.generated_tokens += answer.completion_tokens as u64;
+        }
+        self.latencies.record(answer);
+    }
+}
+
+impl Default for RunReport {
+    fn default() -> Self {
+        RunReport::new()
+    }
 }

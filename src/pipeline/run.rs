@@ -1,28 +1,18 @@
-//! The wiring: a loaded model, a pipeline built for one configuration, and the run that turns a source of prompts into answers.
-//! In: a [`Loaded`] model, a [`PipelineConfig`], a source. Out: answers to a sink, one [`RunReport`]. It prints nothing.
+//! One run: a source of prompts in, answers out. Reader thread → tokenizer thread → engine on the calling thread, answers to a
+//! sink. In: an engine, an encoder, an answer cache. Out: a [`RunReport`]. It opens no file and prints nothing.
 
-use super::{Answer, Control, DtypePolicy, Generation, Input, PipelineConfig, RunReport, Settings};
-use crate::kernels::Format;
-use crate::model::{Model, ModelError};
+use super::cache::{Key, Lru};
+use super::intake::{Accepted, Failed, Intake, Next};
+use super::report::{Clock, Ended};
+use super::{Answer, Control, Input, PipelineError, Prompt, RecordError, RunReport, Stopping};
+use crate::engine::{BatchingPolicy, Engine, Event, FinishReason, Request, Stage, StoppingPolicy, Ticket};
+use crate::units::TokenId;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
-use std::sync::Arc;
-
-/// Why a pipeline could not be built or a run could not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum PipelineError {
-    /// The model, its tokenizer or its template is bad (exit status 2), or could not be read (1).
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The configuration cannot work (exit status 2).
-    #[error("{0}")]
-    Config(String),
-    /// Not enough memory: says what is needed and what is there (exit status 75).
-    #[error("{0}")]
-    Memory(String),
-    /// A worker failed or a rule was broken; finished answers were handed out (exit status 1).
-    #[error("{0}")]
-    Internal(String),
-}
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How answers come out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,98 +23,705 @@ pub enum Order {
     Input,
 }
 
-/// What a pipeline needs beyond its configuration.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Force this kernel set (hidden option for tests); `None`: the best this CPU has.
-    pub kernels: Option<String>,
-    /// Use no more memory than this; `None`: what the machine has.
-    pub memory_limit: Option<u64>,
+/// Prompts to ids; what the audit's `tokenizer` switches.
+pub trait Encode: Send + Sync {
+    /// The ids of each prompt, template included, or why there are none.
+    fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>>;
+
+    /// Most prompts it wants at once.
+    fn at_once(&self) -> usize;
 }
 
-/// The storage in use, and why.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct ResolvedDtype {
-    /// As records show it: `f32`, `bf16`, `q4_1`, `bf16-emulated`.
-    pub name: String,
-    /// One sentence: what chose it.
-    pub reason: String,
-    /// What had to be converted or dequantized, one line each.
-    pub notes: Vec<String>,
+/// An answer that can be given again.
+#[derive(Debug)]
+pub(super) struct Kept {
+    text: String,
+    tokens: Vec<TokenId>,
+    reason: FinishReason,
+    greedy: bool,
 }
 
-/// A model in memory, shared by all pipelines built on it: tokenizer, template, and each set of packed weights once.
-pub struct Loaded {
-    /// The model.
-    pub model: Arc<Model>,
+/// What a run needs; made anew for each run by the pipeline.
+pub(super) struct Run<'a> {
+    pub engine: &'a mut Engine,
+    /// `None`: every prompt is generated.
+    pub cache: Option<&'a mut Lru<Kept>>,
+    pub encoder: Arc<dyn Encode>,
+    pub clock: Arc<Mutex<Clock>>,
+    pub batching: BatchingPolicy,
+    pub stopping: StoppingPolicy,
+    pub batch: usize,
+    /// The model's context.
+    pub context: usize,
+    pub order: Order,
+    pub control: &'a Control,
 }
 
-impl Loaded {
-    /// Builds tokenizer and template; weights are packed when a pipeline first asks for them.
-    pub fn open(model: Model) -> Result<Arc<Loaded>, PipelineError> {
-        Ok(Arc::new(Loaded { model: Arc::new(model) }))
-    }
+/// How long rows in flight may go on after [`Stopping::Drain`].
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// A record on its way, from its admission on.
+struct Pending {
+    index: u64,
+    id: String,
+    accepted: Instant,
+    /// Its first forward pass, or for one that waits for an identical request, the moment it began to wait.
+    started: Option<Instant>,
+    prompt_tokens: usize,
 }
 
-/// One configuration, ready to run. Pipelines of different configurations live side by side.
-pub struct Pipeline {
-    loaded: Arc<Loaded>,
-    config: PipelineConfig,
-    dtype: ResolvedDtype,
+/// A request in the engine and everybody who waits for it; the first is the one it is generated for.
+struct Flight {
+    waiters: Vec<Pending>,
+    key: Option<Key>,
+    reused: usize,
+    first_token: Option<Instant>,
 }
 
-impl Pipeline {
-    /// Packs what is not packed yet, reserves memory, warms up if the configuration says so.
-    pub fn new(loaded: &Arc<Loaded>, config: &PipelineConfig, options: &Options) -> Result<Pipeline, PipelineError> {
-        let _ = options;
-        let name = match config.dtype {
-            DtypePolicy::Bf16Emulated => "bf16-emulated",
-            DtypePolicy::Fixed(format) => format.name(),
-            DtypePolicy::Auto | DtypePolicy::Native => Format::F32.name(),
+type Ready = (Input, Result<Vec<TokenId>, RecordError>);
+
+struct State<'a> {
+    sink: &'a mut dyn FnMut(Answer) -> ControlFlow<()>,
+    order: Order,
+    /// Finished out of order, waiting for their turn.
+    held: BTreeMap<u64, Answer>,
+    /// Index of the next answer to hand out in input order.
+    next: u64,
+    flights: HashMap<Ticket, Flight>,
+    by_key: HashMap<Key, Ticket>,
+    waiting: usize,
+    report: RunReport,
+    sink_closed: bool,
+}
+
+impl Run<'_> {
+    /// See [`super::Pipeline::run`].
+    pub fn run(
+        mut self,
+        source: impl Iterator<Item = Input> + Send + 'static,
+        sink: &mut dyn FnMut(Answer) -> ControlFlow<()>,
+    ) -> Result<RunReport, PipelineError> {
+        let begin = Instant::now();
+        let intake: Arc<Intake<Input, Ready>> = Arc::new(Intake::new(4 * self.batch));
+        spawn("reader", read(source, intake.clone()))?;
+        let tokenizing = tokenize(self.encoder.clone(), self.clock.clone(), intake.clone());
+        let tokenizer = spawn("tokenizer", tokenizing).inspect_err(|_| intake.close())?;
+        let mut state = State {
+            sink,
+            order: self.order,
+            held: BTreeMap::new(),
+            next: 0,
+            flights: HashMap::new(),
+            by_key: HashMap::new(),
+            waiting: 0,
+            report: RunReport::new(),
+            sink_closed: false,
         };
-        let dtype = ResolvedDtype { name: name.to_string(), reason: String::new(), notes: Vec::new() };
-        Ok(Pipeline { loaded: loaded.clone(), config: config.clone(), dtype })
+        let ended = self.answer_all(&intake, &mut state);
+        intake.close();
+        self.engine.cancel_all();
+        let ended = ended?;
+        // The tokenizer ends within one batch; the reader may be blocked in a read that never returns and is left alone.
+        let _ = tokenizer.join();
+        let mut report = state.report;
+        report.ended = ended;
+        report.wall_s = begin.elapsed().as_secs_f64();
+        report.stages = self.clock.lock().unwrap_or_else(PoisonError::into_inner).times.clone();
+        report.stages.add(Stage::Queue, report.queue_s);
+        Ok(report)
     }
 
-    /// The configuration.
-    pub fn config(&self) -> &PipelineConfig {
-        &self.config
-    }
-
-    /// The storage in use.
-    pub fn dtype(&self) -> &ResolvedDtype {
-        &self.dtype
-    }
-
-    /// Names of the kernels in use.
-    pub fn kernels(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    /// The digest of an answer made with these generation settings.
-    pub fn settings(&self, generation: &Generation) -> Settings {
-        let model = &self.loaded.model;
-        let template = model.vocabulary.chat_template.as_deref().unwrap_or("");
-        Settings {
-            model: Settings::model_half(&model.digest, &self.dtype.name, template),
-            generation: Settings::generation_half(generation, self.config.sampling, self.config.stopping),
+    fn answer_all(&mut self, intake: &Intake<Input, Ready>, state: &mut State) -> Result<Ended, PipelineError> {
+        let mut events = Vec::new();
+        let mut draining: Option<Instant> = None;
+        let mut source_ended = None;
+        loop {
+            let now = Instant::now();
+            self.control.accepted.store(intake.accepted(), Ordering::Relaxed);
+            if state.sink_closed || self.control.stopping() == Stopping::Now {
+                return Ok(Ended::Stopped);
+            }
+            if self.control.deadline.is_some_and(|d| now >= d) {
+                return Ok(Ended::Deadline);
+            }
+            if self.control.stopping() == Stopping::Drain && draining.is_none() {
+                draining = Some(now);
+                self.engine.cancel_queued().iter().for_each(|ticket| state.forget(*ticket));
+            }
+            if draining.is_some_and(|since| state.flights.is_empty() || now >= since + GRACE) {
+                return Ok(Ended::Stopped);
+            }
+            if draining.is_none() && source_ended.is_none() {
+                source_ended = self.admit(intake, state);
+            }
+            if state.sink_closed {
+                continue;
+            }
+            if state.flights.is_empty() {
+                match source_ended {
+                    Some(None) => return Ok(Ended::Complete),
+                    Some(Some(Failed::Source(line))) => return Ok(Ended::SourceFailed(line)),
+                    Some(Some(Failed::Panic(thread))) => {
+                        return Err(PipelineError::Internal(format!("the {thread} thread panicked")));
+                    }
+                    None => intake.wait(Duration::from_millis(50)),
+                }
+                continue;
+            }
+            events.clear();
+            match catch_unwind(AssertUnwindSafe(|| self.engine.step(&mut events))) {
+                Ok(result) => result.map_err(|e| PipelineError::Internal(e.to_string()))?,
+                Err(_) => return Err(PipelineError::Internal("the engine panicked".into())),
+            }
+            if self.engine.in_flight() == 0 && self.engine.queue_len() > 0 && events.is_empty() {
+                return Err(PipelineError::Internal("the decoder has no room for a request that it could hold".into()));
+            }
+            let now = Instant::now();
+            for event in events.drain(..) {
+                self.take(event, now, state);
+            }
         }
     }
 
-    /// Empties the answer cache and forgets shared prefixes (between trials of a benchmark).
-    pub fn reset(&mut self) {}
+    /// Takes records from the queue while there is room; `Some` once there will never be more.
+    fn admit(&mut self, intake: &Intake<Input, Ready>, state: &mut State) -> Option<Option<Failed>> {
+        if self.batching == BatchingPolicy::Blocking && (!state.flights.is_empty() || !intake.settled(self.batch)) {
+            // The next batch is gathered while this one runs, so that it starts whole.
+            return None;
+        }
+        while self.has_room(state) {
+            match intake.next() {
+                Next::Item(item) => self.begin(item, state),
+                Next::Empty => return None,
+                Next::Ended(failed) => return Some(failed),
+            }
+        }
+        None
+    }
 
-    /// Answers everything `source` yields. The source is read on a thread of its own (which is left behind, blocked in its
-    /// read, if the run is stopped before the source ends); tokenizing has another; the engine runs on the calling thread,
-    /// where `sink` gets each answer. The sink's `Break` stops the run at once, without an error.
-    pub fn run(
-        &mut self,
-        source: impl Iterator<Item = Input> + Send + 'static,
+    fn has_room(&self, state: &State) -> bool {
+        let unwritten = state.held.len() + state.flights.len() + state.waiting;
+        !state.sink_closed && state.flights.len() < self.batch && state.waiting < 4 * self.batch && unwritten < 4 * self.batch
+    }
+
+    /// One record leaves the queue: it is answered at once (rejected, kept in memory), waits for an identical one, or is submitted.
+    fn begin(&mut self, accepted: Accepted<Ready>, state: &mut State) {
+        let Accepted { index, at, item: (input, ids) } = accepted;
+        let mut pending = Pending { index, id: String::new(), accepted: at, started: None, prompt_tokens: 0 };
+        let prompt = match input {
+            Input::Prompt(prompt) => prompt,
+            Input::Rejected { id, error } => {
+                pending.id = id;
+                return state.emit(failed(pending, error), self.control);
+            }
+            Input::Failed(_) => return,
+        };
+        pending.id = prompt.id.clone();
+        let ids = match ids {
+            Ok(ids) => ids,
+            Err(error) => return state.emit(failed(pending, error), self.control),
+        };
+        pending.prompt_tokens = ids.len();
+        let request = match self.request(index, &prompt, ids) {
+            Ok(request) => request,
+            Err(error) => return state.emit(failed(pending, error), self.control),
+        };
+        let mut key = None;
+        if let Some(cache) = &mut self.cache {
+            let k = Key::of(&request, self.stopping);
+            if let Some(kept) = cache.get(&k) {
+                return state.emit(answered(pending, &kept, true, 0, None), self.control);
+            }
+            if let Some(flight) = state.by_key.get(&k).and_then(|ticket| state.flights.get_mut(ticket)) {
+                pending.started = Some(Instant::now());
+                state.waiting += 1;
+                return flight.waiters.push(pending);
+            }
+            state.by_key.insert(k, request.ticket);
+            key = Some(k);
+        }
+        state.flights.insert(request.ticket, Flight { waiters: vec![pending], key, reused: 0, first_token: None });
+        self.engine.submit(request);
+    }
+
+    /// The request of a prompt, clipped to the context; an error if it cannot be answered at all.
+    fn request(&self, ticket: Ticket, prompt: &Prompt, ids: Vec<TokenId>) -> Result<Request, RecordError> {
+        let generation = &prompt.generation;
+        if ids.is_empty() {
+            return Err(RecordError::new("empty_prompt", "the prompt has no tokens"));
+        }
+        if ids.len() >= self.context {
+            return Err(too_long(ids.len(), self.context));
+        }
+        let max_tokens = generation.max_tokens.clamp(1, self.context - ids.len());
+        let positions = self.engine.capacity().positions;
+        if ids.len() + max_tokens > positions {
+            let need = ids.len() + max_tokens;
+            let message =
+                format!("needs {need} positions of keys and values, --kv-memory holds {positions}; raise it or lower max_tokens");
+            return Err(RecordError::new("no_memory", message));
+        }
+        Ok(Request {
+            ticket,
+            prompt: ids.into(),
+            max_tokens,
+            sampling: generation.sampling,
+            stop: Arc::new(generation.stop.clone()),
+        })
+    }
+
+    fn take(&mut self, event: Event, now: Instant, state: &mut State) {
+        match event {
+            Event::Admitted { ticket, reused_tokens } => {
+                if let Some(flight) = state.flights.get_mut(&ticket) {
+                    flight.reused = reused_tokens;
+                    flight.waiters[0].started = Some(now);
+                }
+            }
+            Event::Token { ticket, .. } => {
+                self.control.tokens.fetch_add(1, Ordering::Relaxed);
+                if let Some(flight) = state.flights.get_mut(&ticket) {
+                    flight.first_token.get_or_insert(now);
+                }
+            }
+            Event::Finished { ticket, completion } => {
+                let Some(flight) = state.remove(ticket) else { return };
+                let kept = Kept {
+                    text: completion.text,
+                    tokens: completion.tokens,
+                    reason: completion.reason,
+                    greedy: completion.greedy,
+                };
+                let kept = Arc::new(kept);
+                if let (Some(cache), Some(key)) = (&mut self.cache, flight.key) {
+                    cache.put(key, kept.clone(), kept.text.len() + 4 * kept.tokens.len() + 128);
+                }
+                for (n, waiter) in flight.waiters.into_iter().enumerate() {
+                    // Each generated token but the last one goes through a forward pass of its own.
+                    let rows = waiter.prompt_tokens - flight.reused + kept.tokens.len().saturating_sub(1);
+                    let answer = answered(waiter, &kept, n > 0, if n > 0 { 0 } else { rows }, flight.first_token);
+                    state.emit(answer, self.control);
+                }
+            }
+            Event::Failed { ticket, message } => {
+                let Some(flight) = state.remove(ticket) else { return };
+                for waiter in flight.waiters {
+                    state.emit(failed(waiter, RecordError::new("not_finite", &message)), self.control);
+                }
+            }
+        }
+    }
+}
+
+impl State<'_> {
+    fn remove(&mut self, ticket: Ticket) -> Option<Flight> {
+        let flight = self.flights.remove(&ticket)?;
+        if let Some(key) = flight.key {
+            self.by_key.remove(&key);
+        }
+        self.waiting -= flight.waiters.len() - 1;
+        Some(flight)
+    }
+
+    fn forget(&mut self, ticket: Ticket) {
+        self.remove(ticket);
+    }
+
+    /// Hands an answer out, or keeps it until its turn.
+    fn emit(&mut self, answer: Answer, control: &Control) {
+        if self.order == Order::Finished {
+            return self.hand_out(answer, control);
+        }
+        self.held.insert(answer.index, answer);
+        while let Some(answer) = self.held.remove(&self.next) {
+            self.next += 1;
+            self.hand_out(answer, control);
+        }
+    }
+
+    fn hand_out(&mut self, answer: Answer, control: &Control) {
+        if self.sink_closed {
+            return;
+        }
+        self.report.count(&answer);
+        control.answered.fetch_add(1, Ordering::Relaxed);
+        self.sink_closed = (self.sink)(answer).is_break();
+    }
+}
+
+fn too_long(tokens: usize, context: usize) -> RecordError {
+    let message = format!("the prompt has {tokens} tokens, the model's context is {context}; at most {} fit", context - 1);
+    RecordError::new("too_long", message)
+}
+
+/// The reader thread's work: everything the source yields into the queue.
+fn read(source: impl Iterator<Item = Input> + Send + 'static, intake: Arc<Intake<Input, Ready>>) -> impl FnOnce() + Send {
+    move || {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            for input in source {
+                if let Input::Failed(line) = input {
+                    return Some(Failed::Source(line));
+                }
+                if !intake.accept(input) {
+                    return None;
+                }
+            }
+            None
+        }));
+        intake.end(outcome.unwrap_or(Some(Failed::Panic("reader"))));
+    }
+}
+
+/// The tokenizer thread's work: ids for everything that waits.
+fn tokenize(
+    encoder: Arc<dyn Encode>,
+    clock: Arc<Mutex<Clock>>,
+    intake: Arc<Intake<Input, Ready>>,
+) -> impl FnOnce() + Send + 'static {
+    move || {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            while let Some(items) = intake.take(encoder.at_once()) {
+                let since = Instant::now();
+                let prompts: Vec<&Prompt> =
+                    items.iter().filter_map(|a| if let Input::Prompt(p) = &a.item { Some(p) } else { None }).collect();
+                let mut encoded = encoder.encode(&prompts).into_iter();
+                clock.lock().unwrap_or_else(PoisonError::into_inner).times.add(Stage::Tokenize, since.elapsed().as_secs_f64());
+                let ready = items.into_iter().map(|a| {
+                    let ids = match &a.item {
+                        Input::Prompt(_) => encoded.next().unwrap_or_else(|| Ok(Vec::new())),
+                        _ => Ok(Vec::new()),
+                    };
+                    Accepted { index: a.index, at: a.at, item: (a.item, ids) }
+                });
+                intake.give(ready.collect());
+            }
+        }));
+        if outcome.is_err() {
+            intake.fail(Failed::Panic("tokenizer"));
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>, PipelineError> {
+    let thread = std::thread::Builder::new().name(name.to_string()).spawn(work);
+    thread.map_err(|e| PipelineError::Memory(format!("the {name} thread cannot be started: {e}")))
+}
+
+fn ms(from: Instant, to: Instant) -> f64 {
+    to.saturating_duration_since(from).as_secs_f64() * 1e3
+}
+
+fn answered(pending: Pending, kept: &Kept, cached: bool, forward_rows: usize, first_token: Option<Instant>) -> Answer {
+    let now = Instant::now();
+    let started = pending.started.unwrap_or(now);
+    // One that waits for an identical request has its first token when it began to wait, if that one's came earlier.
+    let first = first_token.unwrap_or(now).max(started);
+    Answer {
+        index: pending.index,
+        id: pending.id,
+        text: kept.text.clone(),
+        tokens: kept.tokens.clone(),
+        finish_reason: kept.reason,
+        greedy: kept.greedy,
+        prompt_tokens: pending.prompt_tokens,
+        completion_tokens: kept.tokens.len(),
+        cached,
+        forward_rows,
+        queue_ms: ms(pending.accepted, started),
+        ttft_ms: ms(pending.accepted, first),
+        latency_ms: ms(pending.accepted, now),
+        error: None,
+    }
+}
+
+fn failed(pending: Pending, error: RecordError) -> Answer {
+    let now = Instant::now();
+    Answer {
+        index: pending.index,
+        id: pending.id,
+        text: String::new(),
+        tokens: Vec::new(),
+        finish_reason: FinishReason::Error,
+        greedy: false,
+        prompt_tokens: pending.prompt_tokens,
+        completion_tokens: 0,
+        cached: false,
+        forward_rows: 0,
+        queue_ms: ms(pending.accepted, pending.started.unwrap_or(now)),
+        ttft_ms: 0.0,
+        latency_ms: ms(pending.accepted, now),
+        error: Some(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::{Capacity, fake::FakeDecoder};
+    use crate::engine::{EngineConfig, PaddingPolicy, PrefixPolicy, Sampling, SamplingPolicy, StopRules, TextDecoder};
+    use crate::pipeline::{Content, Generation};
+
+    /// A letter is a token; `!` cannot be encoded, `%` panics.
+    struct Letters;
+
+    impl Encode for Letters {
+        fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>> {
+            let ids = |p: &&Prompt| {
+                let Content::Text(text) = &p.content else { return Err(RecordError::new("x", "x")) };
+                assert!(!text.contains('%'), "told to panic");
+                if text.contains('!') {
+                    Err(RecordError::new("bad", text))
+                } else {
+                    Ok(text.bytes().map(TokenId::from).collect())
+                }
+            };
+            prompts.iter().map(ids).collect()
+        }
+
+        fn at_once(&self) -> usize {
+            3
+        }
+    }
+
+    struct Plain;
+
+    impl TextDecoder for Plain {
+        fn push(&mut self, token: TokenId, text: &mut String) {
+            text.push_str(&format!("{token} "));
+        }
+
+        fn finish(&mut self, _text: &mut String) {}
+    }
+
+    fn engine(decoder: FakeDecoder, batching: BatchingPolicy) -> Engine {
+        let config = EngineConfig {
+            sampling: SamplingPolicy::GreedyBelow(0.3),
+            stopping: StoppingPolicy::Early,
+            padding: PaddingPolicy::Ragged,
+            batching,
+            prefix: PrefixPolicy::Recompute,
+            batch: 3,
+            chunk: 16,
+            eos: [0].into(),
+        };
+        Engine::new(Box::new(decoder), config, Box::new(|| Box::new(Plain)))
+    }
+
+    fn fake() -> FakeDecoder {
+        FakeDecoder::new(256, Capacity { slots: 3, positions: 512, rows: 16 })
+    }
+
+    fn prompt(text: &str) -> Input {
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
+        let stop = StopRules { eos: true, strings: vec![], sentence: false, repetition: false };
+        let generation = Generation { max_tokens: 5, sampling, stop, system: None, raw: false };
+        Input::Prompt(Prompt { id: text.into(), content: Content::Text(text.into()), generation })
+    }
+
+    struct Setup {
+        engine: Engine,
+        cache: Option<Lru<Kept>>,
+        batching: BatchingPolicy,
         order: Order,
-        control: &Control,
-        sink: &mut dyn FnMut(Answer) -> ControlFlow<()>,
-    ) -> Result<RunReport, PipelineError> {
-        let _ = (source, order, control, sink);
-        Err(PipelineError::Internal("the engine is not wired in yet".into()))
+        control: Control,
+    }
+
+    impl Setup {
+        fn new() -> Setup {
+            let batching = BatchingPolicy::Continuous;
+            let control = Control::default();
+            Setup { engine: engine(fake(), batching), cache: None, batching, order: Order::Finished, control }
+        }
+
+        fn run(
+            &mut self,
+            source: impl Iterator<Item = Input> + Send + 'static,
+            sink: &mut dyn FnMut(Answer) -> ControlFlow<()>,
+        ) -> Result<RunReport, PipelineError> {
+            let clock = Arc::new(Mutex::new(Clock::default()));
+            self.engine.observe(Box::new(clock.clone()));
+            let run = Run {
+                engine: &mut self.engine,
+                cache: self.cache.as_mut(),
+                encoder: Arc::new(Letters),
+                clock,
+                batching: self.batching,
+                stopping: StoppingPolicy::Early,
+                batch: 3,
+                context: 40,
+                order: self.order,
+                control: &self.control,
+            };
+            run.run(source, sink)
+        }
+
+        fn all(&mut self, texts: &[&str]) -> (Vec<Answer>, RunReport) {
+            let source: Vec<Input> = texts.iter().map(|t| prompt(t)).collect();
+            let mut answers = Vec::new();
+            let report = self.run(source.into_iter(), &mut |a| {
+                answers.push(a);
+                ControlFlow::Continue(())
+            });
+            (answers, report.unwrap())
+        }
+    }
+
+    const TEXTS: [&str; 9] = ["ab", "abc", "ab", "b", "a!", "ab", "zzzzzzzzzzzzzzzzzzzzzzzzzzzz", "c", "ab"];
+
+    #[test]
+    fn every_record_is_answered_once_and_the_same_whatever_the_policies() {
+        let mut expected: Option<Vec<_>> = None;
+        for batching in [BatchingPolicy::Blocking, BatchingPolicy::Continuous] {
+            for order in [Order::Finished, Order::Input] {
+                for cached in [false, true] {
+                    let cache = cached.then(|| Lru::new(10, 10_000));
+                    let mut setup = Setup { engine: engine(fake(), batching), cache, batching, order, ..Setup::new() };
+                    let (mut answers, report) = setup.all(&TEXTS);
+                    assert_eq!((report.ended, report.answers, report.errors), (Ended::Complete, 9, 1));
+                    assert_eq!(report.cached, if cached { 3 } else { 0 });
+                    if order == Order::Input {
+                        assert!(answers.iter().map(|a| a.index).eq(0..9));
+                    }
+                    answers.sort_by_key(|a| a.index);
+                    let rows: usize = answers.iter().map(|a| a.forward_rows).sum();
+                    assert_eq!(rows as u64, report.stages.prefill_rows + report.stages.decode_rows);
+                    for a in &answers {
+                        assert!(a.queue_ms >= 0.0 && a.ttft_ms <= a.latency_ms, "{a:?}");
+                        assert_eq!(a.cached && a.forward_rows > 0, false);
+                    }
+                    let what: Vec<_> = answers.into_iter().map(|a| (a.id, a.text, a.tokens, a.finish_reason, a.error)).collect();
+                    assert_eq!(expected.get_or_insert_with(|| what.clone()), &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_repeated_run_is_answered_from_memory_without_a_forward_pass() {
+        let mut setup = Setup { cache: Some(Lru::new(10, 10_000)), ..Setup::new() };
+        setup.all(&TEXTS);
+        let (answers, report) = setup.all(&["ab", "abc", "c"]);
+        assert!(answers.iter().all(|a| a.cached && a.forward_rows == 0));
+        assert_eq!((report.stages.forward_passes, report.generated_tokens, report.cached), (0, 0, 3));
+    }
+
+    #[test]
+    fn a_prompt_past_the_context_is_an_error_with_its_length_and_near_it_is_clipped() {
+        let (answers, report) = Setup::new().all(&[&"x".repeat(40), &"x".repeat(38)]);
+        let error = answers[0].error.as_ref().unwrap();
+        assert!(error.code == "too_long" && error.message.contains("40 tokens") && error.message.contains("39"), "{error:?}");
+        assert_eq!((answers[1].completion_tokens, answers[1].finish_reason, report.errors), (2, FinishReason::Length, 1));
+    }
+
+    #[test]
+    fn scores_that_are_not_finite_fail_their_record_and_everybody_who_waits_for_it() {
+        let decoder = fake().not_finite_after(TokenId::from(b'q'));
+        let cache = Some(Lru::new(10, 10_000));
+        let mut setup = Setup { engine: engine(decoder, BatchingPolicy::Continuous), cache, ..Setup::new() };
+        let (mut answers, _) = setup.all(&["q", "a", "q", "b"]);
+        answers.sort_by_key(|a| a.index);
+        let failed: Vec<_> = answers.iter().map(|a| a.error.as_ref().map(|e| e.code.as_str())).collect();
+        assert_eq!(failed, [Some("not_finite"), None, Some("not_finite"), None]);
+    }
+
+    #[test]
+    fn a_panic_anywhere_ends_the_run_with_an_error_and_never_hangs() {
+        let keep_quiet = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let mut nothing = |_: Answer| ControlFlow::Continue(());
+        let decoder = fake().panic_at(TokenId::from(b'q'));
+        let mut broken = Setup { engine: engine(decoder, BatchingPolicy::Continuous), ..Setup::new() };
+        let in_decoder = broken.run([prompt("a"), prompt("q")].into_iter(), &mut nothing);
+        let in_tokenizer = Setup::new().run([prompt("a"), prompt("%")].into_iter(), &mut nothing);
+        let in_source = Setup::new().run((0..).map(|i| if i < 5 { prompt("a") } else { panic!("told to") }), &mut nothing);
+        std::panic::set_hook(keep_quiet);
+        for outcome in [in_decoder, in_tokenizer, in_source] {
+            assert!(matches!(outcome, Err(PipelineError::Internal(_))), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn stopping_finishes_what_is_in_flight_and_admits_nothing_new() {
+        for how in [Stopping::Drain, Stopping::Now] {
+            let mut setup = Setup::new();
+            let control = std::mem::take(&mut setup.control);
+            let control: &'static Control = Box::leak(Box::new(control));
+            let clock = Arc::new(Mutex::new(Clock::default()));
+            let run = Run {
+                engine: &mut setup.engine,
+                cache: None,
+                encoder: Arc::new(Letters),
+                clock,
+                batching: BatchingPolicy::Continuous,
+                stopping: StoppingPolicy::Early,
+                batch: 3,
+                context: 40,
+                order: Order::Finished,
+                control,
+            };
+            let mut answers = 0;
+            let report = run
+                .run((0..).map(|i| prompt(&format!("{i}"))), &mut |_| {
+                    answers += 1;
+                    if answers == 7 {
+                        control.stop(how);
+                    }
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            assert_eq!((report.ended, report.answers), (Ended::Stopped, answers));
+            assert!(answers <= if how == Stopping::Now { 9 } else { 10 }, "{answers}");
+            assert_eq!(setup.engine.in_flight() + setup.engine.queue_len(), 0);
+        }
+    }
+
+    #[test]
+    fn a_deadline_a_closed_sink_and_a_failing_source_end_the_run() {
+        let mut setup = Setup::new();
+        setup.control.deadline = Some(Instant::now() + Duration::from_millis(30));
+        let endless = || (0..).map(|i| prompt(&format!("{i}")));
+        let report = setup.run(endless(), &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(report.ended, Ended::Deadline);
+        let report = Setup::new().run(endless(), &mut |_| ControlFlow::Break(())).unwrap();
+        assert_eq!((report.ended, report.answers), (Ended::Stopped, 1));
+        let source = [prompt("a"), Input::Failed("line 2".into()), prompt("b")];
+        let report = Setup::new().run(source.into_iter(), &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!((report.ended, report.answers), (Ended::SourceFailed("line 2".into()), 1));
+    }
+
+    #[test]
+    fn an_endless_source_is_held_back_while_answers_wait_for_their_turn() {
+        let mut setup = Setup { order: Order::Input, ..Setup::new() };
+        let control: &'static Control = Box::leak(Box::default());
+        let mut taken = 0u64;
+        let counted = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let source = {
+            let counted = counted.clone();
+            (0..).map(move |i| {
+                counted.fetch_add(1, Ordering::SeqCst);
+                prompt(&format!("{i}"))
+            })
+        };
+        let clock = Arc::new(Mutex::new(Clock::default()));
+        let run = Run {
+            engine: &mut setup.engine,
+            cache: None,
+            encoder: Arc::new(Letters),
+            clock,
+            batching: BatchingPolicy::Continuous,
+            stopping: StoppingPolicy::Early,
+            batch: 3,
+            context: 40,
+            order: Order::Input,
+            control,
+        };
+        run.run(source, &mut |a| {
+            assert_eq!(a.index, taken);
+            taken += 1;
+            // 4 batches in the queue, 4 admitted, and the one in the reader's hands.
+            assert!(counted.load(Ordering::SeqCst) <= taken + 12 + 12 + 1);
+            if taken == 200 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap();
     }
 }
