@@ -127,3 +127,18 @@ pub(super) fn install(from: &mut dyn Read, scratch: &Path, to: &Path, sha256: &s
     }
     Ok(())
 }
+
+/// Whether a name from elsewhere (an index, a server) may become one component of a path: safe under the rules of POSIX and of Windows.
+pub(super) fn is_plain_name(name: &str) -> bool {
+    let bad = |c: char| c.is_control() || matches!(c, '/' | '\\' | ':' | '<' | '>' | '"' | '|' | '?' | '*');
+    let stem = name.split('.').next().unwrap_or("").trim_end().to_ascii_lowercase();
+    let numbered =
+        |device: &str| stem.strip_prefix(device).is_some_and(|n| n.chars().count() == 1 && n.chars().all(char::is_numeric));
+    let device = matches!(&*stem, "con" | "prn" | "aux" | "nul" | "conin$" | "conout$") || numbered("com") || numbered("lpt");
+    !name.is_empty() && name.len() <= 200 && !name.chars().any(bad) && !name.ends_with(['.', ' ']) && !device
+}
+
+/// Whether a relative path with `/` from elsewhere may be joined to a folder: all its components are plain names.
+pub(super) fn is_plain_path(path: &str) -> bool {
+    path.len() <= 1024 && path.split('/').count() <= 16 && path.split('/').all(is_plain_name)
+}

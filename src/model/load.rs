@@ -6,7 +6,7 @@ use super::cache::Environment;
 use super::gguf::Gguf;
 use super::resolver::{self, Place};
 use super::tensors::{FileWeights, RowOrder, Tensor};
-use super::{Model, ModelError, vocabulary};
+use super::{Model, ModelError, safetensors, vocabulary};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -66,7 +66,7 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Model, ModelError> {
                 }
             }
         }
-        (Place::Folder(path), _) => Err(super::gguf::invalid(path, "folders are not supported yet; give a .gguf file")),
+        (Place::Folder(path), _) => open_folder(path, resolved.name, options),
     }
 }
 
@@ -108,20 +108,28 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
         return Err(file.error(format_args!("tensor {name} is not part of the llama architecture as llmopt knows it")));
     }
     let weights = FileWeights { tensors };
-    let digest = check_bytes(&weights, &file.source, &name, options)?;
+    let digest = check_bytes(&weights, &name, file.source.len(), options, |tell| file.source.digest(tell))?;
     Ok(Model { name, path: path.to_path_buf(), digest, spec, vocabulary, weights: Box::new(weights) })
 }
 
-/// Checks all weights on all threads while one computes the digest.
+fn open_folder(path: &Path, name: String, options: &OpenOptions) -> Result<Model, ModelError> {
+    safetensors::looks_like_checkpoint(path)?;
+    let safetensors::Checkpoint { spec, vocabulary, weights, files } = safetensors::open(path)?;
+    let total = files.values().map(|f| f.len()).sum();
+    let digest = check_bytes(&weights, &name, total, options, |tell| safetensors::digest(&files, tell))?;
+    Ok(Model { name, path: path.to_path_buf(), digest, spec, vocabulary, weights: Box::new(weights) })
+}
+
+/// Checks all weights on all threads while one computes the digest of the `total` bytes.
 fn check_bytes(
     weights: &FileWeights,
-    source: &super::source::Source,
     name: &str,
+    total: u64,
     options: &OpenOptions,
+    digest: impl FnOnce(&dyn Fn(u64)) -> Result<String, ModelError> + Send,
 ) -> Result<String, ModelError> {
-    let total = Some(source.len());
-    let (finite, digest) =
-        rayon::join(|| weights.check_finite(), || source.digest(&|done| options.tell(Stage::Check, name, done, total)));
+    let tell = |done| options.tell(Stage::Check, name, done, Some(total));
+    let (finite, digest) = rayon::join(|| weights.check_finite(), || digest(&tell));
     finite?;
     digest
 }
@@ -206,6 +214,34 @@ mod tests {
         std::fs::OpenOptions::new().write(true).open(&path).and_then(|f| f.set_len(1000)).expect("cut");
         let error = model.weights.read(Role::TokenEmbedding, 0..3, Format::F32, &mut Vec::new()).expect_err("cut off");
         assert!(matches!(error, ModelError::Io(_)), "{error}");
+    }
+
+    #[test]
+    fn a_checkpoint_folder_holds_the_same_model_as_the_gguf_file() {
+        for (shards, tied, stored) in [(1, true, Stored::Bf16), (3, false, Stored::F32), (2, true, Stored::F16)] {
+            let tiny = Tiny { tied, ..Tiny::default() }.stored(stored);
+            let folder = tempfile::tempdir().expect("temporary folder");
+            tiny.write_checkpoint(&folder.path().join("tiny"), shards);
+            let path = folder.path().join("tiny");
+            let checkpoint = open(path.to_str().expect("path"), &OpenOptions::default()).expect("a good folder");
+            let gguf = opened(&tiny);
+            assert_eq!(checkpoint.name, "tiny");
+            assert_eq!(checkpoint.spec, gguf.spec);
+            for (role, shape) in architectures::roles(&gguf.spec) {
+                assert_eq!(checkpoint.weights.shape(role), shape);
+                assert_eq!(values(&checkpoint, role), values(&gguf, role), "{role:?}");
+            }
+            // Part of a head, and parts of two heads, of a permuted matrix.
+            for rows in [3..9, 12..21] {
+                let (mut some, mut all) = (Vec::new(), Vec::new());
+                checkpoint.weights.read(Role::Query(0), rows.clone(), Format::F32, &mut some).expect("readable");
+                gguf.weights.read(Role::Query(0), 0..64, Format::F32, &mut all).expect("readable");
+                assert_eq!(some, all[rows.start * 256..rows.end * 256]);
+            }
+            let (a, b) = (&checkpoint.vocabulary, &gguf.vocabulary);
+            assert_eq!((a.bos, &a.eos, a.add_bos, &a.chat_template), (b.bos, &b.eos, b.add_bos, &b.chat_template));
+            assert_eq!((&a.bos_text, &a.eos_text), (&b.bos_text, &b.eos_text));
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod gguf;
 mod hub;
 mod load;
 mod resolver;
+mod safetensors;
 mod source;
 mod spec;
 mod tensors;

@@ -3,6 +3,7 @@
 //! cannot share a mistake; [`Gguf`] is the container alone, which tests of malformed files take apart.
 #![allow(dead_code, clippy::all)]
 
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// How a tensor is stored.
@@ -254,6 +255,106 @@ impl Tiny {
         self.container().bytes()
     }
 
+    /// Writes the model as a safetensors folder, in this many shards, with the matrices of the format of `weights` (a float one).
+    pub fn write_checkpoint(&self, folder: &Path, shards: usize) {
+        std::fs::create_dir_all(folder).expect("create the folder");
+        let put = |name: &str, value: &serde_json::Value| {
+            std::fs::write(folder.join(name), serde_json::to_vec_pretty(value).expect("JSON")).expect("write a tiny model");
+        };
+        put("config.json", &self.config());
+        put("tokenizer.json", &self.tokenizer_json());
+        put(
+            "tokenizer_config.json",
+            &json!({"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": self.chat_template,
+                "add_bos_token": false}),
+        );
+        put("generation_config.json", &json!({"bos_token_id": 1, "eos_token_id": 2}));
+        let tensors = self.checkpoint_tensors();
+        if shards == 1 {
+            std::fs::write(folder.join("model.safetensors"), safetensors(&tensors)).expect("write a tiny model");
+            return;
+        }
+        let mut map = serde_json::Map::new();
+        for (i, part) in tensors.chunks(tensors.len().div_ceil(shards)).enumerate() {
+            let name = format!("model-{:05}-of-{shards:05}.safetensors", i + 1);
+            std::fs::write(folder.join(&name), safetensors(part)).expect("write a tiny model");
+            map.extend(part.iter().map(|t| (t.name.clone(), json!(name))));
+        }
+        put("model.safetensors.index.json", &json!({"metadata": {}, "weight_map": map}));
+    }
+
+    /// `config.json` as transformers writes it.
+    pub fn config(&self) -> serde_json::Value {
+        json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": self.hidden,
+            "intermediate_size": self.ffn, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim, "vocab_size": self.vocab,
+            "max_position_embeddings": self.context, "rms_norm_eps": self.epsilon as f64, "rope_theta": self.theta as f64,
+            "tie_word_embeddings": self.tied, "bos_token_id": 1, "eos_token_id": 2,
+        })
+    }
+
+    /// `tokenizer.json` of the same vocabulary, as SmolLM2 has it.
+    pub fn tokenizer_json(&self) -> serde_json::Value {
+        let (tokens, merges) = self.vocabulary();
+        let ids: serde_json::Map<_, _> = tokens.iter().enumerate().map(|(i, t)| (t.clone(), json!(i))).collect();
+        let added: Vec<_> = tokens[..3]
+            .iter()
+            .enumerate()
+            .map(|(i, t)| {
+                json!({"id": i, "content": t, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
+            })
+            .collect();
+        let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, bytes]},
+            "post_processor": null, "decoder": bytes,
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": ids, "merges": merges},
+        })
+    }
+
+    /// The tensors in the names and the (half-split) row order of checkpoints.
+    pub fn checkpoint_tensors(&self) -> Vec<Matrix> {
+        let names = [
+            ("token_embd", "model.embed_tokens"),
+            ("output_norm", "model.norm"),
+            ("output", "lm_head"),
+            ("attn_norm", "input_layernorm"),
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_k", "self_attn.k_proj"),
+            ("attn_v", "self_attn.v_proj"),
+            ("attn_output", "self_attn.o_proj"),
+            ("ffn_norm", "post_attention_layernorm"),
+            ("ffn_gate", "mlp.gate_proj"),
+            ("ffn_up", "mlp.up_proj"),
+            ("ffn_down", "mlp.down_proj"),
+        ];
+        let rename = |name: &str| {
+            let parts: Vec<&str> = name.split('.').collect();
+            let of = |part: &str| names.iter().find(|(a, _)| *a == part).expect("a known part").1;
+            match parts[..] {
+                ["blk", layer, part, end] => format!("model.layers.{layer}.{}.{end}", of(part)),
+                _ => format!("{}.{}", of(parts[0]), parts[1]),
+            }
+        };
+        let mut all = self.tensors();
+        for m in &mut all {
+            if m.name.contains("attn_q") || m.name.contains("attn_k") {
+                let (d, width) = (self.head_dim, m.columns);
+                let old = m.values.clone();
+                for row in 0..m.rows {
+                    let (head, within) = (row / d, row % d);
+                    let from = head * d + within % (d / 2) * 2 + within / (d / 2);
+                    m.values[row * width..][..width].copy_from_slice(&old[from * width..][..width]);
+                }
+            }
+            m.name = rename(&m.name);
+        }
+        all
+    }
+
     /// Writes `NAME.gguf` into the folder and returns its path.
     pub fn write(&self, folder: &Path) -> PathBuf {
         let path = folder.join(format!("{}.gguf", self.name));
@@ -411,6 +512,27 @@ impl Gguf {
         }
         out
     }
+}
+
+/// A safetensors file.
+pub fn safetensors(tensors: &[Matrix]) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    for t in tensors {
+        let begin = data.len();
+        data.extend(encode(&t.values, t.stored, t.step));
+        let shape = if t.vector { vec![t.columns] } else { vec![t.rows, t.columns] };
+        header.insert(
+            t.name.clone(),
+            json!({"dtype": t.stored.safetensors(), "shape": shape, "data_offsets": [begin, data.len()]}),
+        );
+    }
+    safetensors_file(&serde_json::Value::Object(header).to_string(), &data)
+}
+
+/// A safetensors file with this header text.
+pub fn safetensors_file(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
 }
 
 /// Values in a storage format: rounded to nearest even, or quantized with the nearest level. With `step`, values are multiples

@@ -1,0 +1,563 @@
+//! Checkpoints as training leaves them: a folder of `config.json`, `*.safetensors` (in shards or not) and `tokenizer.json`.
+//! In: an untrusted folder. Out: blueprint, vocabulary, and tensors in the order that [`Role`] promises (query and key rows come in
+//! half-split rotary order and are permuted when read). Headers are parsed and checked by the `safetensors` crate. No weights are read here.
+
+use super::architectures::llama::{MAX_CONTEXT, MAX_WIDTH};
+use super::architectures::{self, llama};
+use super::gguf::invalid;
+use super::source::{Source, shown};
+use super::tensors::{Encoding, FileWeights, RowOrder, Tensor};
+use super::vocabulary::MAX_TEMPLATE;
+use super::{Activation, ModelError, ModelSpec, Norm, Role, Rope, Vocabulary};
+use crate::kernels::Format;
+use crate::units::TokenId;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Most bytes of a safetensors header; 100 MB are allowed by the format, 1 MiB is large.
+const MAX_HEADER: u64 = 16 << 20;
+/// Most bytes of `config.json` and its like.
+const MAX_CONFIG: u64 = 1 << 20;
+/// Most bytes of the index of shards.
+const MAX_INDEX: u64 = 16 << 20;
+/// Most bytes of `tokenizer.json`; the largest published ones are some 33 MB.
+const MAX_TOKENIZER: u64 = 128 << 20;
+
+/// A checked folder.
+pub(super) struct Checkpoint {
+    pub(super) spec: ModelSpec,
+    pub(super) vocabulary: Vocabulary,
+    pub(super) weights: FileWeights,
+    /// All files that were used, by name.
+    pub(super) files: BTreeMap<String, Arc<Source>>,
+}
+
+/// A folder whose files are opened once and remembered for the digest.
+struct Folder<'a> {
+    path: &'a Path,
+    files: BTreeMap<String, Arc<Source>>,
+}
+
+impl Folder<'_> {
+    /// Opens a file by its plain name; `None` if it does not exist.
+    fn open(&mut self, name: &str) -> Result<Option<Arc<Source>>, ModelError> {
+        let path = self.path.join(name);
+        // A dangling link exists, and is an error of its own.
+        if path.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let source = Arc::new(Source::open(&path)?);
+        self.files.insert(name.into(), source.clone());
+        Ok(Some(source))
+    }
+
+    fn bytes(&mut self, name: &str, most: u64) -> Result<Option<Vec<u8>>, ModelError> {
+        let Some(source) = self.open(name)? else { return Ok(None) };
+        if source.len() > most {
+            return Err(invalid(source.path(), format_args!("{} bytes; at most {most} are read", source.len())));
+        }
+        let mut bytes = vec![0; source.len() as usize];
+        source.read_at(0, &mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    fn json<T: for<'de> Deserialize<'de>>(&mut self, name: &str, most: u64) -> Result<Option<T>, ModelError> {
+        let Some(bytes) = self.bytes(name, most)? else { return Ok(None) };
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        serde_json::from_slice(bytes).map(Some).map_err(|e| self.error(name, e))
+    }
+
+    fn error(&self, name: &str, what: impl std::fmt::Display) -> ModelError {
+        invalid(&self.path.join(name), crate::units::shown(&what.to_string()))
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        invalid(
+            self.path,
+            format_args!("the folder has no {name}; a checkpoint has config.json, *.safetensors and tokenizer.json"),
+        )
+    }
+}
+
+/// What is read of `config.json` (names as transformers has them).
+#[derive(Deserialize)]
+struct Config {
+    model_type: Option<String>,
+    architectures: Option<Vec<String>>,
+    hidden_size: Option<u64>,
+    intermediate_size: Option<u64>,
+    num_hidden_layers: Option<u64>,
+    num_attention_heads: Option<u64>,
+    num_key_value_heads: Option<u64>,
+    head_dim: Option<u64>,
+    vocab_size: Option<u64>,
+    max_position_embeddings: Option<u64>,
+    rms_norm_eps: Option<f64>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<Scaling>,
+    /// transformers 5 writes `rope_theta` and the scaling in here.
+    rope_parameters: Option<Scaling>,
+    partial_rotary_factor: Option<f64>,
+    tie_word_embeddings: Option<bool>,
+    hidden_act: Option<String>,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    quantization_config: Option<Value>,
+    bos_token_id: Option<Value>,
+    eos_token_id: Option<Value>,
+}
+
+/// How rotary frequencies are stretched.
+#[derive(Deserialize)]
+struct Scaling {
+    rope_theta: Option<f64>,
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+}
+
+/// Reads and checks a folder.
+pub(super) fn open(path: &Path) -> Result<Checkpoint, ModelError> {
+    let mut folder = Folder { path, files: BTreeMap::new() };
+    let config: Config = folder.json("config.json", MAX_CONFIG)?.ok_or_else(|| folder.missing("config.json"))?;
+    let spec = blueprint(&config).map_err(|text| folder.error("config.json", text))?;
+    let vocabulary = vocabulary(&mut folder, &config, spec.vocab)?;
+    let mut found = tensors(&mut folder)?;
+
+    let mut tensors = HashMap::new();
+    for (role, (rows, columns)) in architectures::roles(&spec) {
+        let name = checkpoint_name(role);
+        let (source, info) = found
+            .remove(&name)
+            .ok_or_else(|| invalid(path, format_args!("tensor {name} is missing from the *.safetensors files")))?;
+        let error = |what: String| invalid(source.path(), format_args!("tensor {name} {what}"));
+        let expected = if matches!(role, Role::OutputNorm | Role::AttentionNorm(_) | Role::FfnNorm(_)) {
+            vec![columns]
+        } else {
+            vec![rows, columns]
+        };
+        if info.shape != expected {
+            return Err(error(format!("has the shape {:?}; config.json implies {expected:?}", info.shape)));
+        }
+        let format = match info.dtype {
+            safetensors::Dtype::F32 => Format::F32,
+            safetensors::Dtype::F16 => Format::F16,
+            safetensors::Dtype::BF16 => Format::Bf16,
+            other => return Err(error(format!("is {other:?}; F32, F16 and BF16 can be read"))),
+        };
+        let order = match role {
+            Role::Query(_) | Role::Key(_) => RowOrder::HalfSplit { head_dim: spec.head_dim },
+            _ => RowOrder::AsStored,
+        };
+        let offset = info.offset;
+        tensors.insert(role, Tensor { source, name, offset, rows, columns, encoding: Encoding::Known(format), order });
+    }
+    // Harmless leftovers of some exporters; anything else would change the answers.
+    let harmless = |name: &str| name.ends_with(".rotary_emb.inv_freq") || (spec.tied_embeddings && name == "lm_head.weight");
+    if let Some(name) = found.keys().filter(|name| !harmless(name)).min() {
+        let name = crate::units::shown(name);
+        return Err(invalid(path, format_args!("tensor {name} is not part of the llama architecture as llmopt knows it")));
+    }
+    Ok(Checkpoint { spec, vocabulary, weights: FileWeights { tensors }, files: folder.files })
+}
+
+/// The checkpoint's name of a role.
+fn checkpoint_name(role: Role) -> String {
+    let layer = |i: usize, name: &str| format!("model.layers.{i}.{name}.weight");
+    match role {
+        Role::TokenEmbedding => "model.embed_tokens.weight".into(),
+        Role::Output => "lm_head.weight".into(),
+        Role::OutputNorm => "model.norm.weight".into(),
+        Role::AttentionNorm(i) => layer(i, "input_layernorm"),
+        Role::Query(i) => layer(i, "self_attn.q_proj"),
+        Role::Key(i) => layer(i, "self_attn.k_proj"),
+        Role::Value(i) => layer(i, "self_attn.v_proj"),
+        Role::AttentionOutput(i) => layer(i, "self_attn.o_proj"),
+        Role::FfnNorm(i) => layer(i, "post_attention_layernorm"),
+        Role::Gate(i) => layer(i, "mlp.gate_proj"),
+        Role::Up(i) => layer(i, "mlp.up_proj"),
+        Role::Down(i) => layer(i, "mlp.down_proj"),
+    }
+}
+
+fn blueprint(config: &Config) -> Result<ModelSpec, String> {
+    let kind = config.model_type.as_deref().unwrap_or("");
+    if kind != "llama" {
+        return Err(format!("model_type: {}", architectures::unknown(kind)));
+    }
+    if let Some(other) = config.architectures.iter().flatten().find(|a| *a != "LlamaForCausalLM") {
+        return Err(format!("architectures: '{other}' is not supported; known: LlamaForCausalLM"));
+    }
+    let number = |name: &str, value: Option<u64>, most: u64| match value {
+        Some(n) if (1..=most).contains(&n) => Ok(n as usize),
+        Some(n) => Err(format!("{name} is {n}; it must be from 1 to {most}")),
+        None => Err(format!("{name} is missing")),
+    };
+    let positive = |name: &str, value: f64| {
+        let good = value.is_finite() && value > 0.0 && (value as f32).is_finite() && value as f32 > 0.0;
+        if good { Ok(value) } else { Err(format!("{name} is {value}; it must be a finite number above 0")) }
+    };
+    // A layer takes nine tensors, each looked up by name: a false number fails at the first that is missing.
+    let layers = number("num_hidden_layers", config.num_hidden_layers, 1 << 16)?;
+    let hidden = number("hidden_size", config.hidden_size, MAX_WIDTH)?;
+    let ffn = number("intermediate_size", config.intermediate_size, MAX_WIDTH)?;
+    let heads = number("num_attention_heads", config.num_attention_heads, 1 << 16)?;
+    let kv_heads = number("num_key_value_heads", config.num_key_value_heads.or(config.num_attention_heads), 1 << 16)?;
+    let vocab = number("vocab_size", config.vocab_size, 1 << 22)?;
+    let context = number("max_position_embeddings", config.max_position_embeddings, MAX_CONTEXT)?;
+    let head_dim = match config.head_dim {
+        Some(n) => number("head_dim", Some(n), 1 << 16)?,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None => return Err(format!("hidden_size {hidden} is not a multiple of num_attention_heads {heads}")),
+    };
+    let epsilon = positive("rms_norm_eps", config.rms_norm_eps.ok_or("rms_norm_eps is missing")?)? as f32;
+    if epsilon >= 1.0 {
+        return Err(format!("rms_norm_eps is {epsilon}; it must be below 1"));
+    }
+    let refused = [
+        ("attention_bias", config.attention_bias),
+        ("mlp_bias", config.mlp_bias),
+        ("quantization_config", config.quantization_config.as_ref().is_some_and(|v| !v.is_null())),
+        ("partial_rotary_factor", config.partial_rotary_factor.is_some_and(|f| f != 1.0)),
+        ("hidden_act", config.hidden_act.as_deref().is_some_and(|a| a != "silu" && a != "swish")),
+    ];
+    if let Some((name, _)) = refused.iter().find(|(_, set)| *set) {
+        return Err(format!("{name} is set to something that llmopt does not compute"));
+    }
+    let nested = config.rope_parameters.as_ref();
+    let theta = config.rope_theta.or(nested.and_then(|r| r.rope_theta)).unwrap_or(10_000.0);
+    let theta = positive("rope_theta", theta)?;
+    let factors = match config.rope_scaling.as_ref().or(nested) {
+        Some(scaling) => factors(scaling, theta, head_dim)?,
+        None => Vec::new(),
+    };
+    let spec = ModelSpec {
+        architecture: "llama".into(),
+        layers,
+        hidden,
+        ffn,
+        heads,
+        kv_heads,
+        head_dim,
+        vocab,
+        context,
+        norm: Norm::Rms { epsilon },
+        rope: Rope { theta: theta as f32, dims: head_dim, factors },
+        activation: Activation::SwiGlu,
+        // LlamaConfig's default in transformers.
+        tied_embeddings: config.tie_word_embeddings.unwrap_or(false),
+    };
+    llama::check(&spec)?;
+    Ok(spec)
+}
+
+/// One divisor for each frequency: `transformers/modeling_rope_utils.py`, `linear` and `llama3`.
+fn factors(scaling: &Scaling, theta: f64, head_dim: usize) -> Result<Vec<f32>, String> {
+    let need = |name: &str, value: Option<f64>| match value {
+        Some(x) if x.is_finite() && x > 0.0 => Ok(x),
+        Some(x) => Err(format!("rope_scaling: {name} is {x}; it must be a finite number above 0")),
+        None => Err(format!("rope_scaling: {name} is missing")),
+    };
+    match scaling.rope_type.as_deref().unwrap_or("default") {
+        "default" => Ok(Vec::new()),
+        "linear" => Ok(vec![need("factor", scaling.factor)? as f32; head_dim / 2]),
+        "llama3" => {
+            let factor = need("factor", scaling.factor)?;
+            let low = need("low_freq_factor", scaling.low_freq_factor)?;
+            let high = need("high_freq_factor", scaling.high_freq_factor)?;
+            let original = need("original_max_position_embeddings", scaling.original_max_position_embeddings)?;
+            if high <= low {
+                return Err("rope_scaling: high_freq_factor must be above low_freq_factor".into());
+            }
+            let divisor = |i: usize| {
+                let wavelength = 2.0 * std::f64::consts::PI * theta.powf(2.0 * i as f64 / head_dim as f64);
+                if wavelength < original / high {
+                    1.0
+                } else if wavelength > original / low {
+                    factor
+                } else {
+                    let smooth = (original / wavelength - low) / (high - low);
+                    1.0 / ((1.0 - smooth) / factor + smooth)
+                }
+            };
+            Ok((0..head_dim / 2).map(|i| divisor(i) as f32).collect())
+        }
+        other => Err(format!("rope_scaling: type '{other}' is not supported; default, linear and llama3 are")),
+    }
+}
+
+/// A tensor as a header has it.
+struct Found {
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    /// Absolute, in bytes.
+    offset: u64,
+}
+
+/// The tensors of all files of the checkpoint, by name.
+fn tensors(folder: &mut Folder) -> Result<HashMap<String, (Arc<Source>, Found)>, ModelError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    const INDEX: &str = "model.safetensors.index.json";
+    let index: Option<Index> = folder.json(INDEX, MAX_INDEX)?;
+    let names: Vec<String> = match &index {
+        Some(index) => {
+            let shards: HashSet<&String> = index.weight_map.values().collect();
+            if let Some(bad) = shards.iter().filter(|name| !is_shard_name(name)).min() {
+                return Err(folder.error(
+                    INDEX,
+                    format_args!("weight_map names '{bad}', which is not the name of a safetensors file beside it"),
+                ));
+            }
+            let mut shards: Vec<String> = shards.into_iter().cloned().collect();
+            shards.sort();
+            shards
+        }
+        None => vec!["model.safetensors".into()],
+    };
+    let mut all = HashMap::new();
+    for name in names {
+        let source = folder.open(&name)?.ok_or_else(|| folder.missing(&name))?;
+        for (tensor, found) in header(&source)? {
+            if let Some(index) = &index
+                && index.weight_map.get(&tensor) != Some(&name)
+            {
+                return Err(folder.error(INDEX, format_args!("tensor {tensor} is in {name}, but weight_map does not say so")));
+            }
+            all.insert(tensor, (source.clone(), found));
+        }
+    }
+    if let Some(missing) = index.iter().flat_map(|i| i.weight_map.keys()).find(|name| !all.contains_key(*name)) {
+        return Err(folder.error(INDEX, format_args!("weight_map names the tensor {missing}, which its file does not hold")));
+    }
+    Ok(all)
+}
+
+/// A plain file name, on any system, that ends in `.safetensors`.
+fn is_shard_name(name: &str) -> bool {
+    super::cache::is_plain_name(name) && name.ends_with(".safetensors")
+}
+
+/// The checked header of a safetensors file: its tensors lie one behind the other and cover the file.
+fn header(source: &Source) -> Result<Vec<(String, Found)>, ModelError> {
+    let error = |what: &dyn std::fmt::Display| invalid(source.path(), crate::units::shown(&what.to_string()));
+    if source.len() < 8 {
+        return Err(error(&format_args!("{} bytes are too short for a safetensors file; it is cut off", source.len())));
+    }
+    let mut len = [0; 8];
+    source.read_at(0, &mut len)?;
+    let len = u64::from_le_bytes(len);
+    if len > MAX_HEADER || len > source.len() - 8 {
+        return Err(error(&format_args!(
+            "the header is said to be {len} bytes, but the file has {} and at most {MAX_HEADER} are read; it is cut off or not a safetensors file",
+            source.len()
+        )));
+    }
+    let mut bytes = vec![0; len as usize];
+    source.read_at(8, &mut bytes)?;
+    let metadata = parse_header(&bytes, source.len() - 8 - len).map_err(|text| error(&text))?;
+    let base = 8 + len;
+    Ok(metadata
+        .tensors()
+        .into_iter()
+        .map(|(name, info)| {
+            let found = Found { dtype: info.dtype, shape: info.shape.clone(), offset: base + info.data_offsets.0 as u64 };
+            (name, found)
+        })
+        .collect())
+}
+
+/// Parses and checks the JSON of a header that is followed by `data` bytes.
+pub(super) fn parse_header(json: &[u8], data: u64) -> Result<safetensors::tensor::Metadata, String> {
+    let metadata: safetensors::tensor::Metadata = serde_json::from_slice(json).map_err(|e| format!("header: {e}"))?;
+    if metadata.data_len() as u64 != data {
+        return Err(format!(
+            "header: tensors take {} bytes, but {data} follow; the file is cut off or damaged",
+            metadata.data_len()
+        ));
+    }
+    Ok(metadata)
+}
+
+/// The vocabulary: `tokenizer.json` as it is, and what the files beside it say about special tokens and the template.
+fn vocabulary(folder: &mut Folder, config: &Config, vocab: usize) -> Result<Vocabulary, ModelError> {
+    let json = folder.bytes("tokenizer.json", MAX_TOKENIZER)?.ok_or_else(|| folder.missing("tokenizer.json"))?;
+    let tokenizer: TokenizerJson = serde_json::from_slice(&json).map_err(|e| folder.error("tokenizer.json", e))?;
+    if let Some(token) = tokenizer.added_tokens.iter().find(|t| t.id as usize >= vocab) {
+        return Err(folder.error(
+            "tokenizer.json",
+            format_args!("added token '{}' has the id {}; vocab_size in config.json is {vocab}", token.content, token.id),
+        ));
+    }
+    let largest = tokenizer.model.vocab.values().max().copied().unwrap_or(0);
+    if largest >= vocab as u64 {
+        return Err(
+            folder.error("tokenizer.json", format_args!("a token has the id {largest}; vocab_size in config.json is {vocab}"))
+        );
+    }
+    let settings: Value = folder.json("tokenizer_config.json", MAX_CONFIG.max(MAX_TOKENIZER))?.unwrap_or(Value::Null);
+    let generation: Value = folder.json("generation_config.json", MAX_CONFIG)?.unwrap_or(Value::Null);
+
+    let id_of = |text: &str| -> Option<TokenId> {
+        let added = tokenizer.added_tokens.iter().find(|t| t.content == text).map(|t| t.id);
+        added.or_else(|| tokenizer.model.vocab.get(text).and_then(|id| TokenId::try_from(*id).ok()))
+    };
+    let text_of = |id: TokenId| -> String {
+        let added = tokenizer.added_tokens.iter().find(|t| t.id == id).map(|t| t.content.clone());
+        let plain = || tokenizer.model.vocab.iter().find(|(_, i)| **i == u64::from(id)).map(|(text, _)| text.clone());
+        added.or_else(plain).unwrap_or_default()
+    };
+    // A special token is a text or an object with a text.
+    let special = |name: &str| -> Option<String> {
+        let value = settings.get(name)?;
+        Some(value.as_str().or_else(|| value.get("content")?.as_str())?.to_string())
+    };
+    let ids = |file: &str, name: &str, value: Option<&Value>| -> Result<Vec<TokenId>, ModelError> {
+        let values = match value {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Array(values)) => values.clone(),
+            Some(one) => vec![one.clone()],
+        };
+        let id = |v: &Value| v.as_u64().filter(|id| *id < vocab as u64).map(|id| id as TokenId);
+        values
+            .iter()
+            .map(|v| id(v).ok_or_else(|| folder.error(file, format_args!("{name}: {v} is not a token id below {vocab}"))))
+            .collect()
+    };
+    let mut eos = ids("generation_config.json", "eos_token_id", generation.get("eos_token_id"))?;
+    if eos.is_empty() {
+        eos = ids("config.json", "eos_token_id", config.eos_token_id.as_ref())?;
+    }
+    let mut eos_text = special("eos_token").unwrap_or_default();
+    eos.extend(id_of(&eos_text).filter(|id| !eos.contains(id)));
+    eos.dedup();
+    if eos.is_empty() {
+        return Err(
+            folder.error("config.json", "eos_token_id is missing, here and in generation_config.json and tokenizer_config.json")
+        );
+    }
+    let mut bos_text = special("bos_token").unwrap_or_default();
+    let configured = ids("config.json", "bos_token_id", config.bos_token_id.as_ref())?.first().copied();
+    let bos = id_of(&bos_text).or(configured);
+    if eos_text.is_empty() {
+        eos_text = eos.first().map(|id| text_of(*id)).unwrap_or_default();
+    }
+    if bos_text.is_empty() {
+        bos_text = bos.map(text_of).unwrap_or_default();
+    }
+    let add_bos = match settings.get("add_bos_token").and_then(Value::as_bool) {
+        Some(add) => add,
+        None => tokenizer.post_processor.as_ref().is_some_and(|p| begins_with(p, &bos_text)),
+    };
+    let chat_template = chat_template(folder, &settings)?;
+    Ok(Vocabulary {
+        tokenizer_json: Some(json),
+        bos,
+        eos,
+        add_bos: add_bos && bos.is_some(),
+        chat_template,
+        bos_text,
+        eos_text,
+        ..Vocabulary::default()
+    })
+}
+
+/// The parts of `tokenizer.json` that are needed before the tokenizer is built.
+#[derive(Deserialize)]
+struct TokenizerJson {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    model: TokenizerModel,
+    post_processor: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: TokenId,
+    content: String,
+}
+
+#[derive(Deserialize)]
+struct TokenizerModel {
+    vocab: HashMap<String, u64>,
+}
+
+/// Whether a post-processor puts the special token `text` in front of a single sequence.
+fn begins_with(post_processor: &Value, text: &str) -> bool {
+    let first = |p: &Value| p.get("single")?.get(0)?.get("SpecialToken")?.get("id")?.as_str().map(|id| id == text);
+    match post_processor.get("processors").and_then(Value::as_array) {
+        Some(parts) => parts.iter().any(|p| first(p) == Some(true)),
+        None => first(post_processor) == Some(true),
+    }
+}
+
+/// `chat_template.jinja`, else `chat_template.json`, else the one in `tokenizer_config.json` (the one named `default` of several).
+fn chat_template(folder: &mut Folder, settings: &Value) -> Result<Option<String>, ModelError> {
+    if let Some(bytes) = folder.bytes("chat_template.jinja", MAX_TEMPLATE as u64)? {
+        return match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text)),
+            Err(_) => Err(folder.error("chat_template.jinja", "not valid UTF-8")),
+        };
+    }
+    let beside: Value = folder.json("chat_template.json", 2 * MAX_TEMPLATE as u64)?.unwrap_or(Value::Null);
+    let (file, value) = match beside.get("chat_template") {
+        Some(value) => ("chat_template.json", value),
+        None => match settings.get("chat_template") {
+            Some(value) => ("tokenizer_config.json", value),
+            None => return Ok(None),
+        },
+    };
+    let named = |v: &Value| v.as_array()?.iter().find(|t| t["name"] == "default")?.get("template").cloned();
+    match named(value).as_ref().unwrap_or(value) {
+        Value::String(text) if text.len() <= MAX_TEMPLATE => Ok(Some(text.clone())),
+        Value::String(text) => {
+            Err(folder.error(file, format_args!("chat_template has {} bytes; at most {MAX_TEMPLATE} are read", text.len())))
+        }
+        Value::Null => Ok(None),
+        _ => Err(folder.error(file, "chat_template is neither a text nor a list with one named 'default'")),
+    }
+}
+
+/// The digest of a folder: SHA-256 over `name`, a zero byte and `digest` of its files, sorted by name.
+pub(super) fn digest(files: &BTreeMap<String, Arc<Source>>, tell: &dyn Fn(u64)) -> Result<String, ModelError> {
+    use sha2::Digest;
+    let mut hash = sha2::Sha256::new();
+    let mut before = 0;
+    for (name, source) in files {
+        let one = source.digest(&|done| tell(before + done))?;
+        hash.update(format!("{name}\0{one}\n"));
+        before += source.len();
+    }
+    Ok(super::source::hex(&hash.finalize()))
+}
+
+/// Shown in errors about a path that is neither.
+pub(super) fn looks_like_checkpoint(folder: &Path) -> Result<(), ModelError> {
+    if folder.join("config.json").symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    let models: Vec<String> = std::fs::read_dir(folder)
+        .map_err(|e| super::source::cannot_read(folder, &e))?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".gguf"))
+        .take(3)
+        .collect();
+    Err(match models.first() {
+        Some(name) => invalid(
+            folder,
+            format_args!("the folder has no config.json; give a GGUF file in it, such as {}", shown(&folder.join(name))),
+        ),
+        None => invalid(folder, "the folder has no config.json; a checkpoint has config.json, *.safetensors and tokenizer.json"),
+    })
+}
