@@ -2,6 +2,7 @@
 //! circles. In: generated ids, one at a time. Out: whether to stop, why, and the text. A pure function of the ids and the limit.
 
 use super::{FinishReason, StopRules, StoppingPolicy};
+use crate::text::Detokenizer;
 use crate::units::TokenId;
 use std::sync::Arc;
 
@@ -12,6 +13,16 @@ pub trait TextDecoder: Send {
 
     /// Appends what was held back; adds nothing when called again.
     fn finish(&mut self, text: &mut String);
+}
+
+impl TextDecoder for Detokenizer {
+    fn push(&mut self, token: TokenId, text: &mut String) {
+        Detokenizer::push(self, token, text);
+    }
+
+    fn finish(&mut self, text: &mut String) {
+        Detokenizer::finish(self, text);
+    }
 }
 
 /// Makes a [`TextDecoder`] for each sequence.
