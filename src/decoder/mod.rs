@@ -5,6 +5,7 @@
 pub mod candle;
 pub mod fake;
 pub mod kv;
+pub mod native;
 
 use crate::model::ModelSpec;
 use crate::units::TokenId;

@@ -5,6 +5,26 @@
 
 pub mod probes;
 
+mod arena;
+mod gemm;
+mod isa;
+mod math;
+mod ops;
+mod panels;
+mod pool;
+mod table;
+mod units;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use arena::{Arena, NoMemory};
+pub use gemm::ActBlock;
+pub use ops::{Activations, Context, KvArena, Rotation, Rows, Scores, Team, Want, attention_units};
+pub use panels::{COLUMNS, Panels, pack_panel, padded, panel_bytes};
+pub use pool::Pool;
+pub use table::KernelSet;
+pub use units::{AttentionUnit, KvShape, PAGE, Row};
+
 /// How a weight matrix is stored in panels and what it is multiplied with. Every format has one numeric path for all batch sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Format {

@@ -1,0 +1,115 @@
+//! Large blocks of zeroed memory: anonymous pages from the operating system, aligned to 2 MiB, huge pages advised, touched only as used.
+//! In: a size. Out: a byte slice, or an error instead of an abort.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+
+/// Alignment of an arena: one huge page.
+const ALIGN: usize = 2 << 20;
+
+/// The memory could not be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no memory for {0} bytes")]
+pub struct NoMemory(pub usize);
+
+/// A block of zeroed memory, released when dropped.
+pub struct Arena {
+    /// What the operating system gave.
+    base: NonNull<u8>,
+    mapped: usize,
+    /// The aligned part.
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an arena is plain owned memory; access goes through `&self` (shared) or `&mut self` (exclusive), like a `Box<[u8]>`.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// `len` zeroed bytes, aligned to 2 MiB.
+    pub fn new(len: usize) -> Result<Arena, NoMemory> {
+        let mapped = len.checked_add(ALIGN).filter(|&n| n <= isize::MAX as usize).ok_or(NoMemory(len))?;
+        let base = NonNull::new(map(mapped)).ok_or(NoMemory(len))?;
+        let offset = base.as_ptr().align_offset(ALIGN);
+        // SAFETY: `offset` < ALIGN and `mapped` = len + ALIGN, so start and start + len lie within the mapping.
+        let start = unsafe { base.add(offset) };
+        advise_huge(start.as_ptr(), len);
+        Ok(Arena { base, mapped, start, len })
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `start..start+len` is mapped, initialised (zero pages) and owned; `&self` forbids writers.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// The bytes, to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as `bytes`; `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        unmap(self.base.as_ptr(), self.mapped);
+    }
+}
+
+#[cfg(unix)]
+fn map(len: usize) -> *mut u8 {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
+    // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
+    let p = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if p == libc::MAP_FAILED { std::ptr::null_mut() } else { p as *mut u8 }
+}
+
+#[cfg(unix)]
+fn unmap(p: *mut u8, len: usize) {
+    // SAFETY: `p` and `len` are those of a mapping made by `map`, and its owner is being dropped.
+    unsafe { libc::munmap(p as *mut libc::c_void, len) };
+}
+
+#[cfg(not(unix))]
+fn map(len: usize) -> *mut u8 {
+    // SAFETY: the layout has a non-zero size (len includes ALIGN).
+    unsafe { std::alloc::alloc_zeroed(std::alloc::Layout::from_size_align_unchecked(len, 64)) }
+}
+
+#[cfg(not(unix))]
+fn unmap(p: *mut u8, len: usize) {
+    // SAFETY: allocated by `map` with this layout.
+    unsafe { std::alloc::dealloc(p, std::alloc::Layout::from_size_align_unchecked(len, 64)) }
+}
+
+fn advise_huge(p: *mut u8, len: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice about our own mapping; it changes no content, and a refusal does not matter.
+    unsafe {
+        libc::madvise(p as *mut libc::c_void, len, libc::MADV_HUGEPAGE);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (p, len);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arena_is_aligned_zeroed_and_writable_to_its_end() {
+        let mut arena = Arena::new(3 * ALIGN + 5).unwrap();
+        assert_eq!(arena.bytes().as_ptr() as usize % ALIGN, 0);
+        assert!(arena.bytes().iter().all(|&b| b == 0));
+        *arena.bytes_mut().last_mut().unwrap() = 7;
+        assert_eq!(arena.bytes()[3 * ALIGN + 4], 7);
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_an_error() {
+        assert!(Arena::new(usize::MAX).is_err());
+        assert!(Arena::new(1 << 60).is_err());
+    }
+}

@@ -1,0 +1,464 @@
+//! Rows times panels, for every format: the two kernels of this program, written once over [`Isa`].
+//!
+//! Numerics, the same for every number of rows (so a row's result never depends on the rows beside it):
+//! * float formats: weights widened exactly; `acc = fma(x[k], w[k], acc)`, k ascending, in blocks of 256 whose sums are added in order;
+//! * quantized formats: int8 activations ([`ActBlock`]); a block's integer sum is exact; `acc = fma(dw * dx, sum, acc)`, for q4_1 then
+//!   `acc = fma(mw, dx * Σx, acc)`, blocks ascending.
+#![allow(unsafe_code)]
+#![allow(clippy::missing_safety_doc, clippy::needless_range_loop)]
+
+use super::Format;
+use super::isa::Isa;
+use super::panels::{panel_bytes, scales_offset};
+
+/// k of a float block: also what fits in L1 beside the activations.
+pub(crate) const BLOCK: usize = 256;
+
+/// 32 activations as int8 with what their block needs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(16))]
+pub struct ActBlock {
+    /// round-half-even(x / d), in -127..=127.
+    pub q: [i8; 32],
+    /// max |x| / 127.
+    pub d: f32,
+    /// d times the sum of `q`.
+    pub dsum: f32,
+    /// -128 times the sum of `q`: undoes the offset of weights stored plus 128.
+    pub correction: i32,
+}
+
+impl ActBlock {
+    /// All zero.
+    pub const ZERO: ActBlock = ActBlock { q: [0; 32], d: 0.0, dsum: 0.0, correction: 0 };
+}
+
+/// One multiplication: `out[r][c] = Σ_k x[r][k] * w[c][k]` for `rows` rows and the columns of `panels` panels.
+pub(crate) struct Gemm {
+    pub format: Format,
+    /// The first panel.
+    pub w: *const u8,
+    pub panels: usize,
+    pub k: usize,
+    /// Float formats: row r at `x + r * x_stride`.
+    pub x: *const f32,
+    pub x_stride: usize,
+    /// Quantized formats: row r at `q + r * q_stride`.
+    pub q: *const ActBlock,
+    pub q_stride: usize,
+    pub rows: usize,
+    /// Row r at `out + r * out_stride`.
+    pub out: *mut f32,
+    pub out_stride: usize,
+    /// `WIDE` floats of scratch.
+    pub wide: *mut f32,
+}
+
+/// Floats of scratch a [`Gemm`] needs: a block of two panels.
+pub(crate) const WIDE: usize = 2 * BLOCK * 16;
+
+/// How 16 columns of float weights are read.
+trait Weight<S: Isa> {
+    /// Not f32: worth widening once for many rows.
+    const NARROW: bool;
+    /// Two k come out of one load.
+    const PAIRS: bool;
+    /// Bytes of two k.
+    const TWO: usize;
+    unsafe fn one(p: *const u8, k: usize) -> S::F;
+    unsafe fn pair(p: *const u8, k: usize) -> (S::F, S::F);
+}
+
+struct WideF32;
+struct HalfBf16;
+struct HalfF16;
+
+impl<S: Isa> Weight<S> for WideF32 {
+    const NARROW: bool = false;
+    const PAIRS: bool = false;
+    const TWO: usize = 128;
+    #[inline(always)]
+    unsafe fn one(p: *const u8, k: usize) -> S::F {
+        unsafe { S::load((p as *const f32).add(k * 16)) }
+    }
+    #[inline(always)]
+    unsafe fn pair(p: *const u8, k: usize) -> (S::F, S::F) {
+        unsafe { (S::load((p as *const f32).add(k * 16)), S::load((p as *const f32).add(k * 16 + 16))) }
+    }
+}
+
+impl<S: Isa> Weight<S> for HalfBf16 {
+    const NARROW: bool = true;
+    const PAIRS: bool = true;
+    const TWO: usize = 64;
+    #[inline(always)]
+    unsafe fn one(p: *const u8, k: usize) -> S::F {
+        unsafe { S::load_bf16_pairs((p as *const u16).add(k / 2 * 32)).0 }
+    }
+    #[inline(always)]
+    unsafe fn pair(p: *const u8, k: usize) -> (S::F, S::F) {
+        unsafe { S::load_bf16_pairs((p as *const u16).add(k / 2 * 32)) }
+    }
+}
+
+impl<S: Isa> Weight<S> for HalfF16 {
+    const NARROW: bool = true;
+    const PAIRS: bool = false;
+    const TWO: usize = 64;
+    #[inline(always)]
+    unsafe fn one(p: *const u8, k: usize) -> S::F {
+        unsafe { S::load_f16((p as *const u16).add(k * 16)) }
+    }
+    #[inline(always)]
+    unsafe fn pair(p: *const u8, k: usize) -> (S::F, S::F) {
+        unsafe { (S::load_f16((p as *const u16).add(k * 16)), S::load_f16((p as *const u16).add(k * 16 + 16))) }
+    }
+}
+
+/// Runs `$f::<.., $rows, ..>` with the run-time number of rows as a constant.
+macro_rules! with_rows {
+    ($rows:expr, $max:expr, $call:ident!) => {
+        match $rows {
+            1 => $call!(1),
+            2 if $max >= 2 => $call!(2),
+            3 if $max >= 3 => $call!(3),
+            4 if $max >= 4 => $call!(4),
+            5 if $max >= 5 => $call!(5),
+            6 if $max >= 6 => $call!(6),
+            7 if $max >= 7 => $call!(7),
+            8 if $max >= 8 => $call!(8),
+            _ => unreachable!("a tile has at most {} rows", $max),
+        }
+    };
+}
+pub(crate) use with_rows;
+
+/// Multiplies; `NP` panels of a float format go side by side.
+#[inline(always)]
+pub(crate) unsafe fn gemm<S: Isa, const NP: usize>(g: &Gemm) {
+    unsafe {
+        match g.format {
+            Format::F32 => float::<S, WideF32, NP>(g),
+            Format::Bf16 => float::<S, HalfBf16, NP>(g),
+            Format::F16 => float::<S, HalfF16, NP>(g),
+            Format::Q8_0 => quantized::<S, true>(g),
+            Format::Q4_1 => quantized::<S, false>(g),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn float<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm) {
+    let mut panel = 0;
+    while panel + NP <= g.panels {
+        unsafe { float_panels::<S, W, NP>(g, panel) };
+        panel += NP;
+    }
+    while NP > 1 && panel < g.panels {
+        unsafe { float_panels::<S, W, 1>(g, panel) };
+        panel += 1;
+    }
+}
+
+#[inline(always)]
+unsafe fn float_panels<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm, panel: usize) {
+    unsafe {
+        let bytes = panel_bytes(g.format, g.k);
+        let out = g.out.add(panel * 16);
+        let mut k = 0;
+        loop {
+            let kc = (g.k - k).min(BLOCK);
+            let mut w = [std::ptr::null(); NP];
+            for p in 0..NP {
+                w[p] = g.w.add((panel + p) * bytes + k / 2 * W::TWO);
+            }
+            let x = g.x.add(k);
+            if W::NARROW && g.rows > S::DIRECT_ROWS {
+                for p in 0..NP {
+                    let wide = g.wide.add(p * BLOCK * 16);
+                    widen::<S, W>(w[p], kc, wide);
+                    w[p] = wide as *const u8;
+                }
+                float_rows::<S, WideF32, NP>(g, w, x, kc, out, k == 0);
+            } else {
+                float_rows::<S, W, NP>(g, w, x, kc, out, k == 0);
+            }
+            k += kc;
+            if k >= g.k {
+                break;
+            }
+        }
+    }
+}
+
+/// Widens `kc` k of a panel to f32, `[kc][16]`.
+#[inline(always)]
+unsafe fn widen<S: Isa, W: Weight<S>>(w: *const u8, kc: usize, out: *mut f32) {
+    unsafe {
+        let mut k = 0;
+        while k + 2 <= kc {
+            let (a, b) = W::pair(w, k);
+            S::store(out.add(k * 16), a);
+            S::store(out.add(k * 16 + 16), b);
+            k += 2;
+        }
+        if k < kc {
+            S::store(out.add(k * 16), W::one(w, k));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm, w: [*const u8; NP], x: *const f32, kc: usize, out: *mut f32, first: bool) {
+    unsafe {
+        let mut r = 0;
+        while r < g.rows {
+            let rows = (g.rows - r).min(S::ROWS);
+            let (x, out) = (x.add(r * g.x_stride), out.add(r * g.out_stride));
+            macro_rules! tile {
+                ($mr:literal) => {
+                    float_tile::<S, W, $mr, NP>(w, x, g.x_stride, kc, out, g.out_stride, first)
+                };
+            }
+            with_rows!(rows, S::ROWS, tile!);
+            r += rows;
+        }
+    }
+}
+
+/// `MR` rows × `NP` panels over one block of k; the block's sums are stored (`first`) or added.
+#[inline(always)]
+unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize>(
+    w: [*const u8; NP],
+    x: *const f32,
+    x_stride: usize,
+    kc: usize,
+    out: *mut f32,
+    out_stride: usize,
+    first: bool,
+) {
+    unsafe {
+        let mut acc = [[S::zero(); NP]; MR];
+        let mut k = 0;
+        if W::PAIRS {
+            while k + 2 <= kc {
+                let mut b = [(S::zero(), S::zero()); NP];
+                for p in 0..NP {
+                    b[p] = W::pair(w[p], k);
+                }
+                for r in 0..MR {
+                    let a = S::splat(*x.add(r * x_stride + k));
+                    for p in 0..NP {
+                        acc[r][p] = S::fma(a, b[p].0, acc[r][p]);
+                    }
+                }
+                for r in 0..MR {
+                    let a = S::splat(*x.add(r * x_stride + k + 1));
+                    for p in 0..NP {
+                        acc[r][p] = S::fma(a, b[p].1, acc[r][p]);
+                    }
+                }
+                k += 2;
+            }
+        }
+        while k < kc {
+            let mut b = [S::zero(); NP];
+            for p in 0..NP {
+                b[p] = W::one(w[p], k);
+            }
+            for r in 0..MR {
+                let a = S::splat(*x.add(r * x_stride + k));
+                for p in 0..NP {
+                    acc[r][p] = S::fma(a, b[p], acc[r][p]);
+                }
+            }
+            k += 1;
+        }
+        for r in 0..MR {
+            for p in 0..NP {
+                let o = out.add(r * out_stride + p * 16);
+                S::store(o, if first { acc[r][p] } else { S::add(S::load(o), acc[r][p]) });
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn quantized<S: Isa, const EIGHT: bool>(g: &Gemm) {
+    unsafe {
+        let bytes = panel_bytes(g.format, g.k);
+        let scales = scales_offset(g.format, g.k);
+        for panel in 0..g.panels {
+            let w = g.w.add(panel * bytes);
+            let mut r = 0;
+            while r < g.rows {
+                let rows = (g.rows - r).min(S::QUANT_ROWS);
+                let (x, out) = (g.q.add(r * g.q_stride), g.out.add(r * g.out_stride + panel * 16));
+                macro_rules! tile {
+                    ($mr:literal) => {
+                        if EIGHT {
+                            tile8::<S, $mr>(w, w.add(scales), x, g.q_stride, g.k / 32, out, g.out_stride)
+                        } else {
+                            tile4::<S, $mr>(w, w.add(scales), x, g.q_stride, g.k / 32, out, g.out_stride)
+                        }
+                    };
+                }
+                with_rows!(rows, S::QUANT_ROWS, tile!);
+                r += rows;
+            }
+        }
+    }
+}
+
+/// The four activations of quad `i`.
+#[inline(always)]
+unsafe fn quad(x: *const ActBlock, i: usize) -> i32 {
+    unsafe { (x as *const i32).add(i).read() }
+}
+
+#[inline(always)]
+unsafe fn tile8<S: Isa, const MR: usize>(
+    w: *const u8,
+    scales: *const u8,
+    x: *const ActBlock,
+    x_stride: usize,
+    blocks: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    unsafe {
+        let mut acc = [S::zero(); MR];
+        for b in 0..blocks {
+            let w = w.add(b * 512);
+            let mut sum = [S::start8(0); MR];
+            for r in 0..MR {
+                sum[r] = S::start8((*x.add(r * x_stride + b)).correction);
+            }
+            for i in 0..8 {
+                let line = S::line8(w.add(i * 64));
+                for r in 0..MR {
+                    sum[r] = S::dot8(sum[r], line, quad(x.add(r * x_stride + b), i));
+                }
+            }
+            let d = S::load_f16(scales.add(b * 32) as *const u16);
+            for r in 0..MR {
+                let dx = S::splat((*x.add(r * x_stride + b)).d);
+                acc[r] = S::fma(S::mul(d, dx), S::to_float(sum[r]), acc[r]);
+            }
+        }
+        for r in 0..MR {
+            S::store(out.add(r * out_stride), acc[r]);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile4<S: Isa, const MR: usize>(
+    w: *const u8,
+    scales: *const u8,
+    x: *const ActBlock,
+    x_stride: usize,
+    blocks: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    unsafe {
+        let mut acc = [S::zero(); MR];
+        for b in 0..blocks {
+            let w = w.add(b * 256);
+            let mut sum = [S::start4(); MR];
+            for i in 0..4 {
+                let line = S::line4(w.add(i * 64));
+                for r in 0..MR {
+                    let x = x.add(r * x_stride + b);
+                    sum[r] = S::dot4(sum[r], line, quad(x, i), quad(x, i + 4));
+                }
+            }
+            let d = S::load_f16(scales.add(b * 64) as *const u16);
+            let m = S::load_f16(scales.add(b * 64 + 32) as *const u16);
+            for r in 0..MR {
+                let x = x.add(r * x_stride + b);
+                acc[r] = S::fma(S::mul(d, S::splat((*x).d)), S::to_float(S::finish4(sum[r])), acc[r]);
+                acc[r] = S::fma(m, S::splat((*x).dsum), acc[r]);
+            }
+        }
+        for r in 0..MR {
+            S::store(out.add(r * out_stride), acc[r]);
+        }
+    }
+}
+
+/// What attention multiplies by: a page of keys is a panel, a page of values has its own line length.
+pub(crate) trait Element<S: Isa> {
+    const SIZE: usize;
+    unsafe fn load(p: *const u8, index: usize) -> S::F;
+    unsafe fn store(p: *mut u8, index: usize, v: S::F);
+}
+
+pub(crate) struct F32;
+pub(crate) struct F16;
+
+impl<S: Isa> Element<S> for F32 {
+    const SIZE: usize = 4;
+    #[inline(always)]
+    unsafe fn load(p: *const u8, index: usize) -> S::F {
+        unsafe { S::load((p as *const f32).add(index)) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, index: usize, v: S::F) {
+        unsafe { S::store((p as *mut f32).add(index), v) }
+    }
+}
+
+impl<S: Isa> Element<S> for F16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    unsafe fn load(p: *const u8, index: usize) -> S::F {
+        unsafe { S::load_f16((p as *const u16).add(index)) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, index: usize, v: S::F) {
+        unsafe { S::store_f16((p as *mut u16).add(index), v) }
+    }
+}
+
+/// `MR` rows × `NP` lines of 16 columns: `out = Σ_k x[k] * w[p][k]`, continuing the sums in `out` if `go_on`. Line k of `w[p]` is `k * w_stride` elements on.
+#[inline(always)]
+pub(crate) unsafe fn chain_tile<S: Isa, E: Element<S>, const MR: usize, const NP: usize>(
+    w: [*const u8; NP],
+    w_stride: usize,
+    x: *const f32,
+    x_stride: usize,
+    kc: usize,
+    out: *mut f32,
+    out_stride: usize,
+    go_on: bool,
+) {
+    unsafe {
+        let mut acc = [[S::zero(); NP]; MR];
+        if go_on {
+            for r in 0..MR {
+                for p in 0..NP {
+                    acc[r][p] = S::load(out.add(r * out_stride + p * 16));
+                }
+            }
+        }
+        for k in 0..kc {
+            let mut b = [S::zero(); NP];
+            for p in 0..NP {
+                b[p] = E::load(w[p], k * w_stride);
+            }
+            for r in 0..MR {
+                let a = S::splat(*x.add(r * x_stride + k));
+                for p in 0..NP {
+                    acc[r][p] = S::fma(a, b[p], acc[r][p]);
+                }
+            }
+        }
+        for r in 0..MR {
+            for p in 0..NP {
+                S::store(out.add(r * out_stride + p * 16), acc[r][p]);
+            }
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! What a kernel needs of an instruction set: sixteen f32 lanes and the two integer dot products, as one trait, with the portable
+//! implementation that is the reference. Kernels are written once over [`Isa`]; each lane of each implementation computes the same
+//! correctly rounded operations in the same order, so all sets give the same bits.
+#![allow(unsafe_code)]
+#![allow(clippy::missing_safety_doc, clippy::needless_range_loop)]
+
+/// Sixteen lanes. Every method is `unsafe` for one reason: the CPU must have the implementation's features (and pointers must cover what
+/// the method reads or writes, without alignment).
+pub(crate) trait Isa: Copy + 'static {
+    /// As kernels are named: `x86-avx2`.
+    const NAME: &'static str;
+    /// Rows of a float tile.
+    const ROWS: usize;
+    /// Rows of an integer tile.
+    const QUANT_ROWS: usize;
+    /// Up to this many rows 16-bit weights are widened in registers; above, a block of the panel is widened to L1 once.
+    const DIRECT_ROWS: usize;
+    /// Sixteen f32.
+    type F: Copy;
+    /// Sixteen i32.
+    type I: Copy;
+    /// A line of 8-bit weights (16 columns × 4 k), prepared for several rows.
+    type Line8: Copy;
+    /// A line of 4-bit weights (16 columns × 8 k), unpacked for several rows.
+    type Line4: Copy;
+    /// Running sums of a 4-bit block of 32.
+    type Sum4: Copy;
+
+    unsafe fn zero() -> Self::F;
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, v: Self::F);
+    /// Sixteen f16 values, widened exactly.
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Rounded to nearest even.
+    unsafe fn store_f16(p: *mut u16, v: Self::F);
+    /// Sixteen pairs of bf16: (low halves, high halves), widened exactly.
+    unsafe fn load_bf16_pairs(p: *const u16) -> (Self::F, Self::F);
+    /// Rounds each lane to bf16, nearest even; NaN stays NaN.
+    unsafe fn round_bf16(v: Self::F) -> Self::F;
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// a * b + c with one rounding.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`: b if either is NaN.
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// `if a > b { x } else { y }`.
+    unsafe fn select_gt(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// Whether any lane has a > b.
+    unsafe fn any_gt(a: Self::F, b: Self::F) -> bool;
+    /// Swaps lanes 2i and 2i + 1.
+    unsafe fn swap_pairs(v: Self::F) -> Self::F;
+    /// The float with the bits `(bits(t) + 127) << 23`: 2^n for t = n + 1.5 * 2^23.
+    unsafe fn power(t: Self::F) -> Self::F;
+    /// ((l + l8) + (l4 + l12)) …: halves folded onto each other, 8, 4, 2, 1.
+    unsafe fn sum(v: Self::F) -> f32;
+    /// The same tree with [`Isa::max`].
+    unsafe fn largest(v: Self::F) -> f32;
+    /// The largest magnitude of 32 values, compared as integers: NaN counts as larger than everything.
+    unsafe fn magnitude(a: Self::F, b: Self::F) -> f32;
+    /// round-half-even(x * scale) of 32 values to bytes; returns their sum.
+    unsafe fn quantize(a: Self::F, b: Self::F, scale: f32, out: *mut i8) -> i32;
+    unsafe fn to_float(v: Self::I) -> Self::F;
+    /// 64 bytes of weights plus 128.
+    unsafe fn line8(p: *const u8) -> Self::Line8;
+    /// Where a block's sum starts; `correction` is -128 times the sum of the block's activations.
+    unsafe fn start8(correction: i32) -> Self::I;
+    /// Adds the products of four k per column; `x` is the four activations' bytes.
+    unsafe fn dot8(sum: Self::I, line: Self::Line8, x: i32) -> Self::I;
+    unsafe fn line4(p: *const u8) -> Self::Line4;
+    unsafe fn start4() -> Self::Sum4;
+    /// Adds the products with the low nibbles (`low`: four activations) and the high nibbles (`high`).
+    unsafe fn dot4(sum: Self::Sum4, line: Self::Line4, low: i32, high: i32) -> Self::Sum4;
+    unsafe fn finish4(sum: Self::Sum4) -> Self::I;
+    /// Asks for the cache line to be fetched; never faults.
+    unsafe fn prefetch(p: *const u8);
+}
+
+/// Plain Rust: the reference, and what CPUs without AVX2 run. Slow where `mul_add` is a library call.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; 16] {
+    let mut out = [0.0; 16];
+    for i in 0..16 {
+        out[i] = f(i);
+    }
+    out
+}
+
+/// `if a > b { a } else { b }`.
+#[inline(always)]
+fn greater(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+impl Isa for Portable {
+    const NAME: &'static str = "portable";
+    const ROWS: usize = 1;
+    const QUANT_ROWS: usize = 1;
+    const DIRECT_ROWS: usize = usize::MAX;
+    type F = [f32; 16];
+    type I = [i32; 16];
+    type Line8 = *const u8;
+    type Line4 = *const u8;
+    type Sum4 = [i32; 16];
+
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 16] {
+        [0.0; 16]
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> [f32; 16] {
+        [x; 16]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 16] {
+        unsafe { (p as *const [f32; 16]).read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: [f32; 16]) {
+        unsafe { (p as *mut [f32; 16]).write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> [f32; 16] {
+        let h = unsafe { (p as *const [u16; 16]).read_unaligned() };
+        each(|i| half::f16::from_bits(h[i]).to_f32_const())
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: [f32; 16]) {
+        let mut h = [0u16; 16];
+        for i in 0..16 {
+            h[i] = half::f16::from_f32_const(v[i]).to_bits();
+        }
+        unsafe { (p as *mut [u16; 16]).write_unaligned(h) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> ([f32; 16], [f32; 16]) {
+        let w = unsafe { (p as *const [u32; 16]).read_unaligned() };
+        (each(|i| f32::from_bits(w[i] << 16)), each(|i| f32::from_bits(w[i] & 0xffff_0000)))
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(v: [f32; 16]) -> [f32; 16] {
+        each(|i| round_to_bf16(v[i]))
+    }
+    #[inline(always)]
+    unsafe fn add(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        each(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        each(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        each(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn div(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        each(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        each(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    unsafe fn max(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        each(|i| greater(a[i], b[i]))
+    }
+    #[inline(always)]
+    unsafe fn select_gt(a: [f32; 16], b: [f32; 16], x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
+        each(|i| if a[i] > b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    unsafe fn any_gt(a: [f32; 16], b: [f32; 16]) -> bool {
+        (0..16).any(|i| a[i] > b[i])
+    }
+    #[inline(always)]
+    unsafe fn swap_pairs(v: [f32; 16]) -> [f32; 16] {
+        each(|i| v[i ^ 1])
+    }
+    #[inline(always)]
+    unsafe fn power(t: [f32; 16]) -> [f32; 16] {
+        each(|i| f32::from_bits(t[i].to_bits().wrapping_add(127) << 23))
+    }
+    #[inline(always)]
+    unsafe fn sum(v: [f32; 16]) -> f32 {
+        let mut v = v;
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                v[i] += v[i + half];
+            }
+        }
+        v[0]
+    }
+    #[inline(always)]
+    unsafe fn largest(v: [f32; 16]) -> f32 {
+        let mut v = v;
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                v[i] = greater(v[i], v[i + half]);
+            }
+        }
+        v[0]
+    }
+    #[inline(always)]
+    unsafe fn magnitude(a: [f32; 16], b: [f32; 16]) -> f32 {
+        let bits = a.iter().chain(&b).map(|x| x.to_bits() & 0x7fff_ffff).max();
+        f32::from_bits(bits.unwrap_or(0))
+    }
+    #[inline(always)]
+    unsafe fn quantize(a: [f32; 16], b: [f32; 16], scale: f32, out: *mut i8) -> i32 {
+        let mut sum = 0;
+        for i in 0..32 {
+            let x = if i < 16 { a[i] } else { b[i - 16] };
+            let q = (x * scale).round_ties_even() as i32 as i8;
+            sum += q as i32;
+            unsafe { out.add(i).write(q) };
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn to_float(v: [i32; 16]) -> [f32; 16] {
+        each(|i| v[i] as f32)
+    }
+    #[inline(always)]
+    unsafe fn line8(p: *const u8) -> *const u8 {
+        p
+    }
+    #[inline(always)]
+    unsafe fn start8(_correction: i32) -> [i32; 16] {
+        [0; 16]
+    }
+    #[inline(always)]
+    unsafe fn dot8(sum: [i32; 16], line: *const u8, x: i32) -> [i32; 16] {
+        let (w, x) = (unsafe { (line as *const [u8; 64]).read_unaligned() }, x.to_le_bytes());
+        let mut sum = sum;
+        for i in 0..64 {
+            sum[i / 4] += (w[i] as i32 - 128) * x[i % 4] as i8 as i32;
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn line4(p: *const u8) -> *const u8 {
+        p
+    }
+    #[inline(always)]
+    unsafe fn start4() -> [i32; 16] {
+        [0; 16]
+    }
+    #[inline(always)]
+    unsafe fn dot4(sum: [i32; 16], line: *const u8, low: i32, high: i32) -> [i32; 16] {
+        let w = unsafe { (line as *const [u8; 64]).read_unaligned() };
+        let (low, high) = (low.to_le_bytes(), high.to_le_bytes());
+        let mut sum = sum;
+        for i in 0..64 {
+            sum[i / 4] += (w[i] & 15) as i32 * low[i % 4] as i8 as i32 + (w[i] >> 4) as i32 * high[i % 4] as i8 as i32;
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn finish4(sum: [i32; 16]) -> [i32; 16] {
+        sum
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
+}
+
+/// Nearest even; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn round_to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    if x.is_nan() { x } else { f32::from_bits(rounded) }
+}

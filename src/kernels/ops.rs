@@ -1,0 +1,547 @@
+//! The phases of a forward pass as safe functions: each checks its slices, cuts the work into units and runs them on the team's workers.
+//! In: slices, panels, pages. Out: the same. This is the boundary between safe code above and the raw views of `units.rs` below.
+#![allow(unsafe_code)]
+
+use super::Format;
+use super::arena::{Arena, NoMemory};
+use super::gemm::ActBlock;
+use super::panels::{COLUMNS, Panels, padded};
+use super::pool::{PerWorker, Pool};
+use super::table::KernelSet;
+use super::units::*;
+
+/// f32 rows with a stride of whole panels; what lies past the width is zero.
+#[derive(Clone, Default)]
+pub struct Rows {
+    data: Vec<f32>,
+    stride: usize,
+}
+
+impl Rows {
+    /// `rows` zero rows of `width`.
+    pub fn new(rows: usize, width: usize) -> Rows {
+        let stride = padded(width);
+        Rows { data: vec![0.0; rows * stride], stride }
+    }
+
+    /// Bytes of such rows.
+    pub fn bytes(rows: usize, width: usize) -> usize {
+        rows * padded(width) * 4
+    }
+
+    /// Rows it holds.
+    pub fn count(&self) -> usize {
+        self.data.len().checked_div(self.stride).unwrap_or(0)
+    }
+
+    /// Row r, padding included.
+    pub fn row(&self, r: usize) -> &[f32] {
+        &self.data[r * self.stride..][..self.stride]
+    }
+
+    /// Row r, padding included.
+    pub fn row_mut(&mut self, r: usize) -> &mut [f32] {
+        &mut self.data[r * self.stride..][..self.stride]
+    }
+}
+
+/// Activations: f32 rows and, for quantized matrices, the same rows as int8 blocks.
+#[derive(Clone, Default)]
+pub struct Activations {
+    rows: Rows,
+    blocks: Vec<ActBlock>,
+    blocks_stride: usize,
+    width: usize,
+}
+
+impl Activations {
+    /// `rows` rows of `width`; with int8 blocks if `quantized`.
+    pub fn new(rows: usize, width: usize, quantized: bool) -> Activations {
+        let blocks_stride = if quantized { width / 32 } else { 0 };
+        Activations { rows: Rows::new(rows, width), blocks: vec![ActBlock::ZERO; rows * blocks_stride], blocks_stride, width }
+    }
+
+    /// Bytes of such activations.
+    pub fn bytes(rows: usize, width: usize, quantized: bool) -> usize {
+        Rows::bytes(rows, width) + if quantized { rows * (width / 32) * size_of::<ActBlock>() } else { 0 }
+    }
+
+    fn has_blocks(&self) -> bool {
+        self.blocks_stride > 0
+    }
+
+    fn input(&self, rows: usize, m: &Panels) -> Input {
+        assert!(rows <= self.rows.count() && m.k <= self.width);
+        assert!(!m.format.is_quantized() || (self.blocks_stride >= m.k / 32 && self.blocks.len() >= rows * self.blocks_stride));
+        Input { f: self.rows.data.as_ptr(), f_stride: self.rows.stride, q: self.blocks.as_ptr(), q_stride: self.blocks_stride }
+    }
+
+    fn sink(&mut self, rows: usize, width: usize) -> Sink {
+        assert!(rows <= self.rows.count() && width == self.width);
+        Sink { f: self.rows.data.as_mut_ptr(), f_stride: self.rows.stride, q: self.blocks.as_mut_ptr(), q_stride: self.blocks_stride }
+    }
+}
+
+/// Keys and values of all sequences: pages of 16 positions, reserved at once, touched only as used.
+pub struct KvArena {
+    arena: Arena,
+    shape: KvShape,
+    pages: usize,
+}
+
+impl KvArena {
+    /// Room for `pages` pages.
+    pub fn new(shape: KvShape, pages: usize) -> Result<KvArena, NoMemory> {
+        let bytes = shape.page_bytes().checked_mul(pages).ok_or(NoMemory(usize::MAX))?;
+        Ok(KvArena { arena: Arena::new(bytes)?, shape, pages })
+    }
+
+    /// Pages it holds.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Layer `layer` of these pages, copied into a new allocation one page larger (the audit's growing cache).
+    pub fn copy_layer(&self, layer: usize, pages: &[u32]) -> Vec<u8> {
+        let (bytes, page_bytes) = (self.shape.layer_bytes(), self.shape.page_bytes());
+        let mut copy = Vec::with_capacity((pages.len() + 1) * bytes);
+        for &page in pages {
+            copy.extend_from_slice(&self.arena.bytes()[page as usize * page_bytes + layer * bytes..][..bytes]);
+        }
+        copy
+    }
+}
+
+/// Where attention finds a segment's keys and values in one layer.
+pub enum Context<'a> {
+    /// These pages of the arena.
+    Pages(&'a [u32]),
+    /// A copy made by [`KvArena::copy_layer`].
+    Copy(&'a [u8]),
+}
+
+/// What a scored row wants.
+pub enum Want<'a> {
+    /// The best.
+    Argmax,
+    /// The k best.
+    TopK(usize),
+    /// All scores, `n` of them.
+    All(&'a mut [f32]),
+}
+
+/// What a scored row gets.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scores {
+    /// (id, score), ties to the lowest id.
+    Argmax(u32, f32),
+    /// (id, score) by descending score, ties to the lowest id.
+    TopK(Vec<(u32, f32)>),
+    /// Written where asked.
+    All,
+    /// A score was not finite.
+    NotFinite,
+}
+
+/// Rotary embedding, softmax scale and rounding of a q/k/v phase.
+pub struct Rotation<'a> {
+    /// Of each position `[cos; head_dim]`, then `[-sin, +sin, ..; head_dim]`.
+    pub table: &'a [f32],
+    /// What queries are multiplied with.
+    pub scale: f32,
+}
+
+/// Workers, their scratch memory and a kernel set.
+pub struct Team {
+    pool: Pool,
+    scratch: PerWorker<Scratch>,
+    set: KernelSet,
+    /// Round every operation's output to bf16.
+    round: bool,
+}
+
+fn matrix(p: &Panels) -> Matrix {
+    let panel_bytes = super::panels::panel_bytes(p.format, p.k);
+    Matrix { format: p.format, w: p.data.as_ptr(), n: p.n, k: p.k, panel_bytes }
+}
+
+/// Lets workers share raw views. SAFETY of use: each `ops` function says why its units do not collide.
+struct Shared<T>(T);
+// SAFETY: see `Shared`.
+unsafe impl<T> Sync for Shared<T> {}
+impl<T> Shared<T> {
+    fn get(&self) -> &T {
+        &self.0
+    }
+}
+
+impl Team {
+    /// `threads` workers (the caller is one of them).
+    pub fn new(set: KernelSet, threads: usize, head_dim: usize, round_bf16: bool) -> std::io::Result<Team> {
+        let pool = Pool::new(threads)?;
+        let scratch = PerWorker::new(pool.threads(), || Scratch::new(head_dim));
+        Ok(Team { pool, scratch, set, round: round_bf16 })
+    }
+
+    /// The kernel set.
+    pub fn set(&self) -> KernelSet {
+        self.set
+    }
+
+    /// Why the team must not be used any more.
+    pub fn broken(&self) -> Option<String> {
+        self.pool.broken()
+    }
+
+    /// Bytes of scratch memory of `threads` workers.
+    pub fn scratch_bytes(threads: usize, head_dim: usize, rows: usize) -> usize {
+        threads * Scratch::bytes(head_dim, rows.min(ROW_GROUP) * MOST_PANELS * COLUMNS)
+    }
+
+    /// Runs `work(unit)` on the workers: phases that need no kernel.
+    pub fn each(&mut self, units: usize, work: impl Fn(usize) + Sync) {
+        self.pool.run(units, |_, unit| work(unit));
+    }
+
+    /// Runs `work(index, chunk)` on chunks of `data`, in parallel.
+    pub fn chunks<T: Send>(&mut self, data: &mut [T], chunk: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+        let (len, start) = (data.len(), Shared(data.as_mut_ptr()));
+        self.pool.run(len.div_ceil(chunk), |_, unit| {
+            let from = unit * chunk;
+            let count = chunk.min(len - from);
+            // SAFETY: chunks of different units do not overlap, all lie within `data`, which is borrowed for the whole run.
+            work(unit, unsafe { std::slice::from_raw_parts_mut(start.get().add(from), count) });
+        });
+    }
+
+    /// Runs `fill(r, row)` on the first `rows` rows (without their padding, `width` long), in parallel if there are many.
+    pub fn fill(&mut self, x: &mut Rows, rows: usize, width: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        assert!(rows <= x.count() && width <= x.stride);
+        let (stride, per_unit) = (x.stride, self.rows_per_unit(rows));
+        self.chunks(&mut x.data[..rows * stride], stride * per_unit, |unit, chunk| {
+            for (i, row) in chunk.chunks_exact_mut(stride).enumerate() {
+                fill(unit * per_unit + i, &mut row[..width]);
+            }
+        });
+    }
+
+    fn rows_per_unit(&self, rows: usize) -> usize {
+        // One or two rows are done before another worker would have woken.
+        if rows <= 2 { rows.max(1) } else { rows.div_ceil(4 * self.pool.threads()) }
+    }
+
+    /// Cuts a product of `rows` rows and `panels` panels; units hold multiples of `multiple` panels.
+    fn grid(&mut self, rows: usize, panels: usize, multiple: usize) -> Grid {
+        let row_groups = rows.div_ceil(ROW_GROUP).max(1);
+        // Whole tiles in every group but the last.
+        let group = rows.div_ceil(row_groups).next_multiple_of(8).min(rows.max(1));
+        let row_groups = rows.div_ceil(group).max(1);
+        let wanted = (panels * row_groups).div_ceil(6 * self.pool.threads());
+        let grid = Grid { panels: (wanted / multiple * multiple).clamp(multiple, MOST_PANELS), rows: group, row_groups };
+        for scratch in self.scratch.iter_mut() {
+            scratch.tile(grid.rows * grid.panels * COLUMNS);
+        }
+        grid
+    }
+
+    /// RMS norm of the first `rows` rows of `x` (or of those in `pick`) by `w`, into `out`.
+    pub fn norm(&mut self, x: &Rows, pick: Option<&[u32]>, rows: usize, w: &[f32], n: usize, epsilon: f32, out: &mut Activations) {
+        assert!(padded(n) == x.stride && w.len() == x.stride && pick.map_or(rows <= x.count(), |p| p.len() == rows));
+        assert!(pick.is_none_or(|p| p.iter().all(|&r| (r as usize) < x.count())));
+        let to_q = out.has_blocks();
+        let args = Shared(NormArgs {
+            x: x.data.as_ptr(),
+            x_stride: x.stride,
+            w: w.as_ptr(),
+            n,
+            epsilon,
+            round: self.round,
+            pick: pick.map_or(std::ptr::null(), <[u32]>::as_ptr),
+            rows,
+            rows_per_unit: self.rows_per_unit(rows),
+            out: out.sink(rows, n),
+            to_q,
+        });
+        let norm = self.set.table().norm;
+        // SAFETY: the set's features are there (`KernelSet`); a unit writes its own rows of `out` only; all rows were checked above.
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { norm(args.get(), unit) });
+    }
+
+    /// Makes the int8 blocks of the first `rows` rows.
+    pub fn quantize(&mut self, x: &mut Activations, rows: usize) {
+        let n = x.width;
+        let sink = x.sink(rows, n);
+        assert!(x.has_blocks() && n.is_multiple_of(32));
+        let rows_per_unit = self.rows_per_unit(rows);
+        let args = Shared(QuantizeArgs { x: sink.f, x_stride: sink.f_stride, n, q: sink.q, q_stride: sink.q_stride, rows, rows_per_unit });
+        let quantize = self.set.table().quantize;
+        // SAFETY: as in `norm`.
+        self.pool.run(rows.div_ceil(rows_per_unit), |_, unit| unsafe { quantize(args.get(), unit) });
+    }
+
+    /// Queries (rotated, scaled) into `q`, keys (rotated) and values into the pages that `rows` name.
+    #[allow(clippy::too_many_arguments)]
+    pub fn qkv(
+        &mut self,
+        parts: [&Panels; 3],
+        input: &Activations,
+        rows: &[Row],
+        rotation: &Rotation,
+        kv: &mut KvArena,
+        layer: usize,
+        q: &mut Rows,
+    ) {
+        let shape = kv.shape;
+        let hd = shape.head_dim;
+        assert!(layer < shape.layers && parts[1].n == shape.kv_heads * hd && parts[2].n == parts[1].n && parts[0].n.is_multiple_of(hd));
+        assert!(q.count() >= rows.len() && q.stride == padded(parts[0].n));
+        for row in rows {
+            assert!(rotation.table.len() >= (row.position as usize + 1) * 2 * hd, "rotation of position {}", row.position);
+            assert!(row.page == Row::NOWHERE || (row.page as usize) < kv.pages);
+        }
+        assert!(distinct_places(rows), "two rows write the same place of a page");
+        let inputs = parts.map(|p| input.input(rows.len(), p));
+        let panels = parts.iter().map(|p| p.count()).sum();
+        let grid = self.grid(rows.len(), panels, 2);
+        let units: usize = parts.iter().map(|p| p.count().div_ceil(grid.panels) * grid.row_groups).sum();
+        let args = Shared(QkvArgs {
+            parts: [(Part::Query, matrix(parts[0])), (Part::Key, matrix(parts[1])), (Part::Value, matrix(parts[2]))],
+            input: inputs[0],
+            grid,
+            rows: rows.len(),
+            row: rows.as_ptr(),
+            rotation: rotation.table.as_ptr(),
+            shape,
+            kv: kv.arena.bytes_mut()[layer * shape.layer_bytes()..].as_mut_ptr(),
+            page_bytes: shape.page_bytes(),
+            q: q.data.as_mut_ptr(),
+            q_stride: q.stride,
+            scale: rotation.scale,
+            round: self.round,
+        });
+        let (run, scratch) = (self.set.table().qkv, &self.scratch);
+        // SAFETY: features as in `norm`; a unit writes its own columns of its own rows of `q`, or, of each row, its own columns of the one
+        // place in the pages that no other row has (`distinct_places`); sizes were checked above; scratch by worker number.
+        self.pool.run(units, |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
+    }
+
+    /// Attention of all `units` (see [`attention_units`]) into `out`; quantized there too if `out` has blocks.
+    #[allow(clippy::too_many_arguments)]
+    pub fn attention(
+        &mut self,
+        units: &[AttentionUnit],
+        rows: &[Row],
+        contexts: &[Context],
+        kv: &KvArena,
+        layer: usize,
+        heads: usize,
+        q: &Rows,
+        out: &mut Activations,
+    ) {
+        let shape = kv.shape;
+        assert!(layer < shape.layers && heads.is_multiple_of(shape.kv_heads) && q.count() >= rows.len());
+        assert!(q.stride == padded(heads * shape.head_dim));
+        let group = heads / shape.kv_heads;
+        let identity: Vec<u32> = (0..contexts.iter().map(|c| if let Context::Copy(b) = c { b.len() / shape.layer_bytes() } else { 0 }).max().unwrap_or(0) as u32).collect();
+        let views: Vec<View> = contexts
+            .iter()
+            .map(|context| match context {
+                Context::Pages(pages) => {
+                    assert!(pages.iter().all(|&p| (p as usize) < kv.pages));
+                    let base = kv.arena.bytes()[layer * shape.layer_bytes()..].as_ptr();
+                    View { base, page_bytes: shape.page_bytes(), pages: pages.as_ptr(), count: pages.len() }
+                }
+                Context::Copy(bytes) => View {
+                    base: bytes.as_ptr(),
+                    page_bytes: shape.layer_bytes(),
+                    pages: identity.as_ptr(),
+                    count: bytes.len() / shape.layer_bytes(),
+                },
+            })
+            .collect();
+        for u in units {
+            let (first, last) = (u.row as usize, (u.row + u.rows) as usize);
+            assert!(u.rows > 0 && u.heads > 0 && (u.rows * u.heads) as usize <= ATTENTION_ROWS && last <= rows.len());
+            assert!((u.head + u.heads) as usize <= heads && u.head as usize / group == (u.head + u.heads - 1) as usize / group);
+            assert!(rows[first..last].is_sorted_by_key(|r| r.position));
+            assert!((rows[last - 1].position as usize) < views[u.segment as usize].count * PAGE, "attention past the pages");
+        }
+        assert!(distinct_units(units, rows.len(), heads), "two units compute the same");
+        let to_q = out.has_blocks() && shape.head_dim.is_multiple_of(32);
+        let args = Shared(AttentionArgs {
+            units: units.as_ptr(),
+            views: views.as_ptr(),
+            row: rows.as_ptr(),
+            shape,
+            group,
+            q: q.data.as_ptr(),
+            q_stride: q.stride,
+            out: out.sink(rows.len(), heads * shape.head_dim),
+            to_q,
+            round: self.round,
+        });
+        let (run, scratch) = (self.set.table().attention, &self.scratch);
+        // SAFETY: features as in `norm`; a unit writes its own heads of its own rows of `out` (`distinct_units`; whole blocks of 32 when
+        // quantizing); rows, heads, pages were checked above; scratch by worker number.
+        self.pool.run(units.len(), |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
+        if out.has_blocks() && !to_q {
+            self.quantize(out, rows.len());
+        }
+    }
+
+    /// x += input · m.
+    pub fn add_product(&mut self, m: &Panels, input: &Activations, rows: usize, x: &mut Rows) {
+        assert!(x.count() >= rows && x.stride == padded(m.n));
+        let grid = self.grid(rows, m.count(), 2);
+        let units = m.count().div_ceil(grid.panels) * grid.row_groups;
+        let args = Shared(ResidualArgs {
+            m: matrix(m),
+            input: input.input(rows, m),
+            grid,
+            rows,
+            x: x.data.as_mut_ptr(),
+            x_stride: x.stride,
+            round: self.round,
+        });
+        let (run, scratch) = (self.set.table().residual, &self.scratch);
+        // SAFETY: features as in `norm`; a unit reads and writes its own columns of its own rows of `x`; scratch by worker number.
+        self.pool.run(units, |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
+    }
+
+    /// silu(gate) * up into `out`; `m` holds gate and up panels in turn.
+    pub fn gate_up(&mut self, m: &Panels, input: &Activations, rows: usize, out: &mut Activations) {
+        assert!(m.n == 2 * padded(out.width), "gate and up panels in turn");
+        let to_q = out.has_blocks();
+        assert!(!to_q || out.width.is_multiple_of(32));
+        let grid = self.grid(rows, m.count(), 4);
+        let units = m.count().div_ceil(grid.panels) * grid.row_groups;
+        let width = out.width;
+        let args = Shared(GateUpArgs {
+            m: matrix(m),
+            input: input.input(rows, m),
+            grid,
+            rows,
+            out: out.sink(rows, width),
+            to_q,
+            round: self.round,
+        });
+        let (run, scratch) = (self.set.table().gate_up, &self.scratch);
+        // SAFETY: features as in `norm`; a unit writes its own columns (whole blocks of 32) of its own rows of `out`; scratch by worker.
+        self.pool.run(units, |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
+    }
+
+    /// The output matrix on the rows of `input`, one for each of `wants`.
+    pub fn head(&mut self, m: &Panels, input: &Activations, wants: &mut [Want]) -> Vec<Scores> {
+        let rows = wants.len();
+        let scores: Vec<Score> = wants
+            .iter_mut()
+            .map(|want| match want {
+                Want::Argmax => Score::Argmax,
+                Want::TopK(k) => Score::TopK((*k).min(m.n)),
+                Want::All(to) => {
+                    assert_eq!(to.len(), m.n);
+                    Score::All(to.as_mut_ptr())
+                }
+            })
+            .collect();
+        let grid = self.grid(rows, m.count(), 2);
+        let units = m.count().div_ceil(grid.panels) * grid.row_groups;
+        for scratch in self.scratch.iter_mut() {
+            scratch.best.clear();
+            scratch.best.resize(rows, Best::new());
+        }
+        let args = Shared(HeadArgs { m: matrix(m), input: input.input(rows, m), grid, rows, score: scores.as_ptr(), round: self.round });
+        let (run, scratch) = (self.set.table().head, &self.scratch);
+        // SAFETY: features as in `norm`; a unit writes its own columns of the places in `wants` (distinct borrows of `n` floats) and its
+        // worker's scratch.
+        self.pool.run(units, |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
+        let mut merged = vec![Best::new(); rows];
+        for scratch in self.scratch.iter_mut() {
+            for (all, part) in merged.iter_mut().zip(&mut scratch.best) {
+                all.bad |= part.bad;
+                all.argmax = all.argmax.min(part.argmax);
+                all.top.append(&mut part.top);
+            }
+        }
+        let answer = |(best, score): (Best, &Score)| match score {
+            _ if best.bad => Scores::NotFinite,
+            Score::Argmax => Scores::Argmax(best.argmax.1, best.argmax.0),
+            Score::TopK(k) => Scores::TopK(best.top.into_sorted_vec().into_iter().take(*k).map(|r| (r.1, r.0)).collect()),
+            Score::All(_) => Scores::All,
+        };
+        merged.into_iter().zip(&scores).map(answer).collect()
+    }
+
+    /// Widens a bf16 matrix to f32 panels in `out`: the emulated dtype's temporary. `out` has 16 floats more than
+    /// that needs, so that lines can be aligned.
+    pub fn widen<'a>(&mut self, m: &Panels, out: &'a mut [f32]) -> Panels<'a> {
+        assert!(m.format == Format::Bf16);
+        let len = m.count() * m.k * COLUMNS;
+        let aligned = out.as_ptr().align_offset(64);
+        let out = &mut out[aligned..][..len];
+        let panels_per_unit = m.count().div_ceil(4 * self.pool.threads());
+        let args = Shared(WidenArgs { m: matrix(m), out: out.as_mut_ptr(), panels_per_unit });
+        let run = self.set.table().widen;
+        // SAFETY: features as in `norm`; a unit writes its own panels of `out`, which has room for all.
+        self.pool.run(m.count().div_ceil(panels_per_unit.max(1)), |_, unit| unsafe { run(args.get(), unit) });
+        // SAFETY: f32 values may be read as bytes; the length in bytes is that of the slice.
+        let bytes = unsafe { std::slice::from_raw_parts(out.as_ptr() as *const u8, len * 4) };
+        Panels::new(Format::F32, m.n, m.k, bytes)
+    }
+}
+
+/// Rows of one unit at most: their activations stay in L2.
+const ROW_GROUP: usize = 128;
+/// Panels of one unit at most.
+const MOST_PANELS: usize = 8;
+
+/// No two rows write the same place.
+fn distinct_places(rows: &[Row]) -> bool {
+    let mut places: Vec<_> = rows.iter().filter(|r| r.page != Row::NOWHERE).map(|r| (r.page, r.position % PAGE as u32)).collect();
+    places.sort_unstable();
+    places.windows(2).all(|w| w[0] != w[1])
+}
+
+/// No two units compute the same head of the same row.
+fn distinct_units(units: &[AttentionUnit], rows: usize, heads: usize) -> bool {
+    let mut seen = vec![false; rows * heads];
+    units.iter().all(|u| {
+        (u.row..u.row + u.rows).all(|row| {
+            (u.head..u.head + u.heads).all(|head| !std::mem::replace(&mut seen[row as usize * heads + head as usize], true))
+        })
+    })
+}
+
+/// Cuts a segment's rows (`first..first + rows` of the batch) into attention units.
+pub fn attention_units(
+    segment: usize,
+    first: usize,
+    rows: usize,
+    padded_context: usize,
+    heads: usize,
+    kv_heads: usize,
+    heads_apart: bool,
+    out: &mut Vec<AttentionUnit>,
+) {
+    let group = heads / kv_heads;
+    let together = if heads_apart { 1 } else { group.min(ATTENTION_ROWS) };
+    let most_rows = ATTENTION_ROWS / together;
+    for head in (0..kv_heads).flat_map(|h| (h * group..(h + 1) * group).step_by(together)) {
+        let heads = together.min((head / group + 1) * group - head);
+        for row in (0..rows).step_by(most_rows) {
+            out.push(AttentionUnit {
+                segment: segment as u32,
+                row: (first + row) as u32,
+                rows: most_rows.min(rows - row) as u32,
+                head: head as u32,
+                heads: heads as u32,
+                padded_context: padded_context as u32,
+            });
+        }
+    }
+}

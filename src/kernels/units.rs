@@ -1,0 +1,748 @@
+//! The phases of a forward pass, one unit of work at a time, over [`Isa`]: norm, q/k/v with rotation and page writes, attention, the
+//! products that add to the residual, gate and up, the output matrix with argmax or top-k. In: raw views that `ops.rs` made from checked
+//! slices. Out: writes to places that belong to this unit alone. No unit's result depends on which worker runs it or on other units.
+#![allow(unsafe_code)]
+#![allow(clippy::missing_safety_doc, clippy::needless_range_loop)]
+
+use super::Format;
+use super::gemm::{ActBlock, Element, F16, F32, Gemm, WIDE, chain_tile, gemm, with_rows};
+use super::isa::Isa;
+use super::math::{exp, quantize_block, quantize_row, rms_norm, rounded, silu};
+use std::collections::BinaryHeap;
+
+/// Positions of a page of keys and values.
+pub const PAGE: usize = 16;
+/// Positions of one step of the online softmax; absolute, so that no run-time quantity moves its edges.
+pub(crate) const SPAN: usize = 64;
+/// (row, head) pairs of one attention unit at most.
+pub(crate) const ATTENTION_ROWS: usize = 48;
+
+/// A matrix as raw parts.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix {
+    pub format: Format,
+    pub w: *const u8,
+    pub n: usize,
+    pub k: usize,
+    pub panel_bytes: usize,
+}
+
+/// Activations as raw parts; the pointer a format does not need may dangle.
+#[derive(Clone, Copy)]
+pub(crate) struct Input {
+    pub f: *const f32,
+    pub f_stride: usize,
+    pub q: *const ActBlock,
+    pub q_stride: usize,
+}
+
+/// Where activations go: f32 rows, int8 blocks, or both.
+#[derive(Clone, Copy)]
+pub(crate) struct Sink {
+    pub f: *mut f32,
+    pub f_stride: usize,
+    pub q: *mut ActBlock,
+    pub q_stride: usize,
+}
+
+/// How a product is cut into units: groups of `panels` panels × groups of `rows` rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Grid {
+    pub panels: usize,
+    pub rows: usize,
+    pub row_groups: usize,
+}
+
+/// A worker's scratch memory.
+pub(crate) struct Scratch {
+    wide: Vec<f32>,
+    tile: Vec<f32>,
+    queries: Vec<f32>,
+    scores: Vec<f32>,
+    sums: Vec<f32>,
+    /// Of each (row, head): the running maximum, the running sum, the positions it sees of the span.
+    state: Vec<(f32, f32, usize)>,
+    /// Of each scored row: its best so far.
+    pub best: Vec<Best>,
+}
+
+impl Scratch {
+    pub(crate) fn new(head_dim: usize) -> Scratch {
+        let pairs = 2 * ATTENTION_ROWS;
+        Scratch {
+            wide: vec![0.0; WIDE],
+            tile: Vec::new(),
+            queries: vec![0.0; ATTENTION_ROWS * head_dim],
+            scores: vec![0.0; ATTENTION_ROWS * SPAN],
+            sums: vec![0.0; pairs * head_dim.next_multiple_of(16)],
+            state: vec![(0.0, 0.0, 0); pairs],
+            best: Vec::new(),
+        }
+    }
+
+    /// Bytes it holds with tiles of `floats`.
+    pub(crate) fn bytes(head_dim: usize, floats: usize) -> usize {
+        4 * (WIDE + floats + ATTENTION_ROWS * (head_dim + SPAN + 2 * head_dim.next_multiple_of(16) + 8))
+    }
+
+    pub(crate) fn tile(&mut self, floats: usize) {
+        if self.tile.len() < floats {
+            self.tile.resize(floats, 0.0);
+        }
+    }
+}
+
+/// Multiplies rows `row..row + rows` by panels `panel..panel + panels` into the worker's tile, whose rows are `panels * 16` long.
+#[inline(always)]
+unsafe fn multiply<S: Isa, const NP: usize>(m: &Matrix, x: &Input, row: usize, rows: usize, panel: usize, panels: usize, s: &mut Scratch) {
+    debug_assert!(s.tile.len() >= rows * panels * 16);
+    unsafe {
+        gemm::<S, NP>(&Gemm {
+            format: m.format,
+            w: m.w.add(panel * m.panel_bytes),
+            panels,
+            k: m.k,
+            x: x.f.wrapping_add(row * x.f_stride),
+            x_stride: x.f_stride,
+            q: x.q.wrapping_add(row * x.q_stride),
+            q_stride: x.q_stride,
+            rows,
+            out: s.tile.as_mut_ptr(),
+            out_stride: panels * 16,
+            wide: s.wide.as_mut_ptr(),
+        });
+    }
+}
+
+/// The rows and panels of a unit of a product with `count` panels and `rows` rows.
+#[inline(always)]
+fn cut(grid: &Grid, unit: usize, count: usize, rows: usize) -> (usize, usize, usize, usize) {
+    let (group, part) = (unit / grid.row_groups, unit % grid.row_groups);
+    let (row, panel) = (part * grid.rows, group * grid.panels);
+    (row, grid.rows.min(rows - row), panel, grid.panels.min(count - panel))
+}
+
+/// RMS norm of rows, to f32 rows and/or int8 blocks.
+pub(crate) struct NormArgs {
+    pub x: *const f32,
+    pub x_stride: usize,
+    pub w: *const f32,
+    pub n: usize,
+    pub epsilon: f32,
+    pub round: bool,
+    /// Row i reads row `pick[i]` if not null.
+    pub pick: *const u32,
+    pub rows: usize,
+    pub rows_per_unit: usize,
+    pub out: Sink,
+    pub to_q: bool,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn norm<S: Isa>(a: &NormArgs, unit: usize) {
+    unsafe {
+        for r in unit * a.rows_per_unit..((unit + 1) * a.rows_per_unit).min(a.rows) {
+            let from = if a.pick.is_null() { r } else { *a.pick.add(r) as usize };
+            let out = a.out.f.add(r * a.out.f_stride);
+            rms_norm::<S>(a.x.add(from * a.x_stride), a.w, a.n, a.epsilon, a.round, out);
+            if a.to_q {
+                quantize_row::<S>(out, a.n, a.out.q.add(r * a.out.q_stride));
+            }
+        }
+    }
+}
+
+/// Quantizes whole rows (where a producer's units do not end at blocks of 32).
+pub(crate) struct QuantizeArgs {
+    pub x: *const f32,
+    pub x_stride: usize,
+    pub n: usize,
+    pub q: *mut ActBlock,
+    pub q_stride: usize,
+    pub rows: usize,
+    pub rows_per_unit: usize,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn quantize<S: Isa>(a: &QuantizeArgs, unit: usize) {
+    unsafe {
+        for r in unit * a.rows_per_unit..((unit + 1) * a.rows_per_unit).min(a.rows) {
+            quantize_row::<S>(a.x.add(r * a.x_stride), a.n, a.q.add(r * a.q_stride));
+        }
+    }
+}
+
+/// A row of the batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Row {
+    /// Its absolute position in its sequence.
+    pub position: u32,
+    /// The page that takes its key and value; [`Row::NOWHERE`] for a padding row, which leaves nothing behind.
+    pub page: u32,
+}
+
+impl Row {
+    /// No page.
+    pub const NOWHERE: u32 = u32::MAX;
+}
+
+/// Shape of the keys and values: a page holds, of each layer and kv head, keys `[head_dim][16]` and values `[16][head_dim up to 16]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KvShape {
+    /// Layers.
+    pub layers: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// f16 instead of f32.
+    pub half: bool,
+}
+
+impl KvShape {
+    /// Bytes of one element.
+    pub fn element(&self) -> usize {
+        if self.half { 2 } else { 4 }
+    }
+
+    /// Bytes of a head's share of a page in one layer.
+    pub fn head_bytes(&self) -> usize {
+        PAGE * (self.head_dim + self.head_dim.next_multiple_of(16)) * self.element()
+    }
+
+    /// Bytes of a layer's share of a page.
+    pub fn layer_bytes(&self) -> usize {
+        self.kv_heads * self.head_bytes()
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.layers * self.layer_bytes()
+    }
+}
+
+/// Which of the three a part of the q/k/v product is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Part {
+    Query,
+    Key,
+    Value,
+}
+
+/// q, k, v of all rows: rotated, scaled, written to workspace and pages.
+pub(crate) struct QkvArgs {
+    pub parts: [(Part, Matrix); 3],
+    pub input: Input,
+    pub grid: Grid,
+    pub rows: usize,
+    pub row: *const Row,
+    /// Of each position `[cos; head_dim]`, `[∓sin; head_dim]`.
+    pub rotation: *const f32,
+    pub shape: KvShape,
+    /// This layer of the page arena.
+    pub kv: *mut u8,
+    pub page_bytes: usize,
+    pub q: *mut f32,
+    pub q_stride: usize,
+    pub scale: f32,
+    pub round: bool,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn qkv<S: Isa, const NP: usize>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
+    let mut unit = unit;
+    for (part, m) in &a.parts {
+        let count = m.n.div_ceil(16);
+        let units = count.div_ceil(a.grid.panels) * a.grid.row_groups;
+        if unit >= units {
+            unit -= units;
+            continue;
+        }
+        let (row, rows, panel, panels) = cut(&a.grid, unit, count, a.rows);
+        unsafe {
+            multiply::<S, NP>(m, &a.input, row, rows, panel, panels, s);
+            for r in 0..rows {
+                let info = *a.row.add(row + r);
+                for p in 0..panels {
+                    let v = rounded::<S>(a.round, S::load(s.tile.as_ptr().add((r * panels + p) * 16)));
+                    let column = (panel + p) * 16;
+                    let columns = (m.n - column).min(16);
+                    let v = if *part == Part::Value { v } else { rotate::<S>(a, v, column, info.position as usize) };
+                    if *part == Part::Query {
+                        S::store(a.q.add((row + r) * a.q_stride + column), S::mul(v, S::splat(a.scale)));
+                    } else if info.page != Row::NOWHERE {
+                        let page = a.kv.add(info.page as usize * a.page_bytes);
+                        let lane = info.position as usize % PAGE;
+                        if a.shape.half {
+                            keep::<S, F16>(&a.shape, *part == Part::Key, page, lane, column, columns, v);
+                        } else {
+                            keep::<S, F32>(&a.shape, *part == Part::Key, page, lane, column, columns, v);
+                        }
+                    }
+                }
+            }
+        }
+        return;
+    }
+}
+
+/// Rotates the pairs of 16 columns that begin at `column` of all heads side by side.
+#[inline(always)]
+unsafe fn rotate<S: Isa>(a: &QkvArgs, v: S::F, column: usize, position: usize) -> S::F {
+    unsafe {
+        let hd = a.shape.head_dim;
+        let table = a.rotation.add(position * 2 * hd);
+        let (cos, sin) = if hd.is_multiple_of(16) {
+            let d = column % hd;
+            (S::load(table.add(d)), S::load(table.add(hd + d)))
+        } else {
+            let (mut cos, mut sin) = ([0f32; 16], [0f32; 16]);
+            for i in 0..16 {
+                let d = (column + i) % hd;
+                cos[i] = *table.add(d);
+                sin[i] = *table.add(hd + d);
+            }
+            (S::load(cos.as_ptr()), S::load(sin.as_ptr()))
+        };
+        rounded::<S>(a.round, S::fma(v, cos, S::mul(S::swap_pairs(v), sin)))
+    }
+}
+
+/// Puts 16 columns of a key or value into their page.
+#[inline(always)]
+unsafe fn keep<S: Isa, E: Element<S>>(shape: &KvShape, key: bool, page: *mut u8, lane: usize, column: usize, columns: usize, v: S::F) {
+    unsafe {
+        let (hd, padded) = (shape.head_dim, shape.head_dim.next_multiple_of(16));
+        let (mut head, mut d) = (column / hd, column % hd);
+        if !key && hd.is_multiple_of(16) {
+            E::store(page.add(head * shape.head_bytes()), hd * PAGE + lane * padded + d, v);
+            return;
+        }
+        let mut raw = [0u32; 16];
+        let raw = raw.as_mut_ptr() as *mut u8;
+        E::store(raw, 0, v);
+        for i in 0..columns {
+            let at = if key { d * PAGE + lane } else { hd * PAGE + lane * padded + d };
+            let to = page.add(head * shape.head_bytes() + at * E::SIZE);
+            std::ptr::copy_nonoverlapping(raw.add(i * E::SIZE), to, E::SIZE);
+            d += 1;
+            if d == hd {
+                (head, d) = (head + 1, 0);
+            }
+        }
+    }
+}
+
+/// The pages of one segment in one layer.
+#[derive(Clone, Copy)]
+pub(crate) struct View {
+    pub base: *const u8,
+    pub page_bytes: usize,
+    pub pages: *const u32,
+    /// Pages that exist (for reading past the end, with `padded_context`).
+    pub count: usize,
+}
+
+/// Rows of one segment × some heads that share a kv head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionUnit {
+    /// Which segment's pages.
+    pub segment: u32,
+    /// First row of the batch.
+    pub row: u32,
+    /// Rows; their positions do not decrease.
+    pub rows: u32,
+    /// First query head.
+    pub head: u32,
+    /// Query heads; all of the same kv head.
+    pub heads: u32,
+    /// Score at least this many positions, and throw away what is too much.
+    pub padded_context: u32,
+}
+
+/// Attention of all rows.
+pub(crate) struct AttentionArgs {
+    pub units: *const AttentionUnit,
+    pub views: *const View,
+    pub row: *const Row,
+    pub shape: KvShape,
+    pub group: usize,
+    pub q: *const f32,
+    pub q_stride: usize,
+    pub out: Sink,
+    /// Heads are whole blocks of 32: quantize here.
+    pub to_q: bool,
+    pub round: bool,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn attention<S: Isa, const NP: usize>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
+    if a.shape.half {
+        unsafe { attend::<S, F16, NP>(a, s, unit) }
+    } else {
+        unsafe { attend::<S, F32, NP>(a, s, unit) }
+    }
+}
+
+#[inline(always)]
+unsafe fn attend<S: Isa, E: Element<S>, const NP: usize>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
+    unsafe {
+        let u = *a.units.add(unit);
+        let view = *a.views.add(u.segment as usize);
+        let (hd, padded) = (a.shape.head_dim, a.shape.head_dim.next_multiple_of(16));
+        let (first, rows, heads) = (u.row as usize, u.rows as usize, u.heads as usize);
+        let n = rows * heads;
+        debug_assert!(n <= ATTENTION_ROWS);
+        for i in 0..n {
+            let from = a.q.add((first + i / heads) * a.q_stride + (u.head as usize + i % heads) * hd);
+            std::ptr::copy_nonoverlapping(from, s.queries.as_mut_ptr().add(i * hd), hd);
+        }
+        s.sums[..n * padded].fill(0.0);
+        s.state[..n].fill((f32::NEG_INFINITY, 0.0, 0));
+        let kv_head = u.head as usize / a.group * a.shape.head_bytes();
+        let position = |i: usize| (*a.row.add(first + i / heads)).position as usize;
+        let spans = position(n - 1) / SPAN + 1;
+        for span in 0..spans {
+            let mut from = 0;
+            while position(from) < span * SPAN {
+                from += 1;
+            }
+            for i in from..n {
+                s.state[i].2 = (position(i) + 1 - span * SPAN).min(SPAN);
+            }
+            let mut pages = [std::ptr::null(); SPAN / PAGE];
+            let seen = s.state[n - 1].2.div_ceil(PAGE);
+            for p in 0..seen {
+                pages[p] = view.base.add(*view.pages.add(span * (SPAN / PAGE) + p) as usize * view.page_bytes + kv_head);
+            }
+            span_step::<S, E, NP>(s, &pages[..seen], from, n, 0, hd, a.round);
+        }
+        // The audit's padding: the same work on positions nobody needs, its result left behind in the second half of the state.
+        for span in spans..(u.padded_context as usize).div_ceil(SPAN) {
+            s.state[ATTENTION_ROWS..ATTENTION_ROWS + n].fill((f32::NEG_INFINITY, 0.0, SPAN));
+            let mut pages = [std::ptr::null(); SPAN / PAGE];
+            for p in 0..SPAN / PAGE {
+                let page = (span * (SPAN / PAGE) + p) % view.count;
+                pages[p] = view.base.add(*view.pages.add(page) as usize * view.page_bytes + kv_head);
+            }
+            span_step::<S, E, NP>(s, &pages, 0, n, ATTENTION_ROWS, hd, a.round);
+        }
+        for i in 0..n {
+            let (row, column) = (first + i / heads, (u.head as usize + i % heads) * hd);
+            let inverse = S::splat(1.0 / s.state[i].1);
+            let sums = s.sums.as_mut_ptr().add(i * padded);
+            for c in 0..padded / 16 {
+                S::store(sums.add(c * 16), rounded::<S>(a.round, S::mul(S::load(sums.add(c * 16)), inverse)));
+            }
+            if a.to_q {
+                quantize_row::<S>(sums, hd, a.out.q.add(row * a.out.q_stride + column / 32));
+            } else {
+                std::ptr::copy_nonoverlapping(sums, a.out.f.add(row * a.out.f_stride + column), hd);
+            }
+        }
+    }
+}
+
+/// One span of up to 64 positions for rows `from..n`, which see `state.2` of them (not decreasing): scores, running softmax, values.
+#[inline(always)]
+unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
+    s: &mut Scratch,
+    pages: &[*const u8],
+    from: usize,
+    n: usize,
+    state: usize,
+    hd: usize,
+    round: bool,
+) {
+    unsafe {
+        let padded = hd.next_multiple_of(16);
+        let scores = s.scores.as_mut_ptr();
+        let mut p = 0;
+        while p < pages.len() {
+            let wide = p + NP <= pages.len();
+            let mut r = from;
+            while r < n {
+                let rows = (n - r).min(S::ROWS);
+                let (x, out) = (s.queries.as_ptr().add(r * hd), scores.add(r * SPAN + p * PAGE));
+                macro_rules! tile {
+                    ($mr:literal) => {
+                        if wide {
+                            let mut w = [std::ptr::null(); NP];
+                            w.copy_from_slice(&pages[p..p + NP]);
+                            chain_tile::<S, E, $mr, NP>(w, PAGE, x, hd, hd, out, SPAN, false)
+                        } else {
+                            chain_tile::<S, E, $mr, 1>([pages[p]], PAGE, x, hd, hd, out, SPAN, false)
+                        }
+                    };
+                }
+                with_rows!(rows, S::ROWS, tile!);
+                r += rows;
+            }
+            p += if wide { NP } else { 1 };
+        }
+
+        const LANES: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+        let lanes = S::load(LANES.as_ptr());
+        let nothing = S::splat(f32::NEG_INFINITY);
+        for r in from..n {
+            let (maximum, total, limit) = s.state[state + r];
+            let row = scores.add(r * SPAN);
+            let mut v = [nothing; SPAN / PAGE];
+            for c in 0..pages.len() {
+                if c * PAGE < limit {
+                    let x = rounded::<S>(round, S::load(row.add(c * PAGE)));
+                    v[c] = S::select_gt(S::splat((limit - c * PAGE) as f32), lanes, x, nothing);
+                }
+            }
+            let largest = S::largest(S::max(S::max(v[0], v[1]), S::max(v[2], v[3])));
+            let maximum_now = if largest > maximum { largest } else { maximum };
+            let m = S::splat(maximum_now);
+            let mut parts = [S::zero(); SPAN / PAGE];
+            for c in 0..pages.len() {
+                parts[c] = rounded::<S>(round, exp::<S>(S::sub(v[c], m)));
+                S::store(row.add(c * PAGE), parts[c]);
+            }
+            let correction = exp::<S>(S::splat(maximum - maximum_now));
+            let sum = S::sum(S::add(S::add(parts[0], parts[1]), S::add(parts[2], parts[3])));
+            let sums = s.sums.as_mut_ptr().add((state + r) * padded);
+            let mut first = [0f32; 16];
+            S::store(first.as_mut_ptr(), correction);
+            s.state[state + r] = (maximum_now, total.mul_add(first[0], sum), limit);
+            for c in 0..padded / 16 {
+                S::store(sums.add(c * 16), S::mul(S::load(sums.add(c * 16)), correction));
+            }
+        }
+
+        for (p, page) in pages.iter().enumerate() {
+            let values = page.add(hd * PAGE * E::SIZE);
+            let mut r = from;
+            while r < n {
+                let rows = (n - r).min(S::ROWS);
+                // No further than the tile's last row sees: what lies behind may never have been written.
+                let limit = s.state[state + r + rows - 1].2;
+                let count = limit.saturating_sub(p * PAGE).min(PAGE);
+                let (x, out) = (scores.add(r * SPAN + p * PAGE), s.sums.as_mut_ptr().add((state + r) * padded));
+                let mut c = 0;
+                while c < padded / 16 && count > 0 {
+                    let wide = c + NP <= padded / 16;
+                    macro_rules! tile {
+                        ($mr:literal) => {
+                            if wide {
+                                let mut w = [std::ptr::null(); NP];
+                                for i in 0..NP {
+                                    w[i] = values.add((c + i) * 16 * E::SIZE);
+                                }
+                                chain_tile::<S, E, $mr, NP>(w, padded, x, SPAN, count, out.add(c * 16), padded, true)
+                            } else {
+                                let w = [values.add(c * 16 * E::SIZE)];
+                                chain_tile::<S, E, $mr, 1>(w, padded, x, SPAN, count, out.add(c * 16), padded, true)
+                            }
+                        };
+                    }
+                    with_rows!(rows, S::ROWS, tile!);
+                    c += if wide { NP } else { 1 };
+                }
+                r += rows;
+            }
+        }
+    }
+}
+
+/// A product that is added to the residual stream.
+pub(crate) struct ResidualArgs {
+    pub m: Matrix,
+    pub input: Input,
+    pub grid: Grid,
+    pub rows: usize,
+    pub x: *mut f32,
+    pub x_stride: usize,
+    pub round: bool,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn residual<S: Isa, const NP: usize>(a: &ResidualArgs, s: &mut Scratch, unit: usize) {
+    unsafe {
+        let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
+        multiply::<S, NP>(&a.m, &a.input, row, rows, panel, panels, s);
+        for r in 0..rows {
+            for p in 0..panels {
+                let v = rounded::<S>(a.round, S::load(s.tile.as_ptr().add((r * panels + p) * 16)));
+                let x = a.x.add((row + r) * a.x_stride + (panel + p) * 16);
+                S::store(x, rounded::<S>(a.round, S::add(S::load(x), v)));
+            }
+        }
+    }
+}
+
+/// silu(gate) * up; the matrix holds gate and up panels in turn.
+pub(crate) struct GateUpArgs {
+    pub m: Matrix,
+    pub input: Input,
+    /// `panels` is a multiple of 4: whole blocks of 32 outputs.
+    pub grid: Grid,
+    pub rows: usize,
+    pub out: Sink,
+    pub to_q: bool,
+    pub round: bool,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn gate_up<S: Isa, const NP: usize>(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
+    unsafe {
+        let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
+        multiply::<S, NP>(&a.m, &a.input, row, rows, panel, panels, s);
+        for r in 0..rows {
+            let tile = s.tile.as_ptr().add(r * panels * 16);
+            let product = |j: usize| {
+                let gate = rounded::<S>(a.round, S::load(tile.add(j * 32)));
+                let up = rounded::<S>(a.round, S::load(tile.add(j * 32 + 16)));
+                rounded::<S>(a.round, S::mul(rounded::<S>(a.round, silu::<S>(gate)), up))
+            };
+            if a.to_q {
+                for b in 0..panels / 4 {
+                    let out = a.out.q.add((row + r) * a.out.q_stride + panel / 4 + b);
+                    quantize_block::<S>(product(2 * b), product(2 * b + 1), out);
+                }
+            } else {
+                for j in 0..panels / 2 {
+                    S::store(a.out.f.add((row + r) * a.out.f_stride + (panel / 2 + j) * 16), product(j));
+                }
+            }
+        }
+    }
+}
+
+/// What a scored row wants.
+#[derive(Clone, Copy)]
+pub(crate) enum Score {
+    Argmax,
+    TopK(usize),
+    /// All scores, to this place of `n` floats.
+    All(*mut f32),
+}
+
+/// A score and its token, ordered so that the heap's greatest is the one to give up first: the lowest score, of equals the highest id.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ranked(pub f32, pub u32);
+
+impl Eq for Ranked {}
+
+impl Ord for Ranked {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.0.partial_cmp(&self.0).unwrap_or(std::cmp::Ordering::Equal).then(self.1.cmp(&other.1))
+    }
+}
+
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// A worker's share of a row's scores.
+#[derive(Clone, Debug)]
+pub(crate) struct Best {
+    pub argmax: Ranked,
+    pub top: BinaryHeap<Ranked>,
+    /// A score was NaN or infinite.
+    pub bad: bool,
+}
+
+impl Best {
+    pub(crate) fn new() -> Best {
+        Best { argmax: Ranked(f32::NEG_INFINITY, u32::MAX), top: BinaryHeap::new(), bad: false }
+    }
+}
+
+/// The output matrix.
+pub(crate) struct HeadArgs {
+    pub m: Matrix,
+    pub input: Input,
+    pub grid: Grid,
+    pub rows: usize,
+    pub score: *const Score,
+    pub round: bool,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn head<S: Isa, const NP: usize>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
+    unsafe {
+        let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
+        multiply::<S, NP>(&a.m, &a.input, row, rows, panel, panels, s);
+        for r in 0..rows {
+            let tile = s.tile.as_mut_ptr().add(r * panels * 16);
+            let columns = (panels * 16).min(a.m.n - panel * 16);
+            // Columns that are padding repeat a real score: nothing below need know of them.
+            for c in columns..panels * 16 {
+                *tile.add(c) = *tile.add(columns - 1);
+            }
+            let best = &mut s.best[row + r];
+            let mut finite = S::zero();
+            for p in 0..panels {
+                let v = rounded::<S>(a.round, S::load(tile.add(p * 16)));
+                S::store(tile.add(p * 16), v);
+                finite = S::fma(v, S::zero(), finite);
+            }
+            best.bad |= S::sum(finite) != 0.0;
+            match *a.score.add(row + r) {
+                Score::Argmax => {
+                    for p in 0..panels {
+                        if S::any_gt(S::load(tile.add(p * 16)), S::splat(best.argmax.0)) {
+                            for c in p * 16..(p * 16 + 16).min(columns) {
+                                if *tile.add(c) > best.argmax.0 {
+                                    best.argmax = Ranked(*tile.add(c), (panel * 16 + c) as u32);
+                                }
+                            }
+                        }
+                    }
+                }
+                Score::TopK(k) => {
+                    for p in 0..panels {
+                        let full = best.top.len() >= k;
+                        let bar = best.top.peek().map_or(f32::NEG_INFINITY, |t| t.0);
+                        if full && !S::any_gt(S::load(tile.add(p * 16)), S::splat(bar)) {
+                            continue;
+                        }
+                        for c in p * 16..(p * 16 + 16).min(columns) {
+                            let new = Ranked(*tile.add(c), (panel * 16 + c) as u32);
+                            if best.top.len() < k {
+                                best.top.push(new);
+                            } else if best.top.peek().is_some_and(|t| new < *t) {
+                                best.top.pop();
+                                best.top.push(new);
+                            }
+                        }
+                    }
+                }
+                Score::All(to) => {
+                    std::ptr::copy_nonoverlapping(tile, to.add(panel * 16), columns);
+                }
+            }
+        }
+    }
+}
+
+/// Widens whole panels to f32 panels (the emulated dtype's temporary).
+pub(crate) struct WidenArgs {
+    pub m: Matrix,
+    pub out: *mut f32,
+    pub panels_per_unit: usize,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn widen<S: Isa>(a: &WidenArgs, unit: usize) {
+    unsafe {
+        let from = unit * a.panels_per_unit;
+        for panel in from..(from + a.panels_per_unit).min(a.m.n.div_ceil(16)) {
+            let w = a.m.w.add(panel * a.m.panel_bytes) as *const u16;
+            let out = a.out.add(panel * a.m.k * 16);
+            for pair in 0..a.m.k.div_ceil(2) {
+                let (even, odd) = S::load_bf16_pairs(w.add(pair * 32));
+                S::store(out.add(pair * 32), even);
+                if pair * 2 + 1 < a.m.k {
+                    S::store(out.add(pair * 32 + 16), odd);
+                }
+            }
+        }
+    }
+}

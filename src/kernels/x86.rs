@@ -1,0 +1,412 @@
+//! [`Isa`] for x86: AVX2 + FMA + F16C, and AVX-512 F/BW/DQ/VL + VNNI. Nothing here decides anything: one intrinsic or two a method.
+//! The methods carry no `target_feature` themselves: they are always inlined into functions that do (see `table.rs`).
+#![allow(unsafe_code)]
+#![allow(clippy::missing_safety_doc)]
+
+use super::isa::Isa;
+use core::arch::x86_64::*;
+
+/// AVX2 + FMA + F16C: sixteen lanes are two registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// AVX-512 F/BW/DQ/VL + VNNI: sixteen lanes are one register.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+type Two = [__m256; 2];
+
+impl Isa for Avx2 {
+    const NAME: &'static str = "x86-avx2";
+    const ROWS: usize = 6;
+    const QUANT_ROWS: usize = 4;
+    const DIRECT_ROWS: usize = 4;
+    type F = Two;
+    type I = [__m256i; 2];
+    /// (magnitudes, signed values) of each half.
+    type Line8 = [(__m256i, __m256i); 2];
+    /// (low nibbles, high nibbles) of each half.
+    type Line4 = [(__m256i, __m256i); 2];
+    type Sum4 = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn zero() -> Two {
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Two {
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Two {
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Two) {
+        unsafe {
+            _mm256_storeu_ps(p, v[0]);
+            _mm256_storeu_ps(p.add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Two {
+        unsafe {
+            let h = |p: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(p as *const __m128i));
+            [h(p), h(p.add(8))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: Two) {
+        unsafe {
+            _mm_storeu_si128(p as *mut __m128i, _mm256_cvtps_ph::<0>(v[0]));
+            _mm_storeu_si128(p.add(8) as *mut __m128i, _mm256_cvtps_ph::<0>(v[1]));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> (Two, Two) {
+        unsafe {
+            let a = _mm256_loadu_si256(p as *const __m256i);
+            let b = _mm256_loadu_si256(p.add(16) as *const __m256i);
+            let mask = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            let low = [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b))];
+            (low, [_mm256_castsi256_ps(_mm256_and_si256(a, mask)), _mm256_castsi256_ps(_mm256_and_si256(b, mask))])
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(v: Two) -> Two {
+        unsafe {
+            let one = |v: __m256| {
+                let b = _mm256_castps_si256(v);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(b), _mm256_set1_epi32(1));
+                let r = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+                let r = _mm256_castsi256_ps(_mm256_and_si256(r, _mm256_set1_epi32(0xffff_0000u32 as i32)));
+                _mm256_blendv_ps(r, v, _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v))
+            };
+            [one(v[0]), one(v[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Two, b: Two) -> Two {
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Two, b: Two) -> Two {
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Two, b: Two) -> Two {
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Two, b: Two) -> Two {
+        unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Two, b: Two, c: Two) -> Two {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Two, b: Two) -> Two {
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn select_gt(a: Two, b: Two, x: Two, y: Two) -> Two {
+        unsafe {
+            [
+                _mm256_blendv_ps(y[0], x[0], _mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0])),
+                _mm256_blendv_ps(y[1], x[1], _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn any_gt(a: Two, b: Two) -> bool {
+        unsafe {
+            let m = _mm256_or_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1]));
+            _mm256_movemask_ps(m) != 0
+        }
+    }
+    #[inline(always)]
+    unsafe fn swap_pairs(v: Two) -> Two {
+        unsafe { [_mm256_permute_ps::<0xb1>(v[0]), _mm256_permute_ps::<0xb1>(v[1])] }
+    }
+    #[inline(always)]
+    unsafe fn power(t: Two) -> Two {
+        unsafe {
+            let one = |t: __m256| {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_castps_si256(t), _mm256_set1_epi32(127))))
+            };
+            [one(t[0]), one(t[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: Two) -> f32 {
+        unsafe {
+            let v = _mm256_add_ps(v[0], v[1]);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(v: Two) -> f32 {
+        unsafe {
+            let v = _mm256_max_ps(v[0], v[1]);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn magnitude(a: Two, b: Two) -> f32 {
+        unsafe {
+            let abs = |v: __m256| _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fff_ffff));
+            let v = _mm256_max_epi32(_mm256_max_epi32(abs(a[0]), abs(a[1])), _mm256_max_epi32(abs(b[0]), abs(b[1])));
+            let v = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0x4e>(v));
+            let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0xb1>(v));
+            f32::from_bits(_mm_cvtsi128_si32(v) as u32)
+        }
+    }
+    #[inline(always)]
+    unsafe fn quantize(a: Two, b: Two, scale: f32, out: *mut i8) -> i32 {
+        unsafe {
+            let s = _mm256_set1_ps(scale);
+            let i = |v: __m256| _mm256_cvtps_epi32(_mm256_mul_ps(v, s));
+            let (i0, i1, i2, i3) = (i(a[0]), i(a[1]), i(b[0]), i(b[1]));
+            let packed = _mm256_packs_epi16(_mm256_packs_epi32(i0, i1), _mm256_packs_epi32(i2, i3));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            _mm256_storeu_si256(out as *mut __m256i, _mm256_permutevar8x32_epi32(packed, order));
+            let t = _mm256_add_epi32(_mm256_add_epi32(i0, i1), _mm256_add_epi32(i2, i3));
+            let t = _mm_add_epi32(_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t));
+            let t = _mm_add_epi32(t, _mm_shuffle_epi32::<0x4e>(t));
+            _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32::<0xb1>(t)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_float(v: [__m256i; 2]) -> Two {
+        unsafe { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
+    }
+    #[inline(always)]
+    unsafe fn line8(p: *const u8) -> [(__m256i, __m256i); 2] {
+        unsafe {
+            let half = |p: *const u8| {
+                let w = _mm256_xor_si256(_mm256_loadu_si256(p as *const __m256i), _mm256_set1_epi8(-128));
+                (_mm256_abs_epi8(w), w)
+            };
+            [half(p), half(p.add(32))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn start8(_correction: i32) -> [__m256i; 2] {
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+    /// |w| ≤ 128 and |x| ≤ 127, so a pair's sum is at most 32 512: `maddubs` cannot saturate.
+    #[inline(always)]
+    unsafe fn dot8(sum: [__m256i; 2], line: [(__m256i, __m256i); 2], x: i32) -> [__m256i; 2] {
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            let ones = _mm256_set1_epi16(1);
+            let half = |s: __m256i, (magnitude, signed): (__m256i, __m256i)| {
+                _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, signed)), ones))
+            };
+            [half(sum[0], line[0]), half(sum[1], line[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn line4(p: *const u8) -> [(__m256i, __m256i); 2] {
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            let half = |p: *const u8| {
+                let w = _mm256_loadu_si256(p as *const __m256i);
+                (_mm256_and_si256(w, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask))
+            };
+            [half(p), half(p.add(32))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn start4() -> [__m256i; 2] {
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+    /// 16-bit sums over a whole block: 16 × 15 × 127 = 30 480 fits.
+    #[inline(always)]
+    unsafe fn dot4(sum: [__m256i; 2], line: [(__m256i, __m256i); 2], low: i32, high: i32) -> [__m256i; 2] {
+        unsafe {
+            let (low, high) = (_mm256_set1_epi32(low), _mm256_set1_epi32(high));
+            let half = |s: __m256i, (l, h): (__m256i, __m256i)| {
+                _mm256_add_epi16(_mm256_add_epi16(s, _mm256_maddubs_epi16(l, low)), _mm256_maddubs_epi16(h, high))
+            };
+            [half(sum[0], line[0]), half(sum[1], line[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn finish4(sum: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            [_mm256_madd_epi16(sum[0], ones), _mm256_madd_epi16(sum[1], ones)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p as *const i8) }
+    }
+}
+
+impl Isa for Avx512 {
+    const NAME: &'static str = "x86-avx512";
+    const ROWS: usize = 8;
+    const QUANT_ROWS: usize = 8;
+    const DIRECT_ROWS: usize = 16;
+    type F = __m512;
+    type I = __m512i;
+    type Line8 = __m512i;
+    type Line4 = (__m512i, __m512i);
+    type Sum4 = __m512i;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p as *const __m256i)) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: __m512) {
+        unsafe { _mm256_storeu_si256(p as *mut __m256i, _mm512_cvtps_ph::<0>(v)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> (__m512, __m512) {
+        unsafe {
+            let w = _mm512_loadu_si512(p as *const __m512i);
+            let high = _mm512_and_si512(w, _mm512_set1_epi32(0xffff_0000u32 as i32));
+            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(w)), _mm512_castsi512_ps(high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(v: __m512) -> __m512 {
+        unsafe {
+            let b = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(b), _mm512_set1_epi32(1));
+            let r = _mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let r = _mm512_castsi512_ps(_mm512_and_si512(r, _mm512_set1_epi32(0xffff_0000u32 as i32)));
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), r, v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn select_gt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), y, x) }
+    }
+    #[inline(always)]
+    unsafe fn any_gt(a: __m512, b: __m512) -> bool {
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0 }
+    }
+    #[inline(always)]
+    unsafe fn swap_pairs(v: __m512) -> __m512 {
+        unsafe { _mm512_permute_ps::<0xb1>(v) }
+    }
+    #[inline(always)]
+    unsafe fn power(t: __m512) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_castps_si512(t), _mm512_set1_epi32(127)))) }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: __m512) -> f32 {
+        unsafe { Avx2::sum([_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)]) }
+    }
+    #[inline(always)]
+    unsafe fn largest(v: __m512) -> f32 {
+        unsafe { Avx2::largest([_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)]) }
+    }
+    #[inline(always)]
+    unsafe fn magnitude(a: __m512, b: __m512) -> f32 {
+        unsafe {
+            let abs = |v: __m512| _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fff_ffff));
+            f32::from_bits(_mm512_reduce_max_epi32(_mm512_max_epi32(abs(a), abs(b))) as u32)
+        }
+    }
+    #[inline(always)]
+    unsafe fn quantize(a: __m512, b: __m512, scale: f32, out: *mut i8) -> i32 {
+        unsafe {
+            let s = _mm512_set1_ps(scale);
+            let (i0, i1) = (_mm512_cvtps_epi32(_mm512_mul_ps(a, s)), _mm512_cvtps_epi32(_mm512_mul_ps(b, s)));
+            _mm_storeu_si128(out as *mut __m128i, _mm512_cvtsepi32_epi8(i0));
+            _mm_storeu_si128(out.add(16) as *mut __m128i, _mm512_cvtsepi32_epi8(i1));
+            _mm512_reduce_add_epi32(_mm512_add_epi32(i0, i1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_float(v: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn line8(p: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(p as *const __m512i) }
+    }
+    /// (w + 128) · x - 128 · Σx = w · x, exactly.
+    #[inline(always)]
+    unsafe fn start8(correction: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(correction) }
+    }
+    #[inline(always)]
+    unsafe fn dot8(sum: __m512i, line: __m512i, x: i32) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, line, _mm512_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn line4(p: *const u8) -> (__m512i, __m512i) {
+        unsafe {
+            let (w, mask) = (_mm512_loadu_si512(p as *const __m512i), _mm512_set1_epi8(15));
+            (_mm512_and_si512(w, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(w), mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn start4() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn dot4(sum: __m512i, line: (__m512i, __m512i), low: i32, high: i32) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, line.0, _mm512_set1_epi32(low)), line.1, _mm512_set1_epi32(high)) }
+    }
+    #[inline(always)]
+    unsafe fn finish4(sum: __m512i) -> __m512i {
+        sum
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p as *const i8) }
+    }
+}
