@@ -6,8 +6,8 @@
 use super::kv::PageTable;
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot};
 use crate::kernels::{
-    Activations, Arena, AttentionUnit, COLUMNS, Context, Format, KernelSet, KvArena, KvShape, NoMemory, PAGE, Panels, Rotation, Row, Rows,
-    Scores, Team, attention_units, pack_panel, padded, panel_bytes,
+    Activations, Arena, AttentionUnit, COLUMNS, Context, Format, KernelSet, KvArena, KvShape, NoMemory, PAGE, Panels, Rotation,
+    Row, Rows, Scores, Team, attention_units, pack_panel, padded, panel_bytes,
 };
 use crate::model::{Model, ModelError, ModelSpec, Norm, Role};
 use crate::units::TokenId;
@@ -32,7 +32,9 @@ pub enum NativeError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// Memory (exit status 75).
-    #[error("{what} need {bytes} bytes of memory, which the system refuses; a smaller --kv-memory, --batch-size or --dtype may fit")]
+    #[error(
+        "{what} need {bytes} bytes of memory, which the system refuses; a smaller --kv-memory, --batch-size or --dtype may fit"
+    )]
     Memory { what: &'static str, bytes: u64 },
     /// Threads.
     #[error("cannot start worker threads: {0}; a smaller --threads may work")]
@@ -117,7 +119,11 @@ impl Layout {
             }
             if stored != Some(format) {
                 for name in roles.iter().map(|r| weights.type_name(*r)) {
-                    if plan == FormatPlan::AsStored { widened.insert(name) } else { converted.insert((name, format)) };
+                    if plan == FormatPlan::AsStored {
+                        widened.insert(name)
+                    } else {
+                        converted.insert((name, format))
+                    };
                 }
             }
             format
@@ -282,7 +288,10 @@ impl PackedModel {
     fn wide_floats(&self) -> usize {
         let floats = |m: &Packed| m.n.div_ceil(COLUMNS) * COLUMNS * m.k + COLUMNS;
         let layers = self.layers.iter().map(|l| {
-            (floats(&l.query) + floats(&l.key) + floats(&l.value)).max(floats(&l.output)).max(floats(&l.gate_up)).max(floats(&l.down))
+            (floats(&l.query) + floats(&l.key) + floats(&l.value))
+                .max(floats(&l.output))
+                .max(floats(&l.gate_up))
+                .max(floats(&l.down))
         });
         if self.emulated() { layers.max().unwrap_or(0).max(floats(&self.output)) } else { 0 }
     }
@@ -452,7 +461,8 @@ impl NativeDecoder {
 
     /// The memory such a decoder needs.
     pub fn estimate(model: &PackedModel, options: &NativeOptions) -> MemoryEstimate {
-        let scratch = Workspace::bytes(model, options.rows) + Team::scratch_bytes(options.threads, model.spec.head_dim, options.rows);
+        let scratch =
+            Workspace::bytes(model, options.rows) + Team::scratch_bytes(options.threads, model.spec.head_dim, options.rows);
         MemoryEstimate { weights: model.bytes(), kv: options.kv_bytes, scratch: scratch as u64 }
     }
 
@@ -707,5 +717,194 @@ impl Decoder for NativeDecoder {
 
     fn kernels(&self) -> Vec<String> {
         self.options.kernels.kernel_names(&self.model.formats())
+    }
+}
+
+#[cfg(test)]
+#[path = "../../tests/common/mod.rs"]
+mod tiny;
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Segment, Want};
+    use super::tiny::{Stored, Tiny, Values};
+    use super::*;
+
+    fn load(tiny: &Tiny) -> Model {
+        let folder = tempfile::tempdir().unwrap();
+        let path = tiny.write(folder.path());
+        crate::model::open(path.to_str().unwrap(), &crate::model::OpenOptions::default()).unwrap()
+    }
+
+    fn odd(stored: Stored) -> Tiny {
+        let quantized = matches!(stored, Stored::Q8_0 | Stored::Q4_1);
+        let (hidden, ffn, heads, kv_heads, head_dim) = if quantized { (96, 608, 6, 2, 16) } else { (54, 601, 6, 2, 10) };
+        Tiny { hidden, ffn, heads, kv_heads, head_dim, vocab: 333, values: Values::Fine, ..Tiny::seeded(3) }.stored(stored)
+    }
+
+    fn decoder(model: &Arc<PackedModel>, kernels: KernelSet, threads: usize, memory: Memory) -> NativeDecoder {
+        let options = NativeOptions { threads, kernels, slots: 4, rows: 64, kv_bytes: 8 << 20, memory, test_delay_percent: 0 };
+        NativeDecoder::new(model.clone(), options).unwrap()
+    }
+
+    fn tokens(n: usize) -> Vec<TokenId> {
+        (0..n as u32).map(|i| (i * 37 + i * i) % 320).collect()
+    }
+
+    /// All logits of a sequence, fed in chunks.
+    fn logits(decoder: &mut NativeDecoder, tokens: &[TokenId], chunk: usize) -> Vec<u32> {
+        let opened = decoder.open(tokens, tokens.len(), false).unwrap();
+        let mut bits = Vec::new();
+        for (i, part) in tokens.chunks(chunk).enumerate() {
+            let segment = Segment {
+                slot: opened.slot,
+                start: i * chunk,
+                tokens: 0..part.len(),
+                want: Want::AllLogits,
+                padding_rows: 0,
+                padded_context: 0,
+            };
+            let mut outputs = Vec::new();
+            decoder.forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs).unwrap();
+            let Output::Logits(scores) = &outputs[0] else { panic!("logits were asked for") };
+            bits.extend(scores.iter().map(|x| x.to_bits()));
+        }
+        decoder.close(opened.slot);
+        bits
+    }
+
+    #[test]
+    fn all_kernel_sets_chunks_threads_and_memory_policies_give_the_same_bits() {
+        for stored in Stored::ALL {
+            let model = Arc::new(PackedModel::pack(&load(&odd(stored)), FormatPlan::AsStored, 2).unwrap());
+            let tokens = tokens(140);
+            let want = logits(&mut decoder(&model, KernelSet::portable(), 1, Memory::Preallocated), &tokens, 64);
+            for set in KernelSet::available() {
+                for (threads, chunk, memory) in
+                    [(2, 1, Memory::Preallocated), (3, 13, Memory::PerStep), (1, 50, Memory::Preallocated)]
+                {
+                    let got = logits(&mut decoder(&model, set, threads, memory), &tokens, chunk);
+                    let differing = want.iter().zip(&got).filter(|(a, b)| a != b).count();
+                    assert_eq!(differing, 0, "{stored:?} {set:?} {threads} threads, chunks of {chunk}, {memory:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_emulated_dtype_gives_the_same_bits_in_all_sets() {
+        let model = Arc::new(PackedModel::pack(&load(&odd(Stored::F32)), FormatPlan::WidenedBf16Emulated, 2).unwrap());
+        let tokens = tokens(70);
+        let want = logits(&mut decoder(&model, KernelSet::portable(), 1, Memory::PerStep), &tokens, 64);
+        assert!(want.iter().all(|bits| bits & 0xffff == 0), "scores are bf16 values");
+        for set in KernelSet::available() {
+            assert!(want == logits(&mut decoder(&model, set, 2, Memory::Preallocated), &tokens, 7), "{set:?}");
+        }
+    }
+
+    /// The forward pass as a textbook has it, in f64.
+    fn textbook(model: &Model, tokens: &[TokenId]) -> Vec<f64> {
+        let spec = &model.spec;
+        let read = |role: Role| -> Vec<f64> {
+            let (rows, _) = model.weights.shape(role);
+            let mut bytes = Vec::new();
+            model.weights.read(role, 0..rows, Format::F32, &mut bytes).unwrap();
+            bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b) as f64).collect()
+        };
+        let product = |w: &[f64], x: &[f64]| -> Vec<f64> {
+            w.chunks(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+        };
+        let Norm::Rms { epsilon } = spec.norm;
+        let norm = |w: &[f64], x: &[f64]| -> Vec<f64> {
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+            x.iter().zip(w).map(|(x, w)| x / (mean + epsilon as f64).sqrt() * w).collect()
+        };
+        let hd = spec.head_dim;
+        let rotate = |x: &mut [f64], p: usize| {
+            for head in x.chunks_mut(hd) {
+                for i in 0..hd / 2 {
+                    let (sin, cos) = (p as f64 * (spec.rope.theta as f64).powf(-2.0 * i as f64 / hd as f64)).sin_cos();
+                    let (a, b) = (head[2 * i], head[2 * i + 1]);
+                    (head[2 * i], head[2 * i + 1]) = (a * cos - b * sin, a * sin + b * cos);
+                }
+            }
+        };
+        let embedding = read(Role::TokenEmbedding);
+        let mut xs: Vec<Vec<f64>> =
+            tokens.iter().map(|t| embedding[*t as usize * spec.hidden..][..spec.hidden].to_vec()).collect();
+        for l in 0..spec.layers {
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for (p, x) in xs.iter_mut().enumerate() {
+                let h = norm(&read(Role::AttentionNorm(l)), x);
+                let mut q = product(&read(Role::Query(l)), &h);
+                let mut k = product(&read(Role::Key(l)), &h);
+                rotate(&mut q, p);
+                rotate(&mut k, p);
+                keys.push(k);
+                values.push(product(&read(Role::Value(l)), &h));
+                let mut attended = vec![0.0; q.len()];
+                for head in 0..spec.heads {
+                    let kv = head / (spec.heads / spec.kv_heads) * hd;
+                    let score = |k: &Vec<f64>| (0..hd).map(|d| q[head * hd + d] * k[kv + d]).sum::<f64>() / (hd as f64).sqrt();
+                    let weights: Vec<f64> = keys.iter().map(|k| score(k).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    for (w, v) in weights.iter().zip(&values) {
+                        for d in 0..hd {
+                            attended[head * hd + d] += w / total * v[kv + d];
+                        }
+                    }
+                }
+                let o = product(&read(Role::AttentionOutput(l)), &attended);
+                x.iter_mut().zip(o).for_each(|(x, o)| *x += o);
+            }
+            for x in &mut xs {
+                let h = norm(&read(Role::FfnNorm(l)), x);
+                let up = product(&read(Role::Up(l)), &h);
+                let gate = product(&read(Role::Gate(l)), &h);
+                let h: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                let down = product(&read(Role::Down(l)), &h);
+                x.iter_mut().zip(down).for_each(|(x, d)| *x += d);
+            }
+        }
+        let (norm_w, output) = (read(Role::OutputNorm), read(Role::Output));
+        xs.iter().flat_map(|x| product(&output, &norm(&norm_w, x))).collect()
+    }
+
+    #[test]
+    fn logits_are_those_of_the_textbook() {
+        for (stored, most) in
+            [(Stored::F32, 1e-4), (Stored::Bf16, 1e-4), (Stored::F16, 1e-4), (Stored::Q8_0, 0.1), (Stored::Q4_1, 0.1)]
+        {
+            let model = load(&odd(stored));
+            let tokens = tokens(80);
+            let want = textbook(&model, &tokens);
+            let packed = Arc::new(PackedModel::pack(&model, FormatPlan::AsStored, 1).unwrap());
+            let got = logits(&mut decoder(&packed, KernelSet::best(), 2, Memory::Preallocated), &tokens, 33);
+            let scale = want.iter().map(|x| x.abs()).fold(0.0, f64::max);
+            let worst = want.iter().zip(&got).map(|(w, g)| (w - f32::from_bits(*g) as f64).abs()).fold(0.0, f64::max);
+            assert!(worst < most * scale, "{stored:?}: off by {worst} of {scale}");
+        }
+    }
+
+    #[test]
+    fn argmax_and_the_best_k_are_those_of_all_scores() {
+        let model = Arc::new(PackedModel::pack(&load(&odd(Stored::Q4_1)), FormatPlan::AsStored, 1).unwrap());
+        let tokens = tokens(40);
+        for set in KernelSet::available() {
+            let mut decoder = decoder(&model, set, 2, Memory::Preallocated);
+            let slot = decoder.open(&tokens, tokens.len(), false).unwrap().slot;
+            let mut ask = |want| {
+                let segment = Segment { slot, start: 0, tokens: 0..tokens.len(), want, padding_rows: 0, padded_context: 0 };
+                let mut outputs = Vec::new();
+                decoder.forward(&Batch { tokens: tokens.clone(), segments: vec![segment] }, &mut outputs).unwrap();
+                outputs.remove(0)
+            };
+            let Output::Logits(scores) = ask(Want::Logits) else { panic!("logits were asked for") };
+            let mut ranked: Vec<(TokenId, f32)> = scores.iter().enumerate().map(|(i, s)| (i as TokenId, *s)).collect();
+            ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            assert_eq!(ask(Want::Argmax), Output::Argmax(ranked[0].0, ranked[0].1));
+            assert_eq!(ask(Want::TopK(50)), Output::TopK(ranked[..50].to_vec()));
+            assert_eq!(ask(Want::TopK(1000)), Output::TopK(ranked));
+        }
     }
 }

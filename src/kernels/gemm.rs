@@ -209,7 +209,14 @@ unsafe fn widen<S: Isa, W: Weight<S>>(w: *const u8, kc: usize, out: *mut f32) {
 }
 
 #[inline(always)]
-unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm, w: [*const u8; NP], x: *const f32, kc: usize, out: *mut f32, first: bool) {
+unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(
+    g: &Gemm,
+    w: [*const u8; NP],
+    x: *const f32,
+    kc: usize,
+    out: *mut f32,
+    first: bool,
+) {
     unsafe {
         let mut r = 0;
         while r < g.rows {

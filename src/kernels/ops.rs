@@ -78,7 +78,12 @@ impl Activations {
 
     fn sink(&mut self, rows: usize, width: usize) -> Sink {
         assert!(rows <= self.rows.count() && width == self.width);
-        Sink { f: self.rows.data.as_mut_ptr(), f_stride: self.rows.stride, q: self.blocks.as_mut_ptr(), q_stride: self.blocks_stride }
+        Sink {
+            f: self.rows.data.as_mut_ptr(),
+            f_stride: self.rows.stride,
+            q: self.blocks.as_mut_ptr(),
+            q_stride: self.blocks_stride,
+        }
     }
 }
 
@@ -250,7 +255,16 @@ impl Team {
     }
 
     /// RMS norm of the first `rows` rows of `x` (or of those in `pick`) by `w`, into `out`.
-    pub fn norm(&mut self, x: &Rows, pick: Option<&[u32]>, rows: usize, w: &[f32], n: usize, epsilon: f32, out: &mut Activations) {
+    pub fn norm(
+        &mut self,
+        x: &Rows,
+        pick: Option<&[u32]>,
+        rows: usize,
+        w: &[f32],
+        n: usize,
+        epsilon: f32,
+        out: &mut Activations,
+    ) {
         assert!(padded(n) == x.stride && w.len() == x.stride && pick.map_or(rows <= x.count(), |p| p.len() == rows));
         assert!(pick.is_none_or(|p| p.iter().all(|&r| (r as usize) < x.count())));
         let to_q = out.has_blocks();
@@ -278,7 +292,15 @@ impl Team {
         let sink = x.sink(rows, n);
         assert!(x.has_blocks() && n.is_multiple_of(32));
         let rows_per_unit = self.rows_per_unit(rows);
-        let args = Shared(QuantizeArgs { x: sink.f, x_stride: sink.f_stride, n, q: sink.q, q_stride: sink.q_stride, rows, rows_per_unit });
+        let args = Shared(QuantizeArgs {
+            x: sink.f,
+            x_stride: sink.f_stride,
+            n,
+            q: sink.q,
+            q_stride: sink.q_stride,
+            rows,
+            rows_per_unit,
+        });
         let quantize = self.set.table().quantize;
         // SAFETY: as in `norm`.
         self.pool.run(rows.div_ceil(rows_per_unit), |_, unit| unsafe { quantize(args.get(), unit) });
@@ -298,7 +320,12 @@ impl Team {
     ) {
         let shape = kv.shape;
         let hd = shape.head_dim;
-        assert!(layer < shape.layers && parts[1].n == shape.kv_heads * hd && parts[2].n == parts[1].n && parts[0].n.is_multiple_of(hd));
+        assert!(
+            layer < shape.layers
+                && parts[1].n == shape.kv_heads * hd
+                && parts[2].n == parts[1].n
+                && parts[0].n.is_multiple_of(hd)
+        );
         assert!(q.count() >= rows.len() && q.stride == padded(parts[0].n));
         for row in rows {
             assert!(rotation.table.len() >= (row.position as usize + 1) * 2 * hd, "rotation of position {}", row.position);
@@ -347,7 +374,12 @@ impl Team {
         assert!(layer < shape.layers && heads.is_multiple_of(shape.kv_heads) && q.count() >= rows.len());
         assert!(q.stride == padded(heads * shape.head_dim));
         let group = heads / shape.kv_heads;
-        let identity: Vec<u32> = (0..contexts.iter().map(|c| if let Context::Copy(b) = c { b.len() / shape.layer_bytes() } else { 0 }).max().unwrap_or(0) as u32).collect();
+        let identity: Vec<u32> = (0..contexts
+            .iter()
+            .map(|c| if let Context::Copy(b) = c { b.len() / shape.layer_bytes() } else { 0 })
+            .max()
+            .unwrap_or(0) as u32)
+            .collect();
         let views: Vec<View> = contexts
             .iter()
             .map(|context| match context {
@@ -455,7 +487,8 @@ impl Team {
             scratch.best.clear();
             scratch.best.resize(rows, Best::new());
         }
-        let args = Shared(HeadArgs { m: matrix(m), input: input.input(rows, m), grid, rows, score: scores.as_ptr(), round: self.round });
+        let args =
+            Shared(HeadArgs { m: matrix(m), input: input.input(rows, m), grid, rows, score: scores.as_ptr(), round: self.round });
         let (run, scratch) = (self.set.table().head, &self.scratch);
         // SAFETY: features as in `norm`; a unit writes its own columns of the places in `wants` (distinct borrows of `n` floats) and its
         // worker's scratch.

@@ -162,7 +162,8 @@ mod tests {
             let n = 21;
             let row_bytes = format.row_bytes(k);
             // Scales of 1.0 = 0x3c00 and small numbers: finite whatever the format.
-            let rows: Vec<u8> = (0..n * row_bytes).map(|i| if format.is_quantized() { 0x3c } else { (i * 7 % 61) as u8 }).collect();
+            let rows: Vec<u8> =
+                (0..n * row_bytes).map(|i| if format.is_quantized() { 0x3c } else { (i * 7 % 61) as u8 }).collect();
             let mut data = vec![0; n.div_ceil(16) * panel_bytes(format, k)];
             for (rows, panel) in rows.chunks(16 * row_bytes).zip(data.chunks_exact_mut(panel_bytes(format, k))) {
                 pack_panel(format, k, rows, panel);

@@ -94,7 +94,15 @@ impl Scratch {
 
 /// Multiplies rows `row..row + rows` by panels `panel..panel + panels` into the worker's tile, whose rows are `panels * 16` long.
 #[inline(always)]
-unsafe fn multiply<S: Isa, const NP: usize>(m: &Matrix, x: &Input, row: usize, rows: usize, panel: usize, panels: usize, s: &mut Scratch) {
+unsafe fn multiply<S: Isa, const NP: usize>(
+    m: &Matrix,
+    x: &Input,
+    row: usize,
+    rows: usize,
+    panel: usize,
+    panels: usize,
+    s: &mut Scratch,
+) {
     debug_assert!(s.tile.len() >= rows * panels * 16);
     unsafe {
         gemm::<S, NP>(&Gemm {
@@ -310,7 +318,15 @@ unsafe fn rotate<S: Isa>(a: &QkvArgs, v: S::F, column: usize, position: usize) -
 
 /// Puts 16 columns of a key or value into their page.
 #[inline(always)]
-unsafe fn keep<S: Isa, E: Element<S>>(shape: &KvShape, key: bool, page: *mut u8, lane: usize, column: usize, columns: usize, v: S::F) {
+unsafe fn keep<S: Isa, E: Element<S>>(
+    shape: &KvShape,
+    key: bool,
+    page: *mut u8,
+    lane: usize,
+    column: usize,
+    columns: usize,
+    v: S::F,
+) {
     unsafe {
         let (hd, padded) = (shape.head_dim, shape.head_dim.next_multiple_of(16));
         let (mut head, mut d) = (column / hd, column % hd);
@@ -377,11 +393,7 @@ pub(crate) struct AttentionArgs {
 
 #[inline(always)]
 pub(crate) unsafe fn attention<S: Isa, const NP: usize>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
-    if a.shape.half {
-        unsafe { attend::<S, F16, NP>(a, s, unit) }
-    } else {
-        unsafe { attend::<S, F32, NP>(a, s, unit) }
-    }
+    if a.shape.half { unsafe { attend::<S, F16, NP>(a, s, unit) } } else { unsafe { attend::<S, F32, NP>(a, s, unit) } }
 }
 
 #[inline(always)]
