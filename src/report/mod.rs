@@ -1,6 +1,7 @@
 //! What to show, apart from how: a report is sections of tables, paragraphs, facts and bars, as plain data; `format` turns it into a
 //! terminal's text, Markdown, CSV or JSON. In: results. Out: text. It measures nothing and prints nothing.
 
+pub mod compare;
 pub mod format;
 pub mod histograms;
 

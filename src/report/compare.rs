@@ -1,0 +1,446 @@
+//! A [`Comparison`] for people and as `compare.csv`: verdict first, then tables, limits, machine. In: the comparison. Out: a [`Report`]. It
+//! decides nothing: which setting is the fastest was judged in `bench::verdict`.
+
+use super::{Align, Block, Cell, Report, Section, Table, interval};
+use crate::bench::comparison::{Comparison, Figure, Measure, Setting};
+use crate::bench::verdict::{Aim, Pick, Verdict};
+use crate::machine::Machine;
+use crate::roofline::{Bound, Limits};
+use crate::units::{Bytes, rate};
+
+/// The whole report.
+pub fn report(comparison: &Comparison, verdicts: &[Verdict]) -> Report {
+    let reference = comparison.settings.first().map_or("", |s| s.name.as_str());
+    let mut sections = vec![
+        Section::new("Verdict", vec![Block::Notes(sentences(comparison, verdicts))]),
+        Section::new(
+            format!("Speed and memory (reference: {reference})"),
+            vec![Block::Table(speed_table(comparison)), Block::Notes(speed_notes(comparison))],
+        ),
+    ];
+    if !comparison.quick {
+        sections.push(Section::new(
+            "Quality against the reference",
+            vec![Block::Table(quality_table(comparison)), Block::Notes(quality_notes(comparison))],
+        ));
+    }
+    sections.push(Section::new("Settings", vec![Block::Table(settings_table(comparison))]));
+    sections.push(machine(&comparison.machine, Some(&comparison.limits)));
+    if !comparison.notes.is_empty() {
+        sections.push(Section::new("How it was measured", vec![Block::Notes(comparison.notes.clone())]));
+    }
+    let quick = if comparison.quick { " (quick: speed only)" } else { "" };
+    let names: Vec<&str> = comparison.settings.iter().map(|s| s.name.as_str()).collect();
+    Report { title: format!("{}: {}{quick}", comparison.model, names.join(" / ")), sections, data: data(comparison) }
+}
+
+/// `compare.csv`.
+pub fn data(comparison: &Comparison) -> Table {
+    let mut table = Table::of_keys(&["setting", "measure", "value", "low", "high", "unit", "limit", "share"]);
+    let number = |n: Option<f64>| n.map_or_else(Cell::empty, |n| Cell::number(n, rate(n)));
+    for s in &comparison.settings {
+        for f in &s.figures {
+            table.push(vec![
+                Cell::text(&s.name),
+                Cell::text(f.measure.name()),
+                number(f.value),
+                number(f.low),
+                number(f.high),
+                Cell::text(f.measure.unit()),
+                number(f.limit),
+                number(f.share()),
+            ]);
+        }
+    }
+    table
+}
+
+fn title(measure: Measure) -> &'static str {
+    match measure {
+        Measure::LoadS => "load",
+        Measure::Prefill64 => "prefill 64, tok/s",
+        Measure::Prefill512 => "prefill 512, tok/s",
+        Measure::Decode1 => "decode, one sequence, tok/s",
+        Measure::DecodeBatch => "decode, a batch, tok/s",
+        Measure::LatencyP50Ms => "latency p50",
+        Measure::LatencyP99Ms => "latency p99",
+        Measure::WorkloadTokS => "workload, tok/s",
+        Measure::PeakRssBytes => "peak memory",
+        Measure::AnswersIdentical => "answers identical",
+        Measure::Top1Agreement => "same first choice",
+        Measure::KlMean => "KL mean, nats",
+        Measure::KlP99 => "KL 99 %, nats",
+        Measure::Perplexity => "perplexity",
+    }
+}
+
+/// A value in its unit, for people.
+fn shown(measure: Measure, value: f64) -> String {
+    match measure.unit() {
+        "s" => crate::units::seconds(value),
+        "ms" => crate::units::seconds(value / 1e3),
+        "bytes" => Bytes(value as u64).to_string(),
+        "share" => percent(value),
+        "nats" if value == 0.0 => "0".into(),
+        "nats" => format!("{value:.2e}"),
+        "tok/s" => rate(value),
+        _ => format!("{value:.3}"),
+    }
+}
+
+fn percent(share: f64) -> String {
+    // A share just below one must not read as all.
+    let text = format!("{:.1} %", share * 100.0);
+    if share < 1.0 && text == "100.0 %" { "99.9 %".into() } else { text.replace(".0 %", " %") }
+}
+
+fn value_and_interval(f: &Figure) -> String {
+    match (f.value, f.low, f.high) {
+        (Some(v), Some(low), Some(high)) if low != v || high != v => {
+            format!("{} ({}–{})", shown(f.measure, v), shown(f.measure, low), shown(f.measure, high))
+        }
+        (Some(v), _, _) => shown(f.measure, v),
+        _ => "–".into(),
+    }
+}
+
+/// Measures down, settings across: value with interval, how much better than the reference, share of the limit.
+fn speed_table(comparison: &Comparison) -> Table {
+    across(
+        comparison,
+        |m| !m.is_quality(),
+        |f| {
+            let mut text = value_and_interval(f);
+            if let Some(i) = &f.against_reference {
+                text.push_str(&format!(", {}× ", interval(i)));
+            }
+            if let Some(share) = f.share() {
+                text.push_str(&format!(", {:.0} % of limit", share * 100.0));
+            }
+            text.replace("× ,", "×,").trim_end().to_string()
+        },
+    )
+}
+
+fn quality_table(comparison: &Comparison) -> Table {
+    across(comparison, Measure::is_quality, value_and_interval)
+}
+
+fn across(comparison: &Comparison, wanted: impl Fn(Measure) -> bool, cell: impl Fn(&Figure) -> String) -> Table {
+    let mut columns = vec![("measure".to_string(), "".to_string(), Align::Left)];
+    columns.extend(comparison.settings.iter().map(|s| (s.name.clone(), s.name.clone(), Align::Right)));
+    let columns: Vec<(&str, &str, Align)> = columns.iter().map(|(k, t, a)| (k.as_str(), t.as_str(), *a)).collect();
+    let mut table = Table::new(&columns);
+    for measure in Measure::ALL.into_iter().filter(|m| wanted(*m)) {
+        let figures: Vec<Option<&Figure>> = comparison.settings.iter().map(|s| s.figure(measure)).collect();
+        if figures.iter().all(Option::is_none) {
+            continue;
+        }
+        let mut row = vec![Cell::text(title(measure))];
+        row.extend(figures.iter().map(|f| Cell::text(f.map_or("–".into(), &cell))));
+        table.push(row);
+    }
+    table
+}
+
+fn speed_notes(comparison: &Comparison) -> Vec<String> {
+    let mut notes = vec![
+        "Value (95 % interval), times better than the reference (interval of paired rounds), share of what the machine's measured read \
+         bandwidth and multiply-add rate allow."
+            .to_string(),
+    ];
+    notes.extend(figure_notes(comparison, |m| !m.is_quality()));
+    notes
+}
+
+fn quality_notes(comparison: &Comparison) -> Vec<String> {
+    figure_notes(comparison, Measure::is_quality)
+}
+
+/// What is behind each measure; a setting is named only where its note differs from the first one's.
+fn figure_notes(comparison: &Comparison, wanted: impl Fn(Measure) -> bool) -> Vec<String> {
+    let mut notes = Vec::new();
+    for measure in Measure::ALL.into_iter().filter(|m| wanted(*m)) {
+        let all: Vec<(&str, &str)> =
+            comparison.settings.iter().filter_map(|s| Some((s.name.as_str(), s.figure(measure)?.note.as_str()))).collect();
+        let Some(&(_, first)) = all.first() else { continue };
+        if all.iter().all(|(_, note)| *note == first) {
+            notes.push(format!("{}: {first}.", title(measure)));
+        } else {
+            notes.push(format!(
+                "{}: {}.",
+                title(measure),
+                all.iter().map(|(name, note)| format!("{name} {note}")).collect::<Vec<_>>().join("; ")
+            ));
+        }
+    }
+    notes
+}
+
+fn settings_table(comparison: &Comparison) -> Table {
+    let mut table = Table::new(&[
+        ("setting", "setting", Align::Left),
+        ("dtype", "computes with", Align::Left),
+        ("bytes", "weights read a token", Align::Right),
+        ("threads", "threads", Align::Right),
+        ("batch", "batch", Align::Right),
+        ("kernels", "kernels", Align::Left),
+        ("flags", "flags", Align::Left),
+        ("why", "why", Align::Left),
+    ]);
+    for s in &comparison.settings {
+        table.push(vec![
+            Cell::text(&s.name),
+            Cell::text(&s.dtype),
+            Cell::number(s.bytes_per_token, megabytes(s.bytes_per_token)),
+            Cell::number(s.threads as f64, s.threads.to_string()),
+            Cell::number(s.batch as f64, s.batch.to_string()),
+            Cell::text(s.kernels.join(", ")),
+            Cell::text(&s.flags),
+            Cell::text(s.added.as_deref().unwrap_or(&s.dtype_reason)),
+        ]);
+    }
+    table
+}
+
+fn megabytes(bytes: f64) -> String {
+    if bytes < 1e6 { format!("{:.0} kB", bytes / 1e3) } else { format!("{} MB", rate(bytes / 1e6)) }
+}
+
+/// The machine, as every report shows it.
+pub fn machine(machine: &Machine, limits: Option<&Limits>) -> Section {
+    let join = |list: Vec<&str>| if list.is_empty() { "none".to_string() } else { list.join(" ") };
+    let compiled: Vec<&str> = machine.features.iter().filter(|f| f.compiled).map(|f| f.name.as_str()).collect();
+    let quota = machine.cpu_quota.map_or(String::new(), |q| format!(", quota of {q} CPUs"));
+    let mut facts = vec![
+        ("CPU".to_string(), format!("{} ({})", machine.cpu, machine.arch)),
+        ("features".into(), join(machine.present())),
+        ("not there".into(), join(machine.absent())),
+        ("compiled in".into(), join(compiled)),
+        (
+            "cores".into(),
+            format!(
+                "{} used by default: {} physical behind {} allowed logical CPUs{quota}",
+                machine.usable_threads, machine.physical_cores, machine.logical_cpus
+            ),
+        ),
+        ("caches".into(), machine.caches.iter().map(|c| c.to_string()).collect::<Vec<_>>().join(", ")),
+        ("memory".into(), format!("{} usable of {}", machine.memory_usable, machine.memory_total)),
+        ("system".into(), format!("{}{}", machine.os, if machine.virtual_machine { ", virtual machine" } else { "" })),
+    ];
+    if let Some(limits) = limits {
+        for r in &limits.rates {
+            let int8 = r.int8.map_or(String::new(), |i| format!(", int8 {:.0} Gop/s", i / 1e9));
+            facts.push((
+                format!("measured, {} thread{}", r.threads, if r.threads == 1 { "" } else { "s" }),
+                format!("reads {} GB/s, f32 multiply-adds {:.0} GFLOP/s{int8}", rate(r.read / 1e9), r.fma / 1e9),
+            ));
+        }
+    }
+    Section::new("Machine", vec![Block::Facts(facts)])
+}
+
+fn list(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => one.clone(),
+        [many @ .., last] => format!("{} and {last}", many.join(", ")),
+    }
+}
+
+fn aim_name(aim: Aim) -> &'static str {
+    match aim {
+        Aim::Prefill => "Prefill (long prompts)",
+        Aim::Decode => "Decode, one answer at a time",
+        Aim::Batch => "Decode, many answers at a time",
+        Aim::Workload => "The workload from end to end",
+    }
+}
+
+/// What to do, sentence by sentence.
+pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
+    let mut said = Vec::new();
+    for v in verdicts {
+        let name = aim_name(v.aim);
+        if let Some(p) = &v.same_answers {
+            said.push(format!("{name}: {}", sentence(comparison, p, "with identical answers")));
+        }
+        if let Some(p) = &v.any_answers {
+            let lead = if v.same_answers.is_some() { "fastest at a cost in quality: " } else { "" };
+            let answers = match comparison.quick {
+                true => "answers were not compared (--quick)",
+                false => "other answers",
+            };
+            said.push(format!("{name}: {lead}{}", sentence(comparison, p, answers)));
+        }
+    }
+    for s in &comparison.settings {
+        if let Some(added) = &s.added {
+            said.push(format!("{}: {added}", s.name));
+        }
+    }
+    if let Some(auto) = &comparison.auto {
+        said.push(auto_sentence(comparison, verdicts, &auto.dtype, &auto.reason));
+    }
+    if let Some(d) = comparison.disturbance().filter(|d| *d > crate::bench::statistics::BUSY) {
+        said.push(format!(
+            "Take these figures with care: other processes and guests used {:.0} % of the machine meanwhile.",
+            d * 100.0
+        ));
+    }
+    said
+}
+
+fn auto_sentence(comparison: &Comparison, verdicts: &[Verdict], dtype: &str, reason: &str) -> String {
+    let same = |aim: Aim| verdicts.iter().find(|v| v.aim == aim).and_then(|v| v.same_answers.as_ref());
+    let agrees = same(Aim::Decode).or_else(|| same(Aim::Workload)).map(|p| {
+        let dtype_of = |name: &str| comparison.settings.iter().find(|s| s.name == name).map(|s| s.dtype.as_str());
+        // A pick whose lead is not clear is as good as the one it was compared with.
+        dtype_of(&p.setting) == Some(dtype) || (!p.clear && p.against.as_deref().and_then(dtype_of) == Some(dtype))
+    });
+    let verdict = match agrees {
+        Some(true) => ", which agrees with this verdict",
+        Some(false) => ", which is not the fastest measured here",
+        None => "",
+    };
+    let reason = if reason.is_empty() { String::new() } else { format!(" ({})", reason.trim_end_matches('.')) };
+    format!("--dtype auto chooses {dtype} for this file{reason}{verdict}.")
+}
+
+fn sentence(comparison: &Comparison, p: &Pick, answers: &str) -> String {
+    let against = p.against.as_deref().unwrap_or("nothing else");
+    let mut text = match (&p.ratio, p.clear) {
+        (Some(i), true) => format!("use {}: {} times as fast as {against}, {answers}", p.flags, interval(i)),
+        (Some(i), false) => {
+            format!("no clear difference: {} is {} times as fast as {against}, {answers}", p.setting, interval(i))
+        }
+        (None, _) => match p.against {
+            Some(_) => format!("{} has the highest figure ({} tok/s), without an interval; {answers}", p.setting, rate(p.value)),
+            None => format!("{}: {} tok/s, nothing to compare it with", p.setting, rate(p.value)),
+        },
+    };
+    if let Some(c) = &p.cost {
+        if c.same_bits {
+            text.push_str(" (every score has the same bits)");
+        } else if c.answers_identical != Some(1.0) || c.kl_mean.is_some_and(|k| k > 0.0) {
+            let parts: Vec<String> = [
+                c.answers_identical.map(|a| format!("{} of the answers identical", percent(a))),
+                c.top1_agreement.map(|a| format!("same first choice for {} of the tokens", percent(a))),
+                c.kl_mean.map(|k| format!("divergence {k:.2e} nats")),
+                c.perplexity_ratio.map(|r| format!("perplexity × {r:.4}")),
+            ]
+            .into_iter()
+            .flatten()
+            .collect();
+            text.push_str(&format!(" ({})", parts.join(", ")));
+        }
+    }
+    text.push_str(". ");
+    text.push_str(&why(comparison, p));
+    text.trim_end().to_string()
+}
+
+fn why(comparison: &Comparison, p: &Pick) -> String {
+    let w = &p.why;
+    let mut parts = Vec::new();
+    let setting = |name: &str| comparison.settings.iter().find(|s| s.name == name);
+    match w.bound {
+        Some(Bound::Memory) => {
+            let other = w
+                .bytes_per_token_of_other
+                .filter(|b| *b != w.bytes_per_token)
+                .map_or(String::new(), |b| format!(" instead of {}", megabytes(b)));
+            parts.push(format!("It is limited by reading memory: {} of weights a token{other}", megabytes(w.bytes_per_token)));
+        }
+        Some(Bound::Compute) => parts.push("It is limited by multiply-adds, not by reading memory".to_string()),
+        None => {}
+    }
+    if let Some(share) = w.share {
+        let other = w
+            .share_of_other
+            .zip(p.against.as_deref())
+            .map_or(String::new(), |(s, name)| format!(" ({name}: {:.0} %)", s * 100.0));
+        parts.push(format!("reaches {:.0} % of that limit{other}", share * 100.0));
+    }
+    let mut text = parts.join("; ");
+    if !text.is_empty() {
+        text.push_str(". ");
+    }
+    let there = if w.present.is_empty() { String::new() } else { format!("The CPU has {}", list(&w.present)) };
+    let missing = if w.absent.is_empty() { String::new() } else { format!("no {}", w.absent.join(", no ")) };
+    match (there.is_empty(), missing.is_empty()) {
+        (false, false) => text.push_str(&format!("{there}; {missing}. ")),
+        (false, true) => text.push_str(&format!("{there}. ")),
+        (true, false) => text.push_str(&format!("The CPU has {missing}. ")),
+        (true, true) => {}
+    }
+    let storage = setting(&p.setting).map(|s: &Setting| s.dtype.as_str());
+    if matches!(storage, Some("bf16")) && !comparison.machine.native_bf16() {
+        text.push_str("bf16 is only how weights are stored: they are widened to f32 exactly, so its absence costs nothing.");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::verdict::tests::{comparison, setting};
+    use crate::bench::verdict::verdicts;
+    use crate::report::Format;
+
+    fn example() -> Comparison {
+        comparison(vec![
+            setting("f32", "f32", 35.0, None, None),
+            setting("bf16", "bf16", 65.0, Some(1.86), Some(true)),
+            setting("q4_1", "q4_1", 110.0, Some(3.1), Some(false)),
+        ])
+    }
+
+    #[test]
+    fn sentences_say_what_to_use_by_how_much_and_why() {
+        let c = example();
+        let said = sentences(&c, &verdicts(&c));
+        assert_eq!(said.len(), 3, "{said:#?}");
+        for part in [
+            "use --dtype bf16: 1.86 (1.80–1.92) times as fast as f32, with identical answers (every score has the same bits)",
+            "269 MB of weights a token instead of 538 MB",
+            "80 % of that limit (f32: 80 %)",
+            "The CPU has avx2 and fma; no avx512f, no avx512bf16, no amx-bf16",
+            "widened to f32 exactly",
+        ] {
+            assert!(said[0].contains(part), "{part}\n{}", said[0]);
+        }
+        assert!(said[1].contains("fastest at a cost in quality: use --dtype q4_1") && said[1].contains("50 % of the answers"));
+        assert!(said[2].contains("--dtype auto chooses bf16") && said[2].contains("agrees with this verdict"), "{}", said[2]);
+    }
+
+    #[test]
+    fn no_interval_and_no_difference_are_not_called_faster() {
+        let mut c = example();
+        c.settings.truncate(2);
+        c.settings[1].figures[0].against_reference = None;
+        assert!(sentences(&c, &verdicts(&c))[0].contains("without an interval"));
+        c.settings[1] = setting("bf16", "bf16", 35.1, Some(1.002), Some(true));
+        assert!(sentences(&c, &verdicts(&c))[0].contains("no clear difference"));
+    }
+
+    #[test]
+    fn the_csv_has_the_contracts_header_and_numbers() {
+        let c = example();
+        let text = report(&c, &verdicts(&c)).render(Format::Csv, 80);
+        assert!(
+            text.starts_with("setting,measure,value,low,high,unit,limit,share\nf32,decode_1,35,34.3,35.7,tok/s,43.75,0.8\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn every_format_can_be_written_and_shares_below_one_are_not_all() {
+        let c = example();
+        let report = report(&c, &verdicts(&c));
+        for format in [Format::Table, Format::Md, Format::Csv, Format::Json] {
+            assert!(report.render(format, 100).contains("bf16"));
+        }
+        assert_eq!((percent(0.9999), percent(1.0), percent(0.5)), ("99.9 %".into(), "100 %".into(), "50 %".into()));
+    }
+}
