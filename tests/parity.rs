@@ -4,15 +4,27 @@ mod common;
 
 use common::{Tiny, Values};
 use llmopt::decoder::candle::CandleDecoder;
+use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
-use llmopt::kernels::Format;
+use llmopt::kernels::{Format, KernelSet};
 use llmopt::model::{self, Model, Norm, OpenOptions, Role};
+use llmopt::text::Tokenizer;
+use std::sync::Arc;
 
 fn open(tiny: &Tiny) -> (tempfile::TempDir, Model) {
     let folder = tempfile::tempdir().unwrap();
     let path = tiny.write(folder.path());
     let model = model::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap();
     (folder, model)
+}
+
+/// Our own decoder with these kernels, in f32.
+fn native(model: &Model, kernels: KernelSet) -> NativeDecoder {
+    let packed = Arc::new(PackedModel::pack(model, FormatPlan::All(Format::F32), 2).unwrap());
+    let kv_bytes = 256 * packed.kv_bytes_per_position();
+    let memory = Memory::Preallocated;
+    let options = NativeOptions { threads: 2, kernels, slots: 1, rows: 64, kv_bytes, memory, test_delay_percent: 0 };
+    NativeDecoder::new(packed, options).unwrap()
 }
 
 /// Scores of every position of these tokens, run in chunks of `chunk`.
@@ -133,6 +145,62 @@ fn odd_models() -> Vec<Tiny> {
     ]
 }
 
+/// Largest |Δscore| beside candle that is taken for rounding, as a share of the largest score.
+const ROUNDING: f32 = 2e-5;
+
+#[test]
+fn our_decoder_and_candle_give_nearly_the_same_scores() {
+    for tiny in odd_models() {
+        let (_folder, model) = open(&tiny);
+        let tokens = ids(140, model.spec.vocab);
+        let mut candle = CandleDecoder::new(&model.spec, &*model.weights, 1).unwrap();
+        let expected = scores(&mut candle, &tokens, 140);
+        let spread = expected.iter().flatten().fold(0f32, |m, s| m.max(s.abs()));
+        for kernels in KernelSet::available() {
+            let got = scores(&mut native(&model, kernels), &tokens, 61);
+            let difference = largest_difference(&expected, &got);
+            assert!(difference < ROUNDING * spread, "{} {kernels:?}: |Δscore| {difference} of {spread}", tiny.name);
+            assert!(expected.iter().zip(&got).all(|(a, b)| argmax(a) == argmax(b)), "{} {kernels:?}", tiny.name);
+        }
+    }
+}
+
+/// `count` greedy tokens after a prompt, and all scores on the way.
+fn greedy(decoder: &mut dyn Decoder, prompt: &[u32], count: usize) -> (Vec<u32>, Vec<Vec<f32>>) {
+    let slot = decoder.open(prompt, prompt.len() + count, false).unwrap().slot;
+    let (mut tokens, mut all) = (Vec::new(), Vec::new());
+    let (mut next, mut start) = (prompt.to_vec(), 0);
+    while tokens.len() < count {
+        let segment = Segment { slot, start, tokens: 0..next.len(), want: Want::Logits, padding_rows: 0, padded_context: 0 };
+        start += next.len();
+        let mut outputs = Vec::new();
+        decoder.forward(&Batch { tokens: next, segments: vec![segment] }, &mut outputs).unwrap();
+        let Output::Logits(scores) = outputs.remove(0) else { panic!("asked for logits") };
+        tokens.push(argmax(&scores) as u32);
+        next = vec![tokens[tokens.len() - 1]];
+        all.push(scores);
+    }
+    decoder.close(slot);
+    (tokens, all)
+}
+
+#[test]
+fn on_the_default_model_our_decoder_and_candle_choose_the_same_tokens() {
+    let model = model::open("smollm2-135m", &OpenOptions::default()).unwrap();
+    let tokenizer = Tokenizer::build(&model.vocabulary).unwrap();
+    let mut candle = CandleDecoder::new(&model.spec, &*model.weights, 1).unwrap();
+    let mut ours = native(&model, KernelSet::best());
+    for text in ["The capital of France is", "fn main() {", "1, 2, 4, 8,"] {
+        let prompt = tokenizer.encode(text).unwrap();
+        let (expected, their_scores) = greedy(&mut candle, &prompt, 12);
+        let (got, our_scores) = greedy(&mut ours, &prompt, 12);
+        assert_eq!(got, expected, "{text}");
+        let spread = their_scores.iter().flatten().fold(0f32, |m, s| m.max(s.abs()));
+        let difference = largest_difference(&their_scores, &our_scores);
+        assert!(difference < ROUNDING * spread, "{text}: |Δscore| {difference} of {spread}");
+    }
+}
+
 #[test]
 fn candle_and_the_plain_reading_of_the_model_agree() {
     for tiny in odd_models() {
@@ -142,7 +210,7 @@ fn candle_and_the_plain_reading_of_the_model_agree() {
         let (expected, got) = (plain(&model, &tokens), scores(&mut candle, &tokens, 40));
         let spread = expected.iter().flatten().fold(0f32, |m, s| m.max(s.abs()));
         let difference = largest_difference(&expected, &got);
-        assert!(difference < 2e-5 * spread, "{}: |Δscore| {difference} of {spread}", tiny.name);
+        assert!(difference < ROUNDING * spread, "{}: |Δscore| {difference} of {spread}", tiny.name);
         assert!(expected.iter().zip(&got).all(|(a, b)| argmax(a) == argmax(b)), "{}", tiny.name);
     }
 }

@@ -1,0 +1,424 @@
+//! One request gives the same bits whatever runs beside it: every score the decoder gives in any mixture of batch, other sequences,
+//! chunking, threads, shared prefixes, padding, queue, memory policy and kernel set equals, bit for bit, the score the request gets
+//! alone on one thread; and bf16 storage gives the bits of f32.
+
+mod common;
+
+use common::{Stored, Tiny, Values};
+use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
+use llmopt::decoder::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot};
+use llmopt::engine::{
+    BatchingPolicy, Engine, EngineConfig, Event, FinishReason, PaddingPolicy, PrefixPolicy, Request, Sampling, SamplingPolicy,
+    StopRules, StoppingPolicy, TextDecoder,
+};
+use llmopt::kernels::{Format, KernelSet};
+use llmopt::model::{self, ModelSpec, OpenOptions};
+use llmopt::text::Tokenizer;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+type Ids = Vec<u32>;
+
+/// Everything the decoder answered, by the whole context it answered to.
+type Heard = Arc<Mutex<Vec<(Ids, Output)>>>;
+
+/// A decoder that writes down what the one inside answers.
+struct Recorder {
+    inner: Box<dyn Decoder>,
+    contexts: HashMap<Slot, Ids>,
+    heard: Heard,
+}
+
+impl Decoder for Recorder {
+    fn spec(&self) -> &ModelSpec {
+        self.inner.spec()
+    }
+    fn capacity(&self) -> Capacity {
+        self.inner.capacity()
+    }
+    fn open(&mut self, prompt: &[u32], positions: usize, share: bool) -> Option<Opened> {
+        let opened = self.inner.open(prompt, positions, share)?;
+        self.contexts.insert(opened.slot, prompt[..opened.reused].to_vec());
+        Some(opened)
+    }
+    fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+        self.inner.forward(batch, outputs)?;
+        for (segment, output) in batch.segments.iter().zip(outputs.iter()) {
+            let context = self.contexts.get_mut(&segment.slot).unwrap();
+            context.extend(&batch.tokens[segment.tokens.clone()]);
+            if *output != Output::Nothing {
+                self.heard.lock().unwrap().push((context.clone(), output.clone()));
+            }
+        }
+        Ok(())
+    }
+    fn close(&mut self, slot: Slot) {
+        self.inner.close(slot);
+    }
+    fn forget_prefixes(&mut self) {
+        self.inner.forget_prefixes();
+    }
+    fn used_positions(&self) -> (usize, usize) {
+        self.inner.used_positions()
+    }
+    fn kernels(&self) -> Vec<String> {
+        self.inner.kernels()
+    }
+}
+
+struct NoText;
+
+impl TextDecoder for NoText {
+    fn push(&mut self, _: u32, _: &mut String) {}
+    fn finish(&mut self, _: &mut String) {}
+}
+
+/// One model, packed in each format.
+type Models = HashMap<Format, Arc<PackedModel>>;
+
+/// How a mixture is run.
+#[derive(Debug, Clone)]
+struct Setting {
+    format: Format,
+    kernels: usize,
+    threads: usize,
+    memory: Memory,
+    slots: usize,
+    pages: usize,
+    rows: usize,
+    batch: usize,
+    chunk: usize,
+    padding: PaddingPolicy,
+    batching: BatchingPolicy,
+    prefix: PrefixPolicy,
+    sampling: SamplingPolicy,
+}
+
+impl Setting {
+    /// Alone, one thread, whole prompts, every score of every token.
+    fn alone(format: Format) -> Setting {
+        Setting {
+            format,
+            kernels: KernelSet::available().len() - 1,
+            threads: 1,
+            memory: Memory::Preallocated,
+            slots: 1,
+            pages: 128,
+            rows: 2048,
+            batch: 1,
+            chunk: 2048,
+            padding: PaddingPolicy::Ragged,
+            batching: BatchingPolicy::Continuous,
+            prefix: PrefixPolicy::Recompute,
+            sampling: SamplingPolicy::AlwaysSample,
+        }
+    }
+
+    fn decoder(&self, models: &Models) -> NativeDecoder {
+        let model = models[&self.format].clone();
+        let options = NativeOptions {
+            threads: self.threads,
+            kernels: KernelSet::available()[self.kernels],
+            slots: self.slots,
+            rows: self.rows,
+            kv_bytes: self.pages as u64 * 16 * model.kv_bytes_per_position(),
+            memory: self.memory,
+            test_delay_percent: 0,
+        };
+        NativeDecoder::new(model, options).unwrap()
+    }
+
+    /// Runs the requests, submitted in two halves with a few steps between them; the tokens of each, and what was heard.
+    fn run(&self, models: &Models, requests: &[Request]) -> (Vec<Ids>, Vec<(Ids, Output)>) {
+        let heard = Heard::default();
+        let recorder = Recorder { inner: Box::new(self.decoder(models)), contexts: HashMap::new(), heard: heard.clone() };
+        let config = EngineConfig {
+            sampling: self.sampling,
+            stopping: StoppingPolicy::MaxTokensOnly,
+            padding: self.padding,
+            batching: self.batching,
+            prefix: self.prefix,
+            batch: self.batch,
+            chunk: self.chunk,
+            eos: [].into(),
+        };
+        let mut engine = Engine::new(Box::new(recorder), config, Box::new(|| Box::new(NoText)));
+        let mut events = Vec::new();
+        let (first, second) = requests.split_at(requests.len().div_ceil(2));
+        first.iter().for_each(|r| engine.submit(r.clone()));
+        (0..3).for_each(|_| engine.step(&mut events).unwrap());
+        second.iter().for_each(|r| engine.submit(r.clone()));
+        while engine.in_flight() + engine.queue_len() > 0 {
+            engine.step(&mut events).unwrap();
+        }
+        let mut done = BTreeMap::new();
+        for event in events {
+            match event {
+                Event::Finished { ticket, completion } => {
+                    assert_eq!(completion.reason, FinishReason::Length);
+                    done.insert(ticket, completion.tokens);
+                }
+                Event::Failed { message, .. } => panic!("{message}"),
+                _ => {}
+            }
+        }
+        drop(engine);
+        let heard = Arc::try_unwrap(heard).unwrap().into_inner().unwrap();
+        (requests.iter().map(|r| done.remove(&r.ticket).unwrap()).collect(), heard)
+    }
+}
+
+/// A model in every format that holds its values, and what its requests get alone.
+struct Subject {
+    name: &'static str,
+    models: Models,
+    /// Formats whose answers are one and the same, the one for the reference first.
+    formats: Vec<Format>,
+    requests: Vec<Request>,
+    tokens: Vec<Ids>,
+    /// Every score after every context that occurs.
+    scores: HashMap<Ids, Vec<f32>>,
+}
+
+impl Subject {
+    fn tiny(name: &'static str, tiny: Tiny, formats: &[Format], prompts: &[Ids], max_tokens: usize) -> Subject {
+        let folder = tempfile::tempdir().unwrap();
+        let path = tiny.write(folder.path());
+        let model = model::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap();
+        let pack = |format: &Format| (*format, Arc::new(PackedModel::pack(&model, FormatPlan::All(*format), 2).unwrap()));
+        Subject::new(name, formats.iter().map(pack).collect(), formats, prompts, max_tokens, Setting::alone(formats[0]))
+    }
+
+    fn new(
+        name: &'static str,
+        models: Models,
+        formats: &[Format],
+        prompts: &[Ids],
+        max_tokens: usize,
+        alone: Setting,
+    ) -> Subject {
+        let stop = Arc::new(StopRules { eos: false, strings: vec![], sentence: false, repetition: false });
+        let requests = prompts.iter().enumerate().map(|(i, prompt)| Request {
+            ticket: i as u64,
+            prompt: prompt.as_slice().into(),
+            max_tokens: max_tokens - i % 3,
+            // Greedy, sampled from candidates, sampled from everything, in turn.
+            sampling: Sampling { temperature: [0.0, 0.9, 1.3][i % 3], top_p: 0.9, top_k: [0, 11, 0][i % 3], seed: i as u64 },
+            stop: stop.clone(),
+        });
+        let (requests, formats) = (requests.collect(), formats.to_vec());
+        let mut subject = Subject { name, models, formats, requests, tokens: Vec::new(), scores: HashMap::new() };
+        for request in &subject.requests {
+            let (mut tokens, heard) = alone.run(&subject.models, std::slice::from_ref(request));
+            subject.tokens.append(&mut tokens);
+            for (context, output) in heard {
+                let Output::Logits(scores) = output else { panic!("the reference asks for all scores") };
+                assert!(scores.iter().any(|s| *s != scores[0]), "a model that knows nothing proves nothing");
+                subject.scores.insert(context, scores);
+            }
+        }
+        subject
+    }
+
+    /// Runs these requests in this setting and compares every bit.
+    fn check(&self, setting: &Setting, chosen: &[usize]) -> Result<(), TestCaseError> {
+        // The same request may run twice at once, under two tickets.
+        let requests: Vec<Request> =
+            chosen.iter().enumerate().map(|(ticket, &i)| Request { ticket: ticket as u64, ..self.requests[i].clone() }).collect();
+        let (tokens, heard) = setting.run(&self.models, &requests);
+        for (context, output) in heard {
+            let Some(scores) = self.scores.get(&context) else {
+                return Err(TestCaseError::fail(format!("{}: a context of {} that nobody had alone", self.name, context.len())));
+            };
+            prop_assert!(same(scores, &output), "{}: other scores after {} tokens", self.name, context.len());
+        }
+        for (tokens, &i) in tokens.iter().zip(chosen) {
+            prop_assert_eq!(tokens, &self.tokens[i], "{}: other tokens", self.name);
+        }
+        Ok(())
+    }
+}
+
+/// Whether an answer is what these scores say, bit for bit.
+fn same(scores: &[f32], output: &Output) -> bool {
+    let mut ranked: Vec<u32> = (0..scores.len() as u32).collect();
+    let better = |a: &u32, b: &u32| scores[*b as usize].partial_cmp(&scores[*a as usize]).unwrap().then(a.cmp(b));
+    let same_bits = |id: u32, score: f32| scores[id as usize].to_bits() == score.to_bits();
+    match output {
+        Output::Nothing => true,
+        Output::Argmax(id, score) => ranked.iter().copied().min_by(|a, b| better(a, b)) == Some(*id) && same_bits(*id, *score),
+        Output::TopK(candidates) => {
+            ranked.sort_by(better);
+            candidates.iter().zip(&ranked).all(|(c, id)| c.0 == *id && same_bits(c.0, c.1)) && !candidates.is_empty()
+        }
+        Output::Logits(all) => all.len() == scores.len() && all.iter().zip(scores).all(|(a, b)| a.to_bits() == b.to_bits()),
+    }
+}
+
+fn ids(len: usize, family: u32, seed: u32) -> Ids {
+    (0..len as u32).map(|i| if i < 40 { (i * 13 + family * 7) % 290 } else { (i * i + i * seed + seed) % 290 }).collect()
+}
+
+/// Prompts with common beginnings of 40 tokens in two families; one passes eight pages and two attention blocks.
+fn prompts() -> Vec<Ids> {
+    [1, 2, 13, 16, 17, 48, 49, 63, 64, 65, 100, 150]
+        .iter()
+        .enumerate()
+        .map(|(i, &len)| ids(len, i as u32 % 2, i as u32))
+        .collect()
+}
+
+/// K of 544 (past 512, no multiple of 256), three query heads to a key head, a vocabulary that is no multiple of 16.
+fn blocks_of_32() -> Tiny {
+    Tiny { layers: 2, hidden: 96, ffn: 544, heads: 6, kv_heads: 2, head_dim: 16, vocab: 301, context: 2048, ..Tiny::default() }
+}
+
+/// Nothing is a multiple of 16.
+fn odd() -> Tiny {
+    Tiny {
+        layers: 2,
+        hidden: 90,
+        ffn: 530,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 10,
+        vocab: 307,
+        tied: false,
+        context: 2048,
+        ..Tiny::default()
+    }
+}
+
+fn setting(formats: Vec<Format>) -> impl Strategy<Value = Setting> {
+    let sizes = (1usize..16, 20usize..80, 1usize..70, 1usize..70);
+    let policies = (
+        prop_oneof![Just(PaddingPolicy::Ragged), Just(PaddingPolicy::PadToLongest)],
+        prop_oneof![Just(BatchingPolicy::Continuous), Just(BatchingPolicy::Blocking)],
+        prop_oneof![Just(PrefixPolicy::Recompute), Just(PrefixPolicy::Share)],
+        prop_oneof![Just(SamplingPolicy::AlwaysSample), Just(SamplingPolicy::GreedyBelow(0.3))],
+        prop_oneof![Just(Memory::Preallocated), Just(Memory::PerStep)],
+    );
+    // The portable set is slow and takes its turn less often.
+    let kernels = prop_oneof![1 => Just(0), 4 => 0..KernelSet::available().len()];
+    (prop::sample::select(formats), kernels, 1usize..4, sizes, policies).prop_map(
+        |(format, kernels, threads, (batch, pages, rows, chunk), (padding, batching, prefix, sampling, memory))| Setting {
+            format,
+            kernels,
+            threads,
+            memory,
+            slots: batch,
+            pages,
+            rows: rows.max(batch),
+            batch,
+            chunk,
+            padding,
+            batching,
+            prefix,
+            sampling,
+        },
+    )
+}
+
+/// Checks `cases` random mixtures of this subject's requests.
+fn mixtures(subject: &Subject, cases: u32) {
+    let mixture = (setting(subject.formats.clone()), prop::collection::vec(0..subject.requests.len(), 1..16));
+    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    runner.run(&mixture, |(setting, chosen)| subject.check(&setting, &chosen)).unwrap();
+}
+
+#[test]
+fn f32_and_bf16_storage_give_the_same_bits_in_every_mixture() {
+    let tiny = Tiny { name: "bf16".into(), values: Values::Fine, ..odd() }.stored(Stored::Bf16);
+    mixtures(&Subject::tiny("bf16 file", tiny, &[Format::F32, Format::Bf16], &prompts(), 20), 20);
+}
+
+#[test]
+fn f32_weights_give_the_same_bits_in_every_mixture() {
+    let tiny = Tiny { values: Values::Fine, ..blocks_of_32() };
+    mixtures(&Subject::tiny("f32 file", tiny, &[Format::F32], &prompts(), 20), 12);
+}
+
+#[test]
+fn q8_0_weights_give_the_same_bits_in_every_mixture() {
+    let tiny = Tiny { values: Values::Fine, ..blocks_of_32() }.stored(Stored::Q8_0);
+    mixtures(&Subject::tiny("q8_0 file", tiny, &[Format::Q8_0], &prompts(), 20), 14);
+}
+
+#[test]
+fn q4_1_weights_give_the_same_bits_in_every_mixture() {
+    let tiny = Tiny { values: Values::Fine, ..blocks_of_32() }.stored(Stored::Q4_1);
+    mixtures(&Subject::tiny("q4_1 file", tiny, &[Format::Q4_1], &prompts(), 20), 14);
+}
+
+#[test]
+fn past_a_thousand_positions_every_format_keeps_its_bits() {
+    for (stored, format) in [(Stored::Bf16, Format::Bf16), (Stored::Q8_0, Format::Q8_0), (Stored::Q4_1, Format::Q4_1)] {
+        let tiny = Tiny { layers: 1, values: Values::Fine, ..blocks_of_32() }.stored(stored);
+        let subject = Subject::tiny("long", tiny, &[format], &[ids(1020, 0, 5), ids(1041, 0, 6), ids(7, 0, 7)], 12);
+        let together = Setting {
+            threads: 3,
+            slots: 3,
+            pages: 210,
+            rows: 61,
+            batch: 3,
+            chunk: 61,
+            prefix: PrefixPolicy::Share,
+            sampling: SamplingPolicy::GreedyBelow(0.3),
+            ..Setting::alone(format)
+        };
+        subject.check(&together, &[0, 1, 2, 1]).unwrap();
+        let padded = Setting {
+            padding: PaddingPolicy::PadToLongest,
+            batching: BatchingPolicy::Blocking,
+            memory: Memory::PerStep,
+            threads: 2,
+            prefix: PrefixPolicy::Recompute,
+            ..together
+        };
+        subject.check(&padded, &[0, 2, 1]).unwrap();
+    }
+}
+
+#[test]
+fn the_default_model_as_stored_gives_the_same_bits_in_every_mixture() {
+    let model = model::open("smollm2-135m", &OpenOptions::default()).unwrap();
+    let tokenizer = Tokenizer::build(&model.vocabulary).unwrap();
+    let template =
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n";
+    let questions =
+        ["What is 7 times 8?", "Name three colours of the rainbow and say why.", "Hi", "Write a haiku about a slow computer."];
+    let prompts: Vec<Ids> = questions
+        .iter()
+        .map(|q| tokenizer.encode_with_control(&format!("{template}{q}<|im_end|>\n<|im_start|>assistant\n")).unwrap())
+        .collect();
+    let packed = Arc::new(PackedModel::pack(&model, FormatPlan::AsStored, 2).unwrap());
+    let alone = Setting { pages: 16, rows: 256, ..Setting::alone(Format::Q4_1) };
+    let models = HashMap::from([(Format::Q4_1, packed)]);
+    let subject = Subject::new("the default model", models, &[Format::Q4_1], &prompts, 8, alone.clone());
+    let together = Setting {
+        threads: 2,
+        slots: 3,
+        pages: 32,
+        rows: 29,
+        batch: 3,
+        chunk: 29,
+        prefix: PrefixPolicy::Share,
+        sampling: SamplingPolicy::GreedyBelow(0.3),
+        ..alone
+    };
+    subject.check(&together, &[0, 1, 2, 3, 0]).unwrap();
+    let baseline = Setting {
+        threads: 3,
+        rows: 64,
+        chunk: 64,
+        memory: Memory::PerStep,
+        padding: PaddingPolicy::PadToLongest,
+        batching: BatchingPolicy::Blocking,
+        prefix: PrefixPolicy::Recompute,
+        sampling: SamplingPolicy::AlwaysSample,
+        ..together
+    };
+    subject.check(&baseline, &[3, 2, 1, 0]).unwrap();
+}
