@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Tiny, Values};
+use llmopt::bench::quality::compare_rows;
 use llmopt::decoder::candle::CandleDecoder;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
@@ -20,8 +21,12 @@ fn open(tiny: &Tiny) -> (tempfile::TempDir, Model) {
 
 /// Our own decoder with these kernels, in f32.
 fn native(model: &Model, kernels: KernelSet) -> NativeDecoder {
-    let packed = Arc::new(PackedModel::pack(model, FormatPlan::All(Format::F32), 2).unwrap());
-    let kv_bytes = 256 * packed.kv_bytes_per_position();
+    native_in(model, FormatPlan::All(Format::F32), kernels)
+}
+
+fn native_in(model: &Model, plan: FormatPlan, kernels: KernelSet) -> NativeDecoder {
+    let packed = Arc::new(PackedModel::pack(model, plan, 2).unwrap());
+    let kv_bytes = 512 * packed.kv_bytes_per_position();
     let memory = Memory::Preallocated;
     let options = NativeOptions { threads: 2, kernels, slots: 1, rows: 64, kv_bytes, memory, test_delay_percent: 0 };
     NativeDecoder::new(packed, options).unwrap()
@@ -212,5 +217,56 @@ fn candle_and_the_plain_reading_of_the_model_agree() {
         let difference = largest_difference(&expected, &got);
         assert!(difference < ROUNDING * spread, "{}: |Δscore| {difference} of {spread}", tiny.name);
         assert!(expected.iter().zip(&got).all(|(a, b)| argmax(a) == argmax(b)), "{}", tiny.name);
+    }
+}
+
+/// Scores of the second half of a window of 512 tokens, all but the last: what llama.cpp's `llama-perplexity` compares.
+fn second_half(decoder: &mut dyn Decoder, window: &[u32]) -> Vec<Vec<f32>> {
+    let vocab = decoder.spec().vocab;
+    let slot = decoder.open(window, window.len(), false).unwrap().slot;
+    let mut all = Vec::new();
+    let end = window.len() - 1;
+    for start in (0..end).step_by(64) {
+        let part = window[start..end.min(start + 64)].to_vec();
+        let want = if start < window.len() / 2 { Want::Nothing } else { Want::AllLogits };
+        let segment = Segment { slot, start, tokens: 0..part.len(), want, padding_rows: 0, padded_context: 0 };
+        let mut outputs = Vec::new();
+        decoder.forward(&Batch { tokens: part, segments: vec![segment] }, &mut outputs).unwrap();
+        if let Output::Logits(rows) = &outputs[0] {
+            all.extend(rows.chunks(vocab).map(<[f32]>::to_vec));
+        }
+    }
+    decoder.close(slot);
+    all
+}
+
+/// Run by scripts/kl_beside_llama_cpp.sh, which sets the text and compares with what llama.cpp does on it.
+#[test]
+#[ignore = "minutes of work; needs LLMOPT_KL_TEXT, a file of at least 1,024 tokens"]
+fn divergence_of_quantized_weights_from_f32_on_a_text() {
+    let text = std::fs::read_to_string(std::env::var("LLMOPT_KL_TEXT").expect("LLMOPT_KL_TEXT names a text file")).unwrap();
+    let model = model::open("smollm2-135m", &OpenOptions::default()).unwrap();
+    let tokens = Tokenizer::build(&model.vocabulary).unwrap().encode(&text).unwrap();
+    let best = KernelSet::best();
+    let mut reference = native(&model, best);
+    // The file is a q4_1 one: as stored it is what llama.cpp runs, and its f32 run has the same weights.
+    let plans = [("q8_0", FormatPlan::All(Format::Q8_0)), ("q4_1", FormatPlan::AsStored)];
+    let mut others = plans.map(|(name, plan)| (name, native_in(&model, plan, best), Vec::new()));
+    for window in tokens.chunks_exact(512) {
+        let expected = second_half(&mut reference, window);
+        for (_, decoder, divergences) in &mut others {
+            let got = second_half(decoder, window);
+            let next = &window[window.len() / 2 + 1..];
+            assert_eq!((expected.len(), got.len()), (next.len(), next.len()));
+            divergences.extend(expected.iter().zip(&got).zip(next).map(|((a, b), &next)| compare_rows(a, b, next)));
+        }
+    }
+    for (name, _, rows) in &others {
+        let n = rows.len() as f64;
+        let mean = rows.iter().map(|r| r.kl).sum::<f64>() / n;
+        let error = (rows.iter().map(|r| (r.kl - mean).powi(2)).sum::<f64>()).sqrt() / n;
+        let same = rows.iter().filter(|r| r.same_top).count() as f64 / n;
+        println!("llmopt {name} tokens {n} mean_kl {mean:.6} error {error:.6} same_top {same:.5}");
+        assert!(mean < 0.01, "{name}: mean divergence {mean}");
     }
 }
