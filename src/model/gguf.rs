@@ -356,6 +356,13 @@ impl Gguf {
         let Some(data) = data else {
             return Err(reader.error("the file ends before its tensor data begins; it is cut off"));
         };
+        // Something else than zeros here says that the counts were too small: a tensor's entry, say that of `output.weight`, is left over.
+        let padding = (data - reader.position()).min(reader.left()) as usize;
+        if reader.take(padding, &String::new)?.iter().any(|b| *b != 0) {
+            return Err(
+                reader.error("the padding behind the header is not zero; tensor count or metadata count do not fit the header")
+            );
+        }
         let mut tensors = HashMap::with_capacity(order.len());
         let mut spans = Vec::with_capacity(order.len());
         for (name, dims, count, encoding, offset, bytes) in order {

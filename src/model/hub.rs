@@ -400,7 +400,8 @@ mod tests {
             } else if path.contains("/tree/") {
                 let listed = self.files.iter().map(|(name, bytes)| (name.clone(), bytes.len()));
                 let all = listed.chain(self.lies.iter().map(|name| (name.clone(), 3)));
-                let oid = |path: &String| super::super::source::hex(&<sha2::Sha256 as sha2::Digest>::digest(path))[..40].to_string();
+                let oid =
+                    |path: &String| super::super::source::hex(&<sha2::Sha256 as sha2::Digest>::digest(path))[..40].to_string();
                 let file = |(path, size)| serde_json::json!({"type": "file", "oid": oid(&path), "size": size, "path": path});
                 Some(serde_json::Value::from(all.map(file).collect::<Vec<_>>()).to_string().into_bytes())
             } else {

@@ -35,6 +35,17 @@ pub enum ModelError {
     Io(String),
 }
 
+impl ModelError {
+    /// The error with the model's path in front, where what was read from it is refused later (tokenizer, template).
+    pub fn at(self, path: &std::path::Path) -> Self {
+        let place = |text: String| format!("{}: {text}", source::shown(path));
+        match self {
+            ModelError::Invalid(text) => ModelError::Invalid(place(text)),
+            ModelError::Io(text) => ModelError::Io(place(text)),
+        }
+    }
+}
+
 /// Which weight: what a decoder asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {

@@ -379,6 +379,8 @@ fn header(source: &Source) -> Result<Vec<(String, Found)>, ModelError> {
 
 /// Parses and checks the JSON of a header that is followed by `data` bytes.
 pub(super) fn parse_header(json: &[u8], data: u64) -> Result<safetensors::tensor::Metadata, String> {
+    // The crate takes the last of several entries of one name.
+    let _: UniqueNames = serde_json::from_slice(json).map_err(|e| format!("header: {e}"))?;
     let metadata: safetensors::tensor::Metadata = serde_json::from_slice(json).map_err(|e| format!("header: {e}"))?;
     if metadata.data_len() as u64 != data {
         return Err(format!(
@@ -387,6 +389,34 @@ pub(super) fn parse_header(json: &[u8], data: u64) -> Result<safetensors::tensor
         ));
     }
     Ok(metadata)
+}
+
+/// Parses any JSON object of which no name appears twice.
+struct UniqueNames;
+
+impl<'de> Deserialize<'de> for UniqueNames {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = UniqueNames;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<UniqueNames, A::Error> {
+                let mut names = HashSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                    if let Some(twice) = names.replace(name) {
+                        return Err(serde::de::Error::custom(format_args!("tensor {twice} appears twice")));
+                    }
+                }
+                Ok(UniqueNames)
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
 }
 
 /// The vocabulary: `tokenizer.json` as it is, and what the files beside it say about special tokens and the template.
