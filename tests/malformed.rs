@@ -374,15 +374,15 @@ fn parameter_cases(c: &mut Cases) {
         });
     }
     for (name, x) in [("nan", f32::NAN), ("inf", f32::INFINITY), ("negative", -1.0), ("minus_inf", f32::NEG_INFINITY)] {
-        c.set(format!("eps_{name}"), "layer_norm_rms_epsilon", Value::F32(x));
-        c.set(format!("eps_f64_{name}"), "layer_norm_rms_epsilon", Value::F64(x.into()));
+        c.set(format!("eps_{name}"), "llama.attention.layer_norm_rms_epsilon", Value::F32(x));
+        c.set(format!("eps_f64_{name}"), "llama.attention.layer_norm_rms_epsilon", Value::F64(x.into()));
         c.set(format!("theta_{name}"), "llama.rope.freq_base", Value::F32(x));
         c.set(format!("rope_factor_{name}"), "llama.rope.scaling.factor", Value::F32(x));
         c.set(format!("scale_{name}"), "llama.logit_scale", Value::F32(x));
     }
-    c.set("eps_1", "layer_norm_rms_epsilon", Value::F32(1.0));
-    c.set("eps_text", "layer_norm_rms_epsilon", Value::Str("1e-5".into()));
-    c.change("eps_missing", "layer_norm_rms_epsilon", |f| {
+    c.set("eps_1", "llama.attention.layer_norm_rms_epsilon", Value::F32(1.0));
+    c.set("eps_text", "llama.attention.layer_norm_rms_epsilon", Value::Str("1e-5".into()));
+    c.change("eps_missing", "llama.attention.layer_norm_rms_epsilon", |f| {
         f.unset("llama.attention.layer_norm_rms_epsilon");
     });
     c.set("theta_0", "llama.rope.freq_base", Value::F32(0.0));
