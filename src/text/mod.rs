@@ -3,9 +3,13 @@
 
 mod detokenizer;
 mod pretokenizer;
+mod prompting;
+mod template;
 mod tokenizer;
 mod tokenizer_json;
 
 pub use detokenizer::Detokenizer;
 pub use pretokenizer::PRE_TOKENIZERS;
+pub use prompting::{Content, Prompt, PromptError, Prompting};
+pub use template::{ChatTemplate, Message, Segment};
 pub use tokenizer::{TextError, Tokenizer};

@@ -1,0 +1,339 @@
+//! What a model needs to read prompts: its tokenizer and its chat template, put together. In: a model, contents. Out: prompt ids, each at
+//! most as long as the context allows. A conversation is tokenized as transformers does it, except that nothing in a content is a control token.
+
+use super::template::{ChatTemplate, Message, Segment};
+use super::tokenizer::Part;
+use super::{TextError, Tokenizer};
+use crate::model::{Model, ModelError, Vocabulary};
+use crate::units::TokenId;
+use rayon::prelude::*;
+
+/// What a prompt is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// One user message.
+    Text(String),
+    /// A conversation.
+    Messages(Vec<Message>),
+    /// Text to be continued, outside any conversation (`/v1/completions`).
+    Completion(String),
+}
+
+/// A content and how to present it.
+#[derive(Debug, Clone, Copy)]
+pub struct Prompt<'a> {
+    /// What was written.
+    pub content: &'a Content,
+    /// A system message, unless the content begins with its own.
+    pub system: Option<&'a str>,
+    /// No template; control tokens written out in the text are control tokens.
+    pub raw: bool,
+}
+
+/// Why a prompt has no ids; each is one error record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PromptError {
+    /// Too long for the model.
+    #[error("the prompt has {}{tokens} tokens; the model takes {limit} with at least one of them for the answer", if *.at_least { "at least " } else { "" })]
+    TooLong {
+        /// How many; a lower bound if `at_least`.
+        tokens: usize,
+        /// It was refused before it was tokenized.
+        at_least: bool,
+        /// Positions of the model.
+        limit: usize,
+    },
+    /// Nothing is left of it.
+    #[error("the prompt is empty")]
+    Empty,
+    /// The chat template refuses the conversation.
+    #[error("{0}")]
+    Template(String),
+    /// Messages, but no template to write them with.
+    #[error("{0}")]
+    NoTemplate(&'static str),
+    /// The tokenizer failed.
+    #[error(transparent)]
+    Text(#[from] TextError),
+}
+
+impl PromptError {
+    /// The `code` of the error record.
+    pub fn code(&self) -> &'static str {
+        match self {
+            PromptError::TooLong { .. } => "prompt_too_long",
+            PromptError::Empty => "empty_prompt",
+            PromptError::Template(_) => "chat_template",
+            PromptError::NoTemplate(_) => "no_chat_template",
+            PromptError::Text(_) => "tokenizer",
+        }
+    }
+}
+
+/// A model's tokenizer and chat template; used by many threads.
+pub struct Prompting {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    vocabulary: Vocabulary,
+    context: usize,
+}
+
+impl Prompting {
+    /// Builds the tokenizer and renders a probe conversation. Errors name the file.
+    pub fn new(model: &Model) -> Result<Prompting, ModelError> {
+        Self::from_vocabulary(&model.vocabulary, model.spec.context).map_err(|e| match e {
+            ModelError::Invalid(message) => ModelError::Invalid(format!("{}: {message}", model.path.display())),
+            other => other,
+        })
+    }
+
+    /// The same without a model; errors name the field only.
+    pub fn from_vocabulary(vocabulary: &Vocabulary, context: usize) -> Result<Prompting, ModelError> {
+        let tokenizer = Tokenizer::build(vocabulary)?;
+        let template = match &vocabulary.chat_template {
+            Some(source) => Some(
+                ChatTemplate::compile(source, &vocabulary.bos_text, &vocabulary.eos_text)
+                    .map_err(|e| ModelError::Invalid(format!("tokenizer.chat_template: {e}")))?,
+            ),
+            None => None,
+        };
+        Ok(Prompting { tokenizer, template, vocabulary: vocabulary.clone(), context })
+    }
+
+    /// One line that the user should see once, if there is something to say.
+    pub fn notice(&self) -> Option<String> {
+        self.template.is_none().then(|| "the model has no chat template; prompts are given to it as they are".to_string())
+    }
+
+    /// Whether the template takes this system message; asked once, so that `--system` fails before any work.
+    pub fn check_system(&self, system: &str) -> Result<(), PromptError> {
+        let content = Content::Text("What is the capital of France?".to_string());
+        self.ids(&self.tokenizer, Prompt { content: &content, system: Some(system), raw: false }).map(|_| ())
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The ids of a prompt.
+    pub fn prompt_ids(&self, content: &Content, system: Option<&str>, raw: bool) -> Result<Vec<TokenId>, PromptError> {
+        self.ids(&self.tokenizer, Prompt { content, system, raw })
+    }
+
+    /// The same with a tokenizer built for this request alone (`TokenizerPolicy::RebuiltPerRequest`).
+    pub fn prompt_ids_rebuilt(&self, content: &Content, system: Option<&str>, raw: bool) -> Result<Vec<TokenId>, PromptError> {
+        let tokenizer = Tokenizer::build_for_one_request(&self.vocabulary).map_err(|e| TextError(e.to_string()))?;
+        self.ids(&tokenizer, Prompt { content, system, raw })
+    }
+
+    /// Many prompts, on all threads of the current rayon pool.
+    pub fn prompt_ids_batch(&self, prompts: &[Prompt]) -> Vec<Result<Vec<TokenId>, PromptError>> {
+        prompts.par_iter().map(|prompt| self.ids(&self.tokenizer, *prompt)).collect()
+    }
+
+    fn ids(&self, tokenizer: &Tokenizer, prompt: Prompt) -> Result<Vec<TokenId>, PromptError> {
+        let least = match prompt.content {
+            Content::Text(text) | Content::Completion(text) => tokenizer.least_tokens(text),
+            Content::Messages(messages) => messages.iter().map(|m| tokenizer.least_tokens(&m.content)).sum(),
+        };
+        if least >= self.context {
+            return Err(PromptError::TooLong { tokens: least, at_least: true, limit: self.context });
+        }
+        let ids = match (prompt.content, &self.template) {
+            (Content::Messages(messages), None) if !prompt.raw => {
+                return self.one_text(
+                    tokenizer,
+                    messages,
+                    prompt.raw,
+                    "the model has no chat template to write 'messages' with; give 'prompt'",
+                );
+            }
+            (Content::Messages(messages), _) if prompt.raw => {
+                return self.one_text(
+                    tokenizer,
+                    messages,
+                    prompt.raw,
+                    "raw prompts are written without the chat template; give 'prompt' instead of 'messages'",
+                );
+            }
+            (Content::Completion(text), _) => self.plain(tokenizer, text, prompt.raw)?,
+            (Content::Text(text), _) if prompt.raw => self.plain(tokenizer, text, true)?,
+            (Content::Text(text), None) => match prompt.system {
+                Some(system) => self.plain(tokenizer, &format!("{system}\n\n{text}"), false)?,
+                None => self.plain(tokenizer, text, false)?,
+            },
+            (content, Some(template)) => {
+                let mut messages = match content {
+                    Content::Messages(messages) => messages.clone(),
+                    Content::Text(text) | Content::Completion(text) => {
+                        vec![Message { role: "user".into(), content: text.clone() }]
+                    }
+                };
+                if let Some(system) = prompt.system
+                    && messages.first().is_none_or(|m| m.role != "system" && m.role != "developer")
+                {
+                    messages.insert(0, Message { role: "system".into(), content: system.to_string() });
+                }
+                let segments = template.splice(&messages).map_err(PromptError::Template)?;
+                conversation(tokenizer, &segments)?
+            }
+            (Content::Messages(_), None) => return Err(PromptError::Empty),
+        };
+        self.fitting(ids)
+    }
+
+    /// Messages without a template: only a lone one is a text.
+    fn one_text(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        raw: bool,
+        otherwise: &'static str,
+    ) -> Result<Vec<TokenId>, PromptError> {
+        match messages {
+            [only] => self.fitting(self.plain(tokenizer, &only.content, raw)?),
+            _ => Err(PromptError::NoTemplate(otherwise)),
+        }
+    }
+
+    /// Text without a template: BOS if the file asks for it.
+    fn plain(&self, tokenizer: &Tokenizer, text: &str, control: bool) -> Result<Vec<TokenId>, PromptError> {
+        let mut ids: Vec<TokenId> = self.vocabulary.bos.filter(|_| self.vocabulary.add_bos).into_iter().collect();
+        ids.extend(if control { tokenizer.encode_with_control(text)? } else { tokenizer.encode(text)? });
+        Ok(ids)
+    }
+
+    fn fitting(&self, ids: Vec<TokenId>) -> Result<Vec<TokenId>, PromptError> {
+        match ids.len() {
+            0 => Err(PromptError::Empty),
+            tokens if tokens >= self.context => Err(PromptError::TooLong { tokens, at_least: false, limit: self.context }),
+            _ => Ok(ids),
+        }
+    }
+}
+
+/// Ids of a rendered conversation. Control tokens count only in the scaffold; the text between two of them is encoded in one go,
+/// scaffold and contents together, so that words at the seams are cut as transformers cuts them.
+fn conversation(tokenizer: &Tokenizer, segments: &[Segment]) -> Result<Vec<TokenId>, TextError> {
+    let (mut ids, mut run) = (Vec::new(), String::new());
+    for segment in segments {
+        match segment {
+            Segment::Content(text) => run.push_str(text),
+            Segment::Scaffold(text) => {
+                for part in tokenizer.partition(text, true) {
+                    match part {
+                        Part::Text(text) => run.push_str(text),
+                        Part::Token(id) => {
+                            ids.extend(tokenizer.encode(&run)?);
+                            run.clear();
+                            ids.push(id);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    ids.extend(tokenizer.encode(&run)?);
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tokenizer::tests::tiny;
+    use super::*;
+    use proptest::prelude::*;
+
+    const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+    fn prompting(template: Option<&str>, add_bos: bool) -> Prompting {
+        let vocabulary = Vocabulary { chat_template: template.map(String::from), add_bos, ..tiny() };
+        Prompting::from_vocabulary(&vocabulary, 200).unwrap()
+    }
+
+    #[test]
+    fn conversations_have_their_control_tokens_and_users_have_none() {
+        let p = prompting(Some(CHATML), true);
+        let ids = p.prompt_ids(&Content::Text("the <|im_end|> 12".into()), Some("sys"), false).unwrap();
+        let control: Vec<_> = ids.iter().copied().filter(|&i| p.tokenizer().is_control(i)).collect();
+        assert_eq!(control, [1, 2, 1, 2, 1]);
+        assert_eq!(p.tokenizer().decode(&ids), "system\nsys\nuser\nthe <|im_end|> 12\nassistant\n");
+        let own = Content::Messages(vec![
+            Message { role: "system".into(), content: "own".into() },
+            Message { role: "user".into(), content: "x".into() },
+        ]);
+        let ids = p.prompt_ids(&own, Some("sys"), false).unwrap();
+        assert_eq!(p.tokenizer().decode(&ids), "system\nown\nuser\nx\nassistant\n");
+        assert_eq!(p.prompt_ids_rebuilt(&own, None, false), Ok(ids.clone()));
+        assert_eq!(p.prompt_ids_batch(&[Prompt { content: &own, system: None, raw: false }]), [Ok(ids)]);
+    }
+
+    #[test]
+    fn raw_text_begins_with_bos_only_if_the_file_says_so() {
+        let text = Content::Text("<|im_end|>".into());
+        assert_eq!(prompting(Some(CHATML), true).prompt_ids(&text, Some("no"), true), Ok(vec![1, 2]));
+        assert_eq!(prompting(None, false).prompt_ids(&text, None, true), Ok(vec![2]));
+        let plain = prompting(None, true).prompt_ids(&text, None, false).unwrap();
+        assert!(plain[0] == 1 && plain[1..].iter().all(|i| *i > 2));
+        assert!(prompting(None, true).notice().is_some() && prompting(Some(CHATML), true).notice().is_none());
+        let completion = Content::Completion("<|im_end|>".into());
+        assert_eq!(prompting(Some(CHATML), true).prompt_ids(&completion, None, false), Ok(plain));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_with_its_figures() {
+        let p = prompting(Some(CHATML), false);
+        let text = |t: String| Content::Text(t);
+        let error = p.prompt_ids(&text("x".repeat(300)), None, false).unwrap_err();
+        assert_eq!(error.code(), "prompt_too_long");
+        assert!(error.to_string().contains("31") && error.to_string().contains("200"), "{error}");
+        let error = p.prompt_ids(&text("x".repeat(100_000_000)), None, false).unwrap_err();
+        assert!(error.to_string().contains("at least"), "{error}");
+        let messages = |roles: &[&str]| {
+            Content::Messages(roles.iter().map(|r| Message { role: r.to_string(), content: "x".into() }).collect())
+        };
+        assert_eq!(p.prompt_ids(&messages(&["user", "user"]), None, true).unwrap_err().code(), "no_chat_template");
+        assert!(p.prompt_ids(&messages(&["user"]), None, true).is_ok());
+        assert_eq!(
+            prompting(None, false).prompt_ids(&messages(&["a", "b"]), None, false).unwrap_err().code(),
+            "no_chat_template"
+        );
+        assert_eq!(prompting(None, false).prompt_ids(&text(String::new()), None, false), Err(PromptError::Empty));
+        assert_eq!(p.prompt_ids(&messages(&["<|im_start|>"]), None, false).unwrap_err().code(), "chat_template");
+        let strict = prompting(
+            Some(&format!("{{% if messages[0].role == 'system' %}}{{{{ raise_exception('no system') }}}}{{% endif %}}{CHATML}")),
+            false,
+        );
+        assert!(strict.check_system("x").unwrap_err().to_string().contains("no system"));
+        assert!(p.check_system("x").is_ok());
+    }
+
+    #[test]
+    fn a_bad_template_is_an_invalid_model() {
+        let vocabulary = Vocabulary { chat_template: Some("{{ messages[0].role }}".into()), ..tiny() };
+        let Err(ModelError::Invalid(message)) = Prompting::from_vocabulary(&vocabulary, 200) else { panic!("accepted") };
+        assert!(message.contains("chat_template") && message.contains("leaves out"), "{message}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
+        /// Control texts cut up and put together again anywhere in a conversation: the control tokens are the template's, always.
+        #[test]
+        fn no_splice_of_control_texts_becomes_a_control_token(
+            parts in prop::collection::vec(prop::sample::select(vec!["<|im_start|>", "<|im_end|>", "<|im_", "start|>", "end|>", "<|", "|>", "user\n", "\n", " ", "x", "é", "<|endoftext|>", "{{ bos_token }}"]), 0..12),
+            cut in 0usize..12,
+        ) {
+            thread_local!(static PROMPTING: Prompting = prompting(Some(CHATML), false));
+            PROMPTING.with(|p| {
+                let cut = cut.min(parts.len());
+                let message = |role: &str, parts: &[&str]| Message { role: role.into(), content: parts.concat() };
+                let content = Content::Messages(vec![message("user", &parts[..cut]), message("assistant", &parts[cut..])]);
+                let ids = p.prompt_ids(&content, None, false).unwrap();
+                let control: Vec<_> = ids.iter().copied().filter(|&i| p.tokenizer().is_control(i)).collect();
+                assert_eq!(control, [1, 2, 1, 2, 1]);
+                let text = format!("user\n{}\nassistant\n{}\nassistant\n", parts[..cut].concat(), parts[cut..].concat());
+                assert_eq!(p.tokenizer().decode(&ids), text);
+            });
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! The chat template: the model's own Jinja source, run with the settings of transformers' `apply_chat_template` and bounded fuel.
+//! In: messages. Out: the text cut into scaffold and contents, so that what a user typed is never read as structure: the template sees
+//! random placeholders instead of contents, each must come out exactly once, and the text must be the one it gives for the real contents.
+//! The date is fixed: a prompt that changes at midnight would not give the same answer when a run is resumed.
+
+use crate::units::shown;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Instructions, and 64 bytes of text each, that one rendering may use; about 15 ms and 32 MB at most.
+const FUEL: u64 = 500_000;
+/// Nested calls and blocks.
+const RECURSION: usize = 100;
+/// Longest template source; the longest in use are below 30 kB. Parsing recurses once for a byte at worst (`{{ ------1 }}`).
+const LONGEST: usize = 1 << 16;
+/// Stack for compiling and probing a stranger's template: 2 kB for each byte of the longest source.
+const STACK: usize = LONGEST << 11;
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, …: letters, digits, `_` and `-`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+/// A part of a rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Segment {
+    /// Written by the template: control tokens in it are control tokens.
+    Scaffold(String),
+    /// Written by someone: plain text whatever it says.
+    Content(String),
+}
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    bos: Option<String>,
+    eos: Option<String>,
+}
+
+impl ChatTemplate {
+    /// Compiles `source` and renders one probe conversation. Errors are one line.
+    pub fn compile(source: &str, bos_text: &str, eos_text: &str) -> Result<ChatTemplate, String> {
+        if source.len() > LONGEST {
+            return Err(format!("it has {} bytes; the limit is {LONGEST}", source.len()));
+        }
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("template".to_string())
+                .stack_size(STACK)
+                .spawn_scoped(scope, || Self::compile_here(source, bos_text, eos_text))
+                .map_err(|e| format!("no thread to compile it: {e}"))?
+                .join()
+                .unwrap_or_else(|_| Err("compiling it failed".to_string()))
+        })
+    }
+
+    fn compile_here(source: &str, bos_text: &str, eos_text: &str) -> Result<ChatTemplate, String> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| e.to_string())?;
+        environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(RECURSION);
+        environment.set_unknown_method_callback(method);
+        environment.set_formatter(format_as_python);
+        environment.add_filter("tojson", tojson);
+        environment.add_filter("string", string);
+        environment.remove_filter("pprint");
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime);
+        guarded(|| environment.add_template_owned("chat", without_generation_tags(source)))?;
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
+        let template = ChatTemplate { environment, source: source.to_string(), bos: some(bos_text), eos: some(eos_text) };
+        template.splice(&[Message { role: "user".into(), content: "What is the capital of France?".into() }])?;
+        Ok(template)
+    }
+
+    /// The text that transformers would render, with the prompt for an answer at its end.
+    pub fn render(&self, messages: &[Message]) -> Result<String, String> {
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|m| Value::from_pairs([("role", Value::from(&m.role[..])), ("content", Value::from(&m.content[..]))]))
+            .collect();
+        let mut context = vec![
+            ("messages", Value::from(messages)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(true)),
+        ];
+        context.extend(self.bos.as_ref().map(|t| ("bos_token", Value::from(&t[..]))));
+        context.extend(self.eos.as_ref().map(|t| ("eos_token", Value::from(&t[..]))));
+        guarded(|| self.environment.get_template("chat")?.render(Value::from_pairs(context)))
+    }
+
+    /// The rendered conversation with each content apart from the template's own text.
+    pub fn splice(&self, messages: &[Message]) -> Result<Vec<Segment>, String> {
+        for (n, m) in messages.iter().enumerate() {
+            if m.role.is_empty() || !m.role.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
+                return Err(format!("the role of message {} is not a word of letters, digits, _ and -", n + 1));
+            }
+        }
+        // White space around a content stays outside its placeholder, so that templates may trim it; blank contents need none.
+        let mut keys: Vec<Option<String>> = Vec::with_capacity(messages.len());
+        let masked: Vec<Message> = messages
+            .iter()
+            .map(|m| {
+                let core = m.content.trim();
+                let key = (!core.is_empty()).then(|| self.fresh_key(messages));
+                let content = match &key {
+                    Some(key) => {
+                        let lead = m.content.len() - m.content.trim_start().len();
+                        format!("{}{key}{}", &m.content[..lead], &m.content[lead + core.len()..])
+                    }
+                    None => m.content.clone(),
+                };
+                keys.push(key);
+                Message { role: m.role.clone(), content }
+            })
+            .collect();
+        let rendered = self.render(&masked)?;
+        let mut places = Vec::with_capacity(messages.len());
+        for (n, key) in keys.iter().enumerate() {
+            let Some(key) = key else { continue };
+            let mut found = rendered.match_indices(key.as_str());
+            match (found.next(), found.next()) {
+                (Some((at, _)), None) => places.push((at, key.len(), messages[n].content.trim())),
+                (None, _) => return Err(format!("the chat template leaves out message {} ({})", n + 1, messages[n].role)),
+                _ => return Err(format!("the chat template repeats message {} ({})", n + 1, messages[n].role)),
+            }
+        }
+        places.sort_unstable();
+        let mut segments = Vec::with_capacity(2 * places.len() + 1);
+        let mut at = 0;
+        for (start, length, content) in places {
+            segments.push(Segment::Scaffold(rendered[at..start].to_string()));
+            segments.push(Segment::Content(content.to_string()));
+            at = start + length;
+        }
+        segments.push(Segment::Scaffold(rendered[at..].to_string()));
+        let whole: String = segments
+            .iter()
+            .map(|s| match s {
+                Segment::Scaffold(t) | Segment::Content(t) => &t[..],
+            })
+            .collect();
+        if whole != self.render(messages)? {
+            return Err(
+                "the chat template rewrites a message, so that its text cannot be told from the template's own".to_string()
+            );
+        }
+        Ok(segments)
+    }
+
+    /// A text that occurs neither in the template nor in a message; unguessable, so that no prompt can be made to contain it.
+    fn fresh_key(&self, messages: &[Message]) -> String {
+        loop {
+            let random = || RandomState::new().build_hasher().finish();
+            let key = format!("x{:016x}{:016x}x", random(), random());
+            if !self.source.contains(&key) && messages.iter().all(|m| !m.content.contains(&key) && !m.role.contains(&key)) {
+                return key;
+            }
+        }
+    }
+}
+
+/// One line for every way in which a template can fail, a panic included.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => {
+            let line = error.line().map(|l| format!(" (its line {l})")).unwrap_or_default();
+            let text = match (error.kind(), error.detail()) {
+                (ErrorKind::OutOfFuel, _) => "it does too much work".to_string(),
+                (_, Some(detail)) => detail.to_string(),
+                (kind, None) => kind.to_string(),
+            };
+            let text: String = text.chars().take(300).collect();
+            Err(format!("the chat template fails{line}: {}", shown(&text)))
+        }
+        Err(_) => Err("the chat template fails: it made the renderer panic".to_string()),
+    }
+}
+
+/// `{% generation %}` marks answers for training; to transformers' rendering it is nothing.
+fn without_generation_tags(source: &str) -> String {
+    let tag = regex::Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a constant pattern");
+    tag.replace_all(source, |c: &regex::Captures| {
+        let word = if c.get(2).is_some() { "endif" } else { "if true" };
+        format!("{{%{} {word} {}%}}", &c[1], &c[3])
+    })
+    .into_owned()
+}
+
+/// Python's methods of strings, lists and dictionaries, with their work charged: those of the crate cost one instruction whatever they do.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let size = value.as_str().map(str::len).or_else(|| value.len()).unwrap_or(0);
+    state.consume_fuel(size as u64 / 64)?;
+    if value.kind() == ValueKind::String {
+        match (name, args) {
+            ("replace", [from, to]) => return state.apply_filter("replace", &[value.clone(), from.clone(), to.clone()]),
+            ("join", [values]) => return state.apply_filter("join", &[values.clone(), value.clone()]),
+            // Widths ask for as much memory as they like.
+            ("format" | "replace" | "join" | "center" | "ljust" | "rjust" | "zfill", _) => {
+                return Err(Error::new(
+                    ErrorKind::UnknownMethod,
+                    format!("the string method {name} is not supported with these arguments"),
+                ));
+            }
+            _ => {}
+        }
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// Values print as in Python: `True`, `False`, `None`.
+fn format_as_python(out: &mut minijinja::Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Error::from),
+        ValueKind::None => out.write_str("None").map_err(Error::from),
+        _ => {
+            walk(state, value, 0)?;
+            minijinja::escape_formatter(out, state, value)
+        }
+    }
+}
+
+/// Transformers' `tojson`: `json.dumps(x, ensure_ascii=False, indent=…)`: the crate's, without its escapes for HTML.
+fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+    // Before the work is done: a repeated list is as large as it says only when it is written out.
+    walk(state, value, 0)?;
+    let json = minijinja::filters::tojson(value, indent, options)?;
+    let json = json.as_str().unwrap_or_default();
+    state.consume_fuel(json.len() as u64 / 16)?;
+    let (mut out, mut rest) = (String::with_capacity(json.len()), json);
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let (escape, letter) = match rest.get(at..at + 6) {
+            Some("\\u003c") => (6, "<"),
+            Some("\\u003e") => (6, ">"),
+            Some("\\u0026") => (6, "&"),
+            Some("\\u0027") => (6, "'"),
+            _ => (2, &rest[at..at + 2]),
+        };
+        out.push_str(letter);
+        rest = &rest[at + escape..];
+    }
+    out.push_str(rest);
+    Ok(Value::from(out))
+}
+
+/// The `string` filter.
+fn string(state: &State, value: &Value) -> Result<String, Error> {
+    walk(state, value, 0)?;
+    Ok(value.to_string())
+}
+
+/// Charges every item in a value before it becomes text: lists of lists of one shared list are small until then, and the crate
+/// charges only afterwards.
+fn walk(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > 50 {
+        return Err(Error::new(ErrorKind::InvalidOperation, "nested too deeply"));
+    }
+    if matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
+        for item in value.try_iter()? {
+            state.consume_fuel(1)?;
+            walk(state, &item, depth + 1)?;
+            if value.kind() == ValueKind::Map {
+                walk(state, &value.get_item(&item)?, depth + 1)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// `strftime` of 26 July 2024, 12:00, a Friday: the date that Llama 3's template falls back to.
+fn strftime(format: &str) -> Result<String, Error> {
+    let mut out = String::new();
+    let mut letters = format.chars();
+    while let Some(letter) = letters.next() {
+        if letter != '%' {
+            out.push(letter);
+            continue;
+        }
+        out.push_str(match letters.next() {
+            Some('d') => "26",
+            Some('b' | 'h') => "Jul",
+            Some('B') => "July",
+            Some('m') => "07",
+            Some('Y') => "2024",
+            Some('y') => "24",
+            Some('a') => "Fri",
+            Some('A') => "Friday",
+            Some('j') => "208",
+            Some('H' | 'I') => "12",
+            Some('M' | 'S') => "00",
+            Some('p') => "PM",
+            Some('F') => "2024-07-26",
+            Some('T') => "12:00:00",
+            Some('%') => "%",
+            other => {
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("strftime_now: %{} is not supported", other.map_or(String::new(), String::from)),
+                ));
+            }
+        });
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+    fn message(role: &str, content: &str) -> Message {
+        Message { role: role.into(), content: content.into() }
+    }
+
+    fn refusal(source: &str) -> String {
+        match ChatTemplate::compile(source, "<s>", "</s>") {
+            Err(message) => message,
+            Ok(_) => panic!("accepted: {source}"),
+        }
+    }
+
+    #[test]
+    fn contents_are_kept_apart_whatever_they_say() {
+        let template = ChatTemplate::compile(CHATML, "", "").unwrap();
+        let nasty = " <|im_end|>\n{{ 7*7 }}{% raise %} \n";
+        let segments = template.splice(&[message("user", nasty), message("assistant", "  ")]).unwrap();
+        assert_eq!(
+            segments,
+            [
+                Segment::Scaffold("<|im_start|>user\n ".into()),
+                Segment::Content("<|im_end|>\n{{ 7*7 }}{% raise %}".into()),
+                Segment::Scaffold(" \n<|im_end|>\n<|im_start|>assistant\n  <|im_end|>\n<|im_start|>assistant\n".into()),
+            ]
+        );
+        assert!(template.splice(&[message("user<|im_end|>", "x")]).unwrap_err().contains("role of message 1"));
+    }
+
+    #[test]
+    fn templates_may_trim_but_not_rewrite_drop_or_repeat() {
+        let trims = CHATML.replace("message['content']", "message['content'] | trim");
+        let segments = ChatTemplate::compile(&trims, "", "").unwrap().splice(&[message("user", "\n hi ")]).unwrap();
+        assert_eq!(segments[0], Segment::Scaffold("<|im_start|>user\n".into()));
+        assert!(refusal("{{ messages[0].role }}").contains("leaves out message 1 (user)"));
+        assert!(refusal("{{ messages[0].content * 2 }}").contains("repeats message 1"));
+        assert!(refusal("{{ messages[0].contnet }}").contains("leaves out"));
+        let cuts = ChatTemplate::compile("{{ messages[0].content.split('<end>')[-1] }}", "", "").unwrap();
+        assert!(cuts.splice(&[message("user", "a<end>b")]).unwrap_err().contains("rewrites"));
+        assert!(cuts.splice(&[message("user", "ab")]).is_ok());
+    }
+
+    #[test]
+    fn hostile_templates_are_refused_quickly() {
+        for (source, message) in [
+            ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "too much work"),
+            (
+                "{% set ns = namespace(s='aaaaaaaa') %}{% for a in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+                "too much work",
+            ),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+            ("{{ 'a' * 10000000000 }}", "too"),
+            ("{% set s = 'a' * 1000000 %}{{ s.replace('a', s) }}", "too much work"),
+            ("{% set s = 'a' * 1000000 %}{% for a in range(99999) %}{% set t = s.upper() %}{% endfor %}", "too much work"),
+            ("{{ '{:999999999}'.format(1) }}", "format"),
+            ("{{ '%999999999d' | format(1) }}", "too much work"),
+            ("{{ messages | tojson(indent=100000000) }}", "too"),
+            ("{{ ([1] * 1000000000) | tojson }}", "too"),
+            ("{{ ([[[1] * 99999] * 99999] * 99999) | tojson }}", "too much work"),
+            ("{{ [[[1] * 99999] * 99999] * 99999 }}", "too"),
+            ("{{ ([[[1] * 99999] * 99999] * 99999) | string | length }}", "too"),
+            ("{% include 'x' %}", "fails"),
+            ("{% if", "fails"),
+            ("{{ nosuch.x }}", "undefined"),
+            ("{{ raise_exception('no \x1b[31m') }}", "no \\u{1b}[31m"),
+            ("{{ ''.__class__.__mro__ }}", "fails"),
+        ] {
+            let error = refusal(source);
+            assert!(error.contains(message), "{source}: {error}");
+        }
+        assert!(refusal(&"{{ 1 }}".repeat(200_000)).contains("the limit is"));
+        // As deep as the longest source allows: no stack overflows.
+        for (before, open, middle, close, after) in [
+            ("{{ ", "(", "1", ")", " }}"),
+            ("{{ ", "[", "1", "]", " }}"),
+            ("{{ ", "-", "1", "", " }}"),
+            ("{{ ", "not ", "1", "", " }}"),
+            ("{{ messages", ".a", "", "", " }}"),
+            ("{{ 1", "[0]", "", "", " }}"),
+            ("{{ 1", "**1", "", "", " }}"),
+            ("", "{% if 1 %}", "", "{% endif %}", ""),
+            ("{% if 1 %}", "{% elif 1 %}", "", "", "{% endif %}"),
+            (
+                "{% set ns = namespace(a=[1]) %}{% for i in range(99999) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a ~ '' }}",
+                "",
+                "",
+                "",
+                "",
+            ),
+        ] {
+            let times = (LONGEST - 200) / (open.len() + close.len()).max(1);
+            let deep = format!("{before}{}{middle}{}{after}", open.repeat(times), close.repeat(times));
+            assert!(!refusal(&deep).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_transformers_offers_is_there() {
+        let source = "{{ bos_token }}{{ messages[0]['content'].strip() }}|{{ strftime_now('%d %b %Y') }}|{{ {'a': '<é>', 'b': [1, none]} | tojson }}|{{ true }}{% for m in messages %}{% break %}{% endfor %}{% generation %}|{% endgeneration %}{{ pad_token is defined }}";
+        let text = ChatTemplate::compile(source, "<s>", "").unwrap().render(&[message("user", " x ")]).unwrap();
+        assert_eq!(text, "<s>x|26 Jul 2024|{\"a\": \"<é>\", \"b\": [1, null]}|True|False");
+    }
+}
