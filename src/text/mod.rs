@@ -4,6 +4,7 @@
 mod detokenizer;
 mod pretokenizer;
 mod prompting;
+pub mod prompts;
 mod template;
 mod tokenizer;
 mod tokenizer_json;

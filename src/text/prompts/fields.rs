@@ -1,0 +1,141 @@
+//! Generation settings in a record: the flags' names with underscores, the flags' bounds. In: a JSON value or a CSV cell. Out: the
+//! setting, or what it must be. `null` and an empty cell mean that the record has no setting of its own.
+
+use super::Fault;
+use serde_json::Value;
+
+/// What `stop_on` lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopOn {
+    /// End-of-sequence tokens.
+    pub eos: bool,
+    /// The strings of `stop`.
+    pub strings: bool,
+    /// A sentence's end close to the limit.
+    pub sentence: bool,
+    /// Going round in circles.
+    pub repetition: bool,
+}
+
+/// Settings that a record has of its own.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationFields {
+    /// 1 to 1,048,576.
+    pub max_tokens: Option<usize>,
+    /// 0 to 100.
+    pub temperature: Option<f32>,
+    /// Above 0, at most 1.
+    pub top_p: Option<f32>,
+    /// 0 is off.
+    pub top_k: Option<usize>,
+    /// Any 64-bit number.
+    pub seed: Option<u64>,
+    /// None of them empty.
+    pub stop: Option<Vec<String>>,
+    /// Which rules may end the answer.
+    pub stop_on: Option<StopOn>,
+    /// A system message.
+    pub system: Option<String>,
+    /// No chat template.
+    pub raw: Option<bool>,
+}
+
+/// Names of the settings.
+pub(super) const NAMES: [&str; 9] = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stop_on", "system", "raw"];
+
+const MOST_TOKENS: u64 = 1 << 20;
+/// Stop strings of one record; OpenAI allows 4.
+const MOST_STOPS: usize = 64;
+
+fn must(name: &str, what: &str) -> Fault {
+    ("bad_field", format!("{name} must be {what}"))
+}
+
+impl GenerationFields {
+    /// Takes one setting from JSON. Names that are none are the caller's mistake and do nothing.
+    pub fn set(&mut self, name: &str, value: &Value) -> Result<(), Fault> {
+        if value.is_null() {
+            return Ok(());
+        }
+        match name {
+            "max_tokens" => {
+                let n = value.as_u64().filter(|n| (1..=MOST_TOKENS).contains(n));
+                self.max_tokens = Some(n.ok_or_else(|| must(name, "a whole number from 1 to 1048576"))? as usize);
+            }
+            "temperature" => {
+                let x = value.as_f64().filter(|x| (0.0..=100.0).contains(x));
+                self.temperature = Some(x.ok_or_else(|| must(name, "a number from 0 to 100"))? as f32);
+            }
+            "top_p" => {
+                let x = value.as_f64().filter(|x| *x > 0.0 && *x <= 1.0);
+                self.top_p = Some(x.ok_or_else(|| must(name, "a number above 0 and at most 1"))? as f32);
+            }
+            "top_k" => {
+                let n = value.as_u64().and_then(|n| usize::try_from(n).ok());
+                self.top_k = Some(n.ok_or_else(|| must(name, "a whole number, 0 or more"))?);
+            }
+            "seed" => {
+                self.seed = Some(value.as_u64().ok_or_else(|| must(name, "a whole number from 0 to 18446744073709551615"))?)
+            }
+            "stop" => {
+                let strings: Option<Vec<String>> = match value {
+                    Value::String(one) => Some(vec![one.clone()]),
+                    Value::Array(many) => many.iter().map(|s| s.as_str().map(String::from)).collect(),
+                    _ => None,
+                };
+                let good = strings.filter(|s| s.len() <= MOST_STOPS && s.iter().all(|s| !s.is_empty()));
+                self.stop = Some(good.ok_or_else(|| must(name, "a string that is not empty, or at most 64 of them"))?);
+            }
+            "stop_on" => {
+                let names: Option<Vec<&str>> = match value {
+                    Value::String(list) => Some(list.split(',').map(str::trim).collect()),
+                    Value::Array(many) => many.iter().map(Value::as_str).collect(),
+                    _ => None,
+                };
+                self.stop_on = Some(
+                    names
+                        .and_then(|names| stop_on(&names))
+                        .ok_or_else(|| must(name, "a list of eos, strings, sentence, loop; or all, none"))?,
+                );
+            }
+            "system" => self.system = Some(value.as_str().ok_or_else(|| must(name, "a string"))?.to_string()),
+            "raw" => self.raw = Some(value.as_bool().ok_or_else(|| must(name, "true or false"))?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes one setting from a CSV cell; an empty one sets nothing.
+    pub fn set_text(&mut self, name: &str, text: &str) -> Result<(), Fault> {
+        let value = match (name, text.trim()) {
+            (_, "") => return Ok(()),
+            ("stop" | "system", _) => Value::String(text.to_string()),
+            ("stop_on", list) => Value::String(list.to_string()),
+            ("raw", "true" | "1" | "yes") => Value::Bool(true),
+            ("raw", "false" | "0" | "no") => Value::Bool(false),
+            // A number as JSON writes it; anything else is told to be none.
+            (_, number) => serde_json::from_str(number).ok().filter(Value::is_number).unwrap_or(Value::Bool(false)),
+        };
+        if name == "raw" && !matches!(text.trim(), "true" | "1" | "yes" | "false" | "0" | "no") {
+            return Err(must(name, "true or false"));
+        }
+        self.set(name, &value)
+    }
+}
+
+fn stop_on(names: &[&str]) -> Option<StopOn> {
+    let all = |on| StopOn { eos: on, strings: on, sentence: on, repetition: on };
+    let mut found = all(false);
+    for name in names {
+        match *name {
+            "all" => found = all(true),
+            "none" => found = all(false),
+            "eos" => found.eos = true,
+            "strings" => found.strings = true,
+            "sentence" => found.sentence = true,
+            "loop" => found.repetition = true,
+            _ => return None,
+        }
+    }
+    Some(found)
+}
