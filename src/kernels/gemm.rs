@@ -9,7 +9,7 @@
 
 use super::Format;
 use super::isa::Isa;
-use super::panels::{panel_bytes, scales_offset};
+use super::panels::{EIGHT_PAIR, FOUR_BLOCK, panel_bytes};
 
 /// k of a float block: also what fits in L1 beside the activations.
 pub(crate) const BLOCK: usize = 256;
@@ -54,8 +54,8 @@ pub(crate) struct Gemm {
     pub wide: *mut f32,
 }
 
-/// Floats of scratch a [`Gemm`] needs: a block of two panels.
-pub(crate) const WIDE: usize = 2 * BLOCK * 16;
+/// Floats of scratch a [`Gemm`] needs: a block of a panel.
+pub(crate) const WIDE: usize = BLOCK * 16;
 
 /// How 16 columns of float weights are read.
 trait Weight<S: Isa> {
@@ -115,7 +115,7 @@ impl<S: Isa> Weight<S> for HalfF16 {
     }
 }
 
-/// Runs `$f::<.., $rows, ..>` with the run-time number of rows as a constant.
+/// Runs `$call!(rows)` with the run-time number of rows as a constant.
 macro_rules! with_rows {
     ($rows:expr, $max:expr, $call:ident!) => {
         match $rows {
@@ -127,20 +127,28 @@ macro_rules! with_rows {
             6 if $max >= 6 => $call!(6),
             7 if $max >= 7 => $call!(7),
             8 if $max >= 8 => $call!(8),
+            9 if $max >= 9 => $call!(9),
+            10 if $max >= 10 => $call!(10),
+            11 if $max >= 11 => $call!(11),
+            12 if $max >= 12 => $call!(12),
+            13 if $max >= 13 => $call!(13),
+            14 if $max >= 14 => $call!(14),
+            15 if $max >= 15 => $call!(15),
+            16 if $max >= 16 => $call!(16),
             _ => unreachable!("a tile has at most {} rows", $max),
         }
     };
 }
 pub(crate) use with_rows;
 
-/// Multiplies; `NP` panels of a float format go side by side.
+/// Multiplies.
 #[inline(always)]
-pub(crate) unsafe fn gemm<S: Isa, const NP: usize>(g: &Gemm) {
+pub(crate) unsafe fn gemm<S: Isa>(g: &Gemm) {
     unsafe {
         match g.format {
-            Format::F32 => float::<S, WideF32, NP>(g),
-            Format::Bf16 => float::<S, HalfBf16, NP>(g),
-            Format::F16 => float::<S, HalfF16, NP>(g),
+            Format::F32 => float::<S, WideF32>(g),
+            Format::Bf16 => float::<S, HalfBf16>(g),
+            Format::F16 => float::<S, HalfF16>(g),
             Format::Q8_0 => quantized::<S, true>(g),
             Format::Q4_1 => quantized::<S, false>(g),
         }
@@ -148,44 +156,26 @@ pub(crate) unsafe fn gemm<S: Isa, const NP: usize>(g: &Gemm) {
 }
 
 #[inline(always)]
-unsafe fn float<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm) {
-    let mut panel = 0;
-    while panel + NP <= g.panels {
-        unsafe { float_panels::<S, W, NP>(g, panel) };
-        panel += NP;
-    }
-    while NP > 1 && panel < g.panels {
-        unsafe { float_panels::<S, W, 1>(g, panel) };
-        panel += 1;
-    }
-}
-
-#[inline(always)]
-unsafe fn float_panels<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm, panel: usize) {
+unsafe fn float<S: Isa, W: Weight<S>>(g: &Gemm) {
     unsafe {
         let bytes = panel_bytes(g.format, g.k);
-        let out = g.out.add(panel * 16);
-        let mut k = 0;
-        loop {
-            let kc = (g.k - k).min(BLOCK);
-            let mut w = [std::ptr::null(); NP];
-            for p in 0..NP {
-                w[p] = g.w.add((panel + p) * bytes + k / 2 * W::TWO);
-            }
-            let x = g.x.add(k);
-            if W::NARROW && g.rows > S::DIRECT_ROWS {
-                for p in 0..NP {
-                    let wide = g.wide.add(p * BLOCK * 16);
-                    widen::<S, W>(w[p], kc, wide);
-                    w[p] = wide as *const u8;
+        for panel in 0..g.panels {
+            let out = g.out.add(panel * 16);
+            let mut k = 0;
+            loop {
+                let kc = (g.k - k).min(BLOCK);
+                let w = g.w.add(panel * bytes + k / 2 * W::TWO);
+                let x = g.x.add(k);
+                if W::NARROW && g.rows > S::DIRECT_ROWS {
+                    widen::<S, W>(w, kc, g.wide);
+                    float_rows::<S, WideF32>(g, g.wide as *const u8, x, kc, out, k == 0);
+                } else {
+                    float_rows::<S, W>(g, w, x, kc, out, k == 0);
                 }
-                float_rows::<S, WideF32, NP>(g, w, x, kc, out, k == 0);
-            } else {
-                float_rows::<S, W, NP>(g, w, x, kc, out, k == 0);
-            }
-            k += kc;
-            if k >= g.k {
-                break;
+                k += kc;
+                if k >= g.k {
+                    break;
+                }
             }
         }
     }
@@ -209,22 +199,15 @@ unsafe fn widen<S: Isa, W: Weight<S>>(w: *const u8, kc: usize, out: *mut f32) {
 }
 
 #[inline(always)]
-unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(
-    g: &Gemm,
-    w: [*const u8; NP],
-    x: *const f32,
-    kc: usize,
-    out: *mut f32,
-    first: bool,
-) {
+unsafe fn float_rows<S: Isa, W: Weight<S>>(g: &Gemm, w: *const u8, x: *const f32, kc: usize, out: *mut f32, first: bool) {
     unsafe {
         let mut r = 0;
         while r < g.rows {
-            let rows = (g.rows - r).min(S::ROWS);
+            let rows = tile_rows(g.rows - r, S::ROWS);
             let (x, out) = (x.add(r * g.x_stride), out.add(r * g.out_stride));
             macro_rules! tile {
                 ($mr:literal) => {
-                    float_tile::<S, W, $mr, NP>(w, x, g.x_stride, kc, out, g.out_stride, first)
+                    float_tile::<S, W, $mr>(w, x, g.x_stride, kc, out, g.out_stride, first)
                 };
             }
             with_rows!(rows, S::ROWS, tile!);
@@ -233,10 +216,22 @@ unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(
     }
 }
 
-/// `MR` rows × `NP` panels over one block of k; the block's sums are stored (`first`) or added.
+/// Rows of the next tile: as many as fit, the last two tiles evened out.
 #[inline(always)]
-unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize>(
-    w: [*const u8; NP],
+fn tile_rows(left: usize, most: usize) -> usize {
+    if left <= most {
+        left
+    } else if left < 2 * most {
+        left.div_ceil(2)
+    } else {
+        most
+    }
+}
+
+/// `MR` rows × a panel over one block of k; the block's sums are stored (`first`) or added.
+#[inline(always)]
+unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize>(
+    w: *const u8,
     x: *const f32,
     x_stride: usize,
     kc: usize,
@@ -245,47 +240,41 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize>(
     first: bool,
 ) {
     unsafe {
-        let mut acc = [[S::zero(); NP]; MR];
+        let mut acc = [S::zero(); MR];
+        // A pointer for every four rows and three strides: sixteen pointers would not fit into the registers.
+        let mut group = [x; 4];
+        for i in 1..MR.div_ceil(4) {
+            group[i] = x.add(4 * i * x_stride);
+        }
         let mut k = 0;
         if W::PAIRS {
             while k + 2 <= kc {
-                let mut b = [(S::zero(), S::zero()); NP];
-                for p in 0..NP {
-                    b[p] = W::pair(w[p], k);
+                let (even, odd) = W::pair(w, k);
+                for r in 0..MR {
+                    acc[r] = S::fma(S::splat(*group[r / 4].add(r % 4 * x_stride)), even, acc[r]);
                 }
                 for r in 0..MR {
-                    let a = S::splat(*x.add(r * x_stride + k));
-                    for p in 0..NP {
-                        acc[r][p] = S::fma(a, b[p].0, acc[r][p]);
-                    }
+                    acc[r] = S::fma(S::splat(*group[r / 4].add(r % 4 * x_stride + 1)), odd, acc[r]);
                 }
-                for r in 0..MR {
-                    let a = S::splat(*x.add(r * x_stride + k + 1));
-                    for p in 0..NP {
-                        acc[r][p] = S::fma(a, b[p].1, acc[r][p]);
-                    }
+                for i in 0..MR.div_ceil(4) {
+                    group[i] = group[i].wrapping_add(2);
                 }
                 k += 2;
             }
         }
         while k < kc {
-            let mut b = [S::zero(); NP];
-            for p in 0..NP {
-                b[p] = W::one(w[p], k);
-            }
+            let b = W::one(w, k);
             for r in 0..MR {
-                let a = S::splat(*x.add(r * x_stride + k));
-                for p in 0..NP {
-                    acc[r][p] = S::fma(a, b[p], acc[r][p]);
-                }
+                acc[r] = S::fma(S::splat(*group[r / 4].add(r % 4 * x_stride)), b, acc[r]);
+            }
+            for i in 0..MR.div_ceil(4) {
+                group[i] = group[i].wrapping_add(1);
             }
             k += 1;
         }
         for r in 0..MR {
-            for p in 0..NP {
-                let o = out.add(r * out_stride + p * 16);
-                S::store(o, if first { acc[r][p] } else { S::add(S::load(o), acc[r][p]) });
-            }
+            let o = out.add(r * out_stride);
+            S::store(o, if first { acc[r] } else { S::add(S::load(o), acc[r]) });
         }
     }
 }
@@ -294,19 +283,18 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize>(
 unsafe fn quantized<S: Isa, const EIGHT: bool>(g: &Gemm) {
     unsafe {
         let bytes = panel_bytes(g.format, g.k);
-        let scales = scales_offset(g.format, g.k);
         for panel in 0..g.panels {
             let w = g.w.add(panel * bytes);
             let mut r = 0;
             while r < g.rows {
-                let rows = (g.rows - r).min(S::QUANT_ROWS);
+                let rows = tile_rows(g.rows - r, S::QUANT_ROWS);
                 let (x, out) = (g.q.add(r * g.q_stride), g.out.add(r * g.out_stride + panel * 16));
                 macro_rules! tile {
                     ($mr:literal) => {
                         if EIGHT {
-                            tile8::<S, $mr>(w, w.add(scales), x, g.q_stride, g.k / 32, out, g.out_stride)
+                            tile8::<S, $mr>(w, x, g.q_stride, g.k / 32, out, g.out_stride)
                         } else {
-                            tile4::<S, $mr>(w, w.add(scales), x, g.q_stride, g.k / 32, out, g.out_stride)
+                            tile4::<S, $mr>(w, x, g.q_stride, g.k / 32, out, g.out_stride)
                         }
                     };
                 }
@@ -326,7 +314,6 @@ unsafe fn quad(x: *const ActBlock, i: usize) -> i32 {
 #[inline(always)]
 unsafe fn tile8<S: Isa, const MR: usize>(
     w: *const u8,
-    scales: *const u8,
     x: *const ActBlock,
     x_stride: usize,
     blocks: usize,
@@ -336,7 +323,7 @@ unsafe fn tile8<S: Isa, const MR: usize>(
     unsafe {
         let mut acc = [S::zero(); MR];
         for b in 0..blocks {
-            let w = w.add(b * 512);
+            let (w, scales) = (w.add(b / 2 * EIGHT_PAIR + b % 2 * 512), w.add(b / 2 * EIGHT_PAIR + 1024 + b % 2 * 32));
             let mut sum = [S::start8(0); MR];
             for r in 0..MR {
                 sum[r] = S::start8((*x.add(r * x_stride + b)).correction);
@@ -347,7 +334,7 @@ unsafe fn tile8<S: Isa, const MR: usize>(
                     sum[r] = S::dot8(sum[r], line, quad(x.add(r * x_stride + b), i));
                 }
             }
-            let d = S::load_f16(scales.add(b * 32) as *const u16);
+            let d = S::load_f16(scales as *const u16);
             for r in 0..MR {
                 let dx = S::splat((*x.add(r * x_stride + b)).d);
                 acc[r] = S::fma(S::mul(d, dx), S::to_float(sum[r]), acc[r]);
@@ -362,7 +349,6 @@ unsafe fn tile8<S: Isa, const MR: usize>(
 #[inline(always)]
 unsafe fn tile4<S: Isa, const MR: usize>(
     w: *const u8,
-    scales: *const u8,
     x: *const ActBlock,
     x_stride: usize,
     blocks: usize,
@@ -372,7 +358,7 @@ unsafe fn tile4<S: Isa, const MR: usize>(
     unsafe {
         let mut acc = [S::zero(); MR];
         for b in 0..blocks {
-            let w = w.add(b * 256);
+            let w = w.add(b * FOUR_BLOCK);
             let mut sum = [S::start4(); MR];
             for i in 0..4 {
                 let line = S::line4(w.add(i * 64));
@@ -381,8 +367,8 @@ unsafe fn tile4<S: Isa, const MR: usize>(
                     sum[r] = S::dot4(sum[r], line, quad(x, i), quad(x, i + 4));
                 }
             }
-            let d = S::load_f16(scales.add(b * 64) as *const u16);
-            let m = S::load_f16(scales.add(b * 64 + 32) as *const u16);
+            let d = S::load_f16(w.add(256) as *const u16);
+            let m = S::load_f16(w.add(288) as *const u16);
             for r in 0..MR {
                 let x = x.add(r * x_stride + b);
                 acc[r] = S::fma(S::mul(d, S::splat((*x).d)), S::to_float(S::finish4(sum[r])), acc[r]);

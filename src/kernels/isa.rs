@@ -11,10 +11,14 @@ pub(crate) trait Isa: Copy + 'static {
     const NAME: &'static str;
     /// Rows of a float tile.
     const ROWS: usize;
+    /// Rows of a tile of attention.
+    const ATTENTION_ROWS: usize;
     /// Rows of an integer tile.
     const QUANT_ROWS: usize;
     /// Up to this many rows 16-bit weights are widened in registers; above, a block of the panel is widened to L1 once.
     const DIRECT_ROWS: usize;
+    /// The products (`gemm.rs`), compiled once for this set with its CPU features.
+    const GEMM: unsafe fn(&super::gemm::Gemm);
     /// Sixteen f32.
     type F: Copy;
     /// Sixteen i32.
@@ -48,8 +52,8 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
     /// `if a > b { x } else { y }`.
     unsafe fn select_gt(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
-    /// Whether any lane has a > b.
-    unsafe fn any_gt(a: Self::F, b: Self::F) -> bool;
+    /// Whether any lane has a >= b.
+    unsafe fn any_ge(a: Self::F, b: Self::F) -> bool;
     /// Swaps lanes 2i and 2i + 1.
     unsafe fn swap_pairs(v: Self::F) -> Self::F;
     /// The float with the bits `(bits(t) + 127) << 23`: 2^n for t = n + 1.5 * 2^23.
@@ -74,8 +78,6 @@ pub(crate) trait Isa: Copy + 'static {
     /// Adds the products with the low nibbles (`low`: four activations) and the high nibbles (`high`).
     unsafe fn dot4(sum: Self::Sum4, line: Self::Line4, low: i32, high: i32) -> Self::Sum4;
     unsafe fn finish4(sum: Self::Sum4) -> Self::I;
-    /// Asks for the cache line to be fetched; never faults.
-    unsafe fn prefetch(p: *const u8);
 }
 
 /// Plain Rust: the reference, and what CPUs without AVX2 run. Slow where `mul_add` is a library call.
@@ -100,8 +102,10 @@ fn greater(a: f32, b: f32) -> f32 {
 impl Isa for Portable {
     const NAME: &'static str = "portable";
     const ROWS: usize = 1;
+    const ATTENTION_ROWS: usize = 1;
     const QUANT_ROWS: usize = 1;
     const DIRECT_ROWS: usize = usize::MAX;
+    const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::portable::gemm;
     type F = [f32; 16];
     type I = [i32; 16];
     type Line8 = *const u8;
@@ -175,8 +179,8 @@ impl Isa for Portable {
         each(|i| if a[i] > b[i] { x[i] } else { y[i] })
     }
     #[inline(always)]
-    unsafe fn any_gt(a: [f32; 16], b: [f32; 16]) -> bool {
-        (0..16).any(|i| a[i] > b[i])
+    unsafe fn any_ge(a: [f32; 16], b: [f32; 16]) -> bool {
+        (0..16).any(|i| a[i] >= b[i])
     }
     #[inline(always)]
     unsafe fn swap_pairs(v: [f32; 16]) -> [f32; 16] {
@@ -265,8 +269,6 @@ impl Isa for Portable {
     unsafe fn finish4(sum: [i32; 16]) -> [i32; 16] {
         sum
     }
-    #[inline(always)]
-    unsafe fn prefetch(_p: *const u8) {}
 }
 
 /// Nearest even; NaN stays NaN.

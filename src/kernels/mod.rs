@@ -13,6 +13,8 @@ mod ops;
 mod panels;
 mod pool;
 mod table;
+#[cfg(test)]
+mod tests;
 mod units;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -66,6 +66,24 @@ impl Activations {
         Rows::bytes(rows, width) + if quantized { rows * (width / 32) * size_of::<ActBlock>() } else { 0 }
     }
 
+    /// Row r, padding included.
+    pub fn row(&self, r: usize) -> &[f32] {
+        self.rows.row(r)
+    }
+
+    /// The int8 blocks of row r.
+    pub fn blocks(&self, r: usize) -> &[ActBlock] {
+        &self.blocks[r * self.blocks_stride..][..self.blocks_stride]
+    }
+
+    /// Whether all numbers are the same, bit for bit.
+    pub fn same_bits(&self, other: &Activations) -> bool {
+        let bits = |a: &Activations| a.rows.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let blocks =
+            |a: &Activations| a.blocks.iter().map(|b| (b.q, b.d.to_bits(), b.dsum.to_bits(), b.correction)).collect::<Vec<_>>();
+        bits(self) == bits(other) && blocks(self) == blocks(other)
+    }
+
     fn has_blocks(&self) -> bool {
         self.blocks_stride > 0
     }
@@ -244,7 +262,7 @@ impl Team {
     fn grid(&mut self, rows: usize, panels: usize, multiple: usize) -> Grid {
         let row_groups = rows.div_ceil(ROW_GROUP).max(1);
         // Whole tiles in every group but the last.
-        let group = rows.div_ceil(row_groups).next_multiple_of(8).min(rows.max(1));
+        let group = rows.div_ceil(row_groups).next_multiple_of(16).min(rows.max(1));
         let row_groups = rows.div_ceil(group).max(1);
         let wanted = (panels * row_groups).div_ceil(6 * self.pool.threads());
         let grid = Grid { panels: (wanted / multiple * multiple).clamp(multiple, MOST_PANELS), rows: group, row_groups };

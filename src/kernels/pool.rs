@@ -1,5 +1,6 @@
 //! Worker threads for phases of a few microseconds: spawned once, they spin between phases, yield when that lasts, and sleep when it
-//! lasts longer. A phase is a number of units claimed from an atomic counter, so a stolen core costs one unit, not the phase.
+//! lasts longer. A phase is a number of units; each worker claims its own share in order and then
+//! helps others with theirs, so a stolen core costs one unit, not the phase.
 //! A panic in a unit is caught and breaks the pool: later phases do nothing and [`Pool::broken`] says why. It knows no kernels.
 #![allow(unsafe_code)]
 
@@ -25,8 +26,8 @@ struct Line<T>(T);
 struct Shared {
     /// Counts phases; a change is the start signal.
     phase: Line<AtomicUsize>,
-    /// The next unit to claim.
-    next: Line<AtomicUsize>,
+    /// Of each worker's share of the units: the next to claim.
+    next: Vec<Line<AtomicUsize>>,
     /// Workers that have not finished the phase.
     active: Line<AtomicUsize>,
     /// Workers asleep or about to sleep.
@@ -55,7 +56,7 @@ impl Pool {
     pub fn new(threads: usize) -> std::io::Result<Pool> {
         let shared = Arc::new(Shared {
             phase: Line(AtomicUsize::new(0)),
-            next: Line(AtomicUsize::new(0)),
+            next: (0..threads.max(1)).map(|_| Line(AtomicUsize::new(0))).collect(),
             active: Line(AtomicUsize::new(0)),
             sleeping: Line(AtomicUsize::new(0)),
             job: UnsafeCell::new(None),
@@ -96,8 +97,7 @@ impl Pool {
             return;
         }
         if self.handles.is_empty() || units == 1 {
-            shared.next.0.store(0, Ordering::Relaxed);
-            shared.claim(&work, 0, units);
+            shared.guarded(|| (0..units).for_each(|unit| work(0, unit)));
             return;
         }
         let erased: *const (dyn Fn(usize, usize) + Sync + '_) = &work;
@@ -106,7 +106,9 @@ impl Pool {
         let erased: *const Work = unsafe { std::mem::transmute(erased) };
         // SAFETY: no worker is active, see `Shared`.
         unsafe { *shared.job.get() = Some((erased, units)) };
-        shared.next.0.store(0, Ordering::Relaxed);
+        for (share, next) in shared.next.iter().enumerate() {
+            next.0.store(shared.begin(share, units), Ordering::Relaxed);
+        }
         shared.active.0.store(self.handles.len(), Ordering::Relaxed);
         shared.phase.0.fetch_add(1, Ordering::SeqCst);
         if shared.sleeping.0.load(Ordering::SeqCst) > 0 {
@@ -132,19 +134,35 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Runs units until none is left.
+    /// The first unit of a worker's share.
+    fn begin(&self, share: usize, units: usize) -> usize {
+        share * units / self.next.len()
+    }
+
+    /// Runs units until none is left: those of the worker's own share in order (neighbours in memory), then what others have left.
     fn claim(&self, work: &(impl Fn(usize, usize) + Sync + ?Sized), worker: usize, units: usize) {
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let unit = self.next.0.fetch_add(1, Ordering::Relaxed);
-                if unit >= units {
-                    break;
+        self.guarded(|| {
+            for i in 0..self.next.len() {
+                let share = (worker + i) % self.next.len();
+                let end = self.begin(share + 1, units);
+                loop {
+                    // A look first: finished shares are not written to, so their line stays shared.
+                    if self.next[share].0.load(Ordering::Relaxed) >= end || self.failed.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let unit = self.next[share].0.fetch_add(1, Ordering::Relaxed);
+                    if unit >= end {
+                        break;
+                    }
+                    work(worker, unit);
                 }
-                work(worker, unit);
             }
-        }));
-        if let Err(panic) = result {
-            self.next.0.store(units, Ordering::Relaxed);
+        });
+    }
+
+    /// Runs `work`; a panic in it breaks the pool instead of unwinding.
+    fn guarded(&self, work: impl FnOnce()) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             let mut reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
             reason.get_or_insert_with(|| format!("a worker panicked: {}", message(&*panic)));
             self.failed.store(true, Ordering::Release);

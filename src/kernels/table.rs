@@ -3,8 +3,10 @@
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc)]
 
+use super::gemm::Gemm;
 use super::isa::{Isa, Portable};
-use super::units::*;
+use super::units::{self, *};
+#[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 
 /// One instruction set's kernels. Every function needs that set's CPU features; see `ops.rs` for what the arguments must satisfy.
@@ -13,6 +15,7 @@ pub(crate) struct Table {
     /// Rows × columns of the float and of the integer tile.
     pub float_tile: (usize, usize),
     pub quant_tile: (usize, usize),
+    pub gemm: unsafe fn(&Gemm),
     pub norm: unsafe fn(&NormArgs, usize),
     pub quantize: unsafe fn(&QuantizeArgs, usize),
     pub qkv: unsafe fn(&QkvArgs, &mut Scratch, usize),
@@ -23,64 +26,70 @@ pub(crate) struct Table {
     pub widen: unsafe fn(&WidenArgs, usize),
 }
 
-/// `$np`: panels of a float tile.
+/// `$np`: pages (or lines of values) of a tile of attention.
 macro_rules! table {
-    ($name:ident, $isa:ty, $np:literal $(, $feature:literal)?) => {
-        pub(crate) static $name: Table = {
+    ($module:ident, $isa:ty, $np:literal $(, $feature:literal)?) => {
+        pub(crate) mod $module {
+            use super::*;
             $(#[target_feature(enable = $feature)])?
-            unsafe fn norm_(a: &NormArgs, unit: usize) {
-                unsafe { norm::<$isa>(a, unit) }
+            pub(crate) unsafe fn gemm(g: &Gemm) {
+                unsafe { super::super::gemm::gemm::<$isa>(g) }
             }
             $(#[target_feature(enable = $feature)])?
-            unsafe fn quantize_(a: &QuantizeArgs, unit: usize) {
-                unsafe { quantize::<$isa>(a, unit) }
+            unsafe fn norm(a: &NormArgs, unit: usize) {
+                unsafe { units::norm::<$isa>(a, unit) }
             }
             $(#[target_feature(enable = $feature)])?
-            unsafe fn qkv_(a: &QkvArgs, s: &mut Scratch, unit: usize) {
-                unsafe { qkv::<$isa, $np>(a, s, unit) }
+            unsafe fn quantize(a: &QuantizeArgs, unit: usize) {
+                unsafe { units::quantize::<$isa>(a, unit) }
             }
             $(#[target_feature(enable = $feature)])?
-            unsafe fn attention_(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
-                unsafe { attention::<$isa, $np>(a, s, unit) }
+            unsafe fn qkv(a: &QkvArgs, s: &mut Scratch, unit: usize) {
+                unsafe { units::qkv::<$isa>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
-            unsafe fn residual_(a: &ResidualArgs, s: &mut Scratch, unit: usize) {
-                unsafe { residual::<$isa, $np>(a, s, unit) }
+            unsafe fn attention(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
+                unsafe { units::attention::<$isa, $np>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
-            unsafe fn gate_up_(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
-                unsafe { gate_up::<$isa, $np>(a, s, unit) }
+            unsafe fn residual(a: &ResidualArgs, s: &mut Scratch, unit: usize) {
+                unsafe { units::residual::<$isa>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
-            unsafe fn head_(a: &HeadArgs, s: &mut Scratch, unit: usize) {
-                unsafe { head::<$isa, $np>(a, s, unit) }
+            unsafe fn gate_up(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
+                unsafe { units::gate_up::<$isa>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
-            unsafe fn widen_(a: &WidenArgs, unit: usize) {
-                unsafe { widen::<$isa>(a, unit) }
+            unsafe fn head(a: &HeadArgs, s: &mut Scratch, unit: usize) {
+                unsafe { units::head::<$isa>(a, s, unit) }
             }
-            Table {
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn widen(a: &WidenArgs, unit: usize) {
+                unsafe { units::widen::<$isa>(a, unit) }
+            }
+            pub(crate) static TABLE: Table = Table {
                 isa: <$isa>::NAME,
-                float_tile: (<$isa>::ROWS, $np * 16),
+                float_tile: (<$isa>::ROWS, 16),
                 quant_tile: (<$isa>::QUANT_ROWS, 16),
-                norm: norm_,
-                quantize: quantize_,
-                qkv: qkv_,
-                attention: attention_,
-                residual: residual_,
-                gate_up: gate_up_,
-                head: head_,
-                widen: widen_,
-            }
-        };
+                gemm,
+                norm,
+                quantize,
+                qkv,
+                attention,
+                residual,
+                gate_up,
+                head,
+                widen,
+            };
+        }
     };
 }
 
-table!(PORTABLE, Portable, 1);
+table!(portable, Portable, 1);
 #[cfg(target_arch = "x86_64")]
-table!(AVX2, Avx2, 1, "avx2,fma,f16c");
+table!(avx2, Avx2, 1, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-table!(AVX512, Avx512, 2, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
+table!(avx512, Avx512, 2, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
 
 /// A set of kernels that this CPU can run. All sets give the same bits.
 #[derive(Clone, Copy)]
@@ -89,7 +98,7 @@ pub struct KernelSet(&'static Table);
 impl KernelSet {
     /// Plain Rust: the reference; runs everywhere.
     pub fn portable() -> KernelSet {
-        KernelSet(&PORTABLE)
+        KernelSet(&portable::TABLE)
     }
 
     /// The sets this CPU can run, the fastest last.
@@ -100,9 +109,9 @@ impl KernelSet {
         {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") && has!("f16c") {
-                sets.push(KernelSet(&AVX2));
+                sets.push(KernelSet(&avx2::TABLE));
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512vnni") {
-                    sets.push(KernelSet(&AVX512));
+                    sets.push(KernelSet(&avx512::TABLE));
                 }
             }
         }

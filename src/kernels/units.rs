@@ -5,7 +5,7 @@
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop)]
 
 use super::Format;
-use super::gemm::{ActBlock, Element, F16, F32, Gemm, WIDE, chain_tile, gemm, with_rows};
+use super::gemm::{ActBlock, Element, F16, F32, Gemm, WIDE, chain_tile, with_rows};
 use super::isa::Isa;
 use super::math::{exp, quantize_block, quantize_row, rms_norm, rounded, silu};
 use std::collections::BinaryHeap;
@@ -94,18 +94,10 @@ impl Scratch {
 
 /// Multiplies rows `row..row + rows` by panels `panel..panel + panels` into the worker's tile, whose rows are `panels * 16` long.
 #[inline(always)]
-unsafe fn multiply<S: Isa, const NP: usize>(
-    m: &Matrix,
-    x: &Input,
-    row: usize,
-    rows: usize,
-    panel: usize,
-    panels: usize,
-    s: &mut Scratch,
-) {
+unsafe fn multiply<S: Isa>(m: &Matrix, x: &Input, row: usize, rows: usize, panel: usize, panels: usize, s: &mut Scratch) {
     debug_assert!(s.tile.len() >= rows * panels * 16);
     unsafe {
-        gemm::<S, NP>(&Gemm {
+        (S::GEMM)(&Gemm {
             format: m.format,
             w: m.w.add(panel * m.panel_bytes),
             panels,
@@ -257,7 +249,7 @@ pub(crate) struct QkvArgs {
 }
 
 #[inline(always)]
-pub(crate) unsafe fn qkv<S: Isa, const NP: usize>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
+pub(crate) unsafe fn qkv<S: Isa>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
     let mut unit = unit;
     for (part, m) in &a.parts {
         let count = m.n.div_ceil(16);
@@ -268,7 +260,7 @@ pub(crate) unsafe fn qkv<S: Isa, const NP: usize>(a: &QkvArgs, s: &mut Scratch, 
         }
         let (row, rows, panel, panels) = cut(&a.grid, unit, count, a.rows);
         unsafe {
-            multiply::<S, NP>(m, &a.input, row, rows, panel, panels, s);
+            multiply::<S>(m, &a.input, row, rows, panel, panels, s);
             for r in 0..rows {
                 let info = *a.row.add(row + r);
                 for p in 0..panels {
@@ -474,7 +466,7 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
             let wide = p + NP <= pages.len();
             let mut r = from;
             while r < n {
-                let rows = (n - r).min(S::ROWS);
+                let rows = (n - r).min(S::ATTENTION_ROWS);
                 let (x, out) = (s.queries.as_ptr().add(r * hd), scores.add(r * SPAN + p * PAGE));
                 macro_rules! tile {
                     ($mr:literal) => {
@@ -487,7 +479,7 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
                         }
                     };
                 }
-                with_rows!(rows, S::ROWS, tile!);
+                with_rows!(rows, S::ATTENTION_ROWS, tile!);
                 r += rows;
             }
             p += if wide { NP } else { 1 };
@@ -529,7 +521,7 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
             let values = page.add(hd * PAGE * E::SIZE);
             let mut r = from;
             while r < n {
-                let rows = (n - r).min(S::ROWS);
+                let rows = (n - r).min(S::ATTENTION_ROWS);
                 // No further than the tile's last row sees: what lies behind may never have been written.
                 let limit = s.state[state + r + rows - 1].2;
                 let count = limit.saturating_sub(p * PAGE).min(PAGE);
@@ -551,7 +543,7 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
                             }
                         };
                     }
-                    with_rows!(rows, S::ROWS, tile!);
+                    with_rows!(rows, S::ATTENTION_ROWS, tile!);
                     c += if wide { NP } else { 1 };
                 }
                 r += rows;
@@ -572,10 +564,10 @@ pub(crate) struct ResidualArgs {
 }
 
 #[inline(always)]
-pub(crate) unsafe fn residual<S: Isa, const NP: usize>(a: &ResidualArgs, s: &mut Scratch, unit: usize) {
+pub(crate) unsafe fn residual<S: Isa>(a: &ResidualArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
-        multiply::<S, NP>(&a.m, &a.input, row, rows, panel, panels, s);
+        multiply::<S>(&a.m, &a.input, row, rows, panel, panels, s);
         for r in 0..rows {
             for p in 0..panels {
                 let v = rounded::<S>(a.round, S::load(s.tile.as_ptr().add((r * panels + p) * 16)));
@@ -598,26 +590,31 @@ pub(crate) struct GateUpArgs {
     pub round: bool,
 }
 
+/// silu(gate) * up of the j-th pair of panels of a tile's row.
 #[inline(always)]
-pub(crate) unsafe fn gate_up<S: Isa, const NP: usize>(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
+unsafe fn swiglu<S: Isa>(tile: *const f32, j: usize, round: bool) -> S::F {
+    unsafe {
+        let gate = rounded::<S>(round, S::load(tile.add(j * 32)));
+        let up = rounded::<S>(round, S::load(tile.add(j * 32 + 16)));
+        rounded::<S>(round, S::mul(rounded::<S>(round, silu::<S>(gate)), up))
+    }
+}
+
+#[inline(always)]
+pub(crate) unsafe fn gate_up<S: Isa>(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
-        multiply::<S, NP>(&a.m, &a.input, row, rows, panel, panels, s);
+        multiply::<S>(&a.m, &a.input, row, rows, panel, panels, s);
         for r in 0..rows {
             let tile = s.tile.as_ptr().add(r * panels * 16);
-            let product = |j: usize| {
-                let gate = rounded::<S>(a.round, S::load(tile.add(j * 32)));
-                let up = rounded::<S>(a.round, S::load(tile.add(j * 32 + 16)));
-                rounded::<S>(a.round, S::mul(rounded::<S>(a.round, silu::<S>(gate)), up))
-            };
             if a.to_q {
                 for b in 0..panels / 4 {
                     let out = a.out.q.add((row + r) * a.out.q_stride + panel / 4 + b);
-                    quantize_block::<S>(product(2 * b), product(2 * b + 1), out);
+                    quantize_block::<S>(swiglu::<S>(tile, 2 * b, a.round), swiglu::<S>(tile, 2 * b + 1, a.round), out);
                 }
             } else {
                 for j in 0..panels / 2 {
-                    S::store(a.out.f.add((row + r) * a.out.f_stride + (panel / 2 + j) * 16), product(j));
+                    S::store(a.out.f.add((row + r) * a.out.f_stride + (panel / 2 + j) * 16), swiglu::<S>(tile, j, a.round));
                 }
             }
         }
@@ -677,10 +674,10 @@ pub(crate) struct HeadArgs {
 }
 
 #[inline(always)]
-pub(crate) unsafe fn head<S: Isa, const NP: usize>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
+pub(crate) unsafe fn head<S: Isa>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
-        multiply::<S, NP>(&a.m, &a.input, row, rows, panel, panels, s);
+        multiply::<S>(&a.m, &a.input, row, rows, panel, panels, s);
         for r in 0..rows {
             let tile = s.tile.as_mut_ptr().add(r * panels * 16);
             let columns = (panels * 16).min(a.m.n - panel * 16);
@@ -699,11 +696,9 @@ pub(crate) unsafe fn head<S: Isa, const NP: usize>(a: &HeadArgs, s: &mut Scratch
             match *a.score.add(row + r) {
                 Score::Argmax => {
                     for p in 0..panels {
-                        if S::any_gt(S::load(tile.add(p * 16)), S::splat(best.argmax.0)) {
+                        if S::any_ge(S::load(tile.add(p * 16)), S::splat(best.argmax.0)) {
                             for c in p * 16..(p * 16 + 16).min(columns) {
-                                if *tile.add(c) > best.argmax.0 {
-                                    best.argmax = Ranked(*tile.add(c), (panel * 16 + c) as u32);
-                                }
+                                best.argmax = best.argmax.min(Ranked(*tile.add(c), (panel * 16 + c) as u32));
                             }
                         }
                     }
@@ -712,7 +707,7 @@ pub(crate) unsafe fn head<S: Isa, const NP: usize>(a: &HeadArgs, s: &mut Scratch
                     for p in 0..panels {
                         let full = best.top.len() >= k;
                         let bar = best.top.peek().map_or(f32::NEG_INFINITY, |t| t.0);
-                        if full && !S::any_gt(S::load(tile.add(p * 16)), S::splat(bar)) {
+                        if full && !S::any_ge(S::load(tile.add(p * 16)), S::splat(bar)) {
                             continue;
                         }
                         for c in p * 16..(p * 16 + 16).min(columns) {

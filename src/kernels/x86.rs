@@ -16,11 +16,74 @@ pub(crate) struct Avx512;
 
 type Two = [__m256; 2];
 
+/// Helpers are functions, not closures: a closure does not get its caller's CPU features, and then nothing in it is inlined.
+#[inline(always)]
+unsafe fn h_load(p: *const u16) -> __m256 {
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p as *const __m128i)) }
+}
+
+#[inline(always)]
+unsafe fn to_bf16(v: __m256) -> __m256 {
+    unsafe {
+        let b = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(b), _mm256_set1_epi32(1));
+        let r = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let r = _mm256_castsi256_ps(_mm256_and_si256(r, _mm256_set1_epi32(0xffff_0000u32 as i32)));
+        _mm256_blendv_ps(r, v, _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v))
+    }
+}
+
+#[inline(always)]
+unsafe fn power_of(t: __m256) -> __m256 {
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_castps_si256(t), _mm256_set1_epi32(127)))) }
+}
+
+#[inline(always)]
+unsafe fn abs_bits(v: __m256) -> __m256i {
+    unsafe { _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fff_ffff)) }
+}
+
+#[inline(always)]
+unsafe fn scaled(v: __m256, s: __m256) -> __m256i {
+    unsafe { _mm256_cvtps_epi32(_mm256_mul_ps(v, s)) }
+}
+
+#[inline(always)]
+unsafe fn half_line8(p: *const u8) -> (__m256i, __m256i) {
+    unsafe {
+        let w = _mm256_xor_si256(_mm256_loadu_si256(p as *const __m256i), _mm256_set1_epi8(-128));
+        (_mm256_abs_epi8(w), w)
+    }
+}
+
+#[inline(always)]
+unsafe fn half_dot8(s: __m256i, (magnitude, signed): (__m256i, __m256i), x: __m256i) -> __m256i {
+    unsafe {
+        let products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, signed));
+        _mm256_add_epi32(s, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
+    }
+}
+
+#[inline(always)]
+unsafe fn half_line4(p: *const u8) -> (__m256i, __m256i) {
+    unsafe {
+        let (w, mask) = (_mm256_loadu_si256(p as *const __m256i), _mm256_set1_epi8(15));
+        (_mm256_and_si256(w, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask))
+    }
+}
+
+#[inline(always)]
+unsafe fn half_dot4(s: __m256i, (l, h): (__m256i, __m256i), low: __m256i, high: __m256i) -> __m256i {
+    unsafe { _mm256_add_epi16(_mm256_add_epi16(s, _mm256_maddubs_epi16(l, low)), _mm256_maddubs_epi16(h, high)) }
+}
+
 impl Isa for Avx2 {
     const NAME: &'static str = "x86-avx2";
     const ROWS: usize = 6;
+    const ATTENTION_ROWS: usize = 6;
     const QUANT_ROWS: usize = 4;
     const DIRECT_ROWS: usize = 4;
+    const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::avx2::gemm;
     type F = Two;
     type I = [__m256i; 2];
     /// (magnitudes, signed values) of each half.
@@ -50,10 +113,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Two {
-        unsafe {
-            let h = |p: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(p as *const __m128i));
-            [h(p), h(p.add(8))]
-        }
+        unsafe { [h_load(p), h_load(p.add(8))] }
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, v: Two) {
@@ -74,16 +134,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn round_bf16(v: Two) -> Two {
-        unsafe {
-            let one = |v: __m256| {
-                let b = _mm256_castps_si256(v);
-                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(b), _mm256_set1_epi32(1));
-                let r = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-                let r = _mm256_castsi256_ps(_mm256_and_si256(r, _mm256_set1_epi32(0xffff_0000u32 as i32)));
-                _mm256_blendv_ps(r, v, _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v))
-            };
-            [one(v[0]), one(v[1])]
-        }
+        unsafe { [to_bf16(v[0]), to_bf16(v[1])] }
     }
     #[inline(always)]
     unsafe fn add(a: Two, b: Two) -> Two {
@@ -119,9 +170,9 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn any_gt(a: Two, b: Two) -> bool {
+    unsafe fn any_ge(a: Two, b: Two) -> bool {
         unsafe {
-            let m = _mm256_or_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1]));
+            let m = _mm256_or_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_GE_OQ>(a[1], b[1]));
             _mm256_movemask_ps(m) != 0
         }
     }
@@ -131,12 +182,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn power(t: Two) -> Two {
-        unsafe {
-            let one = |t: __m256| {
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_castps_si256(t), _mm256_set1_epi32(127))))
-            };
-            [one(t[0]), one(t[1])]
-        }
+        unsafe { [power_of(t[0]), power_of(t[1])] }
     }
     #[inline(always)]
     unsafe fn sum(v: Two) -> f32 {
@@ -159,8 +205,8 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn magnitude(a: Two, b: Two) -> f32 {
         unsafe {
-            let abs = |v: __m256| _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fff_ffff));
-            let v = _mm256_max_epi32(_mm256_max_epi32(abs(a[0]), abs(a[1])), _mm256_max_epi32(abs(b[0]), abs(b[1])));
+            let v = _mm256_max_epi32(abs_bits(a[0]), abs_bits(a[1]));
+            let v = _mm256_max_epi32(v, _mm256_max_epi32(abs_bits(b[0]), abs_bits(b[1])));
             let v = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
             let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0x4e>(v));
             let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0xb1>(v));
@@ -171,8 +217,7 @@ impl Isa for Avx2 {
     unsafe fn quantize(a: Two, b: Two, scale: f32, out: *mut i8) -> i32 {
         unsafe {
             let s = _mm256_set1_ps(scale);
-            let i = |v: __m256| _mm256_cvtps_epi32(_mm256_mul_ps(v, s));
-            let (i0, i1, i2, i3) = (i(a[0]), i(a[1]), i(b[0]), i(b[1]));
+            let (i0, i1, i2, i3) = (scaled(a[0], s), scaled(a[1], s), scaled(b[0], s), scaled(b[1], s));
             let packed = _mm256_packs_epi16(_mm256_packs_epi32(i0, i1), _mm256_packs_epi32(i2, i3));
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             _mm256_storeu_si256(out as *mut __m256i, _mm256_permutevar8x32_epi32(packed, order));
@@ -188,13 +233,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn line8(p: *const u8) -> [(__m256i, __m256i); 2] {
-        unsafe {
-            let half = |p: *const u8| {
-                let w = _mm256_xor_si256(_mm256_loadu_si256(p as *const __m256i), _mm256_set1_epi8(-128));
-                (_mm256_abs_epi8(w), w)
-            };
-            [half(p), half(p.add(32))]
-        }
+        unsafe { [half_line8(p), half_line8(p.add(32))] }
     }
     #[inline(always)]
     unsafe fn start8(_correction: i32) -> [__m256i; 2] {
@@ -205,23 +244,12 @@ impl Isa for Avx2 {
     unsafe fn dot8(sum: [__m256i; 2], line: [(__m256i, __m256i); 2], x: i32) -> [__m256i; 2] {
         unsafe {
             let x = _mm256_set1_epi32(x);
-            let ones = _mm256_set1_epi16(1);
-            let half = |s: __m256i, (magnitude, signed): (__m256i, __m256i)| {
-                _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, signed)), ones))
-            };
-            [half(sum[0], line[0]), half(sum[1], line[1])]
+            [half_dot8(sum[0], line[0], x), half_dot8(sum[1], line[1], x)]
         }
     }
     #[inline(always)]
     unsafe fn line4(p: *const u8) -> [(__m256i, __m256i); 2] {
-        unsafe {
-            let mask = _mm256_set1_epi8(15);
-            let half = |p: *const u8| {
-                let w = _mm256_loadu_si256(p as *const __m256i);
-                (_mm256_and_si256(w, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask))
-            };
-            [half(p), half(p.add(32))]
-        }
+        unsafe { [half_line4(p), half_line4(p.add(32))] }
     }
     #[inline(always)]
     unsafe fn start4() -> [__m256i; 2] {
@@ -232,10 +260,7 @@ impl Isa for Avx2 {
     unsafe fn dot4(sum: [__m256i; 2], line: [(__m256i, __m256i); 2], low: i32, high: i32) -> [__m256i; 2] {
         unsafe {
             let (low, high) = (_mm256_set1_epi32(low), _mm256_set1_epi32(high));
-            let half = |s: __m256i, (l, h): (__m256i, __m256i)| {
-                _mm256_add_epi16(_mm256_add_epi16(s, _mm256_maddubs_epi16(l, low)), _mm256_maddubs_epi16(h, high))
-            };
-            [half(sum[0], line[0]), half(sum[1], line[1])]
+            [half_dot4(sum[0], line[0], low, high), half_dot4(sum[1], line[1], low, high)]
         }
     }
     #[inline(always)]
@@ -245,17 +270,15 @@ impl Isa for Avx2 {
             [_mm256_madd_epi16(sum[0], ones), _mm256_madd_epi16(sum[1], ones)]
         }
     }
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p as *const i8) }
-    }
 }
 
 impl Isa for Avx512 {
     const NAME: &'static str = "x86-avx512";
-    const ROWS: usize = 8;
+    const ROWS: usize = 16;
+    const ATTENTION_ROWS: usize = 8;
     const QUANT_ROWS: usize = 8;
     const DIRECT_ROWS: usize = 16;
+    const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::avx512::gemm;
     type F = __m512;
     type I = __m512i;
     type Line8 = __m512i;
@@ -333,8 +356,8 @@ impl Isa for Avx512 {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), y, x) }
     }
     #[inline(always)]
-    unsafe fn any_gt(a: __m512, b: __m512) -> bool {
-        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0 }
+    unsafe fn any_ge(a: __m512, b: __m512) -> bool {
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b) != 0 }
     }
     #[inline(always)]
     unsafe fn swap_pairs(v: __m512) -> __m512 {
@@ -355,8 +378,9 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn magnitude(a: __m512, b: __m512) -> f32 {
         unsafe {
-            let abs = |v: __m512| _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fff_ffff));
-            f32::from_bits(_mm512_reduce_max_epi32(_mm512_max_epi32(abs(a), abs(b))) as u32)
+            let mask = _mm512_set1_epi32(0x7fff_ffff);
+            let (a, b) = (_mm512_and_si512(_mm512_castps_si512(a), mask), _mm512_and_si512(_mm512_castps_si512(b), mask));
+            f32::from_bits(_mm512_reduce_max_epi32(_mm512_max_epi32(a, b)) as u32)
         }
     }
     #[inline(always)]
@@ -404,9 +428,5 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn finish4(sum: __m512i) -> __m512i {
         sum
-    }
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p as *const i8) }
     }
 }

@@ -1,0 +1,272 @@
+//! Every kernel set against the portable one, by exact equality of bits, at sizes that fill no tile; and the portable one against
+//! plain arithmetic. Run under AddressSanitizer and valgrind by scripts/check-kernels.sh: buffers here are exactly as long as promised.
+#![allow(unsafe_code)]
+
+use super::gemm::{ActBlock, Gemm, WIDE};
+use super::*;
+
+/// Small deterministic numbers.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    fn float(&mut self) -> f32 {
+        (self.next() as f32 / (1u64 << 30) as f32 - 1.0) * 2f32.powi((self.next() % 8) as i32 - 4)
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+
+    /// `n` rows of `k` weights as a file has them.
+    fn rows(&mut self, format: Format, n: usize, k: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        for _ in 0..n * k / format.block() {
+            match format {
+                Format::F32 => out.extend(self.float().to_le_bytes()),
+                Format::Bf16 => out.extend(half::bf16::from_f32(self.float()).to_le_bytes()),
+                Format::F16 => out.extend(half::f16::from_f32(self.float()).to_le_bytes()),
+                Format::Q8_0 | Format::Q4_1 => {
+                    for _ in 0..if format == Format::Q8_0 { 1 } else { 2 } {
+                        out.extend(half::f16::from_f32(self.float()).to_le_bytes());
+                    }
+                    // All values, -128 and 127 among them.
+                    for _ in 0..if format == Format::Q8_0 { 32 } else { 16 } {
+                        out.push(self.next() as u8);
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+fn pack(format: Format, n: usize, k: usize, rows: &[u8]) -> Arena {
+    let bytes = panel_bytes(format, k);
+    let mut arena = Arena::new(n.div_ceil(COLUMNS) * bytes).unwrap();
+    let row_bytes = format.row_bytes(k);
+    for (rows, panel) in rows.chunks(COLUMNS * row_bytes).zip(arena.bytes_mut().chunks_exact_mut(bytes)) {
+        pack_panel(format, k, rows, panel);
+    }
+    arena
+}
+
+/// A row as int8 blocks, in plain arithmetic.
+fn blocks(x: &[f32]) -> Vec<ActBlock> {
+    let block = |x: &[f32]| {
+        let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let scale = if largest >= 1e-30 { 127.0 / largest } else { 0.0 };
+        let q: Vec<i8> = x.iter().map(|x| (x * scale).round_ties_even() as i8).collect();
+        let sum: i32 = q.iter().map(|q| *q as i32).sum();
+        let d = largest / 127.0;
+        ActBlock { q: q.try_into().unwrap(), d, dsum: d * sum as f32, correction: -128 * sum }
+    };
+    x.chunks_exact(32).map(block).collect()
+}
+
+/// The definition in `gemm.rs`, element by element.
+fn reference(format: Format, panels: &Panels, rows: &[u8], x: &[f32], q: &[ActBlock]) -> Vec<f32> {
+    let row_bytes = format.row_bytes(panels.k);
+    let mut w = vec![0.0; panels.k];
+    (0..panels.n)
+        .map(|n| {
+            let file = &rows[n * row_bytes..][..row_bytes];
+            let half = |at: usize| half::f16::from_le_bytes([file[at], file[at + 1]]).to_f32();
+            match format {
+                Format::Q8_0 => q.iter().enumerate().fold(0f32, |acc, (b, x)| {
+                    let sum: i32 = (0..32).map(|i| file[b * 34 + 2 + i] as i8 as i32 * x.q[i] as i32).sum();
+                    (half(b * 34) * x.d).mul_add(sum as f32, acc)
+                }),
+                Format::Q4_1 => q.iter().enumerate().fold(0f32, |acc, (b, x)| {
+                    let nibble = |i: usize| (file[b * 20 + 4 + i % 16] >> (i / 16 * 4) & 15) as i32;
+                    let sum: i32 = (0..32).map(|i| nibble(i) * x.q[i] as i32).sum();
+                    half(b * 20 + 2).mul_add(x.dsum, (half(b * 20) * x.d).mul_add(sum as f32, acc))
+                }),
+                _ => {
+                    panels.row(n, &mut w);
+                    let sums =
+                        w.chunks(256).zip(x.chunks(256)).map(|(w, x)| w.iter().zip(x).fold(0f32, |a, (w, x)| x.mul_add(*w, a)));
+                    sums.reduce(|a, b| a + b).unwrap()
+                }
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn products_of_all_formats_are_the_definition_in_all_sets() {
+    let mut random = Random(7);
+    for format in Format::ALL {
+        let ks: &[usize] =
+            if format.is_quantized() { &[32, 64, 96, 544, 608] } else { &[1, 2, 3, 17, 64, 255, 256, 257, 511, 600] };
+        for &k in ks {
+            for n in [1, 16, 37] {
+                let rows = random.rows(format, n, k);
+                let arena = pack(format, n, k, &rows);
+                let panels = Panels::new(format, n, k, arena.bytes());
+                for m in 1..=21 {
+                    let x = random.floats(m * k);
+                    let q: Vec<ActBlock> =
+                        if format.is_quantized() { x.chunks(k).flat_map(blocks).collect() } else { Vec::new() };
+                    let want: Vec<Vec<f32>> = (0..m)
+                        .map(|r| {
+                            reference(format, &panels, &rows, &x[r * k..][..k], &q[(r * (k / 32)).min(q.len())..][..q.len() / m])
+                        })
+                        .collect();
+                    for set in KernelSet::available() {
+                        let stride = n.next_multiple_of(16);
+                        let (mut out, mut wide) = (vec![f32::NAN; m * stride], vec![0.0; WIDE]);
+                        let g = Gemm {
+                            format,
+                            w: arena.bytes().as_ptr(),
+                            panels: n.div_ceil(16),
+                            k,
+                            x: x.as_ptr(),
+                            x_stride: k,
+                            q: q.as_ptr(),
+                            q_stride: k / 32,
+                            rows: m,
+                            out: out.as_mut_ptr(),
+                            out_stride: stride,
+                            wide: wide.as_mut_ptr(),
+                        };
+                        // SAFETY: the set's features are there; all buffers are as long as the fields say.
+                        unsafe { (set.table().gemm)(&g) };
+                        for r in 0..m {
+                            for c in 0..n {
+                                let (got, want) = (out[r * stride + c], want[r][c]);
+                                assert_eq!(
+                                    got.to_bits(),
+                                    want.to_bits(),
+                                    "{set:?} {format} {m}x{k}x{n} at {r},{c}: {got} {want}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_and_blocks_are_the_same_in_all_sets() {
+    let mut random = Random(11);
+    for n in [32, 64, 96, 160, 576] {
+        let rows = 5;
+        let mut x = Rows::new(rows, n);
+        (0..rows).for_each(|r| x.row_mut(r)[..n].copy_from_slice(&random.floats(n)));
+        // A block of zeros, one of tiny numbers, ties of the rounding, a NaN.
+        x.row_mut(1)[..32].fill(0.0);
+        x.row_mut(2)[..32].fill(1e-33);
+        x.row_mut(3)[..32].iter_mut().enumerate().for_each(|(i, x)| *x = i as f32 * 0.5);
+        x.row_mut(3)[31] = 127.0;
+        let w = random.floats(n);
+        let results: Vec<Activations> = KernelSet::available()
+            .into_iter()
+            .map(|set| {
+                let mut team = Team::new(set, 2, 16, false).unwrap();
+                let mut out = Activations::new(rows, n, true);
+                team.norm(&x, None, rows, &w, n, 1e-5, &mut out);
+                out
+            })
+            .collect();
+        for (result, set) in results.iter().zip(KernelSet::available()) {
+            assert!(result.same_bits(&results[0]), "{set:?} {n}");
+        }
+        for r in 0..rows {
+            let squares: f64 = x.row(r).iter().map(|x| *x as f64 * *x as f64).sum();
+            for i in 0..n {
+                let want = x.row(r)[i] as f64 / (squares / n as f64 + 1e-5).sqrt() * w[i] as f64;
+                assert!((results[0].row(r)[i] as f64 - want).abs() <= 1e-6 * want.abs() + 1e-37, "row {r} at {i}");
+            }
+            assert_eq!(results[0].blocks(r), blocks(&results[0].row(r)[..n]), "row {r}");
+        }
+    }
+}
+
+#[test]
+fn a_nan_survives_quantization() {
+    for set in KernelSet::available() {
+        let mut team = Team::new(set, 1, 16, false).unwrap();
+        for at in [0, 7, 31] {
+            let mut x = Rows::new(1, 32);
+            x.row_mut(0).fill(1.0);
+            x.row_mut(0)[at] = f32::NAN;
+            let mut out = Activations::new(1, 32, true);
+            team.norm(&x, None, 1, &[1.0; 32], 32, 1e-5, &mut out);
+            assert!(out.blocks(0)[0].d.is_nan(), "{set:?} {at}");
+        }
+    }
+}
+
+/// Attention of three rows at positions that end within, at and behind a span, in f64.
+#[test]
+fn attention_is_the_textbooks_and_the_same_in_all_sets() {
+    for (head_dim, half) in [(16, false), (64, true), (10, false), (6, true), (80, true)] {
+        let (heads, kv_heads, layers) = (6, 2, 2);
+        let shape = KvShape { layers, kv_heads, head_dim, half };
+        let (positions, hidden) = (210, 32);
+        let mut random = Random(5);
+        let parts: Vec<(usize, Vec<u8>)> =
+            [heads, kv_heads, kv_heads].iter().map(|h| (h * head_dim, random.rows(Format::F32, h * head_dim, hidden))).collect();
+        let arenas: Vec<Arena> = parts.iter().map(|(n, rows)| pack(Format::F32, *n, hidden, rows)).collect();
+        let panels: Vec<Panels> =
+            parts.iter().zip(&arenas).map(|((n, _), a)| Panels::new(Format::F32, *n, hidden, a.bytes())).collect();
+        let mut x = Rows::new(positions, hidden);
+        (0..positions).for_each(|r| x.row_mut(r).copy_from_slice(&random.floats(hidden)));
+        // No rotation: cosines 1, sines 0.
+        let rotation: Vec<f32> = (0..positions * 2 * head_dim).map(|i| (i % (2 * head_dim) < head_dim) as u8 as f32).collect();
+        let rows: Vec<Row> = (0..positions as u32).map(|p| Row { position: p, page: (p / 16 * 5 + 3) % 14 }).collect();
+        let pages: Vec<u32> = (0..14).map(|i| (i * 5 + 3) % 14).collect();
+        let mut results = Vec::new();
+        for set in KernelSet::available() {
+            for heads_apart in [false, true] {
+                let mut team = Team::new(set, 2, head_dim, false).unwrap();
+                let mut kv = KvArena::new(shape, 14).unwrap();
+                let mut normed = Activations::new(positions, hidden, false);
+                team.norm(&x, None, positions, &vec![0.2; hidden], hidden, 1e-5, &mut normed);
+                let mut q = Rows::new(positions, heads * head_dim);
+                let r = Rotation { table: &rotation, scale: 1.0 / (head_dim as f32).sqrt() };
+                team.qkv([&panels[0], &panels[1], &panels[2]], &normed, &rows, &r, &mut kv, 1, &mut q);
+                let mut units = Vec::new();
+                attention_units(0, 0, positions, if heads_apart { 500 } else { 0 }, heads, kv_heads, heads_apart, &mut units);
+                let mut out = Activations::new(positions, heads * head_dim, false);
+                team.attention(&units, &rows, &[Context::Pages(&pages)], &kv, 1, heads, &q, &mut out);
+                let copy = kv.copy_layer(1, &pages);
+                let mut again = Activations::new(positions, heads * head_dim, false);
+                team.attention(&units, &rows, &[Context::Copy(&copy)], &kv, 1, heads, &q, &mut again);
+                assert!(out.same_bits(&again), "{set:?}: a copy of the pages is as good");
+                results.push((set, normed, out));
+            }
+        }
+        for (set, _, out) in &results {
+            assert!(out.same_bits(&results[0].2), "{set:?} head_dim {head_dim}");
+        }
+        let (_, normed, out) = &results[0];
+        let product = |part: usize, row: usize, n: usize| -> f64 {
+            let mut w = vec![0.0; hidden];
+            panels[part].row(n, &mut w);
+            w.iter().zip(normed.row(row)).map(|(w, x)| *w as f64 * *x as f64).sum()
+        };
+        for row in [0, 63, 64, 209] {
+            for head in [0, 5] {
+                let kv = head / 3 * head_dim;
+                let weights: Vec<f64> = (0..=row)
+                    .map(|p| (0..head_dim).map(|d| product(0, row, head * head_dim + d) * product(1, p, kv + d)).sum::<f64>())
+                    .map(|s| (s / (head_dim as f64).sqrt()).exp())
+                    .collect();
+                let total: f64 = weights.iter().sum();
+                for d in [0, head_dim - 1] {
+                    let want: f64 = weights.iter().enumerate().map(|(p, w)| w / total * product(2, p, kv + d)).sum();
+                    let got = out.row(row)[head * head_dim + d] as f64;
+                    assert!((got - want).abs() < if half { 0.05 } else { 1e-3 }, "row {row} head {head} d {d}: {got} {want}");
+                }
+            }
+        }
+    }
+}
