@@ -7,6 +7,7 @@ use crate::engine::{Sampling, StopRules};
 use crate::kernels::Format;
 use crate::optimizations::{ALL, Expected, Phase, Set};
 use crate::pipeline::{DtypePolicy, Generation, Options, PipelineConfig, Sizes};
+use crate::text::prompts::{GenerationFields, StopOn};
 use crate::units::Bytes;
 
 /// Flags that all commands share, as typed.
@@ -92,33 +93,32 @@ pub struct Toggles {
     pub without: Vec<String>,
 }
 
-/// What `--stop-on` lists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StopOn {
-    /// End-of-sequence tokens.
-    pub eos: bool,
-    /// The strings of `--stop`.
-    pub strings: bool,
-    /// A sentence's end close to the limit.
-    pub sentence: bool,
-    /// Going round in circles.
-    pub repetition: bool,
-}
-
 impl Shared {
     /// The generation settings of a prompt that has none of its own.
     pub fn generation(&self) -> Generation {
+        self.generation_with(&GenerationFields::default())
+    }
+
+    /// The generation settings of a prompt: its own ones win over the flags.
+    pub fn generation_with(&self, own: &GenerationFields) -> Generation {
+        let on = own.stop_on.unwrap_or(self.stop_on);
+        let strings = own.stop.as_ref().unwrap_or(&self.stop);
         Generation {
-            max_tokens: self.max_tokens,
-            sampling: Sampling { temperature: self.temperature, top_p: self.top_p, top_k: self.top_k, seed: self.seed },
-            stop: StopRules {
-                eos: self.stop_on.eos,
-                strings: if self.stop_on.strings { self.stop.clone() } else { Vec::new() },
-                sentence: self.stop_on.sentence,
-                repetition: self.stop_on.repetition,
+            max_tokens: own.max_tokens.unwrap_or(self.max_tokens),
+            sampling: Sampling {
+                temperature: own.temperature.unwrap_or(self.temperature),
+                top_p: own.top_p.unwrap_or(self.top_p),
+                top_k: own.top_k.unwrap_or(self.top_k),
+                seed: own.seed.unwrap_or(self.seed),
             },
-            system: self.system.clone(),
-            raw: self.raw,
+            stop: StopRules {
+                eos: on.eos,
+                strings: if on.strings { strings.clone() } else { Vec::new() },
+                sentence: on.sentence,
+                repetition: on.repetition,
+            },
+            system: own.system.clone().or_else(|| self.system.clone()),
+            raw: own.raw.unwrap_or(self.raw),
         }
     }
 
@@ -139,7 +139,7 @@ impl Shared {
 
     /// What a pipeline needs beyond its configuration.
     pub fn options(&self) -> Options {
-        Options { kernels: self.kernels.clone(), memory_limit: None }
+        Options { kernels: self.kernels.clone(), ..Options::default() }
     }
 
     /// How much is said.

@@ -9,7 +9,7 @@ pub mod console;
 mod failure;
 mod run;
 
-pub use failure::{Failure, guarded};
+pub use failure::{Failure, guarded, status};
 
 /// Answers files of prompts with a language model on CPUs, and measures what each optimization is worth on this machine.
 #[derive(Parser, Debug)]

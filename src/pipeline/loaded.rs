@@ -1,11 +1,24 @@
-//! The wiring: a loaded model, a pipeline built for one configuration, and the run that turns a source of prompts into answers.
-//! In: a [`Loaded`] model, a [`PipelineConfig`], a source. Out: answers to a sink, one [`RunReport`]. It prints nothing.
+//! A model in memory and the pipelines built on it. In: a [`Model`], a [`PipelineConfig`]. Out: a [`Pipeline`] that is ready to
+//! run: tokenizer, packed weights, decoder, engine, answer cache. What pipelines of different configurations can share, they share.
 
-use super::{Answer, Control, DtypePolicy, Generation, Input, Order, PipelineConfig, RunReport, Settings};
-use crate::kernels::Format;
+use super::cache::Lru;
+use super::dtype::ResolvedDtype;
+use super::report::Clock;
+use super::run::{Encode, Kept, Run};
+use super::{
+    Answer, AnswerPolicy, Control, Generation, Input, MemoryPolicy, Order, PipelineConfig, Prompt, RecordError, RunReport,
+    Settings, TokenizerPolicy, WarmupPolicy,
+};
+use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeError, NativeOptions, PackedModel};
+use crate::engine::{Engine, EngineConfig, Request, Sampling, StopRules, TextDecoder};
+use crate::kernels::KernelSet;
+use crate::machine;
 use crate::model::{Model, ModelError};
+use crate::text::{self, Prompting};
+use crate::units::{Bytes, TokenId};
+use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why a pipeline could not be built or a run could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +37,16 @@ pub enum PipelineError {
     Internal(String),
 }
 
+impl From<NativeError> for PipelineError {
+    fn from(error: NativeError) -> Self {
+        match error {
+            NativeError::Model(e) => PipelineError::Model(e),
+            NativeError::Memory { .. } | NativeError::Threads(_) => PipelineError::Memory(error.to_string()),
+            NativeError::Broken(message) => PipelineError::Internal(message),
+        }
+    }
+}
+
 /// What a pipeline needs beyond its configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -31,29 +54,84 @@ pub struct Options {
     pub kernels: Option<String>,
     /// Use no more memory than this; `None`: what the machine has.
     pub memory_limit: Option<u64>,
-}
-
-/// The storage in use, and why.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct ResolvedDtype {
-    /// As records show it: `f32`, `bf16`, `q4_1`, `bf16-emulated`.
-    pub name: String,
-    /// One sentence: what chose it.
-    pub reason: String,
-    /// What had to be converted or dequantized, one line each.
-    pub notes: Vec<String>,
+    /// For tests of the bench gate: makes each forward pass slower by this many percent.
+    pub test_delay_percent: usize,
 }
 
 /// A model in memory, shared by all pipelines built on it: tokenizer, template, and each set of packed weights once.
 pub struct Loaded {
     /// The model.
     pub model: Arc<Model>,
+    prompting: Arc<Prompting>,
+    packed: Mutex<HashMap<FormatPlan, Arc<PackedModel>>>,
 }
 
 impl Loaded {
     /// Builds tokenizer and template; weights are packed when a pipeline first asks for them.
     pub fn open(model: Model) -> Result<Arc<Loaded>, PipelineError> {
-        Ok(Arc::new(Loaded { model: Arc::new(model) }))
+        let prompting = Arc::new(Prompting::new(&model)?);
+        Ok(Arc::new(Loaded { model: Arc::new(model), prompting, packed: Mutex::default() }))
+    }
+
+    /// Tokenizer and template.
+    pub fn prompting(&self) -> &Prompting {
+        &self.prompting
+    }
+
+    /// The packed weights of a plan, packed now if they are not yet.
+    pub fn packed(&self, plan: FormatPlan, threads: usize) -> Result<Arc<PackedModel>, PipelineError> {
+        let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = packed.get(&plan) {
+            return Ok(found.clone());
+        }
+        let new = Arc::new(PackedModel::pack(&self.model, plan, threads)?);
+        packed.insert(plan, new.clone());
+        Ok(new)
+    }
+
+    /// Whether a plan's weights are packed already.
+    fn is_packed(&self, plan: FormatPlan) -> bool {
+        self.packed.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&plan)
+    }
+
+    /// Frees the packed weights that no pipeline uses.
+    pub fn forget_unused_weights(&self) {
+        self.packed.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, p| Arc::strong_count(p) > 1);
+    }
+}
+
+/// One tokenizer for all prompts, batches in parallel.
+struct SharedTokenizer(Arc<Prompting>);
+
+/// A tokenizer for each prompt, one prompt at a time.
+struct RebuiltTokenizer(Arc<Prompting>);
+
+fn record_error(error: text::PromptError) -> RecordError {
+    RecordError::new(error.code(), error.to_string())
+}
+
+impl Encode for SharedTokenizer {
+    fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>> {
+        let prompt = |p: &&Prompt| (p.content.clone(), p.generation.system.clone(), p.generation.raw);
+        let owned: Vec<_> = prompts.iter().map(prompt).collect();
+        let prompts: Vec<_> =
+            owned.iter().map(|(content, system, raw)| text::Prompt { content, system: system.as_deref(), raw: *raw }).collect();
+        self.0.prompt_ids_batch(&prompts).into_iter().map(|ids| ids.map_err(record_error)).collect()
+    }
+
+    fn at_once(&self) -> usize {
+        usize::MAX
+    }
+}
+
+impl Encode for RebuiltTokenizer {
+    fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>> {
+        let one = |p: &&Prompt| self.0.prompt_ids_rebuilt(&p.content, p.generation.system.as_deref(), p.generation.raw);
+        prompts.iter().map(|p| one(p).map_err(record_error)).collect()
+    }
+
+    fn at_once(&self) -> usize {
+        1
     }
 }
 
@@ -62,19 +140,133 @@ pub struct Pipeline {
     loaded: Arc<Loaded>,
     config: PipelineConfig,
     dtype: ResolvedDtype,
+    kernels: Vec<String>,
+    engine: Engine,
+    encoder: Arc<dyn Encode>,
+    cache: Option<Lru<Kept>>,
 }
+
+/// Most bytes of answers kept in memory.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// Memory for everything that is not weights, keys and values or the decoder's workspace.
+const OTHER_BYTES: u64 = 24 << 20;
 
 impl Pipeline {
     /// Packs what is not packed yet, reserves memory, warms up if the configuration says so.
     pub fn new(loaded: &Arc<Loaded>, config: &PipelineConfig, options: &Options) -> Result<Pipeline, PipelineError> {
-        let _ = options;
-        let name = match config.dtype {
-            DtypePolicy::Bf16Emulated => "bf16-emulated",
-            DtypePolicy::Fixed(format) => format.name(),
-            DtypePolicy::Auto | DtypePolicy::Native => Format::F32.name(),
+        let kernels = match &options.kernels {
+            Some(name) => KernelSet::named(name).map_err(PipelineError::Config)?,
+            None => KernelSet::best(),
         };
-        let dtype = ResolvedDtype { name: name.to_string(), reason: String::new(), notes: Vec::new() };
-        Ok(Pipeline { loaded: loaded.clone(), config: config.clone(), dtype })
+        let model = &loaded.model;
+        let mut dtype = ResolvedDtype::resolve(model, config, kernels);
+        let have = options.memory_limit.unwrap_or(u64::MAX).min(machine::usable_memory());
+        let weights = if loaded.is_packed(dtype.plan) { 0 } else { PackedModel::estimate(model, dtype.plan) };
+        let refuse = |kv: u64, scratch: u64, have: u64| {
+            PipelineError::Memory(format!(
+                "not enough memory: weights as {} need {}, keys and values {}, working memory {}, and {} are left; a smaller model, --dtype, --batch-size or --kv-memory may fit",
+                dtype.name,
+                Bytes(weights),
+                Bytes(kv),
+                Bytes(scratch),
+                Bytes(have)
+            ))
+        };
+        if weights + OTHER_BYTES > have {
+            return Err(refuse(0, OTHER_BYTES, have));
+        }
+        let packed = loaded.packed(dtype.plan, config.sizes.threads)?;
+        let left = have - weights;
+        let rows = config.sizes.chunk.max(config.sizes.batch);
+        let position = packed.kv_bytes_per_position();
+        // A prompt of the whole context must fit whatever the batch size: the answer to it must not depend on that.
+        let wanted = position * (config.sizes.batch as u64 * 2048).max(model.spec.context as u64 + 16);
+        let mut native = NativeOptions {
+            threads: config.sizes.threads,
+            kernels,
+            slots: config.sizes.batch,
+            rows,
+            kv_bytes: config.sizes.kv_bytes.unwrap_or(wanted.min(machine::usable_memory() / 4)),
+            memory: match config.memory {
+                MemoryPolicy::PerStep => Memory::PerStep,
+                MemoryPolicy::Preallocated => Memory::Preallocated,
+            },
+            test_delay_percent: options.test_delay_percent,
+        };
+        let scratch = NativeDecoder::estimate(&packed, &native).scratch + OTHER_BYTES;
+        // Keys and values are touched only as used, but a limit on addresses counts them at once.
+        if native.kv_bytes + scratch > left {
+            match config.sizes.kv_bytes {
+                None if left > scratch + 256 * position => native.kv_bytes = left - scratch,
+                _ => return Err(refuse(native.kv_bytes, scratch, have)),
+            }
+        }
+        let decoder = NativeDecoder::new(packed.clone(), native)?;
+        dtype.notes = packed.notes().to_vec();
+        let engine_config = EngineConfig {
+            sampling: config.sampling,
+            stopping: config.stopping,
+            padding: config.padding,
+            batching: config.batching,
+            prefix: config.prefix,
+            batch: config.sizes.batch,
+            chunk: config.sizes.chunk,
+            eos: model.vocabulary.eos.clone().into(),
+        };
+        let prompting = loaded.prompting.clone();
+        let text = Box::new(move || Box::new(prompting.tokenizer().detokenizer()) as Box<dyn TextDecoder>);
+        let encoder: Arc<dyn Encode> = match config.tokenizer {
+            TokenizerPolicy::Shared => Arc::new(SharedTokenizer(loaded.prompting.clone())),
+            TokenizerPolicy::RebuiltPerRequest => Arc::new(RebuiltTokenizer(loaded.prompting.clone())),
+        };
+        let mut pipeline = Pipeline {
+            loaded: loaded.clone(),
+            config: config.clone(),
+            dtype,
+            kernels: kernels.kernel_names(&packed.formats()),
+            engine: Engine::new(Box::new(decoder), engine_config, text),
+            encoder,
+            cache: match config.answers {
+                AnswerPolicy::Generate => None,
+                AnswerPolicy::Reuse { capacity } => Some(Lru::new(capacity, CACHE_BYTES)),
+            },
+        };
+        if config.warmup == WarmupPolicy::Warm {
+            pipeline.warm_up()?;
+        }
+        Ok(pipeline)
+    }
+
+    /// One short generation: reads every weight once, starts the threads, touches the working memory, encodes a text.
+    fn warm_up(&mut self) -> Result<(), PipelineError> {
+        let _ = self.loaded.prompting.tokenizer().encode("Warm up, 1 2 3.");
+        let token = self.loaded.model.vocabulary.eos.first().copied().unwrap_or(0);
+        let rows = self.config.sizes.chunk.min(self.loaded.model.spec.context.saturating_sub(4)).max(1);
+        let rows = rows.min(self.engine.capacity().positions.saturating_sub(4)).max(1);
+        self.engine.submit(Request {
+            ticket: 0,
+            prompt: vec![token; rows].into(),
+            max_tokens: 2,
+            sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
+            stop: Arc::new(StopRules { eos: false, strings: Vec::new(), sentence: false, repetition: false }),
+        });
+        let mut events = Vec::new();
+        while self.engine.queue_len() + self.engine.in_flight() > 0 {
+            events.clear();
+            self.engine.step(&mut events).map_err(|e| PipelineError::Internal(e.to_string()))?;
+            if events.is_empty() && self.engine.in_flight() == 0 {
+                break;
+            }
+        }
+        self.engine.cancel_all();
+        self.engine.forget_prefixes();
+        Ok(())
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.loaded.model
     }
 
     /// The configuration.
@@ -88,22 +280,35 @@ impl Pipeline {
     }
 
     /// Names of the kernels in use.
-    pub fn kernels(&self) -> Vec<String> {
-        Vec::new()
+    pub fn kernels(&self) -> &[String] {
+        &self.kernels
+    }
+
+    /// Positions of keys and values that fit in memory.
+    pub fn positions(&self) -> usize {
+        self.engine.capacity().positions
     }
 
     /// The digest of an answer made with these generation settings.
     pub fn settings(&self, generation: &Generation) -> Settings {
+        let generation = Settings::generation_half(generation, self.config.sampling, self.config.stopping);
+        Settings { model: self.model_settings(), generation }
+    }
+
+    /// Its first half: model, numeric path, template.
+    pub fn model_settings(&self) -> u32 {
         let model = &self.loaded.model;
         let template = model.vocabulary.chat_template.as_deref().unwrap_or("");
-        Settings {
-            model: Settings::model_half(&model.digest, &self.dtype.name, template),
-            generation: Settings::generation_half(generation, self.config.sampling, self.config.stopping),
-        }
+        Settings::model_half(&model.digest, &self.dtype.numeric_path, template)
     }
 
     /// Empties the answer cache and forgets shared prefixes (between trials of a benchmark).
-    pub fn reset(&mut self) {}
+    pub fn reset(&mut self) {
+        if let Some(cache) = &mut self.cache {
+            cache.clear();
+        }
+        self.engine.forget_prefixes();
+    }
 
     /// Answers everything `source` yields. The source is read on a thread of its own (which is left behind, blocked in its
     /// read, if the run is stopped before the source ends); tokenizing has another; the engine runs on the calling thread,
@@ -115,7 +320,20 @@ impl Pipeline {
         control: &Control,
         sink: &mut dyn FnMut(Answer) -> ControlFlow<()>,
     ) -> Result<RunReport, PipelineError> {
-        let _ = (source, order, control, sink);
-        Err(PipelineError::Internal("the engine is not wired in yet".into()))
+        let clock = Arc::new(Mutex::new(Clock::default()));
+        self.engine.observe(Box::new(clock.clone()));
+        let run = Run {
+            engine: &mut self.engine,
+            cache: self.cache.as_mut(),
+            encoder: self.encoder.clone(),
+            clock,
+            batching: self.config.batching,
+            stopping: self.config.stopping,
+            batch: self.config.sizes.batch,
+            context: self.loaded.model.spec.context,
+            order,
+            control,
+        };
+        run.run(source, sink)
     }
 }

@@ -3,6 +3,7 @@
 
 mod cache;
 mod control;
+mod dtype;
 mod intake;
 mod loaded;
 mod prompt;
@@ -10,9 +11,11 @@ mod report;
 mod run;
 mod settings;
 
+pub use crate::text::{Content, Message};
 pub use control::{Control, Stopping};
-pub use loaded::{Loaded, Options, Pipeline, PipelineError, ResolvedDtype};
-pub use prompt::{Answer, Content, Generation, Input, Message, Prompt, RecordError, Role};
+pub use dtype::ResolvedDtype;
+pub use loaded::{Loaded, Options, Pipeline, PipelineError};
+pub use prompt::{Answer, Generation, Input, Prompt, RecordError};
 pub use report::{Ended, Latencies, RunReport, StageTimes};
 pub use run::{GRACE, Order};
 pub use settings::Settings;

@@ -2,34 +2,8 @@
 //! Plain data; no file formats (those are `text`'s and `cli`'s).
 
 use crate::engine::{FinishReason, Sampling, StopRules};
+use crate::text::Content;
 use crate::units::TokenId;
-
-/// Who speaks in a conversation: the roles templates know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    System,
-    User,
-    Assistant,
-}
-
-/// One turn.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub struct Message {
-    /// Who.
-    pub role: Role,
-    /// What.
-    pub content: String,
-}
-
-/// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Content {
-    /// One prompt: the user's only message, or with `raw` the text as it is.
-    Text(String),
-    /// A conversation of several turns.
-    Messages(Vec<Message>),
-}
 
 /// Generation settings of one prompt: the flags, with the record's own fields of the same name put over them.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]

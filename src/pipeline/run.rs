@@ -92,6 +92,8 @@ struct State<'a> {
     waiting: usize,
     report: RunReport,
     sink_closed: bool,
+    /// Generated answers and the time from their admission to their end, summed: what a new one will about take.
+    served: (u32, Duration),
 }
 
 impl Run<'_> {
@@ -116,6 +118,7 @@ impl Run<'_> {
             waiting: 0,
             report: RunReport::new(),
             sink_closed: false,
+            served: (0, Duration::ZERO),
         };
         let ended = self.answer_all(&intake, &mut state);
         intake.close();
@@ -151,7 +154,11 @@ impl Run<'_> {
             if draining.is_some_and(|since| state.flights.is_empty() || now >= since + GRACE) {
                 return Ok(Ended::Stopped);
             }
-            if draining.is_none() && source_ended.is_none() {
+            let too_late = self.control.deadline.is_some_and(|d| d.saturating_duration_since(now) < state.mean_service());
+            if too_late && state.flights.is_empty() && source_ended.is_none() {
+                return Ok(Ended::Deadline);
+            }
+            if draining.is_none() && source_ended.is_none() && !too_late {
                 source_ended = self.admit(intake, state);
             }
             if state.sink_closed {
@@ -169,6 +176,7 @@ impl Run<'_> {
                 continue;
             }
             events.clear();
+            let before = Instant::now();
             match catch_unwind(AssertUnwindSafe(|| self.engine.step(&mut events))) {
                 Ok(result) => result.map_err(|e| PipelineError::Internal(e.to_string()))?,
                 Err(_) => return Err(PipelineError::Internal("the engine panicked".into())),
@@ -178,7 +186,9 @@ impl Run<'_> {
             }
             let now = Instant::now();
             for event in events.drain(..) {
-                self.take(event, now, state);
+                // Admission is the first thing in a step, everything else comes after its forward pass.
+                let at = if matches!(event, Event::Admitted { .. }) { before } else { now };
+                self.take(event, at, state);
             }
         }
     }
@@ -286,6 +296,9 @@ impl Run<'_> {
             }
             Event::Finished { ticket, completion } => {
                 let Some(flight) = state.remove(ticket) else { return };
+                if let Some(started) = flight.waiters[0].started {
+                    state.served = (state.served.0 + 1, state.served.1 + now.saturating_duration_since(started));
+                }
                 let kept = Kept {
                     text: completion.text,
                     tokens: completion.tokens,
@@ -314,6 +327,10 @@ impl Run<'_> {
 }
 
 impl State<'_> {
+    fn mean_service(&self) -> Duration {
+        self.served.1.checked_div(self.served.0).unwrap_or_default()
+    }
+
     fn remove(&mut self, ticket: Ticket) -> Option<Flight> {
         let flight = self.flights.remove(&ticket)?;
         if let Some(key) = flight.key {
@@ -351,7 +368,7 @@ impl State<'_> {
 
 fn too_long(tokens: usize, context: usize) -> RecordError {
     let message = format!("the prompt has {tokens} tokens, the model's context is {context}; at most {} fit", context - 1);
-    RecordError::new("too_long", message)
+    RecordError::new("prompt_too_long", message)
 }
 
 /// The reader thread's work: everything the source yields into the queue.
@@ -609,7 +626,10 @@ mod tests {
     fn a_prompt_past_the_context_is_an_error_with_its_length_and_near_it_is_clipped() {
         let (answers, report) = Setup::new().all(&[&"x".repeat(40), &"x".repeat(38)]);
         let error = answers[0].error.as_ref().unwrap();
-        assert!(error.code == "too_long" && error.message.contains("40 tokens") && error.message.contains("39"), "{error:?}");
+        assert!(
+            error.code == "prompt_too_long" && error.message.contains("40 tokens") && error.message.contains("39"),
+            "{error:?}"
+        );
         assert_eq!((answers[1].completion_tokens, answers[1].finish_reason, report.errors), (2, FinishReason::Length, 1));
     }
 

@@ -1,24 +1,605 @@
-//! `llmopt run`: answer every prompt in the files.
+//! `llmopt run`: answer every prompt in the files. In: flags and prompt files. Out: a line for each answer, a summary, an exit
+//! status. The order of things is the point: everything that can be refused is refused before the model is loaded, nothing in an
+//! existing output changes before answers are certain to come, and a finished answer is written before the next step begins.
+
+mod format;
+mod inputs;
+mod ledger;
+mod output;
+mod progress;
+mod signals;
+mod summary;
 
 use super::Failure;
 use super::args::{Shared, Toggles, optimizations_help};
+use super::console::{self, Console};
+use super::failure::status;
+use crate::engine::StoppingPolicy;
+use crate::model;
+use crate::pipeline::{Answer, Control, Ended, Generation, Loaded, Order, Pipeline, PipelineConfig, Settings};
+use crate::text::prompts::InputFormat;
+use crate::units;
+use format::{Format, Given, Line};
+use inputs::{Inputs, Record};
+use ledger::{Ledger, Scan, Verdict};
+use output::{Existing, Keep, Prepared, WriteError, Writer};
+use progress::{Display, Loading};
+use signals::Signals;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 /// `run`'s flags, as typed.
 #[derive(clap::Args, Debug)]
-#[command(after_help = optimizations_help())]
+#[command(after_help = optimizations_help(), args_override_self = true)]
 pub struct Args {
     /// Prompt files: .jsonl, .csv, .txt; '-' is standard input
     #[arg(required = true)]
     pub prompts: Vec<PathBuf>,
+    /// Format of the files, whatever their names
+    #[arg(long, value_name = "F", help_heading = "Files")]
+    pub input_format: Option<InputFormat>,
+    /// Write answers here (CSV if the name ends in .csv, else JSONL) instead of to standard output
+    #[arg(short, long, value_name = "FILE", help_heading = "Files")]
+    pub output: Option<PathBuf>,
+    /// Replace an output that exists
+    #[arg(long, help_heading = "Files", conflicts_with = "resume")]
+    pub overwrite: bool,
+    /// Answer what an existing output lacks; its error records once more
+    #[arg(long, help_heading = "Files", requires = "output")]
+    pub resume: bool,
+    /// Write answers in the input's order
+    #[arg(long, help_heading = "Files")]
+    pub ordered: bool,
+    /// Write the summary to this file as JSON, with latency histograms beside it
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub stats: Option<PathBuf>,
     #[command(flatten)]
     pub shared: Shared,
     #[command(flatten)]
     pub toggles: Toggles,
 }
 
-/// Runs it.
+/// Runs it; the result is the exit status.
 pub fn main(args: &Args) -> Result<u8, Failure> {
-    let _config = args.shared.config(args.toggles.set()?);
-    Err(Failure::failed("run is not wired in yet"))
+    let begin = Instant::now();
+    let config = args.shared.config(args.toggles.set()?);
+    let deadline = args.shared.max_time.map(|s| begin + Duration::from_secs_f64(s));
+    let control = Arc::new(Control::until(deadline));
+    let flags = Arc::new(args.shared.clone());
+    let mut run = Run { args, flags, config, control, console: Console::new(args.shared.level()) };
+    let inputs = Inputs::open(&args.prompts, args.input_format, args.shared.limit)?;
+    if let Some(stats) = &args.stats {
+        summary::check(stats)?;
+    }
+    let signals = Signals::watch(run.control.clone())?;
+    let format = run.format(&inputs);
+    let prepared = match &args.output {
+        Some(path) if !args.shared.dry_run => Some(Prepared::open(path, run.existing())?),
+        _ => None,
+    };
+    signals.created(prepared.as_ref().and_then(Prepared::created_path));
+    // A file that was made here goes away again if the run never begins.
+    let mut prepared = Abandon(prepared);
+    run.all(inputs, format, &mut prepared, &signals)
+}
+
+/// Removes what was created if it is never committed.
+struct Abandon(Option<Prepared>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        if let Some(prepared) = self.0.take() {
+            prepared.abandon();
+        }
+    }
+}
+
+struct Run<'a> {
+    args: &'a Args,
+    flags: Arc<Shared>,
+    config: PipelineConfig,
+    control: Arc<Control>,
+    console: Console,
+}
+
+/// What is known of the input before the model is loaded.
+#[derive(Debug, Default)]
+struct Plan {
+    /// Records to answer; `None` for standard input.
+    todo: Option<u64>,
+    /// Error records of the output that stay.
+    kept_errors: u64,
+    /// Error records of the output that are answered again.
+    retries: u64,
+}
+
+impl Run<'_> {
+    fn existing(&self) -> Existing {
+        match (self.args.overwrite, self.args.resume) {
+            (true, _) => Existing::Overwrite,
+            (_, true) => Existing::Resume,
+            _ => Existing::Refuse,
+        }
+    }
+
+    fn format(&self, inputs: &Inputs) -> Format {
+        let csv = self.args.output.as_ref().is_some_and(|p| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")));
+        match () {
+            _ if inputs.open_ai() => Format::OpenAi,
+            _ if csv => Format::csv(inputs.csv_columns()),
+            _ => Format::Jsonl,
+        }
+    }
+
+    fn order(&self) -> Order {
+        if self.args.ordered { Order::Input } else { Order::Finished }
+    }
+
+    fn generation_half(&self, generation: &Generation) -> u32 {
+        Settings::generation_half(generation, self.config.sampling, self.config.stopping)
+    }
+
+    fn all(&mut self, inputs: Inputs, format: Format, prepared: &mut Abandon, signals: &Signals) -> Result<u8, Failure> {
+        let mut ledger = Ledger::default();
+        let mut scan = Scan::default();
+        if self.args.resume
+            && let Some(prepared) = &prepared.0
+        {
+            let file = self.content(prepared)?;
+            let length = file.metadata().map_err(|e| Failure::failed(format!("output: {e}")))?.len();
+            scan = ledger.read(prepared.path(), &format, BufReader::new(file), length)?;
+            self.check_names(prepared, &scan)?;
+        }
+        let plan = self.look_ahead(&inputs, &format, &mut ledger, prepared.0.as_ref())?;
+        if self.args.resume && plan.todo == Some(0) && !self.args.shared.dry_run {
+            return self.complete(prepared, &scan, &plan);
+        }
+        let (loaded, mut pipeline) = self.load()?;
+        if self.args.shared.dry_run {
+            return self.dry_run(inputs, &loaded, pipeline);
+        }
+        if let Some(prepared) = &prepared.0 {
+            self.check_settings(prepared, &scan, &pipeline, &format)?;
+        }
+        let kept = scan.answers + plan.kept_errors;
+        let mut writer = self.commit(prepared, &format, &mut ledger, &scan, &plan, signals)?;
+        self.console.release();
+        if scan.torn > 0 {
+            self.console.say(format!("llmopt: a torn last record of {} was cut off", units::Bytes(scan.torn)));
+        }
+        let outcome = self.answer(inputs, format, ledger, &mut pipeline, &mut writer, &plan);
+        let synced = writer.sync(true);
+        let Outcome { report, failure, closed } = outcome?;
+        synced?;
+        if closed {
+            return Ok(status::DONE);
+        }
+        let about = summary::About {
+            model: &loaded.model.name,
+            dtype: pipeline.dtype(),
+            kernels: pipeline.kernels(),
+            config: &self.config,
+            kept,
+        };
+        for line in summary::lines(&report, kept) {
+            self.console.say(format!("llmopt: {line}"));
+        }
+        let stats = self.args.stats.as_ref().map_or(Ok(()), |path| summary::write(path, &report, &about));
+        let left = match plan.todo {
+            Some(todo) => format!("{} of {todo} answered", report.answers),
+            None => format!("{} answered", report.answers),
+        };
+        let go_on = if self.args.output.is_some() { "; --resume goes on" } else { "" };
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if let Some((signal, status)) = signals.got().filter(|_| report.ended == Ended::Stopped) {
+            console::line(&format!("llmopt: interrupted by {signal}: {left}{go_on}"));
+            return Ok(status);
+        }
+        if report.ended == Ended::Deadline {
+            console::line(&format!("llmopt: --max-time is over: {left}{go_on}"));
+            return Ok(status::LEFT);
+        }
+        stats?;
+        Ok(if report.errors + plan.kept_errors > 0 { status::RECORDS } else { status::DONE })
+    }
+
+    fn content(&self, prepared: &Prepared) -> Result<File, Failure> {
+        prepared.content().map_err(|e| Failure::failed(format!("output {}: {e}", prepared.path().display())))
+    }
+
+    /// What the output's records say of their model, compared with what is known before it is loaded.
+    fn check_names(&self, prepared: &Prepared, scan: &Scan) -> Result<(), Failure> {
+        if scan.model_halves.len() > 1 {
+            let (_, line) = scan.model_halves[1];
+            let path = prepared.path().display();
+            return Err(Failure::usage(format!(
+                "output {path}: line {line} was written with another model, dtype or template than the lines before it; name another file"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Reads the input once if it can be read twice: counts what is to be done and finds every reason to refuse the run.
+    fn look_ahead(
+        &mut self,
+        inputs: &Inputs,
+        format: &Format,
+        ledger: &mut Ledger,
+        prepared: Option<&Prepared>,
+    ) -> Result<Plan, Failure> {
+        let mut plan = Plan::default();
+        if !inputs.can_be_read_twice() {
+            return Ok(plan);
+        }
+        let (mut todo, mut first_new) = (0, None);
+        let (warn, warnings) = std::sync::mpsc::channel();
+        let warn = move |line: String| drop(warn.send(line));
+        for record in inputs.records(self.flags.clone(), warn) {
+            let record = record?;
+            match self.judge(&record, format, ledger) {
+                Verdict::New => {
+                    todo += 1;
+                    first_new.get_or_insert(record.id);
+                }
+                Verdict::Retry if self.args.ordered => plan.kept_errors += 1,
+                Verdict::Retry => {
+                    todo += 1;
+                    plan.retries += 1;
+                }
+                Verdict::Done if record.prompt.is_err() => plan.kept_errors += 1,
+                Verdict::Done => {
+                    if let Some(first) = first_new.as_ref().filter(|_| self.args.ordered) {
+                        return Err(Failure::usage(format!(
+                            "output {}: it has '{}' but not '{first}', which comes before; it was not written with --ordered, so resume it without",
+                            prepared.map(|p| p.path().display().to_string()).unwrap_or_default(),
+                            record.id
+                        )));
+                    }
+                }
+                verdict => return Err(self.conflict(verdict, &record, format, prepared)),
+            }
+        }
+        warnings.try_iter().for_each(|line| self.console.warn(line));
+        plan.todo = Some(todo);
+        Ok(plan)
+    }
+
+    fn judge(&self, record: &Record, format: &Format, ledger: &mut Ledger) -> Verdict {
+        judge(record, format, ledger, &|g| self.generation_half(g))
+    }
+
+    /// The line for a record that the output has otherwise.
+    fn conflict(&self, verdict: Verdict, record: &Record, format: &Format, prepared: Option<&Prepared>) -> Failure {
+        let path = self.args.output.clone().unwrap_or_default();
+        let past = prepared.and_then(|p| p.content().ok()).and_then(|f| Ledger::look_up(format, BufReader::new(f), &record.id));
+        let line = past.as_ref().map(|(_, line)| format!("line {line}: ")).unwrap_or_default();
+        let what = match (verdict, &record.prompt, past.and_then(|(past, _)| past.settings)) {
+            (Verdict::OtherSettings, Ok(prompt), Some(settings)) => {
+                let differs =
+                    ledger::what_differs(&prompt.generation, self.config.sampling, self.config.stopping, settings.generation);
+                differs.unwrap_or_else(|| {
+                    "written with other generation settings (--max-tokens, --temperature, --top-p, --top-k, --seed, --stop, --stop-on, --system, --raw, or the record's own)".into()
+                })
+            }
+            _ => "it was written for another prompt".into(),
+        };
+        Failure::usage(format!("output {}: {line}'{}': {what}; name another file, or --overwrite", path.display(), record.id))
+    }
+
+    /// Everything is there already.
+    fn complete(&mut self, prepared: &mut Abandon, scan: &Scan, plan: &Plan) -> Result<u8, Failure> {
+        if (scan.torn > 0 || scan.newline)
+            && let Some(prepared) = prepared.0.take()
+        {
+            prepared.commit(Keep::Beginning { length: scan.keep, newline: scan.newline })?;
+        }
+        self.console.release();
+        self.console.say(format!("llmopt: the output is complete: {} answers kept, nothing to do", scan.answers));
+        Ok(if plan.kept_errors > 0 { status::RECORDS } else { status::DONE })
+    }
+
+    fn load(&mut self) -> Result<(Arc<Loaded>, Pipeline), Failure> {
+        let shared = &self.args.shared;
+        let since = Instant::now();
+        let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
+        let tell = |p: model::Progress| {
+            let what = match p.stage {
+                model::Stage::Download => "fetching",
+                model::Stage::Check => "reading",
+            };
+            loading.tell(&format!("{what} {}", p.name), p.done, p.total);
+        };
+        let options = model::OpenOptions { progress: Some(&tell), environment: model::Environment::from_process() };
+        let loaded = Loaded::open(model::open(&shared.model, &options)?)?;
+        if let Some(system) = &shared.system {
+            loaded.prompting().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
+        }
+        let pipeline = Pipeline::new(&loaded, &self.config, &shared.options())?;
+        drop(loading);
+        let console = &mut self.console;
+        if let Some(notice) = loaded.prompting().notice() {
+            console.warn(notice);
+        }
+        if self.config.stopping == StoppingPolicy::MaxTokensOnly && !shared.stop.is_empty() {
+            console.warn("--stop is ignored: 'early-stop' is off");
+        }
+        let dtype = pipeline.dtype();
+        console.detail(format!("llmopt: {} loaded in {}", loaded.model.name, units::seconds(since.elapsed().as_secs_f64())));
+        let chosen = format!("llmopt: dtype {}: {}", dtype.name, dtype.reason);
+        match self.config.dtype {
+            crate::pipeline::DtypePolicy::Auto => console.say(chosen),
+            _ => console.detail(chosen),
+        }
+        for note in &dtype.notes {
+            console.say(format!("llmopt: {note}"));
+        }
+        console.detail(format!("llmopt: kernels {}", pipeline.kernels().join(", ")));
+        let sizes = &self.config.sizes;
+        let positions = pipeline.positions();
+        console.detail(format!("llmopt: {} threads, batch size {}, room for {positions} positions", sizes.threads, sizes.batch));
+        Ok((loaded, pipeline))
+    }
+
+    /// The halves of the settings that need the model.
+    fn check_settings(&mut self, prepared: &Prepared, scan: &Scan, pipeline: &Pipeline, _format: &Format) -> Result<(), Failure> {
+        let refuse = |what: String| {
+            Failure::usage(format!("output {}: {what}; name another file, or --overwrite", prepared.path().display()))
+        };
+        let name = &pipeline.model().name;
+        let dtype = &pipeline.dtype().name;
+        let other = |names: &std::collections::BTreeSet<String>, now: &str| names.iter().find(|n| *n != now).cloned();
+        let (other_model, other_dtype) = (other(&scan.models, name), other(&scan.dtypes, dtype));
+        if let Some((half, line)) = scan.model_halves.first().filter(|(half, _)| *half != pipeline.model_settings()) {
+            let _ = half;
+            return Err(refuse(match (other_model, other_dtype) {
+                (Some(then), _) => format!("line {line} was written with model {then}, this run has {name}"),
+                (None, Some(then)) => format!("line {line} was written with dtype {then}, this run has {dtype}"),
+                (None, None) => format!("line {line} was written with another model file or chat template under the name {name}"),
+            }));
+        }
+        if scan.bare > 0 {
+            if let Some(then) = other_model {
+                return Err(refuse(format!("it was written with model {then}, this run has {name}")));
+            }
+            if let Some(then) = other_dtype {
+                return Err(refuse(format!("it was written with dtype {then}, this run has {dtype}")));
+            }
+            self.console
+                .warn(format!("{} kept records have no settings; they are matched by id, prompt, model and dtype", scan.bare));
+        }
+        Ok(())
+    }
+
+    /// The writer, with the output made ready: torn tail cut, errors to be retried taken out, header written.
+    fn commit(
+        &mut self,
+        prepared: &mut Abandon,
+        format: &Format,
+        ledger: &mut Ledger,
+        scan: &Scan,
+        plan: &Plan,
+        signals: &Signals,
+    ) -> Result<Sink, Failure> {
+        signals.begin();
+        let Some(prepared) = prepared.0.take() else {
+            let stdout = std::io::stdout().as_fd().try_clone_to_owned();
+            let stdout = File::from(stdout.map_err(|e| Failure::failed(format!("standard output: {e}")))?);
+            let mut writer = Writer::new(stdout, "(standard output)".into(), 0, false);
+            return match format.header().map_or(Ok(()), |h| writer.line(&h)) {
+                Ok(()) | Err(WriteError::Closed) => Ok(writer),
+                Err(WriteError::Failed(failure)) => Err(failure),
+            };
+        };
+        let content = if plan.retries > 0 { Some(self.content(&prepared)?) } else { None };
+        let empty = scan.keep == 0;
+        let mut writer = match content {
+            Some(content) => prepared
+                .commit(Keep::Rewritten(&mut |out| ledger.copy(format, BufReader::new(content.try_clone()?), scan.keep, out)))?,
+            None => prepared.commit(Keep::Beginning { length: scan.keep, newline: scan.newline })?,
+        };
+        match format.header().filter(|_| empty).map_or(Ok(()), |header| writer.line(&header)) {
+            Ok(()) | Err(WriteError::Closed) => Ok(writer),
+            Err(WriteError::Failed(failure)) => Err(failure),
+        }
+    }
+
+    /// Everything from the first prompt to the last answer.
+    fn answer(
+        &mut self,
+        inputs: Inputs,
+        format: Format,
+        mut ledger: Ledger,
+        pipeline: &mut Pipeline,
+        writer: &mut Sink,
+        plan: &Plan,
+    ) -> Result<Outcome, Failure> {
+        let flying: Arc<Mutex<HashMap<u64, Flying>>> = Arc::default();
+        let refused: Arc<Mutex<Option<Failure>>> = Arc::default();
+        let source = {
+            let (flying, refused, format) = (flying.clone(), refused.clone(), format.clone());
+            let (sampling, stopping, ordered) = (self.config.sampling, self.config.stopping, self.args.ordered);
+            let twice = inputs.can_be_read_twice();
+            let level = self.console.level;
+            let records = inputs.records(self.flags.clone(), move |line: String| {
+                // Warnings about a file that was read before have been given then.
+                if !twice && level > console::Level::Quiet {
+                    console::line(&format!("llmopt: warning: {line}"));
+                }
+            });
+            let mut index = 0;
+            records.filter_map(move |record| {
+                let record = match record {
+                    Ok(record) => record,
+                    Err(failure) => {
+                        let line = failure.message.clone();
+                        *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+                        return Some(crate::pipeline::Input::Failed(line));
+                    }
+                };
+                let half = |g: &Generation| Settings::generation_half(g, sampling, stopping);
+                let verdict = judge(&record, &format, &mut ledger, &half);
+                let Record { id, given, carried, prompt, .. } = record;
+                match verdict {
+                    Verdict::Done => return None,
+                    Verdict::Retry if ordered => return None,
+                    Verdict::New | Verdict::Retry => {}
+                    Verdict::OtherPrompt | Verdict::OtherSettings => {
+                        let message = format!(
+                            "the output has '{}' for another prompt or other settings; name another file",
+                            units::shown(&id)
+                        );
+                        *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::usage(message.clone()));
+                        return Some(crate::pipeline::Input::Failed(message));
+                    }
+                };
+                let generation = prompt.as_ref().map(|p| half(&p.generation)).unwrap_or(0);
+                flying.lock().unwrap_or_else(PoisonError::into_inner).insert(index, Flying { given, carried, generation });
+                index += 1;
+                Some(match prompt {
+                    Ok(prompt) => crate::pipeline::Input::Prompt(crate::pipeline::Prompt { id, ..prompt }),
+                    Err(error) => crate::pipeline::Input::Rejected { id, error },
+                })
+            })
+        };
+        let style = progress::style(self.args.shared.progress, self.console.level);
+        let display = Display::start(style, self.control.clone(), plan.todo);
+        let (model, dtype, half) = (pipeline.model().name.clone(), pipeline.dtype().name.clone(), pipeline.model_settings());
+        let mut failure = None;
+        let mut closed = false;
+        let mut told = false;
+        let level = self.console.level;
+        let mut synced = Instant::now();
+        let mut sink = |answer: Answer| {
+            let flown = flying.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.index);
+            let Flying { given, carried, generation } = flown.unwrap_or_default();
+            let line = format.line(&Line {
+                answer: &answer,
+                given: &given,
+                model: &model,
+                dtype: &dtype,
+                settings: Settings { model: half, generation },
+                carried: &carried,
+                created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            });
+            if let Given::OpenAi(request) = &given
+                && let Some(asked) = request.model.as_ref().filter(|m| **m != model && !std::mem::replace(&mut told, true))
+                && level > console::Level::Quiet
+            {
+                let text =
+                    format!("llmopt: warning: a request asks for model '{asked}'; {model} answers it, and all others like it");
+                display.suspend(|| console::line(&text));
+            }
+            let due = synced.elapsed() >= Duration::from_secs(1);
+            let outcome = display.suspend(|| writer.line(&line)).and_then(|()| writer.sync(due).map_err(WriteError::Failed));
+            if due {
+                synced = Instant::now();
+            }
+            match outcome {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(WriteError::Closed) => {
+                    closed = true;
+                    ControlFlow::Break(())
+                }
+                Err(WriteError::Failed(f)) => {
+                    failure = Some(f);
+                    ControlFlow::Break(())
+                }
+            }
+        };
+        let report = pipeline.run(source, self.order(), &self.control, &mut sink)?;
+        if let Ended::SourceFailed(line) = &report.ended {
+            let refused = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let mut refused = refused.unwrap_or_else(|| Failure::failed(line.clone()));
+            if report.answers > 0 {
+                // Status 2 would say that nothing was written.
+                refused.status = status::FAILED;
+            }
+            failure = failure.or(Some(refused));
+        }
+        Ok(Outcome { report, failure, closed })
+    }
+
+    /// Counts prompts and tokens, times a few, and says what the whole would take.
+    fn dry_run(&mut self, inputs: Inputs, loaded: &Arc<Loaded>, mut pipeline: Pipeline) -> Result<u8, Failure> {
+        let context = loaded.model.spec.context;
+        let (mut prompts, mut errors, mut tokens, mut most) = (0u64, 0u64, 0u64, 0u64);
+        let mut sample = Vec::new();
+        let records = inputs.records(self.flags.clone(), |_| ());
+        for record in records {
+            let record = record?;
+            let ids = record.prompt.as_ref().ok().and_then(|p| {
+                let g = &p.generation;
+                loaded.prompting().prompt_ids(&p.content, g.system.as_deref(), g.raw).ok().filter(|ids| ids.len() < context)
+            });
+            prompts += 1;
+            let (Some(ids), Ok(prompt)) = (ids, record.prompt) else {
+                errors += 1;
+                continue;
+            };
+            tokens += ids.len() as u64;
+            most += prompt.generation.max_tokens.min(context - ids.len()) as u64;
+            if sample.len() < self.config.sizes.batch {
+                let generation = Generation { max_tokens: 16, ..prompt.generation };
+                sample.push(crate::pipeline::Input::Prompt(crate::pipeline::Prompt { generation, ..prompt }));
+            }
+        }
+        self.console.release();
+        let errors = if errors > 0 { format!(" ({errors} cannot be answered)") } else { String::new() };
+        self.console.say(format!("llmopt: {prompts} prompts{errors}, {tokens} prompt tokens, at most {most} answer tokens"));
+        if sample.is_empty() {
+            return Ok(status::DONE);
+        }
+        let report = pipeline.run(sample.into_iter(), Order::Finished, &self.control, &mut |_| ControlFlow::Continue(()))?;
+        let stages = &report.stages;
+        let per_row = |stage, rows: u64| if rows == 0 { 0.0 } else { stages.of(stage) / rows as f64 };
+        let prefill = per_row(crate::engine::Stage::Prefill, stages.prefill_rows);
+        let decode = per_row(crate::engine::Stage::Decode, stages.decode_rows);
+        let estimate = prefill * tokens as f64 + decode * most as f64;
+        self.console.say(format!(
+            "llmopt: at most about {} ({} prompt tokens/s and {} answer tokens/s, timed on a few prompts; answers that end early and repeated prompts take less)",
+            units::seconds(estimate),
+            units::rate(if prefill > 0.0 { 1.0 / prefill } else { 0.0 }),
+            units::rate(if decode > 0.0 { 1.0 / decode } else { 0.0 }),
+        ));
+        Ok(status::DONE)
+    }
+}
+
+/// Where answers go.
+type Sink = Writer<File>;
+
+/// What a line needs of its record besides the answer.
+struct Flying {
+    given: Given,
+    carried: Vec<String>,
+    /// Second half of the settings.
+    generation: u32,
+}
+
+impl Default for Flying {
+    fn default() -> Self {
+        Flying { given: Given::Nothing, carried: Vec::new(), generation: 0 }
+    }
+}
+
+struct Outcome {
+    report: crate::pipeline::RunReport,
+    failure: Option<Failure>,
+    /// Nobody reads standard output any more.
+    closed: bool,
+}
+
+fn judge(record: &Record, format: &Format, ledger: &mut Ledger, half: &dyn Fn(&Generation) -> u32) -> Verdict {
+    match &record.prompt {
+        Ok(prompt) => ledger.judge(&record.id, format, &record.given, half(&prompt.generation)),
+        Err(error) => ledger.judge_rejected(&record.id, error),
+    }
 }

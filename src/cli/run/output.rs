@@ -7,7 +7,7 @@
 use crate::cli::Failure;
 use crate::units::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -295,19 +295,11 @@ impl<B: Backing> Writer<B> {
 
     fn failure(&self, error: &io::Error, tail: &str) -> Failure {
         let path = self.path.display();
-        Failure::failed(format!("output {path}: {error} after {} of whole lines{tail}; --resume goes on once there is room", Bytes(self.length)))
+        Failure::failed(format!(
+            "output {path}: {error} after {} of whole lines{tail}; --resume goes on once there is room",
+            Bytes(self.length)
+        ))
     }
-}
-
-/// Reads the byte before `position`, to see whether a file's last line has its end.
-pub fn byte_before(file: &mut File, position: u64) -> io::Result<Option<u8>> {
-    if position == 0 {
-        return Ok(None);
-    }
-    file.seek(io::SeekFrom::Start(position - 1))?;
-    let mut byte = [0];
-    file.read_exact(&mut byte)?;
-    Ok(Some(byte[0]))
 }
 
 #[cfg(test)]

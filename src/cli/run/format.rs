@@ -1,0 +1,515 @@
+//! Output lines: how an answer is written in each format, and how such a line is read back for a resume. Writing and reading live
+//! side by side because they must agree. In: answers, or the bytes of one record. Out: the bytes of one line, or a [`Past`].
+
+use crate::engine::FinishReason;
+use crate::pipeline::{Answer, RecordError, Settings};
+use crate::units::shown;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+/// What an output file is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Format {
+    /// A JSON object a line.
+    Jsonl,
+    /// A header, then a row an answer; these columns of the input are carried through.
+    Csv { carried: Vec<String> },
+    /// OpenAI Batch API response lines.
+    OpenAi,
+}
+
+/// The prompt as its file gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Given {
+    /// `prompt`.
+    Prompt(String),
+    /// `messages`: JSON, byte for byte.
+    Messages(String),
+    /// An OpenAI request.
+    OpenAi(Box<OpenAi>),
+    /// It could not be read.
+    Nothing,
+}
+
+/// What a response repeats of its request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenAi {
+    /// Digest of the whole request, 24 hex digits.
+    pub digest: String,
+    /// `body.model`, echoed.
+    pub model: Option<String>,
+    /// `/v1/chat/completions`, or `/v1/completions`.
+    pub chat: bool,
+}
+
+impl OpenAi {
+    /// The digest of a request's line.
+    pub fn digest(line: &str) -> String {
+        Sha256::digest(line.as_bytes()).iter().take(12).map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// An answer with everything its line says.
+pub struct Line<'a> {
+    pub answer: &'a Answer,
+    pub given: &'a Given,
+    /// Alias or file name.
+    pub model: &'a str,
+    /// As resolved.
+    pub dtype: &'a str,
+    pub settings: Settings,
+    /// Values of the carried columns.
+    pub carried: &'a [String],
+    /// Unix time, seconds.
+    pub created: u64,
+}
+
+/// The columns of CSV output, before those carried through.
+const COLUMNS: [&str; 15] = [
+    "id",
+    "prompt",
+    "answer",
+    "finish_reason",
+    "decoding",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached",
+    "queue_ms",
+    "ttft_ms",
+    "latency_ms",
+    "model",
+    "dtype",
+    "settings",
+    "error",
+];
+
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<&'a RawValue>,
+    answer: Option<&'a str>,
+    finish_reason: FinishReason,
+    decoding: Option<&'static str>,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    cached: bool,
+    queue_ms: f64,
+    ttft_ms: f64,
+    latency_ms: f64,
+    model: &'a str,
+    dtype: &'a str,
+    settings: String,
+    error: Option<&'a RecordError>,
+}
+
+/// Microseconds are enough.
+fn rounded(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
+}
+
+fn word(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::StopString => "stop_string",
+        FinishReason::Sentence => "sentence",
+        FinishReason::Loop => "loop",
+        FinishReason::Length => "length",
+        FinishReason::Error => "error",
+    }
+}
+
+impl Line<'_> {
+    fn decoding(&self) -> Option<&'static str> {
+        self.answer.error.is_none().then_some(if self.answer.greedy { "greedy" } else { "sampled" })
+    }
+
+    fn json(&self) -> String {
+        let a = self.answer;
+        let messages = match self.given {
+            Given::Messages(json) => RawValue::from_string(json.clone()).ok(),
+            _ => None,
+        };
+        let prompt = match self.given {
+            Given::Prompt(text) => Some(Some(text.as_str())),
+            _ if messages.is_some() => None,
+            _ => Some(None),
+        };
+        let line = JsonLine {
+            id: &a.id,
+            prompt,
+            messages: messages.as_deref(),
+            answer: a.error.is_none().then_some(&a.text),
+            finish_reason: a.finish_reason,
+            decoding: self.decoding(),
+            prompt_tokens: a.prompt_tokens,
+            completion_tokens: a.completion_tokens,
+            cached: a.cached,
+            queue_ms: rounded(a.queue_ms),
+            ttft_ms: rounded(a.ttft_ms),
+            latency_ms: rounded(a.latency_ms),
+            model: self.model,
+            dtype: self.dtype,
+            settings: self.settings.to_string(),
+            error: a.error.as_ref(),
+        };
+        serde_json::to_string(&line).unwrap_or_default()
+    }
+
+    fn csv(&self) -> Vec<u8> {
+        let a = self.answer;
+        let prompt = match self.given {
+            Given::Prompt(text) => text.as_str(),
+            Given::Messages(json) => json,
+            _ => "",
+        };
+        let error = a.error.as_ref().map(|e| format!("{}: {}", e.code, e.message)).unwrap_or_default();
+        let settings = self.settings.to_string();
+        let (prompt_tokens, completion_tokens) = (a.prompt_tokens.to_string(), a.completion_tokens.to_string());
+        let times = [a.queue_ms, a.ttft_ms, a.latency_ms].map(|t| rounded(t).to_string());
+        let fields: [&str; COLUMNS.len()] = [
+            &a.id,
+            prompt,
+            &a.text,
+            word(a.finish_reason),
+            self.decoding().unwrap_or(""),
+            &prompt_tokens,
+            &completion_tokens,
+            if a.cached { "true" } else { "false" },
+            &times[0],
+            &times[1],
+            &times[2],
+            self.model,
+            self.dtype,
+            &settings,
+            &error,
+        ];
+        csv_row(fields.into_iter().chain(self.carried.iter().map(String::as_str)))
+    }
+
+    fn open_ai(&self) -> String {
+        use serde_json::json;
+        let a = self.answer;
+        let nothing = OpenAi { digest: OpenAi::digest(&a.id), model: None, chat: true };
+        let request = if let Given::OpenAi(request) = self.given { request } else { &nothing };
+        let model = request.model.as_deref().unwrap_or(self.model);
+        let settings = self.settings.to_string();
+        let (status, body) = match &a.error {
+            None => {
+                let reason = if a.finish_reason == FinishReason::Length { "length" } else { "stop" };
+                let (kind, prefix, choice) = if request.chat {
+                    let message = json!({"role": "assistant", "content": a.text});
+                    let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": reason});
+                    ("chat.completion", "chatcmpl", choice)
+                } else {
+                    let choice = json!({"index": 0, "text": a.text, "logprobs": null, "finish_reason": reason});
+                    ("text_completion", "cmpl", choice)
+                };
+                let usage = json!({
+                    "prompt_tokens": a.prompt_tokens,
+                    "completion_tokens": a.completion_tokens,
+                    "total_tokens": a.prompt_tokens + a.completion_tokens,
+                });
+                let body = json!({
+                    "id": format!("{prefix}-{}", request.digest),
+                    "object": kind,
+                    "created": self.created,
+                    "model": model,
+                    "choices": [choice],
+                    "usage": usage,
+                    "system_fingerprint": settings,
+                });
+                (200, body)
+            }
+            Some(error) => {
+                // Faults of the request are 400, faults of ours 500.
+                let status = if error.code == "not_finite" { 500 } else { 400 };
+                let kind = if status == 400 { "invalid_request_error" } else { "server_error" };
+                let error = json!({"message": error.message, "type": kind, "param": null, "code": error.code});
+                (status, json!({"error": error, "system_fingerprint": settings}))
+            }
+        };
+        let line = json!({
+            "id": format!("batch_req_{}", request.digest),
+            "custom_id": a.id,
+            "response": {"status_code": status, "request_id": request.digest, "body": body},
+            "error": a.error.as_ref().map(|e| json!({"code": e.code, "message": e.message})),
+        });
+        line.to_string()
+    }
+}
+
+/// One CSV row with its line end.
+fn csv_row<'a>(fields: impl Iterator<Item = &'a str>) -> Vec<u8> {
+    let mut writer = csv::WriterBuilder::new().from_writer(Vec::new());
+    // Writing to memory does not fail; a row that did would be empty and show as such.
+    let _ = writer.write_record(fields);
+    writer.into_inner().unwrap_or_default()
+}
+
+/// A record of an output file, read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Past {
+    pub id: String,
+    /// [`Format::key`] of its prompt.
+    pub key: String,
+    /// `None`: written by something that knows no settings.
+    pub settings: Option<Settings>,
+    pub model: Option<String>,
+    pub dtype: Option<String>,
+    pub error: Option<RecordError>,
+}
+
+#[derive(Deserialize)]
+struct PastJson<'a> {
+    id: serde_json::Value,
+    prompt: Option<Option<String>>,
+    #[serde(borrow)]
+    messages: Option<&'a RawValue>,
+    // The answer itself is not needed, only that the record has the field; borrowed so that it costs nothing.
+    #[serde(borrow)]
+    answer: Option<&'a RawValue>,
+    settings: Option<String>,
+    model: Option<String>,
+    dtype: Option<String>,
+    error: Option<RecordError>,
+}
+
+#[derive(Deserialize)]
+struct PastOpenAi {
+    id: String,
+    custom_id: String,
+    response: PastResponse,
+    error: Option<RecordError>,
+}
+
+#[derive(Deserialize)]
+struct PastResponse {
+    body: serde_json::Value,
+}
+
+impl Format {
+    /// What an empty file begins with.
+    pub fn header(&self) -> Option<Vec<u8>> {
+        match self {
+            Format::Csv { carried } => Some(csv_row(COLUMNS.iter().copied().chain(carried.iter().map(String::as_str)))),
+            _ => None,
+        }
+    }
+
+    /// The columns of a CSV input that are carried through, under names that do not clash with ours.
+    pub fn csv(names: impl IntoIterator<Item = String>) -> Format {
+        let rename = |name: String| if COLUMNS.contains(&name.as_str()) { format!("input_{name}") } else { name };
+        Format::Csv { carried: names.into_iter().map(rename).collect() }
+    }
+
+    /// What a resume compares: the same for an input record and for the line that it led to. A CSV file does not say whether
+    /// a prompt was given as text or as messages.
+    pub fn key(&self, given: &Given) -> String {
+        match (given, self) {
+            (Given::Messages(json), Format::Csv { .. }) => format!("p{json}"),
+            (Given::Prompt(text), _) => format!("p{text}"),
+            (Given::Messages(json), _) => format!("m{json}"),
+            (Given::OpenAi(request), _) => format!("o{}", request.digest),
+            (Given::Nothing, _) => "n".into(),
+        }
+    }
+
+    /// One line, with its line end.
+    pub fn line(&self, line: &Line) -> Vec<u8> {
+        match self {
+            Format::Csv { .. } => line.csv(),
+            Format::Jsonl => (line.json() + "\n").into_bytes(),
+            Format::OpenAi => (line.open_ai() + "\n").into_bytes(),
+        }
+    }
+
+    /// Reads a record back; the error says what is wrong with it.
+    pub fn read(&self, record: &[u8]) -> Result<Past, String> {
+        match self {
+            Format::Jsonl => read_json(record),
+            Format::OpenAi => read_open_ai(record),
+            Format::Csv { carried } => read_csv(record, COLUMNS.len() + carried.len()),
+        }
+    }
+}
+
+fn settings(text: Option<&str>) -> Result<Option<Settings>, String> {
+    match text {
+        None => Ok(None),
+        Some(text) => Settings::parse(text).map(Some).ok_or(format!("settings '{}' are not 16 hex digits", shown(text))),
+    }
+}
+
+fn read_json(record: &[u8]) -> Result<Past, String> {
+    let past: PastJson = serde_json::from_slice(record).map_err(|e| plain(&e))?;
+    if past.answer.is_none() && past.error.is_none() {
+        return Err("it has neither an answer nor an error".into());
+    }
+    let given = match (past.prompt, past.messages) {
+        (Some(Some(text)), None) => Given::Prompt(text),
+        (None | Some(None), Some(messages)) => Given::Messages(messages.get().to_string()),
+        (Some(None), None) | (None, None) if past.error.is_some() => Given::Nothing,
+        _ => return Err("it has no prompt".into()),
+    };
+    let id = match past.id {
+        serde_json::Value::String(id) => id,
+        serde_json::Value::Number(id) => id.to_string(),
+        _ => return Err("its id is not a text".into()),
+    };
+    Ok(Past {
+        id,
+        key: Format::Jsonl.key(&given),
+        settings: settings(past.settings.as_deref())?,
+        model: past.model,
+        dtype: past.dtype,
+        error: past.error,
+    })
+}
+
+fn read_open_ai(record: &[u8]) -> Result<Past, String> {
+    let past: PastOpenAi = serde_json::from_slice(record).map_err(|e| plain(&e))?;
+    let digest = past.id.strip_prefix("batch_req_").ok_or("its id does not begin with batch_req_")?;
+    let given = Given::OpenAi(Box::new(OpenAi { digest: digest.into(), model: None, chat: true }));
+    let settings = settings(past.response.body.get("system_fingerprint").and_then(|s| s.as_str()))?;
+    Ok(Past { id: past.custom_id, key: Format::OpenAi.key(&given), settings, model: None, dtype: None, error: past.error })
+}
+
+fn read_csv(record: &[u8], columns: usize) -> Result<Past, String> {
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(record);
+    let mut row = csv::StringRecord::new();
+    match reader.read_record(&mut row) {
+        Ok(true) if row.len() == columns => {}
+        Ok(true) => return Err(format!("it has {} columns, the header {columns}", row.len())),
+        Ok(false) => return Err("it is empty".into()),
+        Err(e) => return Err(shown(&e.to_string())),
+    }
+    let field = |name: &str| COLUMNS.iter().position(|c| *c == name).and_then(|i| row.get(i)).unwrap_or("");
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
+    let error = match field("error") {
+        "" => None,
+        text => text.split_once(": ").map(|(code, message)| RecordError::new(code, message)),
+    };
+    let reason = field("finish_reason");
+    if error.is_none() && (reason.is_empty() || reason == "error") {
+        return Err(format!("its finish_reason '{}' is none of an answer", shown(reason)));
+    }
+    let prompt = field("prompt");
+    Ok(Past {
+        id: field("id").to_string(),
+        key: format!("p{prompt}"),
+        settings: settings(some(field("settings")).as_deref())?,
+        model: some(field("model")),
+        dtype: some(field("dtype")),
+        error,
+    })
+}
+
+/// A JSON error without the position in a line that the caller names better.
+fn plain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    shown(text.split(" at line ").next().unwrap_or(&text))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn answer(id: &str, text: &str) -> Answer {
+        Answer {
+            index: 0,
+            id: id.into(),
+            text: text.into(),
+            tokens: vec![1, 2],
+            finish_reason: FinishReason::Stop,
+            greedy: true,
+            prompt_tokens: 5,
+            completion_tokens: 2,
+            cached: false,
+            forward_rows: 6,
+            queue_ms: 0.12345,
+            ttft_ms: 1.5,
+            latency_ms: 2.0,
+            error: None,
+        }
+    }
+
+    pub fn line<'a>(answer: &'a Answer, given: &'a Given, carried: &'a [String]) -> Line<'a> {
+        let settings = Settings { model: 1, generation: 2 };
+        Line { answer, given, model: "tiny", dtype: "f32", settings, carried, created: 1_700_000_000 }
+    }
+
+    fn write(format: &Format, answer: &Answer, given: &Given) -> String {
+        let carried = vec!["x".to_string(); if let Format::Csv { carried } = format { carried.len() } else { 0 }];
+        String::from_utf8(format.line(&line(answer, given, &carried))).unwrap()
+    }
+
+    #[test]
+    fn a_json_line_has_the_contracts_fields_in_order() {
+        let text = write(&Format::Jsonl, &answer("a", "hi\n\"there\""), &Given::Prompt("q".into()));
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"id":"a","prompt":"q","answer":"hi\n\"there\"","finish_reason":"stop","decoding":"greedy","prompt_tokens":5,"#,
+                r#""completion_tokens":2,"cached":false,"queue_ms":0.123,"ttft_ms":1.5,"latency_ms":2.0,"model":"tiny","dtype":"f32","#,
+                r#""settings":"0000000100000002","error":null}"#,
+                "\n"
+            )
+        );
+        let messages = r#"[{"role":"user","content":"q"}]"#;
+        let text = write(&Format::Jsonl, &answer("a", ""), &Given::Messages(messages.into()));
+        assert!(text.starts_with(&format!(r#"{{"id":"a","messages":{messages},"answer":"""#)), "{text}");
+    }
+
+    #[test]
+    fn every_format_reads_back_what_it_wrote() {
+        let mut failed = answer("b\n,\"", "");
+        failed.error = Some(RecordError::new("too_long", "is: too, \"long\""));
+        failed.finish_reason = FinishReason::Error;
+        let csv = Format::csv(["topic".to_string(), "answer".to_string()]);
+        assert_eq!(csv, Format::Csv { carried: vec!["topic".into(), "input_answer".into()] });
+        for format in [Format::Jsonl, csv, Format::OpenAi] {
+            for answer in [answer("a\nß", "text\n\"quoted\", and\r\nmore"), failed.clone()] {
+                let given = match format {
+                    Format::OpenAi => Given::OpenAi(Box::new(OpenAi { digest: OpenAi::digest("{}"), model: None, chat: true })),
+                    _ => Given::Prompt("what\n\"is\", it".into()),
+                };
+                let past = format.read(write(&format, &answer, &given).as_bytes()).unwrap();
+                assert_eq!((&past.id, &past.key, &past.error), (&answer.id, &format.key(&given), &answer.error));
+                assert_eq!(past.settings, Some(Settings { model: 1, generation: 2 }));
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_ai_error_line_has_an_error_and_a_status_of_400_or_more() {
+        let mut failed = answer("b", "");
+        failed.error = Some(RecordError::new("unsupported", "n > 1"));
+        let value: serde_json::Value = serde_json::from_str(&write(&Format::OpenAi, &failed, &Given::Nothing)).unwrap();
+        assert!(value["response"]["status_code"] == 400 && value["error"]["code"] == "unsupported", "{value}");
+        let good = write(&Format::OpenAi, &answer("b", "yes"), &Given::Nothing);
+        let value: serde_json::Value = serde_json::from_str(&good).unwrap();
+        assert!(value["error"].is_null() && value["response"]["status_code"] == 200);
+        assert_eq!(value["response"]["body"]["choices"][0]["message"]["content"], "yes");
+        assert_eq!(value["response"]["body"]["system_fingerprint"], "0000000100000002");
+    }
+
+    #[test]
+    fn what_is_no_record_is_named() {
+        for (text, word) in [
+            ("{}", "id"),
+            ("[]", ""),
+            (r#"{"id":"a","prompt":"q"}"#, "neither"),
+            (r#"{"id":"a","answer":"x"}"#, "prompt"),
+            (r#"{"id":["a"],"prompt":"q","answer":"x"}"#, "id"),
+            (r#"{"id":"a","prompt":"q","answer":"x","settings":"7"}"#, "settings"),
+            ("{\"id\":\"a\0", ""),
+        ] {
+            let error = Format::Jsonl.read(text.as_bytes()).unwrap_err();
+            assert!(error.contains(word) && !error.contains("line 1"), "{text}: {error}");
+        }
+    }
+}

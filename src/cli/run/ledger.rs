@@ -1,0 +1,468 @@
+//! Which records are answered already. In: the records of an existing output, then the input's records one by one (their ids are
+//! unique: a repeated one has been rejected). Out: a verdict for each. At most 24 bytes for a record of the output, whatever its
+//! length: ids and prompts are kept as keyed 64-bit hashes.
+
+use super::format::{Format, Given, Past};
+use crate::cli::Failure;
+use crate::pipeline::{RecordError, Settings};
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, BufRead, Read};
+use std::path::Path;
+
+/// Longest record that is read back; longer ones are not ours.
+const LONGEST: u64 = 1 << 30;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Answer,
+    /// An answer without `settings`.
+    Bare,
+    Error,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    id: u64,
+    /// Hash of the prompt; of code and message for an error.
+    key: u64,
+    /// Second half of the settings.
+    generation: u32,
+    kind: Kind,
+    /// The input has it.
+    seen: bool,
+    /// An error that the input itself explains: it stays.
+    settled: bool,
+}
+
+/// What is to be done with a record of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Answer it.
+    New,
+    /// Answer it again: the output holds an error.
+    Retry,
+    /// The output has it.
+    Done,
+    /// The output has this id for another prompt.
+    OtherPrompt,
+    /// The output has it with other generation settings.
+    OtherSettings,
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    hasher: RandomState,
+    /// Sorted by id, answers before errors.
+    past: Vec<Entry>,
+}
+
+/// What an existing output holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Bytes of whole records.
+    pub keep: u64,
+    /// The last whole record lacks its line end.
+    pub newline: bool,
+    /// Bytes after the whole records, to be cut.
+    pub torn: u64,
+    /// Answers.
+    pub answers: u64,
+    /// Error records.
+    pub errors: u64,
+    /// First halves of the settings, with the line where each came first.
+    pub model_halves: Vec<(u32, u64)>,
+    /// Models named by answers.
+    pub models: BTreeSet<String>,
+    /// Dtypes named by answers.
+    pub dtypes: BTreeSet<String>,
+    /// Answers without settings.
+    pub bare: u64,
+}
+
+/// Calls `each` for every whole record with its bytes, its first line (from 1) and whether it ends with a line end; returns the
+/// position where the whole records end. The header of a CSV file is a record like the others.
+fn records(
+    format: &Format,
+    mut file: impl BufRead,
+    mut each: impl FnMut(&[u8], u64, bool) -> Result<bool, Failure>,
+) -> Result<u64, Failure> {
+    let csv = matches!(format, Format::Csv { .. });
+    let (mut position, mut line) = (0u64, 1u64);
+    let mut record = Vec::new();
+    let failed = |e: io::Error| Failure::failed(format!("reading the output: {e}"));
+    loop {
+        record.clear();
+        let mut quotes = 0usize;
+        loop {
+            let start = record.len();
+            let count = (&mut file).take(LONGEST).read_until(b'\n', &mut record).map_err(failed)?;
+            quotes += if csv { record[start..].iter().filter(|&&b| b == b'"').count() } else { 0 };
+            if count == 0 || (record.ends_with(b"\n") && quotes % 2 == 0) || record.len() as u64 > LONGEST {
+                break;
+            }
+        }
+        if record.is_empty() || !each(&record, line, record.ends_with(b"\n") && quotes % 2 == 0)? {
+            return Ok(position);
+        }
+        position += record.len() as u64;
+        line += record.iter().filter(|&&b| b == b'\n').count() as u64;
+    }
+}
+
+/// A record that its format accepts stands at the beginning of some line after the first of `tail`.
+fn holds_a_record(format: &Format, tail: &[u8]) -> bool {
+    let starts = tail.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(i, _)| i + 1);
+    starts.take(100_000).any(|start| {
+        let rest = &tail[start..];
+        let mut quotes = 0;
+        let end = rest.iter().position(|&b| {
+            quotes += (b == b'"') as usize;
+            b == b'\n' && quotes % 2 == 0
+        });
+        end.is_some_and(|end| format.read(&rest[..=end]).is_ok_and(|past| past.settings.is_some()))
+    })
+}
+
+impl Ledger {
+    fn hash(&self, text: &str) -> u64 {
+        self.hasher.hash_one(text)
+    }
+
+    fn error_key(&self, error: &RecordError) -> u64 {
+        self.hasher.hash_one((&error.code, &error.message))
+    }
+
+    /// Reads an existing output. A torn last record is left out; one broken before the last is refused.
+    pub fn read(&mut self, path: &Path, format: &Format, file: impl BufRead, length: u64) -> Result<Scan, Failure> {
+        let mut scan = Scan::default();
+        let refuse = |line: u64, what: String| {
+            Failure::usage(format!(
+                "output {}: line {line} is no record of this format: {what}; it is left as it is, name another file or --overwrite",
+                path.display()
+            ))
+        };
+        let mut header = format.header();
+        let mut past = Vec::new();
+        scan.keep = records(format, file, |record, line, ended| {
+            if let Some(expected) = header.take() {
+                return match record == expected {
+                    true => Ok(true),
+                    // Torn while it was written, perhaps with the zeros that a power cut leaves.
+                    false
+                        if !ended
+                            && expected.starts_with(&record[..record.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1)]) =>
+                    {
+                        Ok(false)
+                    }
+                    false => Err(refuse(line, "its header has other columns".into())),
+                };
+            }
+            let read = match format.read(record) {
+                // A CSV row without its line end may lack a part of its last field.
+                Ok(read) if ended || !matches!(format, Format::Csv { .. }) => read,
+                Err(what) if ended => return Err(refuse(line, what)),
+                _ if holds_a_record(format, record) => return Err(refuse(line, "a quote is not closed".into())),
+                _ => return Ok(false),
+            };
+            scan.newline = !ended;
+            past.push(self.entry(&read, &mut scan, line));
+            Ok(true)
+        })?;
+        scan.torn = length.saturating_sub(scan.keep);
+        past.sort_unstable_by_key(|e: &Entry| (e.id, e.kind));
+        past.shrink_to_fit();
+        self.past = past;
+        Ok(scan)
+    }
+
+    fn entry(&self, past: &Past, scan: &mut Scan, line: u64) -> Entry {
+        let (kind, key) = match (&past.error, past.settings) {
+            (Some(error), _) => (Kind::Error, self.error_key(error)),
+            (None, Some(_)) => (Kind::Answer, self.hash(&past.key)),
+            (None, None) => (Kind::Bare, self.hash(&past.key)),
+        };
+        if kind == Kind::Error {
+            scan.errors += 1;
+        } else {
+            scan.answers += 1;
+            scan.bare += (kind == Kind::Bare) as u64;
+            // A run writes one model and one dtype; a few more are enough to name.
+            if scan.models.len() < 8 {
+                scan.models.extend(past.model.clone());
+            }
+            if scan.dtypes.len() < 8 {
+                scan.dtypes.extend(past.dtype.clone());
+            }
+            if let Some(s) = past.settings
+                && scan.model_halves.len() < 8
+                && !scan.model_halves.iter().any(|(half, _)| *half == s.model)
+            {
+                scan.model_halves.push((s.model, line));
+            }
+        }
+        let generation = past.settings.map_or(0, |s| s.generation);
+        Entry { id: self.hash(&past.id), key, generation, kind, seen: false, settled: false }
+    }
+
+    fn find(&mut self, id: u64) -> Option<&mut Entry> {
+        let at = self.past.partition_point(|e| e.id < id);
+        self.past.get_mut(at).filter(|e| e.id == id)
+    }
+
+    /// Judges a record that can be answered.
+    pub fn judge(&mut self, id: &str, format: &Format, given: &Given, generation: u32) -> Verdict {
+        let (hash, key) = (self.hash(id), self.hash(&format.key(given)));
+        let Some(entry) = self.find(hash) else { return Verdict::New };
+        entry.seen = true;
+        match entry.kind {
+            Kind::Error => Verdict::Retry,
+            _ if entry.key != key => Verdict::OtherPrompt,
+            Kind::Answer if entry.generation != generation => Verdict::OtherSettings,
+            _ => Verdict::Done,
+        }
+    }
+
+    /// Judges a record that cannot be answered: an error record that says the same stays.
+    pub fn judge_rejected(&mut self, id: &str, error: &RecordError) -> Verdict {
+        let (hash, key) = (self.hash(id), self.error_key(error));
+        let Some(entry) = self.find(hash) else { return Verdict::New };
+        entry.seen = true;
+        match entry.kind {
+            Kind::Error if entry.key == key => {
+                entry.settled = true;
+                Verdict::Done
+            }
+            Kind::Error => Verdict::Retry,
+            _ => Verdict::OtherPrompt,
+        }
+    }
+
+    /// Error records that are to be retried, of those the input has.
+    #[cfg(test)]
+    fn retries(&self) -> u64 {
+        self.past.iter().filter(|e| e.kind == Kind::Error && !e.settled && e.seen).count() as u64
+    }
+
+    /// Whether this record of the output stays: everything but the errors that are retried.
+    pub fn stays(&mut self, past: &Past) -> bool {
+        let hash = self.hash(&past.id);
+        past.error.is_none() || self.find(hash).is_none_or(|e| e.kind != Kind::Error || e.settled || !e.seen)
+    }
+
+    /// Finds the record of this id in the output, with its line: to say what differs.
+    pub fn look_up(format: &Format, file: impl BufRead, id: &str) -> Option<(Past, u64)> {
+        let mut found = None;
+        let mut header = format.header().is_some();
+        let _ = records(format, file, |record, line, _| {
+            if std::mem::take(&mut header) {
+                return Ok(true);
+            }
+            found = format.read(record).ok().filter(|past| past.id == id && past.error.is_none()).map(|past| (past, line));
+            Ok(found.is_none())
+        });
+        found
+    }
+
+    /// Copies the records that stay.
+    pub fn copy(&mut self, format: &Format, file: impl BufRead, keep: u64, out: &mut dyn io::Write) -> io::Result<()> {
+        let mut header = format.header().is_some();
+        let outcome = records(format, file.take(keep), |record, _, ended| {
+            if std::mem::take(&mut header) || format.read(record).is_ok_and(|past| self.stays(&past)) {
+                let end: &[u8] = if ended { b"" } else { b"\n" };
+                out.write_all(record).and_then(|()| out.write_all(end)).map_err(|e| Failure::failed(e.to_string()))?;
+            }
+            Ok(true)
+        });
+        outcome.map(|_| ()).map_err(|f| io::Error::other(f.message))
+    }
+}
+
+/// Says by which flag two digests of generation settings differ, found by trying what people change: one setting at a time.
+pub fn what_differs(
+    generation: &crate::pipeline::Generation,
+    sampling: crate::engine::SamplingPolicy,
+    stopping: crate::engine::StoppingPolicy,
+    digest: u32,
+) -> Option<String> {
+    use crate::engine::{SamplingPolicy, StoppingPolicy};
+    let same = |g: &crate::pipeline::Generation| Settings::generation_half(g, sampling, stopping) == digest;
+    let mut g = generation.clone();
+    macro_rules! tried {
+        ($flag:literal, $($field:ident).+, $values:expr) => {
+            let now = g.$($field).+.clone();
+            for value in $values {
+                g.$($field).+ = value;
+                if same(&g) {
+                    return Some(format!("written with {} {}, this run has {}", $flag, g.$($field).+, now));
+                }
+            }
+            g.$($field).+ = now;
+        };
+    }
+    let hundredths = |most: i32| (0..=most).map(|n| format!("{}.{:02}", n / 100, n % 100).parse::<f32>().unwrap_or(0.0));
+    tried!("--max-tokens", max_tokens, 1..=8192usize);
+    tried!("--seed", sampling.seed, 0..=9999u64);
+    tried!("--temperature", sampling.temperature, hundredths(200));
+    tried!("--top-p", sampling.top_p, hundredths(100));
+    tried!("--top-k", sampling.top_k, 0..=1000usize);
+    tried!("--raw", raw, [false, true]);
+    for bits in 0..8u8 {
+        let mut g = generation.clone();
+        (g.stop.eos, g.stop.sentence, g.stop.repetition) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+        if same(&g) {
+            return Some("written with another --stop-on".into());
+        }
+    }
+    if g.system.take().is_some() && same(&g) {
+        return Some("written without --system".into());
+    }
+    g = generation.clone();
+    if !std::mem::take(&mut g.stop.strings).is_empty() && same(&g) {
+        return Some("written without --stop".into());
+    }
+    for other in [SamplingPolicy::AlwaysSample, SamplingPolicy::GreedyBelow(0.3)] {
+        if other != sampling && Settings::generation_half(generation, other, stopping) == digest {
+            return Some("written with 'greedy' switched the other way".into());
+        }
+    }
+    for other in [StoppingPolicy::MaxTokensOnly, StoppingPolicy::Early] {
+        if other != stopping && Settings::generation_half(generation, sampling, other) == digest {
+            return Some("written with 'early-stop' switched the other way".into());
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::tests::{answer, line};
+    use super::*;
+
+    fn written(format: &Format, texts: &[(&str, &str)]) -> Vec<Vec<u8>> {
+        let mut lines: Vec<Vec<u8>> = format.header().into_iter().collect();
+        for (id, prompt) in texts {
+            let mut answer = answer(id, "some\n\"answer\", yes");
+            if prompt.is_empty() {
+                answer.error = Some(RecordError::new("x", "broke"));
+                answer.finish_reason = crate::engine::FinishReason::Error;
+            }
+            lines.push(format.line(&line(&answer, &Given::Prompt(prompt.to_string()), &[])));
+        }
+        lines
+    }
+
+    fn read(format: &Format, bytes: &[u8]) -> Result<(Ledger, Scan), Failure> {
+        let mut ledger = Ledger::default();
+        let scan = ledger.read(Path::new("out"), format, bytes, bytes.len() as u64)?;
+        Ok((ledger, scan))
+    }
+
+    const RECORDS: [(&str, &str); 4] = [("a", "q a"), ("b\n", "q\nb"), ("c", ""), ("d", "q d")];
+
+    #[test]
+    fn an_output_cut_at_any_byte_keeps_its_whole_records() {
+        for format in [Format::Jsonl, Format::csv([])] {
+            let lines = written(&format, &RECORDS);
+            let whole = lines.concat();
+            let csv = matches!(format, Format::Csv { .. });
+            for cut in 0..=whole.len() {
+                for nuls in [0, 1, 4096] {
+                    let bytes = [&whole[..cut], &vec![0; nuls][..]].concat();
+                    let (_, scan) = read(&format, &bytes).unwrap_or_else(|e| panic!("{cut} {nuls}: {e:?}"));
+                    let starts: Vec<usize> = (0..=lines.len()).map(|n| lines[..n].concat().len()).collect();
+                    // A JSON record that lacks nothing but its line end is whole.
+                    let newline = !csv && nuls == 0 && cut > 0 && starts.contains(&(cut + 1));
+                    let keep = if newline { cut } else { *starts.iter().rfind(|s| **s <= cut).unwrap() };
+                    assert_eq!((scan.keep, scan.newline), (keep as u64, newline), "{cut} {nuls}");
+                    assert_eq!(scan.torn as usize, bytes.len() - keep);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_broken_before_the_last_is_refused_with_its_line() {
+        for format in [Format::Jsonl, Format::csv([])] {
+            let lines = written(&format, &[("a", "q"), ("b", "q"), ("c", "q")]);
+            let first = lines.len() - 3;
+            for (broken, at) in [(&b"garbage\n"[..], 1), (b"\n", 0), (b"{\"id\":\"x\n", 2), (b"\0\0\0\n", 1)] {
+                let mut lines = lines.clone();
+                lines.insert(first + at, broken.to_vec());
+                let failure = read(&format, &lines.concat()).unwrap_err();
+                let number = lines[..first + at].concat().iter().filter(|b| **b == b'\n').count() + 1;
+                assert!(failure.status == 2 && failure.message.contains(&format!("line {number} ")), "{failure:?} {number}");
+            }
+        }
+        assert!(read(&Format::csv([]), b"id,prompt\n").unwrap_err().message.contains("columns"));
+    }
+
+    #[test]
+    fn verdicts_tell_new_done_duplicate_retry_and_changed_apart() {
+        let format = Format::Jsonl;
+        let (mut ledger, scan) = read(&format, &written(&format, &RECORDS).concat()).unwrap();
+        assert_eq!((scan.answers, scan.errors, scan.bare), (3, 1, 0));
+        assert_eq!(scan.model_halves, [(1, 1)]);
+        let mut judge = |id: &str, text: &str, generation| ledger.judge(id, &format, &Given::Prompt(text.into()), generation);
+        assert_eq!(judge("a", "q a", 2), Verdict::Done);
+        assert_eq!(judge("b\n", "q b", 2), Verdict::OtherPrompt);
+        assert_eq!(judge("d", "q d", 3), Verdict::OtherSettings);
+        assert_eq!(judge("c", "q c", 2), Verdict::Retry);
+        assert_eq!(judge("e", "q e", 2), Verdict::New);
+        assert_eq!(ledger.retries(), 1);
+        assert_eq!(ledger.judge_rejected("c", &RecordError::new("x", "broke")), Verdict::Done);
+        assert_eq!(ledger.judge_rejected("a", &RecordError::new("x", "broke")), Verdict::OtherPrompt);
+        assert_eq!(ledger.judge_rejected("e", &RecordError::new("x", "broke")), Verdict::New);
+        assert_eq!(ledger.retries(), 0);
+    }
+
+    #[test]
+    fn copying_leaves_out_the_errors_that_are_retried() {
+        for format in [Format::Jsonl, Format::csv([])] {
+            let lines = written(&format, &RECORDS);
+            let bytes = lines.concat();
+            let (mut ledger, scan) = read(&format, &bytes).unwrap();
+            ledger.judge("c", &format, &Given::Prompt("q c".into()), 2);
+            let mut out = Vec::new();
+            ledger.copy(&format, &bytes[..], scan.keep, &mut out).unwrap();
+            let at = lines.len() - 2;
+            assert_eq!(out, [&lines[..at], &lines[at + 1..]].concat().concat());
+        }
+    }
+
+    #[test]
+    fn an_output_without_settings_is_matched_by_id_and_prompt() {
+        let (mut ledger, scan) =
+            read(&Format::Jsonl, b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
+        assert_eq!((scan.bare, scan.models.into_iter().collect::<Vec<_>>()), (1, vec!["m".to_string()]));
+        assert_eq!(ledger.judge("a", &Format::Jsonl, &Given::Prompt("q".into()), 77), Verdict::Done);
+    }
+
+    #[test]
+    fn the_changed_setting_is_named() {
+        use crate::engine::{Sampling, SamplingPolicy::*, StopRules, StoppingPolicy::*};
+        let now = crate::pipeline::Generation {
+            max_tokens: 128,
+            sampling: Sampling { temperature: 0.2, top_p: 0.95, top_k: 50, seed: 0 },
+            stop: StopRules { eos: true, strings: vec![], sentence: true, repetition: true },
+            system: None,
+            raw: false,
+        };
+        let half = |g: &crate::pipeline::Generation| Settings::generation_half(g, GreedyBelow(0.3), Early);
+        let explain = |digest| what_differs(&now, GreedyBelow(0.3), Early, digest).unwrap_or_default();
+        let mut then = now.clone();
+        then.sampling.seed = 7;
+        assert_eq!(explain(half(&then)), "written with --seed 7, this run has 0");
+        then = now.clone();
+        then.sampling.temperature = 0.7;
+        assert!(explain(half(&then)).contains("--temperature 0.7"));
+        then = now.clone();
+        then.max_tokens = 64;
+        assert!(explain(half(&then)).contains("--max-tokens 64"));
+        assert!(explain(Settings::generation_half(&now, AlwaysSample, Early)).contains("'greedy'"));
+        assert!(explain(Settings::generation_half(&now, GreedyBelow(0.3), MaxTokensOnly)).contains("'early-stop'"));
+        then.system = Some("x".into());
+        assert_eq!(explain(half(&then)), "");
+    }
+}

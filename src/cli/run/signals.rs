@@ -1,0 +1,92 @@
+//! SIGINT, SIGTERM and SIGHUP: the first lets the run finish what is in flight, a second leaves at once. Before the run has begun
+//! there is nothing to finish, so the first one leaves too, and takes an output file that it would leave empty with it.
+
+use crate::cli::{Failure, console};
+use crate::pipeline::{Control, GRACE, Stopping};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the signals' thread and the run share.
+#[derive(Debug, Default)]
+pub struct Signals {
+    got: AtomicI32,
+    begun: AtomicBool,
+    /// To be removed if the process leaves before the run has begun.
+    created: Mutex<Option<PathBuf>>,
+}
+
+impl Signals {
+    /// Installs the handlers. A SIGHUP that is ignored (nohup) stays so.
+    pub fn watch(control: Arc<Control>) -> Result<Arc<Signals>, Failure> {
+        let failed = |e: std::io::Error| Failure::failed(format!("signal handlers cannot be installed: {e}"));
+        // Without a handler a file size limit kills; with one the write fails and says so.
+        signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false))).map_err(failed)?;
+        let kinds = if hangup_is_ignored() { vec![SIGINT, SIGTERM] } else { vec![SIGINT, SIGTERM, SIGHUP] };
+        let mut caught = signal_hook::iterator::Signals::new(kinds).map_err(failed)?;
+        let signals = Arc::new(Signals::default());
+        let shared = signals.clone();
+        let work = move || {
+            for signal in caught.forever() {
+                let first = shared.got.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+                // Held until the end, so that the file is not removed while the run begins.
+                let mut created = shared.created.lock().unwrap_or_else(PoisonError::into_inner);
+                if first && shared.begun.load(Ordering::SeqCst) {
+                    control.stop(Stopping::Drain);
+                    if console::stderr_is_terminal() {
+                        console::line(&format!(
+                            "llmopt: finishing what is in flight, at most {} s; once more to leave at once",
+                            GRACE.as_secs()
+                        ));
+                    }
+                    continue;
+                }
+                if let Some(path) = created.take() {
+                    let _ = std::fs::remove_file(path);
+                }
+                console::line(&format!("llmopt: interrupted by {}; what is written is whole, --resume goes on", name(signal)));
+                std::process::exit(i32::from(status(signal)));
+            }
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(work).map_err(failed)?;
+        Ok(signals)
+    }
+
+    /// Remembers a file to be removed if the process leaves before the run has begun.
+    pub fn created(&self, path: Option<PathBuf>) {
+        *self.created.lock().unwrap_or_else(PoisonError::into_inner) = path;
+    }
+
+    /// From here on the first signal lets the run finish what is in flight.
+    pub fn begin(&self) {
+        let mut created = self.created.lock().unwrap_or_else(PoisonError::into_inner);
+        *created = None;
+        self.begun.store(true, Ordering::SeqCst);
+    }
+
+    /// The signal that came, as its name and the exit status it asks for.
+    pub fn got(&self) -> Option<(&'static str, u8)> {
+        let signal = self.got.load(Ordering::SeqCst);
+        (signal != 0).then(|| (name(signal), status(signal)))
+    }
+}
+
+fn name(signal: i32) -> &'static str {
+    match signal {
+        SIGINT => "SIGINT",
+        SIGHUP => "SIGHUP",
+        _ => "SIGTERM",
+    }
+}
+
+fn status(signal: i32) -> u8 {
+    if signal == SIGINT { 130 } else { 143 }
+}
+
+/// Bit 0 of `SigIgn` in /proc/self/status.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
+    mask.is_some_and(|m| m & 1 != 0)
+}

@@ -1,0 +1,219 @@
+//! Which storage the weights get: what `--dtype` and the policies ask for, made concrete for one model. In: a model, a
+//! configuration. Out: a plan for the decoder, a name, a reason. Choosing between storages that give the same bits is the only
+//! place where a time decides something, and it decides about speed alone.
+
+use super::{DtypePolicy, PipelineConfig, QuantizedPolicy};
+use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
+use crate::decoder::{Batch, Decoder, Segment, Want};
+use crate::kernels::{Format, KernelSet};
+use crate::model::{Model, ModelError, ModelSpec, Role, Vocabulary, Weights};
+use crate::units::seconds;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The storage in use, and why.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct ResolvedDtype {
+    /// As records show it: `f32`, `bf16`, `q4_1`, `bf16-emulated`.
+    pub name: String,
+    /// What chose it.
+    pub reason: String,
+    /// What had to be converted or dequantized, one line each.
+    pub notes: Vec<String>,
+    /// What the answers depend on: the same for storages that give the same bits.
+    #[serde(skip)]
+    pub(super) numeric_path: String,
+    #[serde(skip)]
+    pub(super) plan: FormatPlan,
+}
+
+/// All matrices of a model.
+fn matrices(spec: &ModelSpec) -> impl Iterator<Item = Role> {
+    let layer =
+        |l| [Role::Query(l), Role::Key(l), Role::Value(l), Role::AttentionOutput(l), Role::Gate(l), Role::Up(l), Role::Down(l)];
+    let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
+    (0..spec.layers).flat_map(layer).chain(outer.iter().copied())
+}
+
+/// The format in which most weights of the file are, `None` for types without a kernel.
+fn main_format(model: &Model) -> Option<Format> {
+    let mut counts: Vec<(Option<Format>, usize)> = Vec::new();
+    for role in matrices(&model.spec) {
+        let (format, (rows, columns)) = (model.weights.format(role), model.weights.shape(role));
+        match counts.iter_mut().find(|(f, _)| *f == format) {
+            Some((_, count)) => *count += rows * columns,
+            None => counts.push((format, rows * columns)),
+        }
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count).and_then(|(format, _)| format)
+}
+
+/// The one format of all matrices, if there is one.
+fn only_format(model: &Model) -> Option<Format> {
+    let first = model.weights.format(Role::Output)?;
+    matrices(&model.spec).all(|role| model.weights.format(role) == Some(first)).then_some(first)
+}
+
+impl ResolvedDtype {
+    /// Resolves a configuration's dtype for a model. `kernels` and the sizes are what a timing would use.
+    pub(super) fn resolve(model: &Model, config: &PipelineConfig, kernels: KernelSet) -> ResolvedDtype {
+        let quantized_file = matrices(&model.spec).any(|r| model.weights.format(r).is_none_or(Format::is_quantized));
+        let widened = config.quantized == QuantizedPolicy::Widened;
+        let stored_name = main_format(model).unwrap_or(Format::F32).name();
+        let (plan, name, reason) = match config.dtype {
+            DtypePolicy::Bf16Emulated => {
+                (FormatPlan::WidenedBf16Emulated, "bf16-emulated", "asked for, or 'precision' is off".into())
+            }
+            DtypePolicy::Fixed(format) if !(format.is_quantized() && widened) => {
+                (FormatPlan::All(format), format.name(), "asked for".into())
+            }
+            DtypePolicy::Fixed(_) | DtypePolicy::Native | DtypePolicy::Auto if quantized_file && widened => {
+                (FormatPlan::All(Format::F32), "f32", "'quantized' is off: weights are widened at load".into())
+            }
+            DtypePolicy::Fixed(_) => (FormatPlan::All(Format::F32), "f32", "'quantized' is off".into()),
+            DtypePolicy::Native => (FormatPlan::AsStored, stored_name, "as stored in the file".into()),
+            DtypePolicy::Auto if quantized_file => (FormatPlan::AsStored, stored_name, "a quantized file runs as stored".into()),
+            DtypePolicy::Auto => match only_format(model) {
+                Some(format) if format != Format::F32 => {
+                    let (format, reason) = faster(&model.spec, format, config, kernels);
+                    (FormatPlan::All(format), format.name(), reason)
+                }
+                _ => (FormatPlan::All(Format::F32), "f32", "the only storage that holds every weight of the file exactly".into()),
+            },
+        };
+        let numeric_path = numeric_path(model, plan);
+        ResolvedDtype { name: name.to_string(), reason, notes: Vec::new(), numeric_path, plan }
+    }
+}
+
+/// What the bits of an answer depend on. Exact float storages are all computed in f32 and give the same bits, so they share a name.
+fn numeric_path(model: &Model, plan: FormatPlan) -> String {
+    if plan == FormatPlan::WidenedBf16Emulated {
+        return "bf16-emulated".into();
+    }
+    let class = |role: Role| {
+        let (stored, (_, columns)) = (model.weights.format(role), model.weights.shape(role));
+        let wanted = match plan {
+            FormatPlan::All(format) => format,
+            _ => stored.unwrap_or(Format::F32),
+        };
+        let format = if columns.is_multiple_of(wanted.block()) { wanted } else { Format::F32 };
+        match format {
+            Format::F32 => "exact",
+            _ if stored == Some(format) && !format.is_quantized() => "exact",
+            _ => format.name(),
+        }
+    };
+    let classes: Vec<&str> = matrices(&model.spec).map(class).collect();
+    if classes.iter().all(|c| *c == classes[0]) { classes[0].to_string() } else { classes.join(",") }
+}
+
+/// Weights that look like a model's but are made up: enough copies of one layer to be larger than the caches.
+struct Pattern(ModelSpec);
+
+impl Weights for Pattern {
+    fn shape(&self, role: Role) -> (usize, usize) {
+        let s = &self.0;
+        match role {
+            Role::TokenEmbedding | Role::Output => (s.vocab, s.hidden),
+            Role::OutputNorm | Role::AttentionNorm(_) | Role::FfnNorm(_) => (1, s.hidden),
+            Role::Query(_) => (s.query_width(), s.hidden),
+            Role::Key(_) | Role::Value(_) => (s.kv_width(), s.hidden),
+            Role::AttentionOutput(_) => (s.hidden, s.query_width()),
+            Role::Gate(_) | Role::Up(_) => (s.ffn, s.hidden),
+            Role::Down(_) => (s.hidden, s.ffn),
+        }
+    }
+
+    fn format(&self, _role: Role) -> Option<Format> {
+        Some(Format::F32)
+    }
+
+    fn type_name(&self, _role: Role) -> String {
+        "F32".into()
+    }
+
+    fn read(&self, role: Role, rows: std::ops::Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        let count = rows.len() * self.shape(role).1;
+        for i in 0..count {
+            // Small numbers of both signs that every float format holds.
+            let value = ((i * 7 + rows.start) % 16) as f32 / 256.0 - 0.03125;
+            match format {
+                Format::Bf16 => out.extend(half::bf16::from_f32(value).to_le_bytes()),
+                Format::F16 => out.extend(half::f16::from_f32(value).to_le_bytes()),
+                _ => out.extend(value.to_le_bytes()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The faster of f32 and `stored` for decode steps of a whole batch, on copies of one layer.
+fn faster(spec: &ModelSpec, stored: Format, config: &PipelineConfig, kernels: KernelSet) -> (Format, String) {
+    let rows = config.sizes.batch.min(16);
+    let timed = |format: Format| time_layers(spec, format, rows, config.sizes.threads, kernels);
+    match (timed(stored), timed(Format::F32)) {
+        (Some(narrow), Some(wide)) => {
+            let format = if narrow <= wide { stored } else { Format::F32 };
+            let (narrow, wide) = (seconds(narrow), seconds(wide));
+            (
+                format,
+                format!(
+                    "the same bits as {}, timed on a layer with {rows} rows: {stored} {narrow}, f32 {wide}",
+                    if format == stored { "f32" } else { stored.name() }
+                ),
+            )
+        }
+        // Not enough memory for a timing: the smaller one.
+        _ => (stored, "the same bits as f32 in less memory".into()),
+    }
+}
+
+/// Seconds that one layer takes in a decode step of so many rows: the best of a few.
+fn time_layers(spec: &ModelSpec, format: Format, rows: usize, threads: usize, kernels: KernelSet) -> Option<f64> {
+    let weights = 2 * spec.hidden * (spec.query_width() + spec.kv_width()) + 3 * spec.hidden * spec.ffn;
+    // At least 96 MB of f32: more than most caches hold, so that reading the weights is in the time.
+    let copies = (96_000_000 / (4 * weights).max(1)).clamp(1, spec.layers);
+    let small = ModelSpec { layers: copies, vocab: 64, tied_embeddings: true, ..spec.clone() };
+    let model = Model {
+        name: String::new(),
+        path: Default::default(),
+        digest: String::new(),
+        spec: small.clone(),
+        vocabulary: Vocabulary::default(),
+        weights: Box::new(Pattern(small)),
+    };
+    let packed = Arc::new(PackedModel::pack(&model, FormatPlan::All(format), threads).ok()?);
+    let options = NativeOptions {
+        threads,
+        kernels,
+        slots: rows,
+        rows,
+        kv_bytes: packed.kv_bytes_per_position() * 32 * rows as u64,
+        memory: Memory::Preallocated,
+        test_delay_percent: 0,
+    };
+    let mut decoder = NativeDecoder::new(packed, options).ok()?;
+    let mut batch = Batch::default();
+    for row in 0..rows {
+        let opened = decoder.open(&[row as u32], 16, false)?;
+        batch.tokens.push(row as u32);
+        batch.segments.push(Segment {
+            slot: opened.slot,
+            start: 0,
+            tokens: row..row + 1,
+            want: Want::Argmax,
+            padding_rows: 0,
+            padded_context: 0,
+        });
+    }
+    let mut outputs = Vec::new();
+    let mut best = f64::INFINITY;
+    for step in 0..12 {
+        batch.segments.iter_mut().for_each(|s| s.start = step);
+        let since = Instant::now();
+        decoder.forward(&batch, &mut outputs).ok()?;
+        best = best.min(since.elapsed().as_secs_f64());
+    }
+    Some(best / copies as f64)
+}

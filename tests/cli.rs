@@ -1,0 +1,341 @@
+//! `llmopt run` from the outside, with tiny models: files in, lines out, exit statuses, and not a word too many on stderr.
+
+mod common;
+#[path = "common/process.rs"]
+mod process;
+
+use process::{Bench, essences, feed, finish, model, records, wait};
+use std::process::Stdio;
+
+const TEXTS: [&str; 5] = ["What is 1 & 2?", "name a colour", "What is 1 & 2?", " ", "ünïcode \"quoted\", comma"];
+
+fn jsonl(texts: &[&str]) -> String {
+    texts.iter().enumerate().map(|(i, t)| serde_json::json!({"id": format!("r{i}"), "prompt": t}).to_string() + "\n").collect()
+}
+
+#[test]
+fn a_record_has_the_contracts_fields_in_their_order() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", jsonl(&TEXTS));
+    let ran = bench.run(&[input]).expect(0);
+    let first = &ran.records()[0];
+    let names: Vec<&str> = first.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = [
+        "id",
+        "prompt",
+        "answer",
+        "finish_reason",
+        "decoding",
+        "prompt_tokens",
+        "completion_tokens",
+        "cached",
+        "queue_ms",
+        "ttft_ms",
+        "latency_ms",
+        "model",
+        "dtype",
+        "settings",
+        "error",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!((first["model"].as_str(), first["dtype"].as_str()), (model().file_name().and_then(|n| n.to_str()), Some("f32")));
+    let settings = first["settings"].as_str().unwrap();
+    assert!(settings.len() == 16 && settings.bytes().all(|b| b.is_ascii_hexdigit()) && first["error"].is_null());
+    assert!(ran.records().iter().all(|r| r["completion_tokens"].as_u64().unwrap() <= 8));
+    assert_eq!(ran.records().iter().filter(|r| r["cached"] == true).count(), 1, "the repeated prompt");
+    assert!(ran.stderr.contains("5 prompts"), "{}", ran.stderr);
+}
+
+#[test]
+fn the_same_prompts_in_every_format_get_the_same_answers() {
+    let bench = Bench::new();
+    let texts = ["What is 1 & 2?", "name a colour", "ünïcode \"quoted\", comma"];
+    let mut rows = "id,prompt,topic\n".to_string();
+    let mut batch = String::new();
+    for (i, text) in texts.iter().enumerate() {
+        rows += &format!("r{i},\"{}\",t{i}\n", text.replace('"', "\"\""));
+        let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 8});
+        let line =
+            serde_json::json!({"custom_id": format!("r{i}"), "method": "POST", "url": "/v1/chat/completions", "body": body});
+        batch += &format!("{line}\n");
+    }
+    bench.file("a.jsonl", jsonl(&texts));
+    bench.file("a.csv", rows);
+    bench.file("a.txt", texts.join("\n"));
+    bench.file("batch.jsonl", batch);
+    let answers = |args: &[&str]| {
+        let ran = bench.run(args).expect(0);
+        let mut all: Vec<String> = ran.records().iter().map(|r| r["answer"].as_str().unwrap().to_string()).collect();
+        all.sort();
+        all
+    };
+    let expected = answers(&["a.jsonl"]);
+    assert_eq!(expected.len(), 3);
+    assert_eq!(answers(&["a.csv"]), expected);
+    assert_eq!(answers(&["a.txt"]), expected);
+    let ran = bench.run(&["batch.jsonl", "--input-format", "openai"]).expect(0);
+    let content = |r: &serde_json::Value| r["response"]["body"]["choices"][0]["message"]["content"].as_str().unwrap().to_string();
+    let mut all: Vec<String> = ran.records().iter().map(content).collect();
+    all.sort();
+    assert_eq!(all, expected);
+    assert!(ran.records().iter().all(|r| r["error"].is_null() && r["response"]["status_code"] == 200));
+    assert!(ran.records().iter().all(|r| r["response"]["body"]["model"] == "m"), "the request's model is echoed");
+    assert_eq!(ran.stderr.matches("asks for model 'm'").count(), 1, "{}", ran.stderr);
+    // CSV out: the header first, other columns carried through.
+    bench.run(&["a.csv", "-o", "out.csv", "--ordered"]).expect(0);
+    let mut reader = csv::Reader::from_path(bench.path("out.csv")).unwrap();
+    let header = reader.headers().unwrap().clone();
+    assert_eq!((header.get(0), header.iter().last()), (Some("id"), Some("topic")));
+    let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    let mut in_csv: Vec<String> = rows.iter().map(|r| r[2].to_string()).collect();
+    in_csv.sort();
+    assert_eq!(in_csv, expected);
+    assert!(rows.iter().enumerate().all(|(i, r)| r[0] == format!("r{i}") && r.iter().last() == Some(&format!("t{i}"))));
+}
+
+#[test]
+fn sizes_and_optimizations_that_promise_the_same_answers_give_them() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", jsonl(&TEXTS));
+    let expected = essences(&bench.run(&[input]).expect(0).stdout);
+    for args in [
+        &["--batch-size", "1"][..],
+        &["--batch-size", "2", "--threads", "1"],
+        &["--threads", "5"],
+        &["--without", "cache,tokenizer,mask,warmup,queue,static-memory,shared-prefix"],
+        &["--without", "queue", "--batch-size", "3"],
+        &["--kernels", "portable"],
+    ] {
+        let mut all = vec![input];
+        all.extend(args);
+        assert_eq!(essences(&bench.run(&all).expect(0).stdout), expected, "{args:?}");
+    }
+}
+
+#[test]
+fn order_is_the_inputs_if_asked_for() {
+    let bench = Bench::new();
+    let texts: Vec<String> = (0..60).map(|i| "x".repeat(1 + (i * 37) % 50)).collect();
+    let input = bench.file("in.txt", texts.join("\n"));
+    let ran = bench.run(&[input, "--ordered", "--batch-size", "4"]).expect(0);
+    let ids: Vec<String> = ran.records().iter().map(|r| r["id"].as_str().unwrap().to_string()).collect();
+    assert_eq!(ids, (1..=60).map(|n| format!("in.txt:{n}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_bad_record_is_an_error_record_and_the_others_are_answered() {
+    let bench = Bench::new();
+    let long = "x".repeat(600);
+    let lines = [
+        r#"{"id":"a","prompt":"hello"}"#.to_string(),
+        r#"{"id":"a","prompt":"again"}"#.to_string(),
+        r#"{"id":"b","prompt":""}"#.to_string(),
+        "not json".to_string(),
+        r#"{"id":"c","prompt":"x","temperature":"hot"}"#.to_string(),
+        format!(r#"{{"id":"d","prompt":"{long}"}}"#),
+        r#"{"id":"e","prompt":"bye","max_tokens":2}"#.to_string(),
+    ];
+    let input = bench.file("in.jsonl", lines.join("\n"));
+    for args in [&[input][..], &[input, "--ordered"]] {
+        let ran = bench.run(args).expect(4);
+        let all = ran.records();
+        assert_eq!(all.len(), lines.len(), "records in = records out");
+        let code = |id: &str| {
+            let found: Vec<_> = all.iter().filter(|r| r["id"] == id).collect();
+            assert_eq!(found.len(), 1, "{id}");
+            (
+                found[0]["error"]["code"].as_str().map(String::from),
+                found[0]["error"].to_string(),
+                found[0]["completion_tokens"].clone(),
+            )
+        };
+        assert!(code("a").0.is_none() && code("e").0.is_none() && code("e").2.as_u64() <= Some(2));
+        assert_eq!(code("in.jsonl:2").0.as_deref(), Some("duplicate_id"));
+        assert_eq!(code("b").0.as_deref(), Some("empty_prompt"));
+        assert!(code("in.jsonl:4").1.contains("in.jsonl:4") && code("c").1.contains("temperature"));
+        assert!(code("d").1.contains("512") && code("d").1.contains("tokens"), "{}", code("d").1);
+        assert!(!ran.stderr.contains("panick"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn what_cannot_work_is_refused_in_one_line_with_nothing_written() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", "hello\n");
+    bench.file("old.jsonl", "old\n");
+    bench.file("bad.gguf", "GGUF and then nonsense");
+    bench.file("open.csv", "prompt\n\"never closed\n");
+    std::fs::create_dir(bench.path("folder")).unwrap();
+    for (args, word) in [
+        (&["none.txt"][..], "none.txt"),
+        (&["folder"], "folder"),
+        (&["open.csv"], "open.csv:2"),
+        (&[input, "-m", "bad.gguf"], "bad.gguf"),
+        (&[input, "-m", "none.gguf"], "none.gguf"),
+        (&[input, "-o", "folder"], "folder"),
+        (&[input, "-o", "no/such.jsonl"], "no"),
+        (&[input, "-o", "old.jsonl"], "--overwrite"),
+        (&[input, "-o", "out.jsonl", "-m", "bad.gguf"], "bad.gguf"),
+        (&[input, "--stats", "no/such.json"], "--stats"),
+        (&[input, "--only", "speed"], "shared-prefix"),
+        (&[input, "--only", "quantized"], "precision"),
+        (&[input, "--kernels", "abacus"], "abacus"),
+        (&["-"], "--input-format"),
+    ] {
+        bench.run(args).refused(word);
+    }
+    // Bad usage may take more lines, but the status is the same.
+    for args in [&[input, "--temperature", "nan"][..], &[input, "--batch-size", "0"], &[input, "--nonsense"], &[]] {
+        assert_eq!(bench.run(args).expect(2).stdout, "");
+    }
+    assert_eq!(bench.text("old.jsonl"), "old\n");
+    assert!(!bench.path("out.jsonl").exists(), "an output that was made for nothing goes away again");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_a_quiet_end() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", "hello\n".repeat(2000));
+    let mut command = bench.command(&[input, "--without", "cache", "-q"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut some = [0; 10];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut some).unwrap();
+    drop(child.stdout.take());
+    let ran = finish(child).expect(0);
+    assert_eq!(ran.stderr, "");
+    // The same without any standard streams at all.
+    let run = format!("{} run {input} -m {} --max-tokens 2 -q", env!("CARGO_BIN_EXE_llmopt"), model().display());
+    for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
+        let mut shell = std::process::Command::new("sh");
+        shell.current_dir(&bench.folder).args(["-c", &format!("{run} --limit 3 {closed}")]);
+        shell.stdout(Stdio::null()).stderr(Stdio::piped());
+        assert_eq!(finish(shell.spawn().unwrap()).expect(0).stderr, "", "{closed}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_status_1_with_the_path() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", "hello\n");
+    for output in [&["-o", "/dev/full"][..], &[]] {
+        let mut args = vec![input];
+        args.extend(output);
+        let mut command = bench.command(&args);
+        command.stderr(Stdio::piped()).stdout(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+        let ran = finish(command.spawn().unwrap()).expect(1);
+        let name = output.last().unwrap_or(&"standard output");
+        assert!(ran.stderr.contains(name) && ran.stderr.contains("No space") && !ran.stderr.contains("panick"), "{}", ran.stderr);
+    }
+    // A limit on file sizes is a full disk too, not a signal.
+    let input = bench.file("many.txt", "hello\n".repeat(50));
+    let run = format!("ulimit -f 4; exec {} run {input} -m {} -o small.jsonl", env!("CARGO_BIN_EXE_llmopt"), model().display());
+    let mut shell = std::process::Command::new("bash");
+    shell.current_dir(&bench.folder).args(["-c", &run]).stderr(Stdio::piped());
+    let ran = finish(shell.spawn().unwrap()).expect(1);
+    assert!(ran.stderr.contains("small.jsonl"), "{}", ran.stderr);
+    let kept = bench.text("small.jsonl");
+    assert!(kept.ends_with('\n') && !records(&kept).is_empty(), "whole lines only");
+    bench.run(&[input, "-o", "small.jsonl", "--max-tokens", "128", "--resume"]).expect(0);
+    assert!(bench.text("small.jsonl").starts_with(&kept) && records(&bench.text("small.jsonl")).len() == 50);
+}
+
+#[test]
+fn special_files_and_closed_folders_are_handled() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", "hello\nthere\n");
+    bench.run(&[input, "-o", "/dev/null"]).expect(0);
+    bench.run(&[input, "-o", "/dev/null", "--overwrite"]).expect(0);
+    bench.run(&[input, "-o", "/dev/null", "--resume"]).refused("regular");
+    assert_eq!(records(&bench.run(&[input, "-o", "/dev/stdout"]).expect(0).stdout).len(), 2);
+    // A FIFO as output, read by somebody.
+    std::process::Command::new("mkfifo").arg(bench.path("pipe")).status().unwrap();
+    let child = bench.start(bench.command(&[input, "-o", "pipe"]));
+    let read = std::fs::read_to_string(bench.path("pipe")).unwrap();
+    finish(child).expect(0);
+    assert_eq!(records(&read).len(), 2);
+}
+
+#[test]
+fn standard_input_is_read_as_a_stream() {
+    let bench = Bench::new();
+    let mut command = bench.command(&["-", "--input-format", "txt", "-q"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"first\n").unwrap();
+    // The first answer comes while the input is still open.
+    let mut line = String::new();
+    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    assert_eq!(records(&line)[0]["prompt"], "first");
+    feed(&mut child, "second");
+    line.clear();
+    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
+    assert_eq!((records(&line)[0]["prompt"].as_str(), wait(&mut child)), (Some("second"), 0));
+    assert_eq!(bench.run(&["-", "--input-format", "txt"]).expect(0).stdout, "", "an empty input has no answers");
+}
+
+#[test]
+fn stats_and_summary_say_what_happened() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", (0..30).map(|i| format!("prompt {i}\n")).collect::<String>());
+    let ran = bench.run(&[input, "--stats", "s.json", "-v"]).expect(0);
+    let stats: serde_json::Value = serde_json::from_str(&bench.text("s.json")).unwrap();
+    let tokens: u64 = ran.records().iter().map(|r| r["completion_tokens"].as_u64().unwrap()).sum();
+    assert_eq!((stats["prompts"].as_u64(), stats["completion_tokens"].as_u64()), (Some(30), Some(tokens)));
+    assert_eq!(stats["latency_ms"]["n"], 30);
+    assert!(stats["latency_ms"]["p50"].is_number() && stats["latency_ms"]["p99"].is_null(), "30 samples say nothing of p99");
+    assert!(ran.stderr.contains("p99 –") && ran.stderr.contains("n = 30") && ran.stderr.contains("kernels"), "{}", ran.stderr);
+    for name in ["s.latency.hgrm", "s.latency.csv", "s.ttft.hgrm", "s.per-token.csv"] {
+        assert!(!bench.text(name).is_empty(), "{name}");
+    }
+    assert_eq!(bench.run(&[input, "-q"]).expect(0).stderr, "");
+}
+
+#[test]
+fn a_dry_run_counts_and_answers_nothing() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", (0..30).map(|i| format!("prompt {i}\n")).collect::<String>());
+    let ran = bench.run(&[input, "--dry-run", "-o", "out.jsonl", "--limit", "20"]).expect(0);
+    assert!(
+        ran.stdout.is_empty() && ran.stderr.contains("20 prompts") && ran.stderr.contains("at most 160 answer tokens"),
+        "{}",
+        ran.stderr
+    );
+    assert!(!bench.path("out.jsonl").exists());
+}
+
+#[test]
+fn too_little_memory_and_too_little_time_are_status_75() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", "hello\nyou\n");
+    let ran = bench.run(&[input, "--kv-memory", "900T", "-o", "out.jsonl"]).expect(75);
+    assert!(
+        ran.stderr.contains("memory") && ran.stderr.lines().count() == 1 && !bench.path("out.jsonl").exists(),
+        "{}",
+        ran.stderr
+    );
+    let ran = bench.run(&[input, "--max-time", "0.000001", "-o", "out.jsonl"]).expect(75);
+    assert!(ran.stderr.contains("--resume"), "{}", ran.stderr);
+    bench.run(&[input, "-o", "out.jsonl", "--resume"]).expect(0);
+    assert_eq!(records(&bench.text("out.jsonl")).len(), 2);
+}
+
+#[test]
+fn text_from_files_cannot_steer_a_terminal() {
+    let bench = Bench::new();
+    let input = bench.file(
+        "in.jsonl",
+        "{\"id\":\"a\\u001b[2J\",\"prompt\":\"x\",\"evil\\u001b]0;t\\u0007\":1}\n{\"id\":\"a\\u001b[2J\",\"prompt\":\"y\"}\n",
+    );
+    let ran = bench.run(&[input]).expect(4);
+    assert!(ran.stderr.bytes().all(|b| b >= 0x20 || b == b'\n'), "{:?}", ran.stderr);
+    assert!(ran.stdout.bytes().all(|b| b >= 0x20 || b == b'\n'), "JSON escapes them");
+}
+
+#[test]
+fn help_lists_the_optimizations() {
+    let bench = Bench::new();
+    let ran = bench.run(&["--help"]).expect(0);
+    assert!(["precision", "shared-prefix", "--ordered", "phase 2"].iter().all(|w| ran.stdout.contains(w)), "{}", ran.stdout);
+}

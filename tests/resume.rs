@@ -1,0 +1,292 @@
+//! Nothing answered is lost and nothing is answered twice: runs killed, cut, locked out, interrupted, and resumed.
+//! `LLMOPT_TEST_KILLS=200 cargo test --release --test resume killed` kills that often.
+
+mod common;
+#[path = "common/process.rs"]
+mod process;
+
+use process::{Bench, essence, essences, finish, records, signal, tiny, wait};
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::Duration;
+
+fn prompts(count: usize) -> String {
+    // Some repeat and some begin alike, so that the cache and shared prefixes have work.
+    let line =
+        |i: usize| format!("{{\"id\":\"r{i}\",\"prompt\":\"What is {} & {}?\"}}\n", i % 50, if i % 7 == 0 { 0 } else { i });
+    (0..count).map(line).collect()
+}
+
+/// Whether `out` is the answers of `whole`, each once, with every line of `before` still there.
+#[track_caller]
+fn resumed(out: &str, whole: &str, before: &str) {
+    assert_eq!(essences(out), essences(whole));
+    let kept = &before[..before.rfind('\n').map_or(0, |at| at + 1)];
+    assert!(out.starts_with(kept), "what was written stays");
+}
+
+#[test]
+fn an_output_cut_at_every_byte_of_its_last_three_lines_is_completed() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(6));
+    let args = [input, "-q", "--max-tokens", "3"];
+    let whole = bench.run(&args).expect(0).stdout;
+    let from: usize = whole.split_inclusive('\n').take(3).map(str::len).sum();
+    // Two threads halve the time.
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            let (bench, whole, args) = (&bench, &whole, &args);
+            scope.spawn(move || {
+                let out = format!("out{half}.jsonl");
+                for cut in (from + half..=whole.len()).step_by(2) {
+                    // Every 16th time a power cut left zeros behind as well.
+                    let nuls = if cut % 16 < 2 { cut % 5000 } else { 0 };
+                    std::fs::write(bench.path(&out), [&whole.as_bytes()[..cut], &vec![0; nuls]].concat()).unwrap();
+                    bench.run(&[&args[..], &["-o", &out, "--resume"]].concat()).expect(0);
+                    resumed(&bench.text(&out), whole, &whole[..cut]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_csv_output_cut_inside_a_quoted_field_is_completed() {
+    let bench = Bench::new();
+    let rows: String = (0..5).map(|i| format!("r{i},\"line one {i}\nline \"\"two\"\", {i}\",topic\n")).collect();
+    let input = bench.file("in.csv", format!("id,prompt,topic\n{rows}"));
+    bench.run(&[input, "-o", "whole.csv", "-q"]).expect(0);
+    let answers = |text: &str| -> BTreeMap<String, Vec<String>> {
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+        let unchanging = [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15];
+        let all: BTreeMap<_, _> =
+            rows.iter().map(|r| (r[0].to_string(), unchanging.map(|i| r[i].to_string()).to_vec())).collect();
+        assert_eq!(all.len(), rows.len(), "each id once");
+        all
+    };
+    let whole = bench.text("whole.csv");
+    let expected = answers(&whole);
+    assert_eq!(expected.len(), 5);
+    for cut in (0..whole.len()).filter(|c| whole.is_char_boundary(*c)).step_by(9).chain([whole.len() - 1]) {
+        bench.file("out.csv", &whole[..cut]);
+        bench.run(&[input, "-o", "out.csv", "--resume", "-q"]).expect(0);
+        assert_eq!(answers(&bench.text("out.csv")), expected, "cut at {cut}");
+    }
+}
+
+#[test]
+fn other_settings_prompts_models_and_broken_files_are_refused_and_left_alone() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(6));
+    bench.run(&[input, "-o", "out.jsonl", "-q", "--limit", "4"]).expect(0);
+    let before = bench.text("out.jsonl");
+    let other = common::Tiny { seed: 9, name: "tiny".into(), ..tiny() }.write(&bench.path("."));
+    let other = other.to_str().unwrap().to_string();
+    bench.file("edited.jsonl", prompts(6).replace("What is 2 &", "What was 2 &"));
+    for (args, words) in [
+        (vec![input, "--seed", "7"], "--seed 0, this run has 7"),
+        (vec![input, "--max-tokens", "9"], "--max-tokens"),
+        (vec![input, "--temperature", "0.5"], "--temperature"),
+        (vec![input, "--system", "be brief"], ""),
+        (vec![input, "--raw"], "--raw"),
+        (vec![input, "--stop-on", "eos"], "--stop-on"),
+        (vec![input, "--without", "greedy"], "greedy"),
+        (vec![input, "--without", "early-stop"], "early-stop"),
+        (vec![input, "--dtype", "bf16-emulated"], "dtype"),
+        (vec![input, "--without", "precision"], "dtype"),
+        (vec![input, "-m", &other], "model"),
+        (vec!["edited.jsonl"], "another prompt"),
+    ] {
+        let ran = bench.run(&[&args[..], &["-o", "out.jsonl", "--resume"]].concat()).refused(words);
+        // The digests name the change the other way round: what the file has, then what this run has.
+        assert!(ran.stderr.contains("out.jsonl"), "{}", ran.stderr);
+        assert_eq!(bench.text("out.jsonl"), before);
+    }
+    let lines: Vec<&str> = before.split_inclusive('\n').collect();
+    for broken in ["garbage\n", "\n", "{\"id\":\"x\"}\n", "\0\0\0\n"] {
+        let content = [lines[0], broken, lines[1]].concat();
+        bench.file("broken.jsonl", &content);
+        bench.run(&[input, "-o", "broken.jsonl", "--resume"]).refused("line 2");
+        assert_eq!(bench.text("broken.jsonl"), content);
+    }
+    // What never changes an answer never blocks a resume.
+    bench
+        .run(&[input, "-o", "out.jsonl", "--resume", "--batch-size", "2", "--threads", "1", "--without", "mask,queue"])
+        .expect(0);
+    assert!(bench.text("out.jsonl").starts_with(&before));
+    assert_eq!(essences(&bench.text("out.jsonl")), essences(&bench.run(&[input]).expect(0).stdout));
+}
+
+#[test]
+fn a_complete_output_is_left_as_it_is_and_no_model_is_loaded() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(6) + "not json\n");
+    bench.run(&[input, "-o", "out.jsonl", "-q"]).expect(4);
+    let stamp = |path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let (before, text) = (stamp(bench.path("out.jsonl")), bench.text("out.jsonl"));
+    let ran = bench.run(&[input, "-o", "out.jsonl", "--resume", "-m", "no-such-model.gguf"]).expect(4);
+    assert!(ran.stderr.contains("complete"), "{}", ran.stderr);
+    assert_eq!((stamp(bench.path("out.jsonl")), bench.text("out.jsonl")), (before, text));
+    bench.file("in.jsonl", prompts(6));
+    bench.run(&[input, "-o", "good.jsonl", "-q"]).expect(0);
+    let before = stamp(bench.path("good.jsonl"));
+    bench.run(&[input, "-o", "good.jsonl", "--resume", "-m", "no-such-model.gguf"]).expect(0);
+    assert_eq!(stamp(bench.path("good.jsonl")), before);
+    // Refused because it exists, and replaced if that is wanted.
+    bench.run(&[input, "-o", "good.jsonl"]).refused("--resume");
+    bench.run(&[input, "-o", "good.jsonl", "--overwrite", "--limit", "2", "-q"]).expect(0);
+    assert_eq!(records(&bench.text("good.jsonl")).len(), 2);
+}
+
+#[test]
+fn error_records_are_retried_once_and_replaced() {
+    let bench = Bench::new();
+    // The second prompt needs more keys and values than the first run has room for.
+    let long = "y".repeat(300);
+    let input = bench.file(
+        "in.jsonl",
+        format!("{}{{\"id\":\"long\",\"prompt\":\"{long}\"}}\n{{\"id\":\"z\",\"prompt\":\"z\"}}\n", prompts(2)),
+    );
+    bench.run(&[input, "-o", "out.jsonl", "-q", "--kv-memory", "80K"]).expect(4);
+    let failed: Vec<_> = records(&bench.text("out.jsonl")).into_iter().filter(|r| !r["error"].is_null()).collect();
+    assert_eq!((failed.len(), failed[0]["id"].as_str()), (1, Some("long")), "{failed:?}");
+    let good: Vec<String> =
+        bench.text("out.jsonl").lines().filter(|l| !l.contains("\"id\":\"long\"")).map(String::from).collect();
+    bench.run(&[input, "-o", "out.jsonl", "--resume", "-q"]).expect(0);
+    let after = bench.text("out.jsonl");
+    assert_eq!(after.lines().take(3).collect::<Vec<_>>(), good, "the good records stay as they are");
+    assert_eq!(essences(&after), essences(&bench.run(&[input]).expect(0).stdout));
+}
+
+#[test]
+fn an_output_without_settings_is_matched_by_id_prompt_model_and_dtype() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(4));
+    bench.run(&[input, "-o", "out.jsonl", "-q", "--limit", "2"]).expect(0);
+    let bare: String = records(&bench.text("out.jsonl"))
+        .into_iter()
+        .map(|mut r| {
+            r.as_object_mut().unwrap().remove("settings");
+            format!("{r}\n")
+        })
+        .collect();
+    bench.file("out.jsonl", &bare);
+    let ran = bench.run(&[input, "-o", "out.jsonl", "--resume"]).expect(0);
+    assert!(ran.stderr.contains("2 kept records have no settings"), "{}", ran.stderr);
+    assert_eq!(records(&bench.text("out.jsonl")).len(), 4);
+    bench.file("out.jsonl", bare.replace("\"dtype\":\"f32\"", "\"dtype\":\"q4_1\""));
+    bench.run(&[input, "-o", "out.jsonl", "--resume"]).refused("dtype");
+}
+
+#[test]
+fn a_second_run_is_kept_out_and_let_in_after_the_first_was_killed() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(3));
+    let mut command = bench.command(&["-", "--input-format", "jsonl", "-o", "out.jsonl"]);
+    command.stdin(Stdio::piped());
+    let mut first = bench.start(command);
+    while !bench.path("out.jsonl").exists() {
+        assert!(first.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    for flag in ["--resume", "--overwrite"] {
+        // The file is there a moment before it is locked.
+        let ran = (0..100).map(|_| bench.run(&[input, "-o", "out.jsonl", flag])).find(|r| r.status == 2).unwrap();
+        assert!(ran.stderr.contains(&format!("process {}", first.id())), "{}", ran.stderr);
+    }
+    first.kill().unwrap();
+    wait(&mut first);
+    bench.run(&[input, "-o", "out.jsonl", "--resume"]).expect(0);
+    assert_eq!(records(&bench.text("out.jsonl")).len(), 3);
+}
+
+#[test]
+fn an_interrupted_run_says_how_to_go_on_and_is_whole() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(400));
+    let args = [input, "-o", "out.jsonl", "--without", "cache", "--max-tokens", "60", "--stop-on", "none"];
+    for (name, status) in [("INT", 130), ("TERM", 143), ("HUP", 143)] {
+        let _ = std::fs::remove_file(bench.path("out.jsonl"));
+        let child = bench.start(bench.command(&args));
+        // Until there are answers.
+        while std::fs::metadata(bench.path("out.jsonl")).map_or(0, |m| m.len()) == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        signal(&child, name);
+        let ran = finish(child).expect(status);
+        assert!(ran.stderr.contains(&format!("interrupted by SIG{name}")) && ran.stderr.contains("--resume"), "{}", ran.stderr);
+        let text = bench.text("out.jsonl");
+        assert!(text.ends_with('\n') && !records(&text).is_empty());
+    }
+}
+
+#[test]
+fn an_ordered_output_stays_a_beginning_of_the_input() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(30));
+    let whole = bench.run(&[input, "--ordered", "-q"]).expect(0).stdout;
+    let ids = |text: &str| records(text).iter().map(|r| r["id"].as_str().unwrap().to_string()).collect::<Vec<_>>();
+    assert_eq!(ids(&whole), (0..30).map(|i| format!("r{i}")).collect::<Vec<_>>());
+    for lines in [0, 1, 17, 29] {
+        bench.file("out.jsonl", whole.split_inclusive('\n').take(lines).collect::<String>() + "{\"id\":");
+        bench.run(&[input, "-o", "out.jsonl", "--resume", "--ordered", "-q"]).expect(0);
+        assert_eq!(ids(&bench.text("out.jsonl")), ids(&whole));
+        assert_eq!(essences(&bench.text("out.jsonl")), essences(&whole));
+    }
+    // One that was written in another order is not continued as if it had been.
+    bench.file("out.jsonl", whole.split_inclusive('\n').skip(3).take(2).collect::<String>());
+    bench.run(&[input, "-o", "out.jsonl", "--resume", "--ordered"]).refused("--ordered");
+}
+
+#[test]
+fn runs_killed_at_random_moments_lose_nothing_and_double_nothing() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(200));
+    let kills: usize = std::env::var("LLMOPT_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let common = ["--max-tokens", "24", "-q"];
+    let whole: BTreeMap<String, String> = records(&bench.run(&[&[input][..], &common].concat()).expect(0).stdout)
+        .iter()
+        .map(|r| (r["id"].as_str().unwrap().to_string(), essence(r)))
+        .collect();
+    assert_eq!(whole.len(), 200);
+    let mut random = common::Random::new(std::process::id() as u64, "kills");
+    let (mut killed, mut rounds) = (0, 0u64);
+    while killed < kills {
+        // Cache, prefix sharing and order, on and off in turn.
+        let mut args = [&[input, "-o", "out.jsonl", "--resume"][..], &common].concat();
+        let off =
+            [(1, "cache"), (2, "shared-prefix")].iter().filter(|(bit, _)| rounds & bit != 0).map(|(_, n)| *n).collect::<Vec<_>>();
+        let off = off.join(",");
+        args.extend(["--without", &off]);
+        let ordered = rounds & 4 != 0;
+        args.extend(ordered.then_some("--ordered"));
+        rounds += 1;
+        let _ = std::fs::remove_file(bench.path("out.jsonl"));
+        let mut before = String::new();
+        loop {
+            let mut child = bench.start(bench.command(&args));
+            std::thread::sleep(Duration::from_millis(5 + random.below(250)));
+            child.kill().unwrap();
+            let ran = finish(child);
+            killed += (ran.status == 1009) as usize;
+            let text =
+                std::fs::read(bench.path("out.jsonl")).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+            let kept = &before[..before.rfind('\n').map_or(0, |at| at + 1)];
+            assert!(text.starts_with(kept), "a line that was written is gone");
+            before = text;
+            if ran.status == 0 {
+                break;
+            }
+            ran.expect(1009);
+        }
+        let all = records(&before);
+        assert_eq!(all.len(), 200, "each once");
+        for (i, record) in all.iter().enumerate() {
+            let id = record["id"].as_str().unwrap();
+            assert_eq!(&essence(record), &whole[id]);
+            assert!(!ordered || id == format!("r{i}"), "in order");
+        }
+    }
+    eprintln!("{killed} kills in {rounds} runs survived");
+}
