@@ -5,7 +5,7 @@ mod common;
 
 use common::{CHATML, Gguf, Matrix, Stored, Tensor, Tiny, Value, byte_char, encode, safetensors, safetensors_file};
 use llmopt::model::{Model, ModelError, OpenOptions, open};
-use llmopt::text::Tokenizer;
+use llmopt::text::Prompting;
 use serde_json::json;
 use std::path::Path;
 
@@ -17,10 +17,10 @@ struct Case {
     refused: Option<String>,
 }
 
-/// Loads as `run` does: the file, then the tokenizer in it.
+/// Loads as `run` does: the file, then the tokenizer and the template in it.
 fn load(path: &Path) -> Result<Model, ModelError> {
     let model = open(path.to_str().expect("a UTF-8 path"), &OpenOptions::default())?;
-    Tokenizer::build(&model.vocabulary).map_err(|e| e.at(&model.path))?;
+    Prompting::new(&model)?;
     Ok(model)
 }
 
@@ -495,6 +495,48 @@ fn vocabulary_cases(c: &mut Cases) {
     });
 }
 
+fn template_cases(c: &mut Cases) {
+    let nested = |open: &str, inner: &str, close: &str, n: usize| format!("{}{inner}{}", open.repeat(n), close.repeat(n));
+    let loops = |n: usize, body: &str| nested("{% for i in range(1000) %}", body, "{% endfor %}", n);
+    for (name, template) in [
+        ("syntax", "{% for m in messages %}".to_string()),
+        ("syntax_close", "{{ messages[0]['content'] }".into()),
+        ("unknown_tag", "{% launch %}{{ messages[0].content }}".into()),
+        ("empty", String::new()),
+        ("drops_the_message", "<|im_start|>user{{ mesages[0].content }}".into()),
+        ("drops_the_message_by_name", "{{ messages[0].contents }}".into()),
+        ("repeats_the_message", "{{ messages[0].content }}{{ messages[0].content }}".into()),
+        ("loop", loops(4, "x")),
+        ("loop_messages", format!("{}{{{{ messages[0].content }}}}", loops(3, "{{ i }}"))),
+        ("big_output", format!("{{{{ messages[0].content }}}}{}", loops(2, &"y".repeat(1000)))),
+        (
+            "big_string",
+            "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}"
+                .into(),
+        ),
+        ("repeat", "{{ 'x' * 5000000000 }}{{ messages[0].content }}".into()),
+        ("range_huge", "{% for i in range(99999999999) %}x{% endfor %}".into()),
+        ("macro_recursion", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".into()),
+        ("deep", nested("{% if true %}", "{{ messages[0].content }}", "{% endif %}", 2000)),
+        ("deep_expression", format!("{{{{ {} }}}}", nested("(", "1", ")", 20_000))),
+        ("deep_minus", format!("{{{{ {}1 }}}}", "-".repeat(60_000))),
+        ("include", "{% include '/etc/passwd' %}{{ messages[0].content }}".into()),
+        ("import", "{% import 'os' as os %}{{ messages[0].content }}".into()),
+        ("extends", "{% extends 'x' %}".into()),
+        ("python", "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ messages[0].content }}".into()),
+        ("globals", "{{ cycler.__init__.__globals__.os.popen('id').read() }}{{ messages[0].content }}".into()),
+        ("raises", "{{ raise_exception('no\nway \u{1b}[31m') }}".into()),
+        ("divides_by_zero", "{{ 1 // 0 }}{{ messages[0].content }}".into()),
+        ("unknown_filter", "{{ messages[0].content | nosuch }}".into()),
+        ("unknown_function", "{{ nosuch() }}{{ messages[0].content }}".into()),
+        ("upper", "{{ messages[0].content | upper }}".into()),
+    ] {
+        c.change(format!("template_{name}"), "tokenizer.chat_template", |f| {
+            f.set("tokenizer.chat_template", Value::Str(template));
+        });
+    }
+}
+
 fn controls(c: &mut Cases) {
     for stored in Stored::ALL {
         c.good(&format!("{stored:?}").to_lowercase(), base().stored(stored).container());
@@ -585,6 +627,7 @@ fn all() -> Vec<Case> {
     weight_cases(&mut c);
     parameter_cases(&mut c);
     vocabulary_cases(&mut c);
+    template_cases(&mut c);
     controls(&mut c);
     c.0
 }
@@ -1020,6 +1063,57 @@ fn every_malformed_checkpoint_folder_is_refused_in_one_line_and_controls_are_acc
         let model = load(&folder).expect("a control");
         assert_eq!(model.vocabulary.chat_template.as_deref(), Some(CHATML));
     }
+}
+
+/// Seeds of the fuzz targets, valid and broken in ways that reach far; they are committed. After a change of the tiny models:
+/// `cargo test --release --test malformed -- --ignored write_the_fuzz_seeds`.
+#[test]
+#[ignore = "writes tests/fuzz/corpus"]
+fn write_the_fuzz_seeds() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
+    let put = |target: &str, name: &str, bytes: &[u8]| {
+        std::fs::create_dir_all(corpus.join(target)).expect("folder");
+        std::fs::write(corpus.join(target).join(name), bytes).expect("write");
+    };
+    for stored in Stored::ALL {
+        put("gguf", &format!("{stored:?}").to_lowercase(), &Tiny::fuzzed().stored(stored).gguf());
+    }
+    let mut odd = Tiny { tied: false, ..Tiny::fuzzed() }.stored(Stored::Q8_0).container();
+    odd.alignment = 8;
+    odd.set("general.alignment", Value::U64(8)).set("x.y", array(8, 2, &[0; 16]));
+    odd.tensors.push(rope_freqs(&[1.0; 8]));
+    put("gguf", "odd", &odd.bytes());
+    put("gguf", "cut", &odd.bytes()[..6000]);
+    for stored in [Stored::F32, Stored::Bf16, Stored::F16] {
+        let tensors = Tiny::fuzzed().stored(stored).checkpoint_tensors();
+        put("safetensors_header", &format!("{stored:?}").to_lowercase(), &safetensors(&tensors));
+    }
+    put("safetensors_header", "empty", &safetensors_file("{}", &[]));
+}
+
+#[test]
+fn every_fuzz_seed_and_every_past_finding_is_loaded_or_refused() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
+    let around = tempfile::tempdir().expect("temporary folder");
+    Tiny::fuzzed().write_checkpoint(around.path(), 1);
+    let (mut loaded, mut refused) = (0, 0);
+    for target in ["gguf", "safetensors_header"] {
+        for entry in std::fs::read_dir(corpus.join(target)).expect("seeds").flatten() {
+            let path = match target {
+                "gguf" => entry.path(),
+                _ => {
+                    std::fs::copy(entry.path(), around.path().join("model.safetensors")).expect("copy");
+                    around.path().into()
+                }
+            };
+            match load(&path) {
+                Ok(_) => loaded += 1,
+                Err(ModelError::Invalid(_)) => refused += 1,
+                Err(error) => panic!("{}: {error}", entry.path().display()),
+            }
+        }
+    }
+    assert!(loaded >= 9 && refused >= 2, "{loaded} loaded, {refused} refused");
 }
 
 #[test]

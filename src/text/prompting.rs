@@ -81,10 +81,7 @@ pub struct Prompting {
 impl Prompting {
     /// Builds the tokenizer and renders a probe conversation. Errors name the file.
     pub fn new(model: &Model) -> Result<Prompting, ModelError> {
-        Self::from_vocabulary(&model.vocabulary, model.spec.context).map_err(|e| match e {
-            ModelError::Invalid(message) => ModelError::Invalid(format!("{}: {message}", model.path.display())),
-            other => other,
-        })
+        Self::from_vocabulary(&model.vocabulary, model.spec.context).map_err(|e| e.at(&model.path))
     }
 
     /// The same without a model; errors name the field only.

@@ -126,6 +126,11 @@ impl Tiny {
         Tiny { seed, ..Tiny::default() }
     }
 
+    /// The smallest model there is, for fuzzing: some 16 KiB as a GGUF file of 4-bit blocks.
+    pub fn fuzzed() -> Self {
+        Tiny { layers: 1, hidden: 32, ffn: 32, heads: 2, kv_heads: 1, vocab: 261, chat_template: None, ..Tiny::default() }
+    }
+
     /// All matrices in this format.
     pub fn stored(mut self, format: Stored) -> Self {
         self.weights = format;
