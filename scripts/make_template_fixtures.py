@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Writes tests/data/templates.jsonl: conversations as transformers' apply_chat_template renders and tokenizes them.
+
+usage: scripts/make_template_fixtures.py MODEL.gguf [OUT]     (needs the packages transformers, jinja2, gguf; torch is not needed)
+
+Lines are {"template": name, "source": ..., "bos": ..., "eos": ...} before those that use it:
+{"template": name, "messages": [...], "rendered": text or null where transformers raises, "ids": [...] or absent}.
+Ids are given for the model's own template only, by a transformers tokenizer built from the vocabulary and merges of the model file.
+"""
+import json, sys
+from gguf import GGUFReader
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+LLAMA3 = "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+LLAMA31 = """{{- bos_token }}
+{%- if custom_tools is defined %}
+    {%- set tools = custom_tools %}
+{%- endif %}
+{%- if not tools is defined %}
+    {%- set tools = none %}
+{%- endif %}
+{#- This block extracts the system message, so we can slot it into the right place. #}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+
+{#- System message #}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if tools is not none %}
+    {{- "Environment: ipython\\n" }}
+{%- endif %}
+{{- "Cutting Knowledge Date: December 2023\\n\\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {%- elif message.role == "tool" or message.role == "ipython" %}
+        {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}
+        {%- if message.content is mapping or message.content is iterable %}
+            {{- message.content | tojson }}
+        {%- else %}
+            {{- message.content }}
+        {%- endif %}
+        {{- "<|eot_id|>" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+QWEN2 = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content']}}{% if (loop.last and add_generation_prompt) or not loop.last %}{{ '<|im_end|>' + '\n'}}{% endif %}{% endfor %}{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+QWEN25 = """{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {{- tools | tojson }}
+{%- else %}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' }}
+    {%- endif %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "tool" %}
+        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\\n<tool_response>\\n' }}
+        {{- message.content }}
+        {{- '\\n</tool_response>' }}
+        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}
+            {{- '<|im_end|>\\n' }}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+MISTRAL = "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token + ' ' }}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+ZEPHYR = "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+GEMMA = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+LLAMA2 = "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+PHI3 = "{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+NAMESPACE = "{%- set ns = namespace(system='', first=true) -%}\n{%- for m in messages -%}\n  {%- if m.role == 'system' -%}{%- set ns.system = m.content -%}{%- endif -%}\n{%- endfor -%}\n{{ bos_token }}{{ ns.system }}\n{% for m in messages if m.role != 'system' %}\n    {% if m.role == 'user' %}\n<|User|>{{ m.content }}\n    {% else %}\n<|Assistant|>{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}\n    {% endif %}\n    {% if not loop.last %}{% continue %}{% endif %}\n{{ m | length }}{{ messages | length }}{{ m.role.upper() }}{{ m.role.startswith('u') }}{{ none }}\n{% endfor %}\n<|Assistant|>"
+
+
+def conversations():
+    def chat(*turns):
+        return [{"role": role, "content": content} for role, content in turns]
+
+    return [
+        chat(("user", "What is the capital of France?")),
+        chat(("user", "Hi"), ("assistant", "Hello! How can I help?"), ("user", "Tell me a joke.")),
+        chat(("system", "You are terse."), ("user", "Hi"), ("assistant", "Hello."), ("user", "And now?")),
+        chat(("system", "Answer in French.\nBe kind."), ("user", "What is 2 + 2?")),
+        chat(("user", "  leading and trailing  ")),
+        chat(("user", "\n\nnewlines\n\n")),
+        chat(("user", "two\n\nparagraphs\n\n\nand a list:\n- a\n- b\n")),
+        chat(("user", "digits 1234567890, don't, naïve, 日本語, 🦀, \u00a0 nbsp")),
+        chat(("user", "{{ bos_token }} {% raw %} {# comment #} ${x}")),
+        chat(("user", 'quotes " and \' and \\ and \\n')),
+        chat(("user", "<b>&amp;</b>")),
+        chat(("user", "a"), ("user", "b")),
+        chat(("assistant", "I begin."), ("user", "Oh?")),
+        chat(("system", "Only a system message.")),
+        chat(("user", "x"), ("assistant", "y")),
+        chat(("user", "x"), ("tool", "42"), ("user", "z")),
+        chat(("system", "s"), ("user", " u1"), ("assistant", " a1 "), ("user", "u2\n"), ("assistant", "a2"), ("user", "u3")),
+        chat(("user", "word " * 200)),
+    ]
+
+
+def main():
+    reader = GGUFReader(sys.argv[1])
+    field = lambda name: reader.fields["tokenizer." + name].contents()
+    tokens, types = field("ggml.tokens"), field("ggml.token_type")
+    merges = [tuple(m.split(" ")) for m in field("ggml.merges")]
+    inner = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, types) if k == 3])
+    own = (field("chat_template"), tokens[field("ggml.bos_token_id")], tokens[field("ggml.eos_token_id")])
+    templates = {
+        "smollm2": own,
+        "llama3": (LLAMA3, "<|begin_of_text|>", "<|eot_id|>"),
+        "llama3.1": (LLAMA31, "<|begin_of_text|>", "<|eot_id|>"),
+        "qwen2": (QWEN2, None, "<|im_end|>"),
+        "qwen2.5": (QWEN25, None, "<|im_end|>"),
+        "mistral": (MISTRAL, "<s>", "</s>"),
+        "zephyr": (ZEPHYR, "<s>", "</s>"),
+        "gemma": (GEMMA, "<bos>", "<eos>"),
+        "llama2": (LLAMA2, "<s>", "</s>"),
+        "phi3": (PHI3, "<s>", "<|endoftext|>"),
+        "namespace": (NAMESPACE, "<s>", "</s>"),
+    }
+    with open(sys.argv[2] if len(sys.argv) > 2 else "tests/data/templates.jsonl", "w") as out:
+
+        def write(line):
+            out.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+        for name, (source, bos, eos) in templates.items():
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token=eos, chat_template=source)
+            write({"template": name, "source": source, "bos": bos or "", "eos": eos or ""})
+            for messages in conversations():
+                line = {"template": name, "messages": messages}
+                try:
+                    line["rendered"] = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                    if name == "smollm2":
+                        line["ids"] = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+                except Exception as error:
+                    line["rendered"] = None
+                    print(name, repr(error)[:100])
+                write(line)
+
+
+main()

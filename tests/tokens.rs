@@ -1,0 +1,136 @@
+//! Text to ids and conversations to text, against independent implementations: llama.cpp's tokenizer (`scripts/make_token_fixtures.py`)
+//! and transformers' chat templates (`scripts/make_template_fixtures.py`). The vocabulary is the default model's.
+
+use llmopt::model::{self, Model, OpenOptions};
+use llmopt::text::prompts::{InputFormat, PromptFiles};
+use llmopt::text::{ChatTemplate, Content, Message, Prompting, Segment, Tokenizer};
+use serde_json::Value;
+use std::sync::LazyLock;
+
+static MODEL: LazyLock<Model> =
+    LazyLock::new(|| model::open("smollm2-135m", &OpenOptions::default()).expect("the default model"));
+
+fn data(name: &str) -> Vec<Value> {
+    let path = format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect()
+}
+
+#[test]
+fn awkward_texts_have_the_ids_that_llama_cpp_gives_them() {
+    for pre in ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"] {
+        let mut vocabulary = MODEL.vocabulary.clone();
+        vocabulary.pre = pre.to_string();
+        let tokenizer = Tokenizer::build(&vocabulary).unwrap();
+        let cases = data(&format!("tokens-{pre}.jsonl"));
+        assert!(cases.iter().filter(|c| c["control"] == false).count() >= 500);
+        let mut wrong = Vec::new();
+        for case in &cases {
+            let text = case["text"].as_str().unwrap();
+            let control = case["control"] == true;
+            let got = if control { tokenizer.encode_with_control(text) } else { tokenizer.encode(text) }.unwrap();
+            if got != ids(&case["ids"]) {
+                wrong.push(format!("{text:?} (control {control}): {got:?} for {}", case["ids"]));
+            }
+            assert!(tokenizer.least_tokens(text) <= got.len());
+            if !control {
+                assert!(got.iter().all(|&i| !tokenizer.is_control(i)), "{text:?}");
+                // Eight bytes that can occur in text have no token in this vocabulary.
+                let whole = !text.bytes().any(|b| matches!(b, 0x04 | 0x06 | 0x13 | 0x14 | 0x16 | 0x1d | 0xf1 | 0xf2));
+                assert!(!whole || tokenizer.decode(&got) == text, "{text:?} came back as {:?}", tokenizer.decode(&got));
+            }
+        }
+        assert!(wrong.is_empty(), "{pre}: {} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    }
+}
+
+#[test]
+fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
+    let prompting = Prompting::new(&MODEL).unwrap();
+    let mut template: Option<(String, ChatTemplate)> = None;
+    let (mut rendered, mut raised, mut tokenized) = (0, 0, 0);
+    for case in data("templates.jsonl") {
+        let name = case["template"].as_str().unwrap();
+        if let Some(source) = case["source"].as_str() {
+            let text = |field: &str| case[field].as_str().unwrap();
+            template = Some((
+                name.to_string(),
+                ChatTemplate::compile(source, text("bos"), text("eos")).unwrap_or_else(|e| panic!("{name}: {e}")),
+            ));
+            continue;
+        }
+        let (owner, template) = template.as_ref().unwrap();
+        assert_eq!(owner, name);
+        let text = |v: &Value| v.as_str().unwrap().to_string();
+        let turns = case["messages"].as_array().unwrap();
+        let messages: Vec<Message> =
+            turns.iter().map(|m| Message { role: text(&m["role"]), content: text(&m["content"]) }).collect();
+        let Some(expected) = case["rendered"].as_str() else {
+            assert!(template.splice(&messages).is_err(), "{name}: transformers raises for {messages:?}");
+            raised += 1;
+            continue;
+        };
+        assert_eq!(template.render(&messages).as_deref(), Ok(expected), "{name}: {messages:?}");
+        rendered += 1;
+        // Where no message is dropped or rewritten, the parts put together are the text.
+        match template.splice(&messages) {
+            Ok(segments) => {
+                let whole: String = segments
+                    .iter()
+                    .map(|s| match s {
+                        Segment::Scaffold(t) | Segment::Content(t) => &t[..],
+                    })
+                    .collect();
+                assert_eq!(whole, expected, "{name}: {messages:?}");
+            }
+            Err(error) => assert!(["leaves out", "rewrites", "repeats"].iter().any(|w| error.contains(w)), "{name}: {error}"),
+        }
+        if case["ids"].is_array() {
+            assert_eq!(
+                prompting.prompt_ids(&Content::Messages(messages.clone()), None, false).unwrap(),
+                ids(&case["ids"]),
+                "{name}: {messages:?}"
+            );
+            tokenized += 1;
+        }
+    }
+    assert!(rendered >= 150 && raised >= 10 && tokenized >= 15, "{rendered} {raised} {tokenized}");
+}
+
+#[test]
+fn huge_texts_are_refused_with_a_count_before_any_work_and_never_cut() {
+    let prompting = Prompting::new(&MODEL).unwrap();
+    for text in
+        [" ".repeat(1_200_000), "x".repeat(100_000_000), "a ".repeat(256_000), "\u{4}".repeat(1_200_000) + &"é".repeat(600_000)]
+    {
+        let error = prompting.prompt_ids(&Content::Text(text), None, false).unwrap_err();
+        assert_eq!(error.code(), "prompt_too_long");
+        let message = error.to_string();
+        let limit = MODEL.spec.context.to_string();
+        assert!(message.contains(&limit) && message.contains("tokens"), "{message}");
+    }
+    // Half a million spaces are few tokens, and all of them.
+    let spaces = " ".repeat(500_000);
+    let ids = prompting.tokenizer().encode(&spaces).unwrap();
+    assert_eq!(prompting.tokenizer().decode(&ids), spaces);
+}
+
+#[test]
+fn a_batch_and_a_tokenizer_for_one_request_give_the_ids_of_the_shared_one() {
+    let prompting = Prompting::new(&MODEL).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.txt");
+    std::fs::write(&path, "What is 2+2?\n <|im_end|>\nprivé 🦀\n").unwrap();
+    let files = PromptFiles::open(&[path], Some(InputFormat::Txt)).unwrap();
+    for record in files.reader() {
+        let content = record.unwrap().asked.unwrap().content;
+        let shared = prompting.prompt_ids(&content, Some("Be brief."), false).unwrap();
+        assert_eq!(prompting.prompt_ids_rebuilt(&content, Some("Be brief."), false).unwrap(), shared);
+        let again = llmopt::text::Prompt { content: &content, system: Some("Be brief."), raw: false };
+        assert_eq!(prompting.prompt_ids_batch(&[again, again]), [Ok(shared.clone()), Ok(shared.clone())]);
+        assert_eq!(shared.iter().filter(|&&i| i == 1).count(), 3, "one <|im_start|> a turn");
+    }
+}
