@@ -1,7 +1,20 @@
 //! Workload, plan, trials, statistics, result, gate. In: a model and a plan. Out: a result as plain data. It formats nothing.
 
 pub mod comparison;
+pub mod answers;
+pub mod children;
+pub mod clients;
+#[cfg(test)]
+pub mod example;
+pub mod gate;
+pub mod plan;
 pub mod quality;
+pub mod result;
+pub mod rows;
+pub mod run;
 pub mod speed;
 pub mod statistics;
 pub mod verdict;
+pub mod trial;
+pub mod workload;
+pub mod yardstick;

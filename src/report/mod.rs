@@ -4,6 +4,8 @@
 pub mod compare;
 pub mod format;
 pub mod histograms;
+pub mod machine;
+pub mod speedup;
 
 pub use format::Format;
 

@@ -3,7 +3,7 @@
 use super::bar_lines;
 use crate::report::{Align, Block, Report, Table};
 use crate::units::shown;
-use comfy_table::{CellAlignment, ContentArrangement, LineStyle, TableStyle};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, TableStyle, Width};
 
 /// A line under the header and none elsewhere: rows stay one line each.
 const STYLE: TableStyle = TableStyle::new()
@@ -13,21 +13,28 @@ const STYLE: TableStyle = TableStyle::new()
 /// Narrower than this is not tried.
 const LEAST_WIDTH: usize = 80;
 
-/// A table at most `width` columns wide; long cells are wrapped.
+/// A table at most `width` columns wide; long cells are wrapped, those of the first column last.
 pub fn table(table: &Table, width: usize) -> String {
+    let width = width.max(LEAST_WIDTH).min(u16::MAX.into());
     let mut out = comfy_table::Table::new();
     out.load_style(STYLE).force_no_tty().set_content_arrangement(ContentArrangement::Dynamic);
-    out.set_width(width.max(LEAST_WIDTH).min(u16::MAX.into()) as u16);
+    out.set_width(width as u16);
     out.set_header(table.columns.iter().map(|c| shown(&c.title)));
     for row in &table.rows {
         out.add_row(row.iter().map(|c| shown(&c.shown)));
     }
-    let last = table.columns.len().saturating_sub(1);
+    let natural: Vec<usize> = out.column_max_content_widths().into_iter().map(usize::from).collect();
+    let gaps = table.columns.len().saturating_sub(1);
+    let gap = if natural.iter().sum::<usize>() + 2 * gaps <= width { 2 } else { 1 };
     for (i, column) in table.columns.iter().enumerate() {
         if let Some(c) = out.column_mut(i) {
-            c.set_padding((0, if i == last { 0 } else { 2 }));
+            c.set_padding((0, if i == gaps { 0 } else { gap }));
             if column.align == Align::Right {
                 c.set_cell_alignment(CellAlignment::Right);
+            }
+            if i == 0 && gaps > 0 {
+                let least = natural[0].min(width * 3 / 10) as u16 + gap;
+                c.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least)));
             }
         }
     }

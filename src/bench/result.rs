@@ -1,0 +1,357 @@
+//! A bench's result as plain data: what ran on what, every sample, written whole after every round and read back by the gate and by
+//! `compare`. In: measurements. Out: `result.json`. It judges nothing (see `rows`, `gate`).
+
+use super::answers::Tally;
+use super::plan::{Pair, Phases, Row};
+use crate::machine::Machine;
+use crate::pipeline::StageTimes;
+use crate::roofline::ReferenceRates;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Version of the fields below; a file of another version is refused.
+pub const SCHEMA: u32 = 1;
+
+/// What `schema_name` says, so that other JSON files are recognised as such.
+pub const SCHEMA_NAME: &str = "llmopt-bench";
+
+/// A larger file is not read: the largest plan with 100 rounds stays below a tenth of this.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// Everything a bench measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BenchResult {
+    pub schema_name: String,
+    pub schema: u32,
+    /// False in a file written while the bench still ran, or was interrupted.
+    pub complete: bool,
+    /// Made with `--quick`: small slices, few rounds; no gate takes it.
+    pub quick: bool,
+    /// UTC, `2026-11-23T12:00:00Z`.
+    pub started: String,
+    pub command: Vec<String>,
+    /// Version of this program.
+    pub version: String,
+    /// Commit of the source tree that the program lies in, `+` if changed, where known.
+    pub commit: Option<String>,
+    pub machine: Machine,
+    pub model: ModelFacts,
+    pub workload: WorkloadFacts,
+    pub phases: Phases,
+    pub threads: usize,
+    pub batch: usize,
+    /// Seed of the orders.
+    pub seed: u64,
+    pub configs: Vec<ConfigFacts>,
+    pub rows: Vec<Row>,
+    /// Indices of configurations: where it starts, everything on, and that again.
+    pub start: usize,
+    pub everything: usize,
+    pub again: usize,
+    pub rounds: Vec<Round>,
+    /// Fresh processes.
+    pub starts: Vec<Start>,
+    pub hit: Option<Hit>,
+    /// What became of the answers, for each row and pair.
+    pub answers: Vec<RowAnswers>,
+    pub yardstick: Option<Yardstick>,
+    pub clients: Vec<Clients>,
+    /// What was left out and why, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Which model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    pub name: String,
+    /// SHA-256.
+    pub digest: String,
+}
+
+/// Which prompts, and what they let an optimization gain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadFacts {
+    pub name: String,
+    /// SHA-256 over slices and generation settings.
+    pub digest: String,
+    pub slices: usize,
+    /// Prompts of all slices.
+    pub prompts: usize,
+    /// Of these, exact repeats of an earlier prompt of their slice.
+    pub repeats: usize,
+    /// The usual limit of tokens.
+    pub max_tokens: usize,
+    pub temperature: f32,
+}
+
+/// One configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConfigFacts {
+    pub label: String,
+    /// Optimizations that are on.
+    pub on: Vec<String>,
+    /// Storage in use, and why.
+    pub dtype: String,
+    pub reason: String,
+    pub kernels: Vec<String>,
+}
+
+/// Every configuration once, on one slice.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    pub slice: usize,
+    /// Medians of the fixed reference around the trials of everything-on.
+    pub reference: ReferenceRates,
+    /// In the order in which they ran.
+    pub samples: Vec<Sample>,
+}
+
+/// One trial.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Index of the configuration.
+    pub config: usize,
+    /// Wall time from the first prompt's acceptance to the last answer.
+    pub seconds: f64,
+    pub prompt_tokens: u64,
+    /// Tokens of all answers.
+    pub completion_tokens: u64,
+    /// Of these, generated (not repeated from memory).
+    pub generated_tokens: u64,
+    /// Answers that were not generated for their record.
+    pub cached: u64,
+    /// Forward-pass rows of those answers: 0, or the cache does not do what it says.
+    pub cached_rows: u64,
+    /// Answers that ended before their limit.
+    pub early: u64,
+    pub answers: u64,
+    pub stages: StageTimes,
+    /// Share of the machine's time stolen by the hypervisor, and taken by other processes, where known.
+    pub stolen: Option<f64>,
+    pub others: Option<f64>,
+}
+
+/// A fresh process: load, first request, second request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// Which pair of processes, from 0.
+    pub pair: usize,
+    /// `start`, `start + warmup`, `everything`, `everything - warmup`.
+    pub what: String,
+    /// Process start to the first request's acceptance, warm-up included.
+    pub ready_s: f64,
+    pub first_s: f64,
+    pub second_s: f64,
+    /// The kernel's high-water mark of resident memory.
+    pub peak_rss: Option<u64>,
+}
+
+/// A prompt generated and then answered from memory.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Hit {
+    pub prompts: usize,
+    /// Seconds to generate all of them, one after the other.
+    pub generated_s: f64,
+    /// Seconds to answer all of them again.
+    pub repeated_s: f64,
+    /// Forward passes while they were answered again.
+    pub forward_passes: u64,
+}
+
+/// What became of a row's answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RowAnswers {
+    pub row: String,
+    pub pair: Pair,
+    pub tally: Tally,
+}
+
+/// Stock candle-transformers and our own storages on the same slices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Yardstick {
+    /// Seconds per slice, by name (`candle f32`, `f32`, `bf16`, …); all lists are equally long, paired by slice.
+    pub seconds: Vec<(String, Vec<f64>)>,
+    /// Tokens generated per slice by each.
+    pub tokens: Vec<(String, Vec<u64>)>,
+}
+
+/// Closed-loop clients.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Clients {
+    pub clients: usize,
+    /// `queue` on.
+    pub queue: bool,
+    pub requests: u64,
+    pub seconds: f64,
+    pub generated_tokens: u64,
+    /// Milliseconds, acceptance to the end, of every request.
+    pub latency_ms: Vec<f64>,
+    /// Milliseconds, acceptance to the first token, of every request.
+    pub ttft_ms: Vec<f64>,
+}
+
+impl Round {
+    /// The trial of this configuration.
+    pub fn of(&self, config: usize) -> Option<&Sample> {
+        self.samples.iter().find(|s| s.config == config)
+    }
+}
+
+impl BenchResult {
+    /// As JSON, one line per sample so that a diff can be read.
+    pub fn to_json(&self) -> String {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        let rounds = value.get_mut("rounds").map(serde_json::Value::take).unwrap_or_default();
+        let mut lines = Vec::new();
+        for round in rounds.as_array().into_iter().flatten() {
+            let samples: Vec<String> = round["samples"].as_array().into_iter().flatten().map(|s| format!("      {s}")).collect();
+            lines.push(format!(
+                "    {{ \"slice\": {}, \"reference\": {}, \"samples\": [\n{}\n    ] }}",
+                round["slice"],
+                round["reference"],
+                samples.join(",\n")
+            ));
+        }
+        let rounds = if lines.is_empty() { "[]".to_string() } else { format!("[\n{}\n  ]", lines.join(",\n")) };
+        value["rounds"] = serde_json::Value::Null;
+        format!("{value:#}\n").replacen("\"rounds\": null", &format!("\"rounds\": {rounds}"), 1)
+    }
+
+    /// Reads and checks a file. The error is one line that names it.
+    pub fn read(path: &Path) -> Result<BenchResult, String> {
+        let shown = crate::units::shown(&path.display().to_string());
+        let path = if path.is_dir() { &path.join("result.json") } else { path };
+        let told = |e: std::io::Error| format!("{shown}: cannot be read: {e}");
+        let meta = std::fs::metadata(path).map_err(told)?;
+        if !meta.is_file() {
+            return Err(format!("{shown}: is not a file; a result.json of llmopt bench would work"));
+        }
+        if meta.len() > MOST_BYTES {
+            return Err(format!("{shown}: has {} bytes; a result.json of llmopt bench has far fewer", meta.len()));
+        }
+        let text = std::fs::read_to_string(path).map_err(told)?;
+        BenchResult::parse(&text).map_err(|e| format!("{shown}: {e}"))
+    }
+
+    /// Reads and checks text.
+    pub fn parse(text: &str) -> Result<BenchResult, String> {
+        let value: serde_json::Value = serde_json::from_str(text)
+            .map_err(|e| format!("line {}: is not JSON ({e}); a result.json of llmopt bench would work", e.line()))?;
+        match (value["schema_name"].as_str(), value["schema"].as_u64()) {
+            (Some(SCHEMA_NAME), Some(v)) if v == u64::from(SCHEMA) => {}
+            (Some(SCHEMA_NAME), Some(v)) => {
+                return Err(format!("has schema {v}, this program writes and reads {SCHEMA}; make it anew with this version"));
+            }
+            _ => return Err("is not a result.json of llmopt bench (no schema_name, schema)".into()),
+        }
+        let result: BenchResult = serde_json::from_str(text).map_err(|e| {
+            let what = e.to_string();
+            format!("line {}: {}", e.line(), crate::units::shown(&what))
+        })?;
+        result.check()?;
+        Ok(result)
+    }
+
+    /// Numbers that cannot be, and indices that lead nowhere.
+    fn check(&self) -> Result<(), String> {
+        let configs = self.configs.len();
+        let indices = [self.start, self.everything, self.again];
+        let pairs = self.rows.iter().flat_map(|r| [r.alone, r.removed, r.cumulative]).flatten();
+        let mut of_rows = pairs.flat_map(|p| [p.without, p.with]);
+        if indices.iter().any(|i| *i >= configs) || of_rows.any(|i| i >= configs) {
+            return Err(format!("a row names a configuration that is not there ({configs} are)"));
+        }
+        for (i, round) in self.rounds.iter().enumerate() {
+            let rates = [round.reference.read, round.reference.fma];
+            if !rates.iter().all(|r| r.is_finite() && *r > 0.0) {
+                return Err(format!("round {}: reference: rates must be numbers above 0", i + 1));
+            }
+            for config in 0..configs {
+                let times = round.samples.iter().filter(|s| s.config == config).count();
+                if times != 1 {
+                    return Err(format!("round {}: has {times} samples of configuration {config}, must have 1", i + 1));
+                }
+            }
+            if let Some(s) = round.samples.iter().find(|s| s.config >= configs) {
+                return Err(format!("round {}: config: {} of {configs} configurations", i + 1, s.config));
+            }
+            if let Some(s) = round.samples.iter().find(|s| !(s.seconds.is_finite() && s.seconds > 0.0)) {
+                return Err(format!("round {}: seconds: {} must be a number above 0", i + 1, s.seconds));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file whole or not at all: beside it, flushed to the disk, then renamed.
+pub fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Temporary files are private; results are for everybody, as the umask of other files has it.
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    }
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::example::{as_expected, result};
+    use super::*;
+
+    #[test]
+    fn a_result_survives_writing_and_reading() {
+        let before = result(3, 0.02, 1, as_expected);
+        let text = before.to_json();
+        assert_eq!(BenchResult::parse(&text).unwrap(), before);
+        assert_eq!(text.lines().filter(|l| l.contains("\"generated_tokens\"")).count(), 27, "a line per sample");
+    }
+
+    #[test]
+    fn files_that_cannot_be_trusted_are_refused_with_a_line() {
+        let good = result(2, 0.02, 1, as_expected).to_json();
+        let edited = |edit: fn(&mut serde_json::Value)| {
+            let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
+            edit(&mut value);
+            value.to_string()
+        };
+        let cases = [
+            (String::new(), "line 1: is not JSON"),
+            ("{}".into(), "no schema_name"),
+            ("[1, 2]".into(), "no schema_name"),
+            ("optimization,phase\nprecision,1\n".into(), "is not JSON"),
+            (good[..good.len() / 2].to_string(), "is not JSON"),
+            (good.replacen("\"seconds\":", "\"seconds\":NaN,\"x\":", 1), "is not JSON"),
+            (edited(|v| v["schema"] = 99.into()), "schema 99"),
+            (edited(|v| v["rounds"][0]["samples"][0]["seconds"] = (-1.0).into()), "seconds"),
+            (edited(|v| v["rounds"][0]["samples"][0]["seconds"] = serde_json::Value::Null), "invalid type: null"),
+            (edited(|v| drop(v["rounds"][0]["samples"][0].as_object_mut().unwrap().remove("seconds"))), "missing field `seconds`"),
+            (edited(|v| drop(v["rounds"][1]["samples"].as_array_mut().unwrap().pop())), "has 0 samples"),
+            (edited(|v| v["rounds"][1]["samples"][0]["config"] = 77.into()), "samples of configuration"),
+            (edited(|v| v["rounds"][1]["reference"]["read"] = 0.0.into()), "round 2: reference"),
+            (edited(|v| v["everything"] = 1000.into()), "not there"),
+            (edited(|v| drop(v.as_object_mut().unwrap().remove("machine"))), "missing field `machine`"),
+        ];
+        for (text, word) in cases {
+            let error = BenchResult::parse(&text).unwrap_err();
+            assert!(error.contains(word) && !error.contains('\n'), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn files_are_written_whole_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("result.json");
+        write_whole(&path, "one").unwrap();
+        write_whole(&path, "two").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(write_whole(&folder.path().join("no/such/folder"), "x").is_err());
+    }
+}

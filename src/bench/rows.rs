@@ -1,0 +1,254 @@
+//! From samples to the table's rows: ratios with intervals, verdicts, answers. In: a [`BenchResult`]. Out: [`Analysis`], plain data.
+
+use super::answers::{Seen, Tally};
+use super::plan::{self, Basis, Pair};
+use super::result::{BenchResult, Round};
+use super::statistics::{self, Interval, Sight, Verdict, judge, mean_interval};
+use crate::optimizations::{self, Promise};
+use serde::{Deserialize, Serialize};
+
+/// A measured ratio.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Ratio {
+    /// With its interval.
+    pub interval: Interval,
+    /// It divides seconds per generated token, because the sides generated different numbers of tokens.
+    pub per_token: bool,
+}
+
+/// A line of the table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowResult {
+    /// The optimization's name, or a total's.
+    pub name: String,
+    /// See [`plan::Row`].
+    pub alone: Option<Ratio>,
+    /// See [`plan::Row`].
+    pub removed: Option<Ratio>,
+    /// See [`plan::Row`].
+    pub cumulative: Option<Ratio>,
+    /// What the audit expects, and whether it came true.
+    pub expected: Option<(f64, f64)>,
+    /// `None` where the audit gives no range or nothing was measured.
+    pub verdict: Option<Verdict>,
+    /// What became of the answers.
+    pub answers: Option<Seen>,
+    /// The promise and the first prompt that breaks it.
+    pub broken: Option<(Promise, String)>,
+}
+
+/// All rows, and what they rest on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Analysis {
+    /// In the table's order.
+    pub rows: Vec<RowResult>,
+    /// What the machine let us see.
+    pub sight: Sight,
+    /// Medians over all trials: stolen by the hypervisor, taken by other processes.
+    pub stolen: Option<f64>,
+    /// See `stolen`.
+    pub others: Option<f64>,
+}
+
+/// Logarithm of the pair's ratio in one round; `per_token` divides seconds per generated token.
+fn log_ratio(round: &Round, pair: &Pair, per_token: bool) -> Option<f64> {
+    let (a, b) = (round.of(pair.without)?, round.of(pair.with)?);
+    let seconds = (a.seconds / b.seconds).ln();
+    if !per_token {
+        return Some(seconds);
+    }
+    let tokens = a.generated_tokens as f64 / b.generated_tokens as f64;
+    Some(seconds - tokens.ln()).filter(|l| l.is_finite())
+}
+
+/// Logarithms of a pair's ratios, one per round, and whether they are per token.
+pub fn logs(rounds: &[Round], pair: &Pair) -> (Vec<f64>, bool) {
+    let differ = |r: &Round| r.of(pair.without).map(|s| s.generated_tokens) != r.of(pair.with).map(|s| s.generated_tokens);
+    let per_token = pair.basis == Basis::SecondsOrPerToken && rounds.iter().any(differ);
+    (rounds.iter().filter_map(|r| log_ratio(r, pair, per_token)).collect(), per_token)
+}
+
+fn ratio(rounds: &[Round], pair: Option<Pair>) -> Option<Ratio> {
+    let (logs, per_token) = logs(rounds, &pair?);
+    Some(Ratio { interval: Interval::of_logs(&logs)?, per_token })
+}
+
+/// Ratio of first requests in fresh processes, paired.
+fn first_request(result: &BenchResult, without: &str, with: &str) -> Option<Ratio> {
+    let first = |what: &str, pair: usize| result.starts.iter().find(|s| s.pair == pair && s.what == what).map(|s| s.first_s);
+    let pairs = result.starts.iter().map(|s| s.pair + 1).max()?;
+    let logs: Vec<f64> = (0..pairs).filter_map(|p| Some((first(without, p)? / first(with, p)?).ln())).collect();
+    Some(Ratio { interval: Interval::of_logs(&logs)?, per_token: false })
+}
+
+/// All pairs whose intervals the stopping rule watches: `alone` of every row.
+pub fn watched(result: &BenchResult) -> Vec<Vec<f64>> {
+    result.rows.iter().filter_map(|r| r.alone).map(|pair| logs(&result.rounds, &pair).0).collect()
+}
+
+/// The A/A pair.
+pub fn a_a(result: &BenchResult) -> Pair {
+    Pair { without: result.everything, with: result.again, basis: Basis::Seconds }
+}
+
+/// Works everything out.
+pub fn analyse(result: &BenchResult) -> Analysis {
+    let rounds = &result.rounds;
+    let of_samples = |f: fn(&super::result::Sample) -> Option<f64>| {
+        statistics::median(&rounds.iter().flat_map(|r| &r.samples).filter_map(f).collect::<Vec<_>>())
+    };
+    let (stolen, others) = (of_samples(|s| s.stolen), of_samples(|s| s.others));
+    let busy = match (stolen, others) {
+        (None, None) => None,
+        (s, o) => Some(s.unwrap_or(0.0) + o.unwrap_or(0.0)),
+    };
+    let smallest = statistics::smallest_effect(&logs(rounds, &a_a(result)).0);
+    let sight = Sight { rounds: rounds.len(), smallest, busy };
+    let rows = result.rows.iter().map(|row| {
+        let mut tally = Tally::default();
+        result.answers.iter().filter(|a| a.row == row.name).for_each(|a| tally.merge(&a.tally));
+        let alone_seen =
+            result.answers.iter().find(|a| a.row == row.name && Some(a.pair) == row.alone).and_then(|a| a.tally.seen());
+        let promise = optimizations::find(&row.name).map(|o| o.answers);
+        let broken = promise.and_then(|p| Some((p, tally.broken(p)?.to_string())));
+        let (alone, removed) = match row.name.as_str() {
+            "warmup" => {
+                (first_request(result, "start", "start + warmup"), first_request(result, "everything - warmup", "everything"))
+            }
+            _ => (ratio(rounds, row.alone), ratio(rounds, row.removed)),
+        };
+        let expected = plan::expected(&row.name);
+        let verdict = match (expected, alone) {
+            (Some((low, _)), Some(_)) if low.is_infinite() => cache_verdict(result),
+            (Some(range), Some(ratio)) => Some(judge(&ratio.interval, range, &sight)),
+            _ => None,
+        };
+        RowResult {
+            name: row.name.clone(),
+            alone,
+            removed,
+            cumulative: ratio(rounds, row.cumulative),
+            expected,
+            verdict,
+            answers: alone_seen.or(tally.seen()),
+            broken,
+        }
+    });
+    Analysis { rows: rows.collect(), sight, stolen, others }
+}
+
+/// `within` if there were hits and none of them ran a forward step; `below` if one did; `unclear` if there was no hit to look at.
+fn cache_verdict(result: &BenchResult) -> Option<Verdict> {
+    let samples = || result.rounds.iter().flat_map(|r| &r.samples);
+    let hits: u64 = samples().map(|s| s.cached).sum();
+    let rows: u64 = samples().map(|s| s.cached_rows).sum();
+    let passes = result.hit.map_or(0, |h| h.forward_passes);
+    Some(match (hits, rows + passes) {
+        (0, 0) => Verdict::Unclear,
+        (_, 0) => Verdict::Within,
+        _ => Verdict::Below,
+    })
+}
+
+impl Analysis {
+    /// The row of this name.
+    pub fn row(&self, name: &str) -> Option<&RowResult> {
+        self.rows.iter().find(|r| r.name == name)
+    }
+
+    /// The first broken promise: row, promise, prompt.
+    pub fn broken(&self) -> Option<(&str, Promise, &str)> {
+        self.rows.iter().find_map(|r| r.broken.as_ref().map(|(promise, prompt)| (r.name.as_str(), *promise, prompt.as_str())))
+    }
+}
+
+/// Logarithms of tokens a second of everything-on over the fixed reference, one per round (both trials of the A/A pair count).
+pub fn normalised_speed(result: &BenchResult) -> Vec<f64> {
+    let speed = |round: &Round| {
+        let (a, b) = (round.of(result.everything)?, round.of(result.again)?);
+        let tokens = (a.completion_tokens + b.completion_tokens) as f64;
+        Some((tokens / (a.seconds + b.seconds) / round.reference.score()).ln()).filter(|l| l.is_finite())
+    };
+    result.rounds.iter().filter_map(speed).collect()
+}
+
+/// Mean and half-width of [`normalised_speed`].
+pub fn normalised_interval(result: &BenchResult) -> Option<(f64, f64)> {
+    mean_interval(&normalised_speed(result))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::example::{as_expected, result};
+    use super::*;
+
+    #[test]
+    fn ratios_and_verdicts_come_out_as_they_were_put_in() {
+        let analysis = analyse(&result(8, 0.01, 3, as_expected));
+        let row = |name: &str| analysis.row(name).unwrap();
+        for (name, ratio, verdict) in [("precision", 1.4, "within"), ("greedy", 1.4, "within"), ("early-stop", 1.25, "within")] {
+            let alone = row(name).alone.unwrap();
+            assert!((alone.interval.ratio / ratio - 1.0).abs() < 0.02, "{name}: {alone:?}");
+            assert_eq!(row(name).verdict.map(Verdict::name), Some(verdict), "{name}");
+        }
+        assert_eq!(row("cache").verdict, Some(Verdict::Within));
+        // 4.0 is the upper edge of the total's range, and above phase 1's lower one.
+        assert_eq!(row("total").verdict, Some(Verdict::Unclear));
+        assert_eq!(row("phase-1").verdict, Some(Verdict::Within));
+        assert!(row("mask").alone.is_none() && row("mask").verdict.is_none());
+        assert!(analysis.broken().is_none());
+    }
+
+    #[test]
+    fn a_hit_that_ran_a_forward_step_is_no_hit() {
+        let mut with_rows = result(6, 0.01, 3, as_expected);
+        with_rows.rounds[2].samples.iter_mut().for_each(|s| s.cached_rows = u64::from(s.cached > 0));
+        assert_eq!(analyse(&with_rows).row("cache").unwrap().verdict, Some(Verdict::Below));
+        let mut without_hits = result(6, 0.01, 3, as_expected);
+        without_hits.rounds.iter_mut().flat_map(|r| &mut r.samples).for_each(|s| s.cached = 0);
+        assert_eq!(analyse(&without_hits).row("cache").unwrap().verdict, Some(Verdict::Unclear));
+    }
+
+    #[test]
+    fn other_numbers_of_tokens_turn_a_ratio_into_one_per_token_but_not_for_cache_and_early_stop() {
+        let mut longer = result(6, 0.0, 3, as_expected);
+        let greedy = longer.configs.iter().position(|c| c.label == "baseline + greedy").unwrap();
+        let early = longer.configs.iter().position(|c| c.label == "baseline + early-stop").unwrap();
+        for round in &mut longer.rounds {
+            round.samples[greedy].generated_tokens *= 2;
+            round.samples[early].generated_tokens /= 2;
+        }
+        let analysis = analyse(&longer);
+        let greedy = analysis.row("greedy").unwrap().alone.unwrap();
+        assert!(greedy.per_token && (greedy.interval.ratio - 2.8).abs() < 1e-9, "{greedy:?}");
+        let early = analysis.row("early-stop").unwrap().alone.unwrap();
+        assert!(!early.per_token && (early.interval.ratio - 1.25).abs() < 1e-9, "{early:?}");
+        assert!(!analysis.row("cache").unwrap().alone.unwrap().per_token);
+    }
+
+    #[test]
+    fn a_busy_machine_and_few_rounds_make_every_judged_row_unclear() {
+        let mut busy = result(8, 0.01, 3, as_expected);
+        busy.rounds.iter_mut().flat_map(|r| &mut r.samples).for_each(|s| s.others = Some(0.6));
+        for result in [busy, result(5, 0.01, 3, as_expected)] {
+            for row in analyse(&result).rows.iter().filter(|r| r.name != "cache") {
+                assert!(row.verdict.is_none_or(|v| v == Verdict::Unclear), "{row:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_promise_names_row_and_prompt() {
+        let mut broken = result(6, 0.01, 3, as_expected);
+        let cache = broken.answers.iter_mut().find(|a| a.row == "cache").unwrap();
+        cache.tally.identical -= 1;
+        cache.tally.first_not_identical = Some("07-again".into());
+        let analysis = analyse(&broken);
+        assert_eq!(analysis.broken(), Some(("cache", Promise::Identical, "07-again")));
+        // Answers of a row that may differ break nothing.
+        let mut differs = result(6, 0.01, 3, as_expected);
+        let greedy = differs.answers.iter_mut().find(|a| a.row == "greedy").unwrap();
+        greedy.tally.first_not_identical = Some("01".into());
+        assert!(analyse(&differs).broken().is_none());
+    }
+}

@@ -1,0 +1,381 @@
+//! The bench itself: prepare every configuration, measure what fresh processes, candle and clients have to tell, then rounds until the
+//! intervals are narrow or the time is over. In: a [`Job`]. Out: a [`BenchResult`] and latency histograms. It prints nothing; a watcher is
+//! told of everything that takes long, and after every round.
+
+use super::answers::Given;
+use super::children::Child;
+use super::plan::Plan;
+use super::result::{BenchResult, ConfigFacts, Hit, Round, RowAnswers, Yardstick};
+use super::statistics::{self, Random};
+use super::trial::{self, BenchError};
+use super::workload::Workload;
+use super::yardstick::Candle;
+use super::{clients, rows};
+use crate::kernels::Format;
+use crate::optimizations::Set;
+use crate::pipeline::{Control, DtypePolicy, Latencies, Loaded, Options, Pipeline, PipelineConfig, Prompt, Stopping};
+use crate::roofline::{Reference, ReferenceRates};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What to measure.
+pub struct Job<'a> {
+    pub loaded: Arc<Loaded>,
+    pub options: Options,
+    /// The audit's starting point with the dtype asked for and the sizes.
+    pub base: PipelineConfig,
+    pub plan: Plan,
+    pub workload: Workload,
+    /// Not more rounds than these; without it, as many as the time allows and the intervals need.
+    pub rounds: Option<usize>,
+    pub deadline: Instant,
+    pub seed: u64,
+    /// How to start fresh processes; `None`: they are left out.
+    pub child: Option<Child>,
+    /// Pairs of fresh processes.
+    pub pairs: usize,
+    /// Slices of the yardstick; 0 leaves it out.
+    pub yardstick: usize,
+    /// Numbers of closed-loop clients.
+    pub clients: Vec<usize>,
+    pub control: &'a Control,
+}
+
+/// What a watcher is told.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Progress {
+    /// This configuration is being prepared (packing, first touch).
+    Preparing { done: usize, of: usize },
+    /// Fresh processes are being run.
+    Starts { done: usize, of: usize },
+    /// The yardstick is being measured.
+    Yardstick,
+    /// Clients are being simulated.
+    Clients { clients: usize },
+    /// What a round takes, and how many there is time for.
+    Estimate { round_s: f64, rounds: usize },
+    /// A trial of this round is over.
+    Trial { round: usize, done: usize, of: usize },
+    /// Rounds so far; the result is worth saving.
+    Round { done: usize, round_s: f64, left_s: f64 },
+}
+
+/// A watcher; its error ends the bench.
+pub type Watcher<'a> = &'a mut dyn FnMut(&BenchResult, Progress) -> Result<(), BenchError>;
+
+/// Extras may take this share of the time each.
+const SHARE: f64 = 0.15;
+
+/// Runs everything; `result` has the facts filled in and gets the measurements, `latencies` one set of histograms a configuration. On an error or an interruption
+/// the whole rounds stay in `result`.
+pub fn run(job: &Job, result: &mut BenchResult, latencies: &mut Vec<Latencies>, watch: Watcher) -> Result<(), BenchError> {
+    let begin = Instant::now();
+    let mut random = Random::new(job.seed);
+    let mut pipelines = prepare(job, result, watch)?;
+    latencies.resize_with(pipelines.len(), Latencies::default);
+    let share = job.deadline.saturating_duration_since(begin).mul_f64(SHARE);
+    starts(job, result, &mut random, share, watch)?;
+    hit(job, result)?;
+    yardstick(job, result, &mut random, share, watch)?;
+    load(job, result, share, watch)?;
+    rounds(job, result, &mut pipelines, latencies, &mut random, watch)?;
+    result.complete = true;
+    Ok(())
+}
+
+fn interrupted(control: &Control) -> Result<(), BenchError> {
+    if control.stopping() == Stopping::No { Ok(()) } else { Err(BenchError::Interrupted) }
+}
+
+/// Builds a pipeline for each configuration (weights of one kind are packed once) and has each answer a few tokens.
+fn prepare(job: &Job, result: &mut BenchResult, watch: Watcher) -> Result<Vec<Pipeline>, BenchError> {
+    let mut pipelines = Vec::new();
+    let of = job.plan.configs.len();
+    for config in &job.plan.configs {
+        interrupted(job.control)?;
+        watch(result, Progress::Preparing { done: pipelines.len(), of })?;
+        let mut pipeline = Pipeline::new(&job.loaded, &config.set.apply(&job.base), &job.options)?;
+        let prompts: Vec<Prompt> = job.workload.slices.iter().flatten().take(2).cloned().map(short).collect();
+        trial::run(&mut pipeline, 0, &prompts, job.control)?;
+        result.configs.push(ConfigFacts {
+            label: config.label.clone(),
+            on: config.set.iter().map(|o| o.name.to_string()).collect(),
+            dtype: pipeline.dtype().name.clone(),
+            reason: pipeline.dtype().reason.clone(),
+            kernels: pipeline.kernels().to_vec(),
+        });
+        pipelines.push(pipeline);
+    }
+    Ok(pipelines)
+}
+
+fn short(mut prompt: Prompt) -> Prompt {
+    prompt.generation.max_tokens = prompt.generation.max_tokens.min(2);
+    prompt
+}
+
+fn warmup() -> Set {
+    Set::of(|o| o.name == "warmup")
+}
+
+/// Warm-up, load time and peak memory, in fresh processes.
+fn starts(job: &Job, result: &mut BenchResult, random: &mut Random, share: Duration, watch: Watcher) -> Result<(), BenchError> {
+    let Some(child) = &job.child else { return Ok(()) };
+    let plan = &job.plan;
+    let mut what = vec![("start", plan.start_set), ("everything", plan.everything_set)];
+    if plan.everything_set.has("warmup") && !plan.start_set.has("warmup") {
+        what.push(("start + warmup", plan.start_set.with(warmup())));
+        what.push(("everything - warmup", plan.everything_set.without(warmup())));
+    }
+    let begin = Instant::now();
+    let mut told = Ok(());
+    let mut enough = |pair: usize| {
+        told = watch(result, Progress::Starts { done: pair, of: job.pairs }).and_then(|()| interrupted(job.control));
+        let next = begin.elapsed().mul_f64((pair + 1) as f64 / pair.max(1) as f64);
+        told.is_err() || (pair >= 2 && next > share)
+    };
+    let starts = child.pairs(&what, job.pairs, random, &mut enough)?;
+    told?;
+    let pairs = starts.len() / what.len();
+    if pairs < job.pairs {
+        result.notes.push(format!("fresh processes: {pairs} pairs of {} for want of time", job.pairs));
+    }
+    result.starts = starts;
+    Ok(())
+}
+
+/// What a hit of the answer cache is worth: prompts generated one after the other, then asked again.
+fn hit(job: &Job, result: &mut BenchResult) -> Result<(), BenchError> {
+    let cached = job.plan.start_set.with(Set::of(|o| o.name == "cache"));
+    let planned = job.plan.configs.iter().any(|c| c.set == cached);
+    if !planned || !cached.has("cache") {
+        return Ok(());
+    }
+    let mut pipeline = Pipeline::new(&job.loaded, &cached.apply(&job.base), &job.options)?;
+    let mut seen = HashSet::new();
+    let slice = job.workload.slices.iter().flatten().take(super::workload::SLICE);
+    let prompts: Vec<&Prompt> = slice.filter(|p| seen.insert(format!("{:?}", p.content))).take(3).collect();
+    pipeline.reset();
+    let mut hit = Hit { prompts: prompts.len(), generated_s: 0.0, repeated_s: 0.0, forward_passes: 0 };
+    for again in [false, true] {
+        for prompt in &prompts {
+            let trial = trial::answer(&mut pipeline, 0, &[short((*prompt).clone())], job.control)?;
+            if again {
+                hit.repeated_s += trial.sample.seconds;
+                hit.forward_passes += trial.sample.stages.forward_passes;
+            } else {
+                hit.generated_s += trial.sample.seconds;
+            }
+        }
+    }
+    result.hit = Some(hit);
+    Ok(())
+}
+
+/// candle and our own storages on the same slices.
+fn yardstick(
+    job: &Job,
+    result: &mut BenchResult,
+    random: &mut Random,
+    share: Duration,
+    watch: Watcher,
+) -> Result<(), BenchError> {
+    if job.yardstick == 0 {
+        return Ok(());
+    }
+    watch(result, Progress::Yardstick)?;
+    let begin = Instant::now();
+    let precision = Set::of(|o| o.name == "precision");
+    let mut ours = Vec::new();
+    for (name, set, dtype) in [
+        ("bf16-emulated (the audit's start)", Set::none(), DtypePolicy::Auto),
+        ("f32", precision, DtypePolicy::Fixed(Format::F32)),
+        ("bf16", precision, DtypePolicy::Fixed(Format::Bf16)),
+    ] {
+        let config = set.apply(&PipelineConfig { requested_dtype: dtype, ..job.base.clone() });
+        let mut pipeline = Pipeline::new(&job.loaded, &config, &job.options)?;
+        let prompts: Vec<Prompt> = job.workload.slices.iter().flatten().take(1).cloned().map(short).collect();
+        trial::run(&mut pipeline, 0, &prompts, job.control)?;
+        ours.push((name, pipeline));
+    }
+    let mut candle = match Candle::new(&job.loaded, job.base.sizes.batch) {
+        Ok(candle) => Some(candle),
+        Err(BenchError::Interrupted) => return Err(BenchError::Interrupted),
+        Err(error) => {
+            result.notes.push(format!("candle-transformers was left out: {error}"));
+            None
+        }
+    };
+    let mut names: Vec<String> = ours.iter().map(|o| o.0.to_string()).collect();
+    names.extend(candle.is_some().then(|| "candle-transformers f32".to_string()));
+    let mut seconds: Vec<(String, Vec<f64>)> = names.iter().map(|n| (n.clone(), Vec::new())).collect();
+    let mut tokens: Vec<(String, Vec<u64>)> = names.iter().map(|n| (n.clone(), Vec::new())).collect();
+    for (done, slice) in job.workload.slices.iter().cycle().take(job.yardstick).enumerate() {
+        let each = begin.elapsed().mul_f64(1.0 / done.max(1) as f64);
+        if done > 0 && begin.elapsed() + each > share {
+            result.notes.push(format!("yardstick: {done} slices of {} for want of time", job.yardstick));
+            break;
+        }
+        let mut order: Vec<usize> = (0..names.len()).collect();
+        random.shuffle(&mut order);
+        for i in order {
+            interrupted(job.control)?;
+            let (s, t) = match (ours.get_mut(i), &mut candle) {
+                (Some((_, pipeline)), _) => {
+                    let sample = trial::run(pipeline, 0, slice, job.control)?.sample;
+                    (sample.seconds, sample.generated_tokens)
+                }
+                (None, Some(candle)) => candle.run(slice, job.control)?,
+                (None, None) => continue,
+            };
+            seconds[i].1.push(s);
+            tokens[i].1.push(t);
+        }
+    }
+    result.yardstick = Some(Yardstick { seconds, tokens });
+    drop((ours, candle));
+    job.loaded.forget_unused_weights();
+    Ok(())
+}
+
+/// Closed-loop clients with `queue` on and off. The answer cache stays off: the prompts come round again.
+fn load(job: &Job, result: &mut BenchResult, share: Duration, watch: Watcher) -> Result<(), BenchError> {
+    let begin = Instant::now();
+    let prompts: Vec<Prompt> = job.workload.slices.iter().flatten().cloned().collect();
+    let on = job.plan.everything_set.without(Set::of(|o| o.name == "cache")).with(Set::of(|o| o.name == "queue"));
+    for &clients in &job.clients {
+        watch(result, Progress::Clients { clients })?;
+        for queue in [false, true] {
+            interrupted(job.control)?;
+            if !result.clients.is_empty() && begin.elapsed() > share {
+                result
+                    .notes
+                    .push(format!("{clients} clients, queue {}: left out for want of time", if queue { "on" } else { "off" }));
+                continue;
+            }
+            let set = if queue { on } else { on.without(Set::of(|o| o.name == "queue")) };
+            let mut pipeline = Pipeline::new(&job.loaded, &set.apply(&job.base), &job.options)?;
+            let requests = (4 * clients).clamp(12, 64);
+            result.clients.push(clients::run(&mut pipeline, queue, clients, requests, &prompts, job.control)?);
+        }
+    }
+    Ok(())
+}
+
+/// Medians of the reference, read and multiply-add apart.
+fn reference(times: &[ReferenceRates]) -> ReferenceRates {
+    let median = |f: fn(&ReferenceRates) -> f64| statistics::median(&times.iter().map(f).collect::<Vec<_>>()).unwrap_or(f64::NAN);
+    ReferenceRates { read: median(|r| r.read), fma: median(|r| r.fma) }
+}
+
+/// Rounds until the intervals are narrow, the time is over or there are as many as were asked for; at least two.
+fn rounds(
+    job: &Job,
+    result: &mut BenchResult,
+    pipelines: &mut [Pipeline],
+    latencies: &mut [Latencies],
+    random: &mut Random,
+    watch: Watcher,
+) -> Result<(), BenchError> {
+    let fixed = Reference::new(job.base.sizes.threads);
+    let mut slices: Vec<usize> = (0..job.workload.slices.len()).collect();
+    random.shuffle(&mut slices);
+    let configs = pipelines.len();
+    let mut longest = 0.0f64;
+    loop {
+        let done = result.rounds.len();
+        let left = job.deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+        let enough = match job.rounds {
+            Some(most) => done >= most,
+            None => done >= 2 && statistics::narrow_enough(rows::watched(result).iter().map(Vec::as_slice), done),
+        };
+        // The next round would not fit; two are needed for any interval at all.
+        if enough || (done >= 2 && longest > left) {
+            return Ok(());
+        }
+        let begin = Instant::now();
+        let slice = slices[done % slices.len()];
+        let mut order: Vec<usize> = (0..configs).collect();
+        random.shuffle(&mut order);
+        let mut samples = Vec::with_capacity(configs);
+        let mut answers: Vec<Vec<Given>> = vec![Vec::new(); configs];
+        let (mut references, mut measured) = (Vec::new(), Vec::with_capacity(configs));
+        for (i, &config) in order.iter().enumerate() {
+            interrupted(job.control)?;
+            let near = config == job.plan.everything || config == job.plan.again;
+            if near {
+                references.extend((0..3).map(|_| fixed.time()));
+            }
+            let trial = trial::run(&mut pipelines[config], config, &job.workload.slices[slice], job.control)?;
+            if near {
+                references.extend((0..3).map(|_| fixed.time()));
+            }
+            samples.push(trial.sample);
+            answers[config] = trial.answers;
+            measured.push((config, trial.latencies));
+            watch(result, Progress::Trial { round: done + 1, done: i + 1, of: configs })?;
+        }
+        check_answers(job, result, &answers);
+        for (config, l) in measured {
+            add(&mut latencies[config], &l);
+        }
+        result.rounds.push(Round { slice, reference: reference(&references), samples });
+        longest = longest.max(begin.elapsed().as_secs_f64());
+        let left = job.deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+        if done == 0 {
+            let more = (left / longest.max(1e-9)) as usize;
+            let rounds = job.rounds.unwrap_or(usize::MAX).min(1 + more).max(2);
+            watch(result, Progress::Estimate { round_s: longest, rounds })?;
+        }
+        watch(result, Progress::Round { done: done + 1, round_s: longest, left_s: left })?;
+    }
+}
+
+/// Adds a round's answers to the tallies of all pairs.
+fn check_answers(job: &Job, result: &mut BenchResult, answers: &[Vec<Given>]) {
+    for row in &job.plan.rows {
+        let mut pairs: Vec<_> = [row.alone, row.removed].into_iter().flatten().collect();
+        pairs.dedup();
+        for pair in pairs {
+            let at = result.answers.iter().position(|a| a.row == row.name && a.pair == pair).unwrap_or_else(|| {
+                result.answers.push(RowAnswers { row: row.name.clone(), pair, tally: Default::default() });
+                result.answers.len() - 1
+            });
+            result.answers[at].tally.add(&answers[pair.without], &answers[pair.with]);
+        }
+    }
+}
+
+fn add(to: &mut Latencies, from: &Latencies) {
+    // Histograms of the same bounds can always be added.
+    let _ = to.queue.add(&from.queue);
+    let _ = to.ttft.add(&from.ttft);
+    let _ = to.per_token.add(&from.per_token);
+    let _ = to.end_to_end.add(&from.end_to_end);
+}
+
+/// Token counts of the workload, for `--dry-run`: (prompts, prompt tokens).
+pub fn count(loaded: &Loaded, workload: &Workload) -> Result<(usize, usize), BenchError> {
+    let mut tokens = 0;
+    let mut prompts = 0;
+    for prompt in workload.slices.iter().flatten() {
+        let generation = &prompt.generation;
+        let ids = loaded.prompting().prompt_ids(&prompt.content, generation.system.as_deref(), generation.raw);
+        tokens += ids.map_err(|e| BenchError::Workload(format!("prompt {}: {e}", crate::units::shown(&prompt.id))))?.len();
+        prompts += 1;
+    }
+    Ok((prompts, tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_of_a_round_is_the_median_of_each_loop() {
+        let rate = |read, fma| ReferenceRates { read, fma };
+        let median = reference(&[rate(1.0, 9.0), rate(2.0, 8.0), rate(100.0, 1.0)]);
+        assert_eq!((median.read, median.fma), (2.0, 8.0));
+    }
+}
