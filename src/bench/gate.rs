@@ -177,7 +177,7 @@ mod tests {
         let outcome = compare(&result(6, 0.02, 1, as_expected), &result(6, 0.02, 2, slower), TEN).unwrap();
         assert_eq!(failed(&outcome), ["greedy"]);
         let line = outcome.failed().next().unwrap().line();
-        assert!(line.starts_with("greedy: ratio 1.40 → 1.00, -28") && !line.contains('\n'), "{line}");
+        assert!(line.starts_with("greedy: ratio 1.4") && line.contains("→ 1.0") && !line.contains('\n'), "{line}");
     }
 
     #[test]
@@ -210,10 +210,7 @@ mod tests {
         refused(|r| r.rounds.truncate(1), "1 rounds");
         refused(|r| r.batch = 16, "batches of 16");
         refused(|r| r.rows[0].name = "magic".into(), "'magic'");
-        refused(
-            |r| r.rounds.iter_mut().flat_map(|r| &mut r.samples).for_each(|s| s.completion_tokens = 0),
-            "tokens/s",
-        );
+        refused(|r| r.rounds.iter_mut().flat_map(|r| &mut r.samples).for_each(|s| s.completion_tokens = 0), "tokens/s");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Workload, plan, trials, statistics, result, gate. In: a model and a plan. Out: a result as plain data. It formats nothing.
 
-pub mod comparison;
 pub mod answers;
 pub mod children;
 pub mod clients;
+pub mod comparison;
 #[cfg(test)]
 pub mod example;
 pub mod gate;
@@ -14,7 +14,7 @@ pub mod rows;
 pub mod run;
 pub mod speed;
 pub mod statistics;
-pub mod verdict;
 pub mod trial;
+pub mod verdict;
 pub mod workload;
 pub mod yardstick;

@@ -286,11 +286,13 @@ fn workload(args: &Args, console: &mut Console) -> Result<Workload, Failure> {
     let names: Vec<String> = args.prompts.iter().map(|p| p.display().to_string()).collect();
     let inputs = Inputs::open(&args.prompts, None, args.shared.limit)?;
     let mut prompts = Vec::new();
-    for record in inputs.records(&generation, &mut |line| console.warn(line)) {
+    let (tell, told) = std::sync::mpsc::channel();
+    for record in inputs.records(generation, move |line| drop(tell.send(line))) {
         let record = record?;
         // A record that `run` would answer with an error cannot be timed.
         prompts.push(record.prompt.map_err(|e| Failure::usage(format!("{}: {}", crate::units::shown(&record.id), e.message)))?);
     }
+    told.try_iter().for_each(|line| console.warn(line));
     Workload::of_prompts(&names.join(" "), prompts).map_err(Failure::usage)
 }
 

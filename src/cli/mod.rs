@@ -5,8 +5,11 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 pub mod args;
+mod bench;
 pub mod console;
 mod failure;
+mod loading;
+pub mod results;
 mod run;
 
 pub use failure::{Failure, guarded, status};
@@ -23,6 +26,8 @@ struct Cli {
 enum Command {
     /// Answer every prompt in the files ('-' is standard input)
     Run(Box<run::Args>),
+    /// Measure what each optimization gains; write the speedup table
+    Bench(Box<bench::Args>),
 }
 
 /// Runs the program and returns its exit status.
@@ -37,6 +42,7 @@ pub fn main() -> ExitCode {
     };
     let outcome = guarded(|| match cli.command {
         Command::Run(args) => run::main(&args),
+        Command::Bench(args) => bench::main(&args),
     });
     match outcome {
         Ok(status) => ExitCode::from(status),

@@ -3,11 +3,11 @@
 //! existing output changes before answers are certain to come, and a finished answer is written before the next step begins.
 
 mod format;
-mod inputs;
+pub(super) mod inputs;
 mod ledger;
 mod output;
-mod progress;
-mod signals;
+pub(super) mod progress;
+pub(super) mod signals;
 mod summary;
 
 use super::Failure;
