@@ -9,6 +9,7 @@ pub mod example;
 pub mod gate;
 pub mod plan;
 pub mod quality;
+pub mod replay;
 pub mod result;
 pub mod rows;
 pub mod run;

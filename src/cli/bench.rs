@@ -12,6 +12,7 @@ use super::{Failure, results};
 use crate::bench::children::{self, Child};
 use crate::bench::gate::{self, Thresholds};
 use crate::bench::plan::{Phases, Plan};
+use crate::bench::replay::{Draw, replay};
 use crate::bench::result::{BenchResult, ModelFacts, SCHEMA, SCHEMA_NAME};
 use crate::bench::rows::{Analysis, analyse};
 use crate::bench::run::{self, Job, Progress};
@@ -21,10 +22,10 @@ use crate::bench::workload::Workload;
 use crate::machine::Machine;
 use crate::optimizations::Set;
 use crate::pipeline::{Control, DtypePolicy, Latencies, Loaded, Options, Pipeline, PipelineConfig};
-use crate::report::{self, Format, histograms, speedup};
+use crate::report::{self, Align, Cell, Format, Table, histograms, speedup};
 use crate::units::seconds;
 use indicatif::ProgressBar;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,15 @@ pub struct Args {
     /// A fresh process's part: measure its first requests with this set
     #[arg(long, hide = true, value_name = "SET")]
     pub fresh_process: Option<String>,
+    /// For studies of the gate: makes the decode step slower by this many percent
+    #[arg(long, hide = true, value_name = "PCT", default_value = "0")]
+    pub test_delay: usize,
+    /// For studies of the gate: replays the recorded rounds of this result instead of measuring
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+    /// With --replay: the result whose rounds are played as the run to be judged
+    #[arg(long, hide = true, value_name = "FILE", requires = "replay")]
+    pub replay_against: Option<PathBuf>,
 }
 
 /// What `--concurrency` lists.
@@ -122,6 +132,9 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let begun = Instant::now();
     if let Some(set) = &args.fresh_process {
         return fresh_process(args, set, begun);
+    }
+    if let Some(recorded) = &args.replay {
+        return replays(recorded, args.replay_against.as_deref());
     }
     let mut console = Console::new(args.shared.level());
     // Everything that can be refused without the model is refused first.
@@ -163,7 +176,7 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
         console.say(format!("llmopt: bench --phase {}: {counted}", args.phase.name()));
         return Ok(status::DONE);
     }
-    let options = args.shared.options();
+    let options = Options { test_delay_percent: args.test_delay, ..args.shared.options() };
     let base = pinned(args, &loaded, &options)?;
     let folder = results::Folder::new(&args.out, &format!("{}-phase-{}{}", machine.label(), args.phase.name(), quick(args)))?;
     let mut result = BenchResult {
@@ -271,6 +284,43 @@ fn fresh_process(args: &Args, set: &str, begun: Instant) -> Result<u8, Failure> 
     let report = children::measure(&loaded, &config, &args.shared.options(), &prompts, begun, &Control::default())?;
     let json = serde_json::to_string(&report).map_err(|e| Failure::failed(e.to_string()))?;
     results::print(&format!("{json}\n"))?;
+    Ok(status::DONE)
+}
+
+/// Replays recorded rounds through the gate: how often it fails, as a table.
+fn replays(recorded: &Path, against: Option<&Path>) -> Result<u8, Failure> {
+    let before = BenchResult::read(recorded).map_err(|e| Failure::usage(format!("--replay {e}")))?;
+    let now = against.map(BenchResult::read).transpose().map_err(|e| Failure::usage(format!("--replay-against {e}")))?;
+    let columns = [
+        ("draw", "Drawn as"),
+        ("rounds", "Rounds"),
+        ("max", "--max-regression"),
+        ("failed", "Gate fails"),
+        ("speed", "by speed"),
+        ("n", "Replays"),
+    ];
+    let mut table = Table::new(&columns.map(|(key, title)| (key, title, Align::Right)));
+    for (draw, name) in [(Draw::Rounds, "single rounds"), (Draw::Blocks, "blocks")] {
+        for rounds in [6, 8, 12, 24, 30] {
+            for max_regression in [2.0, 3.0, 5.0, 10.0] {
+                let Ok(r) = replay(&before, now.as_ref(), draw, rounds, max_regression, 10_000, 1) else { continue };
+                let share = |n: usize| format!("{:.2} %", n as f64 / r.replays as f64 * 100.0);
+                table.push(vec![
+                    Cell::text(name),
+                    Cell::text(rounds.to_string()),
+                    Cell::text(format!("{max_regression} %")),
+                    Cell::text(share(r.failed)),
+                    Cell::text(share(r.speed)),
+                    Cell::text(r.replays.to_string()),
+                ]);
+            }
+        }
+    }
+    if table.rows.is_empty() {
+        return Err(Failure::usage(format!("--replay: {} recorded rounds are too few", before.rounds.len())));
+    }
+    let what = if now.is_some() { "share of replays in which the slower side is found" } else { "share of false alarms" };
+    results::print(&format!("{} recorded rounds, {what}\n{}", before.rounds.len(), report::format::markdown::table(&table)))?;
     Ok(status::DONE)
 }
 

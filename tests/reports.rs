@@ -1,0 +1,276 @@
+//! What bench writes and how its gate ends, with the program itself on a tiny model. No time decides anything here.
+
+mod common;
+
+use common::Tiny;
+use llmopt::bench::result::BenchResult;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const HEADER: &str = "optimization,phase,difficulty,expected_low,expected_high,alone,alone_low,alone_high,removed,removed_low,removed_high,cumulative,cumulative_low,cumulative_high,verdict,answers";
+const ROWS: [&str; 14] = [
+    "precision",
+    "greedy",
+    "cache",
+    "early-stop",
+    "tokenizer",
+    "mask",
+    "warmup",
+    "queue",
+    "static-memory",
+    "phase-1",
+    "phase-2",
+    "total",
+    "quantized",
+    "shared-prefix",
+];
+
+/// A folder with a tiny model whose context holds the workload's prompts.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { context: 640, ..Tiny::default() }.write(folder.path());
+    (folder, model)
+}
+
+fn command(model: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llmopt"));
+    command.current_dir(model.parent().unwrap()).env_remove("GITHUB_STEP_SUMMARY");
+    command.args(["bench", "--model"]).arg(model).args(args).stdin(Stdio::null());
+    command
+}
+
+fn bench(model: &Path, args: &[&str]) -> Output {
+    command(model, args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The one folder of results below `results`.
+fn results(model: &Path) -> PathBuf {
+    let mut all: Vec<PathBuf> = std::fs::read_dir(model.with_file_name("results")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0)
+}
+
+fn csv(path: &Path) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text.lines().next(), Some(HEADER));
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    reader.records().map(|r| r.unwrap().iter().map(String::from).collect()).collect()
+}
+
+/// Every table has as many cells in each row as in its header.
+fn check_markdown(text: &str) {
+    let cells = |line: &str| line.replace("\\|", "").matches('|').count();
+    let lines: Vec<&str> = text.lines().collect();
+    let mut tables = 0;
+    for (i, line) in lines.iter().enumerate().filter(|(_, l)| l.starts_with('|')) {
+        if lines[i - 1].starts_with('|') {
+            assert_eq!(cells(line), cells(lines[i - 1]), "{line}");
+        } else {
+            tables += 1;
+            assert!(lines[i + 1].starts_with("| --"), "{}", lines[i + 1]);
+        }
+    }
+    assert!(tables > 0);
+}
+
+#[test]
+fn a_quick_bench_writes_every_file_and_a_report_of_80_columns() {
+    let (folder, model) = folder();
+    let summary = folder.path().join("summary.md");
+    let output = command(&model, &["--phase", "1", "--quick", "--rounds", "2", "--time-budget", "30"])
+        .env("GITHUB_STEP_SUMMARY", &summary)
+        .output()
+        .unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    for line in out.lines() {
+        // One word may be longer, such as the path in the command.
+        assert!(line.chars().count() <= 80 || !line.trim().contains(' '), "{line}");
+    }
+    assert!(!out.contains('\u{1b}') && !err.contains('\u{1b}'));
+    let results = results(&model);
+    let rows = csv(&results.join("speedup.csv"));
+    assert_eq!(rows.iter().map(|r| r[0].as_str()).collect::<Vec<_>>(), ROWS);
+    for row in &rows {
+        let measured = ["precision", "greedy", "cache", "early-stop", "phase-1", "total"].contains(&row[0].as_str());
+        assert_eq!(!row[5].is_empty(), measured, "{row:?}");
+        if measured {
+            let [ratio, low, high] = [5, 6, 7].map(|i: usize| row[i].parse::<f64>().unwrap());
+            assert!(0.0 < low && low <= ratio && ratio <= high, "{row:?}");
+            assert!(["unclear", "within"].contains(&row[14].as_str()), "two rounds give no verdict: {row:?}");
+            assert!(!row[15].is_empty(), "{row:?}");
+        }
+    }
+    assert_eq!(rows[0][1..5], ["1", "Easy", "1.3", "1.5"]);
+    assert_eq!(rows[2][3..5], ["inf", "inf"]);
+    let result = BenchResult::read(&results).unwrap();
+    assert!(result.quick && result.complete && result.rounds.len() == 2 && result.configs.len() == 7);
+    for file in ["report.md", "speedup.md"] {
+        check_markdown(&std::fs::read_to_string(results.join(file)).unwrap());
+    }
+    check_markdown(&std::fs::read_to_string(&summary).unwrap());
+    let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(results.join("speedup.json")).unwrap()).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), ROWS.len());
+    // Three histograms of each configuration, in two formats.
+    assert_eq!(std::fs::read_dir(results.join("latency")).unwrap().count(), 7 * 3 * 2);
+}
+
+#[test]
+fn a_bench_of_everything_fills_every_row_and_keeps_every_promise() {
+    let (_folder, model) = folder();
+    let args =
+        ["--rounds", "2", "--time-budget", "90", "--concurrency", "1,3", "--max-tokens", "6", "--limit", "12", "--format", "csv"];
+    let output = bench(&model, &args);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let results = results(&model);
+    let rows = csv(&results.join("speedup.csv"));
+    assert_eq!(text(&output.stdout), std::fs::read_to_string(results.join("speedup.csv")).unwrap());
+    for row in &rows {
+        assert!(!row[5].is_empty(), "alone: {row:?}");
+        let total = ["phase-1", "phase-2", "total"].contains(&row[0].as_str());
+        assert_eq!(row[8].is_empty(), total, "removed: {row:?}");
+        assert!(!row[11].is_empty(), "cumulative: {row:?}");
+        let answers = match row[0].as_str() {
+            "cache" | "tokenizer" | "mask" | "queue" | "static-memory" | "shared-prefix" | "phase-2" => &["identical"][..],
+            "early-stop" => &["identical", "prefix"],
+            "warmup" => &[""],
+            _ => continue,
+        };
+        assert!(answers.contains(&row[15].as_str()), "{row:?}");
+    }
+    let result = BenchResult::read(&results).unwrap();
+    assert!(result.starts.len() >= 8 && result.starts.iter().all(|s| s.first_s > 0.0), "{:?}", result.starts);
+    assert_eq!(
+        result.clients.iter().map(|c| (c.clients, c.queue)).collect::<Vec<_>>(),
+        [(1, false), (1, true), (3, false), (3, true)]
+    );
+    assert!(result.clients.iter().all(|c| c.latency_ms.len() as u64 == c.requests && c.requests == 12));
+    let yardstick = result.yardstick.unwrap();
+    assert_eq!(yardstick.seconds.len(), 4, "{yardstick:?}");
+    // Same slices, no stopping: all sides generated the same number of tokens.
+    assert!(yardstick.tokens.iter().all(|t| t.1 == yardstick.tokens[0].1), "{yardstick:?}");
+    assert_eq!(result.hit.unwrap().forward_passes, 0);
+}
+
+/// Writes an edited copy of a result.
+fn edited(result: &Path, name: &str, edit: impl FnOnce(&mut serde_json::Value)) -> String {
+    let mut value = serde_json::from_str(&std::fs::read_to_string(result).unwrap()).unwrap();
+    edit(&mut value);
+    let path = result.with_file_name(name);
+    std::fs::write(&path, value.to_string()).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+#[test]
+fn the_gate_refuses_what_it_cannot_compare_and_names_each_row_that_failed() {
+    let (folder, model) = folder();
+    let plan = ["--phase", "1", "--rounds", "2", "--time-budget", "60", "--max-tokens", "6", "--limit", "6"];
+    let with = |more: &[&str]| bench(&model, &[&plan[..], more].concat());
+    let first = with(&["--out", "first", "-q"]);
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
+    let made = std::fs::read_dir(folder.path().join("first")).unwrap().next().unwrap().unwrap().path();
+    let result = made.join("result.json");
+    let good = result.to_str().unwrap();
+
+    let refused = |more: &[&str], word: &str| {
+        let output = with(more);
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {err}");
+        assert!(err.lines().count() == 1 && err.contains(word), "{more:?}: {err}");
+        assert!(output.stdout.is_empty() && !folder.path().join("results").exists(), "{more:?}");
+    };
+    let file = |name: &str, edit: fn(&mut serde_json::Value)| edited(&result, name, edit);
+    refused(
+        &["--baseline", &file("a", |v| drop(v["rounds"][0]["samples"][0].as_object_mut().unwrap().remove("seconds")))],
+        "seconds",
+    );
+    refused(&["--baseline", &file("b", |v| v["rounds"][0]["samples"][0]["seconds"] = serde_json::Value::Null)], "null");
+    refused(&["--baseline", &file("c", |v| v["schema"] = 1000.into())], "schema 1000");
+    refused(&["--baseline", &file("d", |v| v["model"]["digest"] = "0".into())], "another model");
+    refused(&["--baseline", &file("e", |v| v["workload"]["digest"] = "0".into())], "another workload");
+    refused(&["--baseline", &file("f", |v| v["quick"] = true.into())], "--quick");
+    refused(&["--same-machine", "--baseline", &file("g", |v| v["machine"]["cpu"] = "abacus".into())], "abacus");
+    refused(&["--baseline", "nowhere.json"], "nowhere.json");
+    refused(&["--baseline", model.to_str().unwrap()], "tiny.gguf");
+    refused(&["--quick", "--baseline", good], "--quick");
+    let nan = made.join("nan.json");
+    std::fs::write(&nan, std::fs::read_to_string(&result).unwrap().replacen("\"seconds\":", "\"seconds\":NaN,\"x\":", 1))
+        .unwrap();
+    refused(&["--baseline", nan.to_str().unwrap()], "JSON");
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    refused(&["--out", "file"], "--out");
+    refused(&["--model", "nosuch.gguf"], "nosuch.gguf");
+
+    // A baseline in which the start took ten million times as long: every ratio is now far below it.
+    let impossible = file("h", |v| {
+        for round in v["rounds"].as_array_mut().unwrap() {
+            for sample in round["samples"].as_array_mut().unwrap().iter_mut().filter(|s| s["config"] == 0) {
+                sample["seconds"] = 1e7.into();
+            }
+        }
+    });
+    let output = with(&["--baseline", &impossible, "-q"]);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{err}");
+    for row in ["precision", "greedy", "cache", "early-stop", "phase-1", "total"] {
+        assert_eq!(err.lines().filter(|l| l.starts_with(&format!("llmopt: gate: {row}: "))).count(), 1, "{row}: {err}");
+    }
+    // Nothing can lose 99.99 % but by a broken gate; another machine is told and ratios are compared.
+    let other = file("i", |v| v["machine"]["cpu"] = "abacus".into());
+    let output = with(&["--baseline", &other, "--max-regression", "99.99", "--min-speedup", "0.000001"]);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert!(err.contains("abacus") && err.contains("none of 6 comparisons"), "{err}");
+    let output = with(&["--min-speedup", "1000000"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("--min-speedup"));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_bench_keeps_its_whole_rounds() {
+    let (_folder, model) = folder();
+    let args = [
+        "--phase",
+        "3",
+        "--rounds",
+        "9999",
+        "--time-budget",
+        "300",
+        "--max-tokens",
+        "4",
+        "--limit",
+        "6",
+        "--concurrency",
+        "none",
+    ];
+    let mut child = command(&model, &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let written = || {
+        let folder = std::fs::read_dir(model.with_file_name("results")).ok()?.next()?.ok()?.path();
+        folder.join("result.json").exists().then_some(folder)
+    };
+    while written().is_none() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    let result = BenchResult::read(&written().unwrap()).unwrap();
+    assert!(!result.complete && !result.rounds.is_empty());
+    assert!(written().unwrap().join("speedup.csv").exists());
+}
+
+#[test]
+fn a_dry_run_measures_and_writes_nothing() {
+    let (folder, model) = folder();
+    let output = bench(&model, &["--dry-run"]);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert!(err.contains("180 prompts") && output.stdout.is_empty(), "{err}");
+    assert!(!folder.path().join("results").exists());
+}
