@@ -337,7 +337,7 @@ fn workload(args: &Args, console: &mut Console) -> Result<Workload, Failure> {
     let inputs = Inputs::open(&args.prompts, None, args.shared.limit)?;
     let mut prompts = Vec::new();
     let (tell, told) = std::sync::mpsc::channel();
-    for record in inputs.records(generation, move |line| drop(tell.send(line))) {
+    for record in inputs.records(Arc::new(args.shared.clone()), move |line| drop(tell.send(line))) {
         let record = record?;
         // A record that `run` would answer with an error cannot be timed.
         prompts.push(record.prompt.map_err(|e| Failure::usage(format!("{}: {}", crate::units::shown(&record.id), e.message)))?);
