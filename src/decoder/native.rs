@@ -777,7 +777,7 @@ mod tests {
     fn all_kernel_sets_chunks_threads_and_memory_policies_give_the_same_bits() {
         for stored in Stored::ALL {
             let model = Arc::new(PackedModel::pack(&load(&odd(stored)), FormatPlan::AsStored, 2).unwrap());
-            let tokens = tokens(140);
+            let tokens = tokens(75);
             let want = logits(&mut decoder(&model, KernelSet::portable(), 1, Memory::Preallocated), &tokens, 64);
             for set in KernelSet::available() {
                 for (threads, chunk, memory) in
@@ -794,8 +794,8 @@ mod tests {
     #[test]
     fn the_emulated_dtype_gives_the_same_bits_in_all_sets() {
         let model = Arc::new(PackedModel::pack(&load(&odd(Stored::F32)), FormatPlan::WidenedBf16Emulated, 2).unwrap());
-        let tokens = tokens(70);
-        let want = logits(&mut decoder(&model, KernelSet::portable(), 1, Memory::PerStep), &tokens, 64);
+        let tokens = tokens(20);
+        let want = logits(&mut decoder(&model, KernelSet::portable(), 1, Memory::PerStep), &tokens, 16);
         assert!(want.iter().all(|bits| bits & 0xffff == 0), "scores are bf16 values");
         for set in KernelSet::available() {
             assert!(want == logits(&mut decoder(&model, set, 2, Memory::Preallocated), &tokens, 7), "{set:?}");
@@ -876,7 +876,7 @@ mod tests {
             [(Stored::F32, 1e-4), (Stored::Bf16, 1e-4), (Stored::F16, 1e-4), (Stored::Q8_0, 0.1), (Stored::Q4_1, 0.1)]
         {
             let model = load(&odd(stored));
-            let tokens = tokens(80);
+            let tokens = tokens(70);
             let want = textbook(&model, &tokens);
             let packed = Arc::new(PackedModel::pack(&model, FormatPlan::AsStored, 1).unwrap());
             let got = logits(&mut decoder(&packed, KernelSet::best(), 2, Memory::Preallocated), &tokens, 33);

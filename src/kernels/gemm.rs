@@ -127,14 +127,6 @@ macro_rules! with_rows {
             6 if $max >= 6 => $call!(6),
             7 if $max >= 7 => $call!(7),
             8 if $max >= 8 => $call!(8),
-            9 if $max >= 9 => $call!(9),
-            10 if $max >= 10 => $call!(10),
-            11 if $max >= 11 => $call!(11),
-            12 if $max >= 12 => $call!(12),
-            13 if $max >= 13 => $call!(13),
-            14 if $max >= 14 => $call!(14),
-            15 if $max >= 15 => $call!(15),
-            16 if $max >= 16 => $call!(16),
             _ => unreachable!("a tile has at most {} rows", $max),
         }
     };
@@ -157,26 +149,25 @@ pub(crate) unsafe fn gemm<S: Isa>(g: &Gemm) {
 
 #[inline(always)]
 unsafe fn float<S: Isa, W: Weight<S>>(g: &Gemm) {
+    for panel in 0..g.panels {
+        for block in 0..g.k.div_ceil(BLOCK).max(1) {
+            unsafe { float_block::<S, W>(g, panel, block * BLOCK) };
+        }
+    }
+}
+
+/// One panel's block of k from `k`, all rows.
+#[inline(always)]
+unsafe fn float_block<S: Isa, W: Weight<S>>(g: &Gemm, panel: usize, k: usize) {
     unsafe {
-        let bytes = panel_bytes(g.format, g.k);
-        for panel in 0..g.panels {
-            let out = g.out.add(panel * 16);
-            let mut k = 0;
-            loop {
-                let kc = (g.k - k).min(BLOCK);
-                let w = g.w.add(panel * bytes + k / 2 * W::TWO);
-                let x = g.x.add(k);
-                if W::NARROW && g.rows > S::DIRECT_ROWS {
-                    widen::<S, W>(w, kc, g.wide);
-                    float_rows::<S, WideF32>(g, g.wide as *const u8, x, kc, out, k == 0);
-                } else {
-                    float_rows::<S, W>(g, w, x, kc, out, k == 0);
-                }
-                k += kc;
-                if k >= g.k {
-                    break;
-                }
-            }
+        let kc = (g.k - k).min(BLOCK);
+        let w = g.w.add(panel * panel_bytes(g.format, g.k) + k / 2 * W::TWO);
+        let (x, out) = (g.x.add(k), g.out.add(panel * 16));
+        if W::NARROW && g.rows > S::DIRECT_ROWS {
+            widen::<S, W>(w, kc, g.wide);
+            float_rows::<S, WideF32>(g, g.wide as *const u8, x, kc, out, k == 0);
+        } else {
+            float_rows::<S, W>(g, w, x, kc, out, k == 0);
         }
     }
 }
@@ -241,15 +232,20 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize>(
 ) {
     unsafe {
         let mut acc = [S::zero(); MR];
-        // A pointer for every four rows and three strides: sixteen pointers would not fit into the registers.
-        let mut group = [x; 4];
+        // A pointer for every four rows, and three strides: a pointer for every row would leave too few registers.
+        let mut group = [x; 2];
         for i in 1..MR.div_ceil(4) {
             group[i] = x.add(4 * i * x_stride);
         }
+        // Several rows keep the core busy long enough to fetch the block that follows; for few the hardware does better alone.
+        let next = w.wrapping_add(kc * W::TWO / 2);
         let mut k = 0;
         if W::PAIRS {
             while k + 2 <= kc {
                 let (even, odd) = W::pair(w, k);
+                if MR > 4 {
+                    S::prefetch(next.wrapping_add(k / 2 * W::TWO));
+                }
                 for r in 0..MR {
                     acc[r] = S::fma(S::splat(*group[r / 4].add(r % 4 * x_stride)), even, acc[r]);
                 }
@@ -264,6 +260,9 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize>(
         }
         while k < kc {
             let b = W::one(w, k);
+            if MR > 4 {
+                S::prefetch(next.wrapping_add(k * W::TWO / 2));
+            }
             for r in 0..MR {
                 acc[r] = S::fma(S::splat(*group[r / 4].add(r % 4 * x_stride)), b, acc[r]);
             }
@@ -330,6 +329,9 @@ unsafe fn tile8<S: Isa, const MR: usize>(
             }
             for i in 0..8 {
                 let line = S::line8(w.add(i * 64));
+                if MR > 4 {
+                    S::prefetch(w.wrapping_add(blocks.div_ceil(2) * EIGHT_PAIR + i * 64));
+                }
                 for r in 0..MR {
                     sum[r] = S::dot8(sum[r], line, quad(x.add(r * x_stride + b), i));
                 }
@@ -362,6 +364,9 @@ unsafe fn tile4<S: Isa, const MR: usize>(
             let mut sum = [S::start4(); MR];
             for i in 0..4 {
                 let line = S::line4(w.add(i * 64));
+                if MR > 4 {
+                    S::prefetch(w.wrapping_add(blocks * FOUR_BLOCK + i * 64));
+                }
                 for r in 0..MR {
                     let x = x.add(r * x_stride + b);
                     sum[r] = S::dot4(sum[r], line, quad(x, i), quad(x, i + 4));

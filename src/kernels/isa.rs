@@ -78,6 +78,8 @@ pub(crate) trait Isa: Copy + 'static {
     /// Adds the products with the low nibbles (`low`: four activations) and the high nibbles (`high`).
     unsafe fn dot4(sum: Self::Sum4, line: Self::Line4, low: i32, high: i32) -> Self::Sum4;
     unsafe fn finish4(sum: Self::Sum4) -> Self::I;
+    /// Asks for a cache line to be brought to L2; any address will do.
+    unsafe fn prefetch(p: *const u8);
 }
 
 /// Plain Rust: the reference, and what CPUs without AVX2 run. Slow where `mul_add` is a library call.
@@ -269,6 +271,8 @@ impl Isa for Portable {
     unsafe fn finish4(sum: [i32; 16]) -> [i32; 16] {
         sum
     }
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
 }
 
 /// Nearest even; NaN stays NaN.

@@ -101,14 +101,13 @@ fn reference(format: Format, panels: &Panels, rows: &[u8], x: &[f32], q: &[ActBl
 fn products_of_all_formats_are_the_definition_in_all_sets() {
     let mut random = Random(7);
     for format in Format::ALL {
-        let ks: &[usize] =
-            if format.is_quantized() { &[32, 64, 96, 544, 608] } else { &[1, 2, 3, 17, 64, 255, 256, 257, 511, 600] };
+        let ks: &[usize] = if format.is_quantized() { &[32, 64, 96, 608] } else { &[1, 2, 17, 255, 256, 257, 600] };
         for &k in ks {
-            for n in [1, 16, 37] {
+            for n in [1, 37] {
                 let rows = random.rows(format, n, k);
                 let arena = pack(format, n, k, &rows);
                 let panels = Panels::new(format, n, k, arena.bytes());
-                for m in 1..=21 {
+                for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 21] {
                     let x = random.floats(m * k);
                     let q: Vec<ActBlock> =
                         if format.is_quantized() { x.chunks(k).flat_map(blocks).collect() } else { Vec::new() };
@@ -207,7 +206,7 @@ fn a_nan_survives_quantization() {
 /// Attention of three rows at positions that end within, at and behind a span, in f64.
 #[test]
 fn attention_is_the_textbooks_and_the_same_in_all_sets() {
-    for (head_dim, half) in [(16, false), (64, true), (10, false), (6, true), (80, true)] {
+    for (head_dim, half) in [(16, true), (10, false), (6, true), (48, false)] {
         let (heads, kv_heads, layers) = (6, 2, 2);
         let shape = KvShape { layers, kv_heads, head_dim, half };
         let (positions, hidden) = (210, 32);

@@ -270,11 +270,15 @@ impl Isa for Avx2 {
             [_mm256_madd_epi16(sum[0], ones), _mm256_madd_epi16(sum[1], ones)]
         }
     }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p as *const i8) }
+    }
 }
 
 impl Isa for Avx512 {
     const NAME: &'static str = "x86-avx512";
-    const ROWS: usize = 16;
+    const ROWS: usize = 8;
     const ATTENTION_ROWS: usize = 8;
     const QUANT_ROWS: usize = 8;
     const DIRECT_ROWS: usize = 16;
@@ -428,5 +432,9 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn finish4(sum: __m512i) -> __m512i {
         sum
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p as *const i8) }
     }
 }
