@@ -85,8 +85,11 @@ pub struct PackedModel {
     notes: Vec<String>,
 }
 
+/// The roles that fill one matrix, each given its layer.
+type Roles = &'static [fn(usize) -> Role];
+
 /// The matrices of a layer in the order of execution, by the roles that fill them.
-fn roles() -> [&'static [fn(usize) -> Role]; 6] {
+fn roles() -> [Roles; 6] {
     [&[Role::Query], &[Role::Key], &[Role::Value], &[Role::AttentionOutput], &[Role::Gate, Role::Up], &[Role::Down]]
 }
 

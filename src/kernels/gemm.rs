@@ -5,7 +5,7 @@
 //! * quantized formats: int8 activations ([`ActBlock`]); a block's integer sum is exact; `acc = fma(dw * dx, sum, acc)`, for q4_1 then
 //!   `acc = fma(mw, dx * Σx, acc)`, blocks ascending.
 #![allow(unsafe_code)]
-#![allow(clippy::missing_safety_doc, clippy::needless_range_loop)]
+#![allow(clippy::missing_safety_doc, clippy::needless_range_loop, clippy::too_many_arguments)]
 
 use super::Format;
 use super::isa::Isa;

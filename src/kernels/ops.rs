@@ -1,6 +1,7 @@
 //! The phases of a forward pass as safe functions: each checks its slices, cuts the work into units and runs them on the team's workers.
 //! In: slices, panels, pages. Out: the same. This is the boundary between safe code above and the raw views of `units.rs` below.
 #![allow(unsafe_code)]
+#![allow(clippy::too_many_arguments)]
 
 use super::Format;
 use super::arena::{Arena, NoMemory};
@@ -325,7 +326,6 @@ impl Team {
     }
 
     /// Queries (rotated, scaled) into `q`, keys (rotated) and values into the pages that `rows` name.
-    #[allow(clippy::too_many_arguments)]
     pub fn qkv(
         &mut self,
         parts: [&Panels; 3],
@@ -376,7 +376,6 @@ impl Team {
     }
 
     /// Attention of all `units` (see [`attention_units`]) into `out`; quantized there too if `out` has blocks.
-    #[allow(clippy::too_many_arguments)]
     pub fn attention(
         &mut self,
         units: &[AttentionUnit],

@@ -15,6 +15,8 @@ pub(crate) struct Table {
     /// Rows × columns of the float and of the integer tile.
     pub float_tile: (usize, usize),
     pub quant_tile: (usize, usize),
+    /// Called through [`Isa::GEMM`]; here for the tests.
+    #[cfg(test)]
     pub gemm: unsafe fn(&Gemm),
     pub norm: unsafe fn(&NormArgs, usize),
     pub quantize: unsafe fn(&QuantizeArgs, usize),
@@ -71,6 +73,7 @@ macro_rules! table {
                 isa: <$isa>::NAME,
                 float_tile: (<$isa>::ROWS, 16),
                 quant_tile: (<$isa>::QUANT_ROWS, 16),
+                #[cfg(test)]
                 gemm,
                 norm,
                 quantize,

@@ -1,6 +1,7 @@
 //! Every kernel set against the portable one, by exact equality of bits, at sizes that fill no tile; and the portable one against
 //! plain arithmetic. Run under AddressSanitizer and valgrind by scripts/check-kernels.sh: buffers here are exactly as long as promised.
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop)]
 
 use super::gemm::{ActBlock, Gemm, WIDE};
 use super::*;
