@@ -99,11 +99,11 @@ fn records(
             let start = record.len();
             let count = (&mut file).take(LONGEST).read_until(b'\n', &mut record).map_err(failed)?;
             quotes += if csv { record[start..].iter().filter(|&&b| b == b'"').count() } else { 0 };
-            if count == 0 || (record.ends_with(b"\n") && quotes % 2 == 0) || record.len() as u64 > LONGEST {
+            if count == 0 || (record.ends_with(b"\n") && quotes.is_multiple_of(2)) || record.len() as u64 > LONGEST {
                 break;
             }
         }
-        if record.is_empty() || !each(&record, line, record.ends_with(b"\n") && quotes % 2 == 0)? {
+        if record.is_empty() || !each(&record, line, record.ends_with(b"\n") && quotes.is_multiple_of(2))? {
             return Ok(position);
         }
         position += record.len() as u64;
@@ -116,10 +116,10 @@ fn holds_a_record(format: &Format, tail: &[u8]) -> bool {
     let starts = tail.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(i, _)| i + 1);
     starts.take(100_000).any(|start| {
         let rest = &tail[start..];
-        let mut quotes = 0;
+        let mut quotes = 0usize;
         let end = rest.iter().position(|&b| {
-            quotes += (b == b'"') as usize;
-            b == b'\n' && quotes % 2 == 0
+            quotes += usize::from(b == b'"');
+            b == b'\n' && quotes.is_multiple_of(2)
         });
         end.is_some_and(|end| format.read(&rest[..=end]).is_ok_and(|past| past.settings.is_some()))
     })
@@ -437,6 +437,30 @@ mod tests {
             read(&Format::Jsonl, b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
         assert_eq!((scan.bare, scan.models.into_iter().collect::<Vec<_>>()), (1, vec!["m".to_string()]));
         assert_eq!(ledger.judge("a", &Format::Jsonl, &Given::Prompt("q".into()), 77), Verdict::Done);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+        /// Whatever stands behind whole records: it is cut or refused, never believed, never a panic, and what is kept reads the same again.
+        #[test]
+        fn any_bytes_behind_whole_records_are_cut_or_refused(
+            count in 0usize..4,
+            tail in proptest::collection::vec(proptest::prop_oneof![
+                proptest::prelude::any::<u8>(),
+                proptest::sample::select(b"\n\"{}[],:\0idpromtanswer".to_vec()),
+            ], 0..200),
+        ) {
+            for format in [Format::Jsonl, Format::csv([]), Format::OpenAi] {
+                let lines = written(&format, &RECORDS[..count]);
+                let bytes = [lines.concat(), tail.clone()].concat();
+                let Ok((_, scan)) = read(&format, &bytes) else { continue };
+                let kept = &bytes[..scan.keep as usize];
+                proptest::prop_assert!(kept.len() >= lines.concat().len());
+                let (_, again) = read(&format, kept).unwrap();
+                proptest::prop_assert_eq!((again.keep, again.torn, again.answers, again.errors), (scan.keep, 0, scan.answers, scan.errors));
+            }
+        }
     }
 
     #[test]
