@@ -221,6 +221,8 @@ fn yardstick(
         random.shuffle(&mut order);
         for i in order {
             interrupted(job.control)?;
+            // One batch of each slice: candle takes its prompts one after the other, and the rounds need the time.
+            let slice = &slice[..slice.len().min(job.base.sizes.batch.max(2))];
             let (s, t) = match (ours.get_mut(i), &mut candle) {
                 (Some((_, pipeline)), _) => {
                     let sample = trial::run(pipeline, 0, slice, job.control)?.sample;

@@ -490,7 +490,7 @@ fn write(
 ) -> Result<(), Failure> {
     folder.write("result.json", &result.to_json())?;
     folder.write("report.md", &report.render(Format::Md, 80))?;
-    folder.write("speedup.md", &report::format::markdown::table(&report.data))?;
+    folder.write("speedup.md", &speedup::tables(&analyse(result)))?;
     folder.write("speedup.csv", &report.render(Format::Csv, 80))?;
     folder.write("speedup.json", &report.render(Format::Json, 80))?;
     folder.write("machine.json", &format!("{:#}\n", serde_json::to_value(&result.machine).unwrap_or_default()))?;

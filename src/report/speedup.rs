@@ -338,7 +338,7 @@ fn yardstick(result: &BenchResult) -> Option<Section> {
     let yardstick = result.yardstick.as_ref()?;
     let (_, first) = yardstick.seconds.first()?;
     let mut table = Table::new(&[
-        ("what", "Same slices, one after the other", Align::Left),
+        ("what", "The same prompts", Align::Left),
         ("seconds", "s per slice", Align::Right),
         ("rate", "tokens/s", Align::Right),
         ("ratio", "over the first", Align::Right),
@@ -478,6 +478,12 @@ pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]
         .push(Section::new("Machine", vec![Block::Facts(super::machine::facts(&result.machine)), Block::Facts(program(result))]));
     let title = format!("llmopt bench --phase {}: {} on {}", result.phases.name(), result.model.name, result.machine.cpu);
     Report { title, sections, data: data(analysis) }
+}
+
+/// `speedup.md`: the audit's table, and what was lost and gained step by step.
+pub fn tables(analysis: &Analysis) -> String {
+    let tables = [Some(audit_table(analysis)), steps_table(analysis)];
+    tables.iter().flatten().map(super::format::markdown::table).collect::<Vec<_>>().join("\n")
 }
 
 /// The short form for a CI's summary page.
