@@ -75,13 +75,13 @@ impl TextDecoder for NoText {
     fn finish(&mut self, _: &mut String) {}
 }
 
-/// One model, packed in each format.
-type Models = HashMap<Format, Arc<PackedModel>>;
+/// One model, packed by each plan.
+type Models = HashMap<FormatPlan, Arc<PackedModel>>;
 
 /// How a mixture is run.
 #[derive(Debug, Clone)]
 struct Setting {
-    format: Format,
+    plan: FormatPlan,
     kernels: usize,
     threads: usize,
     memory: Memory,
@@ -98,9 +98,9 @@ struct Setting {
 
 impl Setting {
     /// Alone, one thread, whole prompts, every score of every token.
-    fn alone(format: Format) -> Setting {
+    fn alone(plan: FormatPlan) -> Setting {
         Setting {
-            format,
+            plan,
             kernels: KernelSet::available().len() - 1,
             threads: 1,
             memory: Memory::Preallocated,
@@ -117,7 +117,7 @@ impl Setting {
     }
 
     fn decoder(&self, models: &Models) -> NativeDecoder {
-        let model = models[&self.format].clone();
+        let model = models[&self.plan].clone();
         let options = NativeOptions {
             threads: self.threads,
             kernels: KernelSet::available()[self.kernels],
@@ -174,8 +174,8 @@ impl Setting {
 struct Subject {
     name: &'static str,
     models: Models,
-    /// Formats whose answers are one and the same, the one for the reference first.
-    formats: Vec<Format>,
+    /// Plans whose answers are one and the same, the one for the reference first.
+    plans: Vec<FormatPlan>,
     requests: Vec<Request>,
     tokens: Vec<Ids>,
     /// Every score after every context that occurs.
@@ -183,18 +183,18 @@ struct Subject {
 }
 
 impl Subject {
-    fn tiny(name: &'static str, tiny: Tiny, formats: &[Format], prompts: &[Ids], max_tokens: usize) -> Subject {
+    fn tiny(name: &'static str, tiny: Tiny, plans: &[FormatPlan], prompts: &[Ids], max_tokens: usize) -> Subject {
         let folder = tempfile::tempdir().unwrap();
         let path = tiny.write(folder.path());
         let model = model::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap();
-        let pack = |format: &Format| (*format, Arc::new(PackedModel::pack(&model, FormatPlan::All(*format), 2).unwrap()));
-        Subject::new(name, formats.iter().map(pack).collect(), formats, prompts, max_tokens, Setting::alone(formats[0]))
+        let pack = |plan: &FormatPlan| (*plan, Arc::new(PackedModel::pack(&model, *plan, 2).unwrap()));
+        Subject::new(name, plans.iter().map(pack).collect(), plans, prompts, max_tokens, Setting::alone(plans[0]))
     }
 
     fn new(
         name: &'static str,
         models: Models,
-        formats: &[Format],
+        plans: &[FormatPlan],
         prompts: &[Ids],
         max_tokens: usize,
         alone: Setting,
@@ -208,8 +208,8 @@ impl Subject {
             sampling: Sampling { temperature: [0.0, 0.9, 1.3][i % 3], top_p: 0.9, top_k: [0, 11, 0][i % 3], seed: i as u64 },
             stop: stop.clone(),
         });
-        let (requests, formats) = (requests.collect(), formats.to_vec());
-        let mut subject = Subject { name, models, formats, requests, tokens: Vec::new(), scores: HashMap::new() };
+        let (requests, plans) = (requests.collect(), plans.to_vec());
+        let mut subject = Subject { name, models, plans, requests, tokens: Vec::new(), scores: HashMap::new() };
         for request in &subject.requests {
             let (mut tokens, heard) = alone.run(&subject.models, std::slice::from_ref(request));
             subject.tokens.append(&mut tokens);
@@ -291,7 +291,7 @@ fn odd() -> Tiny {
     }
 }
 
-fn setting(formats: Vec<Format>) -> impl Strategy<Value = Setting> {
+fn setting(plans: Vec<FormatPlan>) -> impl Strategy<Value = Setting> {
     let sizes = (1usize..16, 20usize..80, 1usize..70, 1usize..70);
     let policies = (
         prop_oneof![Just(PaddingPolicy::Ragged), Just(PaddingPolicy::PadToLongest)],
@@ -302,9 +302,9 @@ fn setting(formats: Vec<Format>) -> impl Strategy<Value = Setting> {
     );
     // The portable set is slow and takes its turn less often.
     let kernels = prop_oneof![1 => Just(0), 4 => 0..KernelSet::available().len()];
-    (prop::sample::select(formats), kernels, 1usize..4, sizes, policies).prop_map(
-        |(format, kernels, threads, (batch, pages, rows, chunk), (padding, batching, prefix, sampling, memory))| Setting {
-            format,
+    (prop::sample::select(plans), kernels, 1usize..4, sizes, policies).prop_map(
+        |(plan, kernels, threads, (batch, pages, rows, chunk), (padding, batching, prefix, sampling, memory))| Setting {
+            plan,
             kernels,
             threads,
             memory,
@@ -323,7 +323,7 @@ fn setting(formats: Vec<Format>) -> impl Strategy<Value = Setting> {
 
 /// Checks `cases` random mixtures of this subject's requests.
 fn mixtures(subject: &Subject, cases: u32) {
-    let mixture = (setting(subject.formats.clone()), prop::collection::vec(0..subject.requests.len(), 1..16));
+    let mixture = (setting(subject.plans.clone()), prop::collection::vec(0..subject.requests.len(), 1..16));
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     runner.run(&mixture, |(setting, chosen)| subject.check(&setting, &chosen)).unwrap();
 }
@@ -331,32 +331,51 @@ fn mixtures(subject: &Subject, cases: u32) {
 #[test]
 fn f32_and_bf16_storage_give_the_same_bits_in_every_mixture() {
     let tiny = Tiny { name: "bf16".into(), values: Values::Fine, ..odd() }.stored(Stored::Bf16);
-    mixtures(&Subject::tiny("bf16 file", tiny, &[Format::F32, Format::Bf16], &prompts(), 20), 20);
+    mixtures(
+        &Subject::tiny(
+            "bf16 file",
+            tiny,
+            &[FormatPlan::All(Format::F32), FormatPlan::All(Format::Bf16), FormatPlan::AsStored],
+            &prompts(),
+            20,
+        ),
+        20,
+    );
 }
 
 #[test]
 fn f32_weights_give_the_same_bits_in_every_mixture() {
     let tiny = Tiny { values: Values::Fine, ..blocks_of_32() };
-    mixtures(&Subject::tiny("f32 file", tiny, &[Format::F32], &prompts(), 20), 12);
+    mixtures(&Subject::tiny("f32 file", tiny, &[FormatPlan::All(Format::F32)], &prompts(), 20), 12);
 }
 
 #[test]
 fn q8_0_weights_give_the_same_bits_in_every_mixture() {
     let tiny = Tiny { values: Values::Fine, ..blocks_of_32() }.stored(Stored::Q8_0);
-    mixtures(&Subject::tiny("q8_0 file", tiny, &[Format::Q8_0], &prompts(), 20), 14);
+    mixtures(&Subject::tiny("q8_0 file", tiny, &[FormatPlan::All(Format::Q8_0)], &prompts(), 20), 14);
 }
 
 #[test]
 fn q4_1_weights_give_the_same_bits_in_every_mixture() {
     let tiny = Tiny { values: Values::Fine, ..blocks_of_32() }.stored(Stored::Q4_1);
-    mixtures(&Subject::tiny("q4_1 file", tiny, &[Format::Q4_1], &prompts(), 20), 14);
+    mixtures(&Subject::tiny("q4_1 file", tiny, &[FormatPlan::All(Format::Q4_1)], &prompts(), 20), 14);
+}
+
+#[test]
+fn f16_and_the_emulated_bf16_give_the_same_bits_in_every_mixture() {
+    let some: Vec<Ids> = prompts().into_iter().step_by(2).collect();
+    for plan in [FormatPlan::All(Format::F16), FormatPlan::WidenedBf16Emulated] {
+        let tiny = Tiny { values: Values::Fine, ..odd() }.stored(Stored::F16);
+        mixtures(&Subject::tiny("f16 file", tiny, &[plan], &some, 10), 6);
+    }
 }
 
 #[test]
 fn past_a_thousand_positions_every_format_keeps_its_bits() {
     for (stored, format) in [(Stored::Bf16, Format::Bf16), (Stored::Q8_0, Format::Q8_0), (Stored::Q4_1, Format::Q4_1)] {
         let tiny = Tiny { layers: 1, values: Values::Fine, ..blocks_of_32() }.stored(stored);
-        let subject = Subject::tiny("long", tiny, &[format], &[ids(1020, 0, 5), ids(1041, 0, 6), ids(7, 0, 7)], 12);
+        let plan = FormatPlan::All(format);
+        let subject = Subject::tiny("long", tiny, &[plan], &[ids(1020, 0, 5), ids(1041, 0, 6), ids(7, 0, 7)], 12);
         let together = Setting {
             threads: 3,
             slots: 3,
@@ -366,7 +385,7 @@ fn past_a_thousand_positions_every_format_keeps_its_bits() {
             chunk: 61,
             prefix: PrefixPolicy::Share,
             sampling: SamplingPolicy::GreedyBelow(0.3),
-            ..Setting::alone(format)
+            ..Setting::alone(plan)
         };
         subject.check(&together, &[0, 1, 2, 1]).unwrap();
         let padded = Setting {
@@ -394,9 +413,9 @@ fn the_default_model_as_stored_gives_the_same_bits_in_every_mixture() {
         .map(|q| tokenizer.encode_with_control(&format!("{template}{q}<|im_end|>\n<|im_start|>assistant\n")).unwrap())
         .collect();
     let packed = Arc::new(PackedModel::pack(&model, FormatPlan::AsStored, 2).unwrap());
-    let alone = Setting { pages: 16, rows: 256, ..Setting::alone(Format::Q4_1) };
-    let models = HashMap::from([(Format::Q4_1, packed)]);
-    let subject = Subject::new("the default model", models, &[Format::Q4_1], &prompts, 8, alone.clone());
+    let alone = Setting { pages: 16, rows: 256, ..Setting::alone(FormatPlan::AsStored) };
+    let models = HashMap::from([(FormatPlan::AsStored, packed)]);
+    let subject = Subject::new("the default model", models, &[FormatPlan::AsStored], &prompts, 8, alone.clone());
     let together = Setting {
         threads: 2,
         slots: 3,
