@@ -4,7 +4,7 @@
 
 use super::quality::{Agreement, Quality};
 use super::speed;
-use super::statistics::{Interval, Random, median, narrow_enough};
+use super::statistics::{Interval, Random, narrow_enough};
 use crate::decoder::{DecodeError, Decoder};
 use crate::machine::{Busy, Machine};
 use crate::roofline::{Bound, Formats, Limits, Rates, Work};
@@ -241,10 +241,12 @@ pub struct Comparison {
     pub schema: u32,
     /// This program's version.
     pub version: String,
+    /// Commit of the source tree that the program lies in, `+` if changed, where known.
+    pub commit: Option<String>,
     /// As typed.
     pub command: Vec<String>,
-    /// Seconds since 1970.
-    pub time: u64,
+    /// UTC, `2026-11-23T12:00:00Z`.
+    pub started: String,
     /// Name of the model.
     pub model: String,
     /// SHA-256 of its file.
@@ -361,9 +363,13 @@ pub fn forward(subjects: &mut [Subject], plan: &Plan, progress: &mut dyn FnMut(u
     }
     let mut estimate = pilot(subjects, amounts)?;
     let budget = plan.budget.saturating_sub(start.elapsed()).as_secs_f64();
-    while estimate.round(amounts) * plan.least as f64 > budget && (amounts.decode > 16 || amounts.batch > 4) {
-        amounts.decode = (amounts.decode / 2).max(16.min(amounts.decode));
-        amounts.batch = (amounts.batch / 2).max(4.min(amounts.batch));
+    let least = Amounts { decode: amounts.decode.min(16), batch: amounts.batch.min(8), prompt: amounts.prompt.min(16) };
+    while estimate.round(amounts) * plan.least as f64 > budget && amounts != least {
+        amounts = Amounts {
+            decode: (amounts.decode / 2).max(least.decode),
+            batch: (amounts.batch / 2).max(least.batch),
+            prompt: (amounts.prompt / 2).max(least.prompt),
+        };
     }
     let mut rates: Vec<[Result<Vec<f64>, String>; 4]> =
         subjects.iter().map(|s| Measure::FORWARD.map(|m| obstacle(s, m, amounts).map_or(Ok(Vec::new()), Err))).collect();
@@ -474,7 +480,10 @@ impl Forward {
                     let reference = self.rates[0][m].as_ref().unwrap_or(&empty);
                     let what = match measure {
                         Measure::Decode1 => format!("{} steps", self.amounts.decode),
-                        Measure::DecodeBatch => format!("{} sequences × {} steps", subject.batch, self.amounts.batch),
+                        Measure::DecodeBatch => format!(
+                            "{} sequences × {} steps after prompts of {} tokens",
+                            subject.batch, self.amounts.batch, self.amounts.prompt
+                        ),
                         Measure::Prefill64 => "64 tokens".into(),
                         _ => "512 tokens".into(),
                     };
@@ -515,7 +524,10 @@ pub struct ChildReport {
 pub fn child_figures(reports: &[ChildReport], reference: &[ChildReport], is_reference: bool) -> Vec<Figure> {
     let column =
         |reports: &[ChildReport], f: &dyn Fn(&ChildReport) -> Option<f64>| reports.iter().filter_map(f).collect::<Vec<_>>();
-    let n = reports.len();
+    let processes = match reports.len() {
+        1 => "1 fresh process".to_string(),
+        n => format!("{n} fresh processes"),
+    };
     let answers = reports.first().map_or(0, |r| r.answers.len());
     let figure = |measure, note: String, f: &dyn Fn(&ChildReport) -> Option<f64>| {
         let values = column(reports, f);
@@ -540,16 +552,16 @@ pub fn child_figures(reports: &[ChildReport], reference: &[ChildReport], is_refe
         if answers < needed {
             return Figure::missing(measure, format!("{answers} answers; this percentile needs {needed}"));
         }
-        figure(measure, format!("{answers} answers, {n} fresh processes"), &|r| percentile(r, p))
+        figure(measure, format!("{answers} answers, {processes}"), &|r| percentile(r, p))
     };
     vec![
-        figure(Measure::LoadS, format!("{n} fresh processes, the file in the page cache"), &|r| Some(r.load_s)),
+        figure(Measure::LoadS, format!("{processes}, the file in the page cache"), &|r| Some(r.load_s)),
         latency(Measure::LatencyP50Ms, 0.5),
         latency(Measure::LatencyP99Ms, 0.99),
-        figure(Measure::WorkloadTokS, format!("{answers} prompts, {n} fresh processes"), &|r| {
+        figure(Measure::WorkloadTokS, format!("{answers} prompts, {processes}"), &|r| {
             Some(r.tokens as f64 / r.wall_s.max(1e-9)).filter(|v| *v > 0.0)
         }),
-        figure(Measure::PeakRssBytes, format!("{n} fresh processes"), &|r| r.peak_rss_bytes.map(|b| b as f64)),
+        figure(Measure::PeakRssBytes, processes.clone(), &|r| r.peak_rss_bytes.map(|b| b as f64)),
     ]
 }
 
@@ -591,19 +603,9 @@ pub fn quality_figures(agreement: Option<&Agreement>, quality: Option<&Quality>)
 }
 
 impl Comparison {
-    /// The median share of the machine that others took, if it was told.
+    /// The share of the machine that others took, if it was told.
     pub fn disturbance(&self) -> Option<f64> {
         self.busy.map(|b| b.stolen + b.others)
-    }
-
-    /// Rounds' worth of spread is too little for an interval.
-    pub fn has_intervals(&self) -> bool {
-        self.rounds >= 2
-    }
-
-    /// The middle of all settings' values of a measure, for choosing a scale.
-    pub fn middle(&self, measure: Measure) -> Option<f64> {
-        median(&self.settings.iter().filter_map(|s| s.figure(measure)?.value).collect::<Vec<_>>())
     }
 }
 
@@ -631,7 +633,7 @@ mod tests {
             assert!(rates.iter().all(|r| r.as_ref().unwrap().len() == 2 && r.as_ref().unwrap().iter().all(|v| *v > 0.0)));
         }
         // No time at all: as little as may be.
-        assert_eq!(found.amounts, Amounts { decode: 16, batch: 4, prompt: 64 });
+        assert_eq!(found.amounts, Amounts { decode: 16, batch: 8, prompt: 16 });
         let limits = Limits::measure(1, crate::roofline::Effort::Quick);
         let figures = found.figures(1, &subjects[1], &limits, 0.0);
         assert_eq!(figures.iter().map(|f| f.measure).collect::<Vec<_>>(), Measure::FORWARD);

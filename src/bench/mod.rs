@@ -7,6 +7,7 @@ pub mod comparison;
 #[cfg(test)]
 pub mod example;
 pub mod gate;
+pub mod lineup;
 pub mod plan;
 pub mod quality;
 pub mod replay;

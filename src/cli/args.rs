@@ -191,7 +191,8 @@ pub fn optimizations_help() -> String {
     format!("Optimizations (all are on; see --only and --without):\n{}", lines.join("\n"))
 }
 
-fn dtype(text: &str) -> Result<DtypePolicy, String> {
+/// A value of `--dtype`.
+pub fn dtype(text: &str) -> Result<DtypePolicy, String> {
     match text {
         "auto" => Ok(DtypePolicy::Auto),
         "native" => Ok(DtypePolicy::Native),

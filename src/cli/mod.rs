@@ -6,11 +6,13 @@ use std::process::ExitCode;
 
 pub mod args;
 mod bench;
+mod compare;
 pub mod console;
 mod failure;
 mod loading;
 pub mod results;
 mod run;
+mod setting;
 
 pub use failure::{Failure, guarded, status};
 
@@ -28,6 +30,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Measure what each optimization gains; write the speedup table
     Bench(Box<bench::Args>),
+    /// Settings (f32 bf16), or two or more results files, side by side; the first is the reference
+    Compare(Box<compare::Args>),
 }
 
 /// Runs the program and returns its exit status.
@@ -43,6 +47,7 @@ pub fn main() -> ExitCode {
     let outcome = guarded(|| match cli.command {
         Command::Run(args) => run::main(&args),
         Command::Bench(args) => bench::main(&args),
+        Command::Compare(args) => compare::main(&args),
     });
     match outcome {
         Ok(status) => ExitCode::from(status),

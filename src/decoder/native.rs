@@ -264,6 +264,12 @@ impl PackedModel {
         self.matrices().map(|m| m.format).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// The format of the layers' largest matrices and of the output matrix, for counting bytes.
+    pub fn storage(&self) -> crate::roofline::Formats {
+        let output = self.output.format;
+        crate::roofline::Formats { layers: self.layers.first().map_or(output, |l| l.gate_up.format), output }
+    }
+
     /// Keys and values are kept in f16: a model with quantized layers. Otherwise in f32.
     pub fn half_kv(&self) -> bool {
         self.layers.iter().any(|l| [l.query, l.key, l.value, l.output, l.gate_up, l.down].iter().any(|m| m.format.is_quantized()))

@@ -29,17 +29,18 @@ impl Activity {
         Activity::parse(&files.read("proc/stat")?, &files.read("proc/self/stat")?)
     }
 
-    /// `stat`: user nice system idle iowait irq softirq steal …; `own`: fields 14 and 15 after the name in brackets are user and system time.
+    /// `stat`: user nice system idle iowait irq softirq steal …; `own`: fields 14 to 17, counted from the process id, are its user and system time
+    /// and those of its ended children.
     fn parse(stat: &str, own: &str) -> Option<Activity> {
         let cpu: Vec<u64> =
             stat.lines().find(|l| l.starts_with("cpu "))?.split_whitespace().skip(1).map_while(|f| f.parse().ok()).collect();
         let fields: Vec<u64> =
-            own.rsplit_once(')')?.1.split_whitespace().skip(11).take(2).map_while(|f| f.parse().ok()).collect();
-        if cpu.len() < 8 || fields.len() < 2 {
+            own.rsplit_once(')')?.1.split_whitespace().skip(11).take(4).map_while(|f| f.parse().ok()).collect();
+        if cpu.len() < 8 || fields.len() < 4 {
             return None;
         }
         // guest and guest_nice (9, 10) are contained in user and nice.
-        Some(Activity { total: cpu[..8].iter().sum(), idle: cpu[3] + cpu[4], steal: cpu[7], own: fields[0] + fields[1] })
+        Some(Activity { total: cpu[..8].iter().sum(), idle: cpu[3] + cpu[4], steal: cpu[7], own: fields.iter().sum() })
     }
 
     /// Shares since `earlier`; `None` if less than 10 ticks have passed.
@@ -58,7 +59,7 @@ mod tests {
     #[test]
     fn shares_of_two_recorded_moments() {
         let own = |user: u64, system: u64| {
-            format!("42 (a (b) c) R 1 42 42 0 -1 4194560 100 0 0 0 {user} {system} 0 0 20 0 1 0 100 0 0")
+            format!("42 (a (b) c) R 1 42 42 0 -1 4194560 100 0 0 0 {user} {system} 0 5 20 0 1 0 100 0 0")
         };
         let a = Activity::parse("cpu  100 0 50 800 50 0 0 10 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n", &own(60, 10)).unwrap();
         let b = Activity::parse("cpu  200 0 70 850 60 0 0 30 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n", &own(130, 20)).unwrap();

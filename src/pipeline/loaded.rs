@@ -141,6 +141,7 @@ pub struct Pipeline {
     config: PipelineConfig,
     dtype: ResolvedDtype,
     kernels: Vec<String>,
+    formats: crate::roofline::Formats,
     engine: Engine,
     encoder: Arc<dyn Encode>,
     cache: Option<Lru<Kept>>,
@@ -225,6 +226,7 @@ impl Pipeline {
             config: config.clone(),
             dtype,
             kernels: kernels.kernel_names(&packed.formats()),
+            formats: packed.storage(),
             engine: Engine::new(Box::new(decoder), engine_config, text),
             encoder,
             cache: match config.answers {
@@ -282,6 +284,16 @@ impl Pipeline {
     /// Names of the kernels in use.
     pub fn kernels(&self) -> &[String] {
         &self.kernels
+    }
+
+    /// How its weights are stored, for counting bytes.
+    pub fn formats(&self) -> crate::roofline::Formats {
+        self.formats
+    }
+
+    /// The bare decoder, for measuring forward passes.
+    pub fn into_decoder(self) -> Box<dyn crate::decoder::Decoder> {
+        self.engine.into_decoder()
     }
 
     /// Positions of keys and values that fit in memory.

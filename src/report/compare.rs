@@ -1,8 +1,9 @@
 //! A [`Comparison`] for people and as `compare.csv`: verdict first, then tables, limits, machine. In: the comparison. Out: a [`Report`]. It
 //! decides nothing: which setting is the fastest was judged in `bench::verdict`.
 
-use super::{Align, Block, Cell, Report, Section, Table, interval};
-use crate::bench::comparison::{Comparison, Figure, Measure, Setting};
+use super::{Align, Block, Cell, Report, Section, Table, factor, interval};
+use crate::bench::comparison::{Comparison, Figure, Measure};
+use crate::bench::statistics::Interval;
 use crate::bench::verdict::{Aim, Pick, Verdict};
 use crate::machine::Machine;
 use crate::roofline::{Bound, Limits};
@@ -24,8 +25,9 @@ pub fn report(comparison: &Comparison, verdicts: &[Verdict]) -> Report {
             vec![Block::Table(quality_table(comparison)), Block::Notes(quality_notes(comparison))],
         ));
     }
-    sections.push(Section::new("Settings", vec![Block::Table(settings_table(comparison))]));
-    sections.push(machine(&comparison.machine, Some(&comparison.limits)));
+    let reasons = comparison.settings.iter().map(|s| format!("{}: {} ({})", s.name, s.dtype, s.dtype_reason));
+    sections.push(Section::new("Settings", vec![Block::Table(settings_table(comparison)), Block::Notes(reasons.collect())]));
+    sections.push(machine(&comparison.machine, &comparison.limits));
     if !comparison.notes.is_empty() {
         sections.push(Section::new("How it was measured", vec![Block::Notes(comparison.notes.clone())]));
     }
@@ -96,12 +98,25 @@ fn percent(share: f64) -> String {
 
 fn value_and_interval(f: &Figure) -> String {
     match (f.value, f.low, f.high) {
+        (Some(v), Some(low), Some(high)) if f.measure.unit() == "tok/s" && !steady(low, high) => {
+            format!("{} (unsteady)", shown(f.measure, v))
+        }
         (Some(v), Some(low), Some(high)) if low != v || high != v => {
             format!("{} ({}–{})", shown(f.measure, v), shown(f.measure, low), shown(f.measure, high))
         }
         (Some(v), _, _) => shown(f.measure, v),
         _ => "–".into(),
     }
+}
+
+/// An interval wider than a factor of ten to either side says nothing but that the machine was unsteady.
+fn steady(low: f64, high: f64) -> bool {
+    high / low < 100.0
+}
+
+/// A ratio with its interval, if that says anything.
+fn ratio_text(i: &Interval) -> String {
+    if steady(i.low, i.high) { interval(i) } else { format!("{} (unsteady)", factor(i.ratio)) }
 }
 
 /// Measures down, settings across: value with interval, how much better than the reference, share of the limit.
@@ -112,12 +127,12 @@ fn speed_table(comparison: &Comparison) -> Table {
         |f| {
             let mut text = value_and_interval(f);
             if let Some(i) = &f.against_reference {
-                text.push_str(&format!(", {}× ", interval(i)));
+                text.push_str(&format!(", {}×", ratio_text(i)));
             }
             if let Some(share) = f.share() {
                 text.push_str(&format!(", {:.0} % of limit", share * 100.0));
             }
-            text.replace("× ,", "×,").trim_end().to_string()
+            text
         },
     )
 }
@@ -186,7 +201,6 @@ fn settings_table(comparison: &Comparison) -> Table {
         ("batch", "batch", Align::Right),
         ("kernels", "kernels", Align::Left),
         ("flags", "flags", Align::Left),
-        ("why", "why", Align::Left),
     ]);
     for s in &comparison.settings {
         table.push(vec![
@@ -197,7 +211,6 @@ fn settings_table(comparison: &Comparison) -> Table {
             Cell::number(s.batch as f64, s.batch.to_string()),
             Cell::text(s.kernels.join(", ")),
             Cell::text(&s.flags),
-            Cell::text(s.added.as_deref().unwrap_or(&s.dtype_reason)),
         ]);
     }
     table
@@ -207,35 +220,18 @@ fn megabytes(bytes: f64) -> String {
     if bytes < 1e6 { format!("{:.0} kB", bytes / 1e3) } else { format!("{} MB", rate(bytes / 1e6)) }
 }
 
-/// The machine, as every report shows it.
-pub fn machine(machine: &Machine, limits: Option<&Limits>) -> Section {
-    let join = |list: Vec<&str>| if list.is_empty() { "none".to_string() } else { list.join(" ") };
-    let compiled: Vec<&str> = machine.features.iter().filter(|f| f.compiled).map(|f| f.name.as_str()).collect();
-    let quota = machine.cpu_quota.map_or(String::new(), |q| format!(", quota of {q} CPUs"));
-    let mut facts = vec![
-        ("CPU".to_string(), format!("{} ({})", machine.cpu, machine.arch)),
-        ("features".into(), join(machine.present())),
-        ("not there".into(), join(machine.absent())),
-        ("compiled in".into(), join(compiled)),
-        (
-            "cores".into(),
-            format!(
-                "{} used by default: {} physical behind {} allowed logical CPUs{quota}",
-                machine.usable_threads, machine.physical_cores, machine.logical_cpus
-            ),
-        ),
-        ("caches".into(), machine.caches.iter().map(|c| c.to_string()).collect::<Vec<_>>().join(", ")),
-        ("memory".into(), format!("{} usable of {}", machine.memory_usable, machine.memory_total)),
-        ("system".into(), format!("{}{}", machine.os, if machine.virtual_machine { ", virtual machine" } else { "" })),
-    ];
-    if let Some(limits) = limits {
-        for r in &limits.rates {
-            let int8 = r.int8.map_or(String::new(), |i| format!(", int8 {:.0} Gop/s", i / 1e9));
-            facts.push((
-                format!("measured, {} thread{}", r.threads, if r.threads == 1 { "" } else { "s" }),
-                format!("reads {} GB/s, f32 multiply-adds {:.0} GFLOP/s{int8}", rate(r.read / 1e9), r.fma / 1e9),
-            ));
-        }
+/// The machine with its measured limits.
+fn machine(machine: &Machine, limits: &Limits) -> Section {
+    let mut facts = super::machine::facts(machine);
+    if !machine.absent().is_empty() {
+        facts.push(("Not there".to_string(), machine.absent().join(" ")));
+    }
+    for r in &limits.rates {
+        let int8 = r.int8.map_or(String::new(), |i| format!(", int8 {:.0} Gop/s", i / 1e9));
+        facts.push((
+            format!("Measured, {} thread{}", r.threads, if r.threads == 1 { "" } else { "s" }),
+            format!("reads {} GB/s, f32 multiply-adds {:.0} GFLOP/s{int8}", rate(r.read / 1e9), r.fma / 1e9),
+        ));
     }
     Section::new("Machine", vec![Block::Facts(facts)])
 }
@@ -274,6 +270,7 @@ pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
             said.push(format!("{name}: {lead}{}", sentence(comparison, p, answers)));
         }
     }
+    said.extend(features_sentence(verdicts));
     for s in &comparison.settings {
         if let Some(added) = &s.added {
             said.push(format!("{}: {added}", s.name));
@@ -293,7 +290,8 @@ pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
 
 fn auto_sentence(comparison: &Comparison, verdicts: &[Verdict], dtype: &str, reason: &str) -> String {
     let same = |aim: Aim| verdicts.iter().find(|v| v.aim == aim).and_then(|v| v.same_answers.as_ref());
-    let agrees = same(Aim::Decode).or_else(|| same(Aim::Workload)).map(|p| {
+    // It is timed on decode steps of a whole batch.
+    let agrees = same(Aim::Batch).or_else(|| same(Aim::Decode)).map(|p| {
         let dtype_of = |name: &str| comparison.settings.iter().find(|s| s.name == name).map(|s| s.dtype.as_str());
         // A pick whose lead is not clear is as good as the one it was compared with.
         dtype_of(&p.setting) == Some(dtype) || (!p.clear && p.against.as_deref().and_then(dtype_of) == Some(dtype))
@@ -309,15 +307,17 @@ fn auto_sentence(comparison: &Comparison, verdicts: &[Verdict], dtype: &str, rea
 
 fn sentence(comparison: &Comparison, p: &Pick, answers: &str) -> String {
     let against = p.against.as_deref().unwrap_or("nothing else");
-    let mut text = match (&p.ratio, p.clear) {
-        (Some(i), true) => format!("use {}: {} times as fast as {against}, {answers}", p.flags, interval(i)),
-        (Some(i), false) => {
-            format!("no clear difference: {} is {} times as fast as {against}, {answers}", p.setting, interval(i))
+    let mut text = match (&p.ratio, &p.against) {
+        (Some(i), _) if p.clear => format!("use {}: {} times as fast as {against}, {answers}", p.flags, ratio_text(i)),
+        (Some(i), _) => {
+            let both = format!("{} is {} times as fast as {against}", p.setting, ratio_text(i));
+            format!("no clear difference, either will do: {both}, {answers}")
         }
-        (None, _) => match p.against {
-            Some(_) => format!("{} has the highest figure ({} tok/s), without an interval; {answers}", p.setting, rate(p.value)),
-            None => format!("{}: {} tok/s, nothing to compare it with", p.setting, rate(p.value)),
-        },
+        (None, Some(_)) => {
+            let one = format!("{} has the highest figure ({} tok/s)", p.setting, rate(p.value));
+            format!("{one}, but one round gives no interval; {answers}")
+        }
+        (None, None) => format!("{}: {} tok/s, nothing to compare it with", p.setting, rate(p.value)),
     };
     if let Some(c) = &p.cost {
         if c.same_bits {
@@ -335,50 +335,58 @@ fn sentence(comparison: &Comparison, p: &Pick, answers: &str) -> String {
             text.push_str(&format!(" ({})", parts.join(", ")));
         }
     }
-    text.push_str(". ");
-    text.push_str(&why(comparison, p));
-    text.trim_end().to_string()
+    format!("{text}. {}", why(comparison, p)).trim_end().to_string()
 }
 
 fn why(comparison: &Comparison, p: &Pick) -> String {
     let w = &p.why;
     let mut parts = Vec::new();
-    let setting = |name: &str| comparison.settings.iter().find(|s| s.name == name);
     match w.bound {
         Some(Bound::Memory) => {
-            let other = w
-                .bytes_per_token_of_other
-                .filter(|b| *b != w.bytes_per_token)
-                .map_or(String::new(), |b| format!(" instead of {}", megabytes(b)));
-            parts.push(format!("It is limited by reading memory: {} of weights a token{other}", megabytes(w.bytes_per_token)));
+            let other = w.bytes_per_token_of_other.filter(|b| *b != w.bytes_per_token);
+            let other = other.map_or(String::new(), |b| format!(" instead of {}", megabytes(b)));
+            parts.push(format!("Reading memory limits it: {} of weights a token{other}", megabytes(w.bytes_per_token)));
         }
-        Some(Bound::Compute) => parts.push("It is limited by multiply-adds, not by reading memory".to_string()),
+        Some(Bound::Compute) => parts.push("Multiply-adds limit it, not reading memory".to_string()),
         None => {}
     }
     if let Some(share) = w.share {
-        let other = w
-            .share_of_other
-            .zip(p.against.as_deref())
-            .map_or(String::new(), |(s, name)| format!(" ({name}: {:.0} %)", s * 100.0));
-        parts.push(format!("reaches {:.0} % of that limit{other}", share * 100.0));
+        let other = w.share_of_other.zip(p.against.as_deref());
+        let other = other.map_or(String::new(), |(s, name)| format!(" ({name}: {:.0} %)", s * 100.0));
+        parts.push(format!("{} reaches {:.0} % of that limit{other}", p.setting, share * 100.0));
     }
     let mut text = parts.join("; ");
     if !text.is_empty() {
         text.push_str(". ");
     }
-    let there = if w.present.is_empty() { String::new() } else { format!("The CPU has {}", list(&w.present)) };
-    let missing = if w.absent.is_empty() { String::new() } else { format!("no {}", w.absent.join(", no ")) };
-    match (there.is_empty(), missing.is_empty()) {
-        (false, false) => text.push_str(&format!("{there}; {missing}. ")),
-        (false, true) => text.push_str(&format!("{there}. ")),
-        (true, false) => text.push_str(&format!("The CPU has {missing}. ")),
-        (true, true) => {}
-    }
-    let storage = setting(&p.setting).map(|s: &Setting| s.dtype.as_str());
-    if matches!(storage, Some("bf16")) && !comparison.machine.native_bf16() {
-        text.push_str("bf16 is only how weights are stored: they are widened to f32 exactly, so its absence costs nothing.");
+    let storage = comparison.settings.iter().find(|s| s.name == p.setting).map(|s| s.dtype.as_str());
+    if storage == Some("bf16") && !comparison.machine.native_bf16() {
+        text.push_str(
+            "bf16 is only how weights are stored: they are widened to f32 exactly, so bf16 instructions are not missed.",
+        );
     }
     text
+}
+
+/// The CPU features that matter for the settings chosen, once for all verdicts.
+fn features_sentence(verdicts: &[Verdict]) -> Option<String> {
+    let picks = || verdicts.iter().flat_map(|v| [&v.same_answers, &v.any_answers]).flatten();
+    let union = |f: fn(&Pick) -> &Vec<String>| {
+        let mut names: Vec<String> = Vec::new();
+        picks().flat_map(f).for_each(|n| {
+            if !names.contains(n) {
+                names.push(n.clone())
+            }
+        });
+        names
+    };
+    let (present, absent) = (union(|p| &p.why.present), union(|p| &p.why.absent));
+    match (present.is_empty(), absent.is_empty()) {
+        (true, true) => None,
+        (false, true) => Some(format!("This CPU has {}.", list(&present))),
+        (true, false) => Some(format!("This CPU has no {}.", absent.join(", no "))),
+        (false, false) => Some(format!("This CPU has {}; no {}.", list(&present), absent.join(", no "))),
+    }
 }
 
 #[cfg(test)]
@@ -400,18 +408,18 @@ mod tests {
     fn sentences_say_what_to_use_by_how_much_and_why() {
         let c = example();
         let said = sentences(&c, &verdicts(&c));
-        assert_eq!(said.len(), 3, "{said:#?}");
+        assert_eq!(said.len(), 4, "{said:#?}");
         for part in [
             "use --dtype bf16: 1.86 (1.80–1.92) times as fast as f32, with identical answers (every score has the same bits)",
             "269 MB of weights a token instead of 538 MB",
-            "80 % of that limit (f32: 80 %)",
-            "The CPU has avx2 and fma; no avx512f, no avx512bf16, no amx-bf16",
+            "bf16 reaches 80 % of that limit (f32: 80 %)",
             "widened to f32 exactly",
         ] {
             assert!(said[0].contains(part), "{part}\n{}", said[0]);
         }
         assert!(said[1].contains("fastest at a cost in quality: use --dtype q4_1") && said[1].contains("50 % of the answers"));
-        assert!(said[2].contains("--dtype auto chooses bf16") && said[2].contains("agrees with this verdict"), "{}", said[2]);
+        assert!(said[2].starts_with("This CPU has avx2 and fma; no avx512f, no avx512bf16, no amx-bf16"), "{}", said[2]);
+        assert!(said[3].contains("--dtype auto chooses bf16") && said[3].contains("agrees with this verdict"), "{}", said[3]);
     }
 
     #[test]
@@ -419,9 +427,13 @@ mod tests {
         let mut c = example();
         c.settings.truncate(2);
         c.settings[1].figures[0].against_reference = None;
-        assert!(sentences(&c, &verdicts(&c))[0].contains("without an interval"));
+        assert!(sentences(&c, &verdicts(&c))[0].contains("no interval"));
         c.settings[1] = setting("bf16", "bf16", 35.1, Some(1.002), Some(true));
         assert!(sentences(&c, &verdicts(&c))[0].contains("no clear difference"));
+        let wide = Interval { low: 1e-6, ratio: 1.1, high: 1e9 };
+        c.settings[1].figures[0].against_reference = Some(wide);
+        let said = &sentences(&c, &verdicts(&c))[0];
+        assert!(said.contains("1.10 (unsteady)") && !said.contains("000000"), "{said}");
     }
 
     #[test]

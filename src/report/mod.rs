@@ -4,6 +4,7 @@
 pub mod compare;
 pub mod format;
 pub mod histograms;
+pub mod lineup;
 pub mod machine;
 pub mod speedup;
 

@@ -1,0 +1,374 @@
+//! Results files side by side: rows lined up by name, each with the ratio of its gains, and what differs between the machines and settings.
+//! In: files of `bench` (`result.json`, `speedup.json`) or of `compare`, or their folders. Out: [`LineUp`], plain data. Only ratios are
+//! compared, never times of different machines or moments.
+
+use super::comparison::{self, Comparison};
+use super::result::BenchResult;
+use super::rows::{self, Ratio};
+use super::statistics::Interval;
+use crate::machine::Machine;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// A larger file is not read.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// What one file holds that can be lined up.
+#[derive(Debug, Clone)]
+pub struct Results {
+    /// As typed.
+    pub path: String,
+    /// `bench` or `compare`: files of two kinds have no rows in common.
+    pub kind: &'static str,
+    /// Where it was measured, if the file says.
+    pub machine: Option<Machine>,
+    /// What it was measured with, name and value.
+    pub settings: Vec<(String, String)>,
+    /// Gains by row name, in the file's order.
+    pub rows: Vec<(String, Interval)>,
+    /// The smallest effect (a logarithm) its machine could show, if known.
+    pub smallest: Option<f64>,
+}
+
+/// What a change is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// The whole interval lies above 1.
+    Better,
+    /// The whole interval lies below 1.
+    Worse,
+    /// It contains 1.
+    Same,
+}
+
+impl Change {
+    /// As tables show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Change::Better => "better",
+            Change::Worse => "worse",
+            Change::Same => "no clear change",
+        }
+    }
+}
+
+/// A row of one file against the same row of the first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LinedUp {
+    /// The row's name.
+    pub row: String,
+    /// The gain in the first file.
+    pub first: Interval,
+    /// The gain in this one.
+    pub other: Interval,
+    /// This one's over the first one's.
+    pub ratio: Interval,
+    /// What to make of it.
+    pub change: Change,
+}
+
+/// One file against the first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Against {
+    /// This file.
+    pub path: String,
+    /// What differs between the machines and settings, `what: first → this`.
+    pub differences: Vec<String>,
+    /// The rows that both have.
+    pub rows: Vec<LinedUp>,
+    /// Rows that only the first has.
+    pub only_first: Vec<String>,
+    /// Rows that only this one has.
+    pub only_other: Vec<String>,
+}
+
+/// All files against the first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LineUp {
+    /// The first file.
+    pub reference: String,
+    /// The others.
+    pub others: Vec<Against>,
+}
+
+impl Results {
+    /// Reads a file or a folder of results. The error is one line naming the file and what is wrong with it.
+    pub fn read(path: &Path) -> Result<Results, String> {
+        let shown = crate::units::shown(&path.display().to_string());
+        let file = if path.is_dir() { path.join("result.json") } else { path.to_path_buf() };
+        let told = |e: std::io::Error| format!("{shown}: cannot be read: {e}");
+        let meta = std::fs::metadata(&file).map_err(told)?;
+        if !meta.is_file() || meta.len() > MOST_BYTES {
+            return Err(format!("{shown}: is not a results file of llmopt ({} bytes)", meta.len()));
+        }
+        let text = std::fs::read_to_string(&file).map_err(told)?;
+        let mut results = Results::parse(&text).map_err(|e| format!("{shown}: {e}"))?;
+        results.path = shown;
+        Ok(results)
+    }
+
+    /// Reads text.
+    pub fn parse(text: &str) -> Result<Results, String> {
+        let value: serde_json::Value = serde_json::from_str(text)
+            .map_err(|e| format!("line {}: is not JSON ({})", e.line(), crate::units::shown(&e.to_string())))?;
+        let results = if value.is_array() {
+            Results::of_speedup(&value)?
+        } else if value["kind"] == "compare" {
+            Results::of_comparison(text, &value)?
+        } else {
+            Results::of_bench(&BenchResult::parse(text)?)
+        };
+        if results.rows.is_empty() {
+            return Err(
+                "has no row with a ratio and its interval; a complete result.json of llmopt bench or compare would work".into()
+            );
+        }
+        for (name, i) in &results.rows {
+            let bad =
+                [i.low, i.ratio, i.high].iter().any(|v| !(v.is_finite() && *v > 0.0)) || i.low > i.ratio || i.ratio > i.high;
+            if bad {
+                let name = crate::units::shown(name);
+                return Err(format!("row {name}: {} ({} to {}) is no ratio with an interval", i.ratio, i.low, i.high));
+            }
+        }
+        let mut names: Vec<&String> = results.rows.iter().map(|r| &r.0).collect();
+        names.sort();
+        if let Some(pair) = names.windows(2).find(|w| w[0] == w[1]) {
+            return Err(format!("row {}: is there twice", crate::units::shown(pair[0])));
+        }
+        Ok(results)
+    }
+
+    fn of_bench(result: &BenchResult) -> Results {
+        let analysis = rows::analyse(result);
+        let rows = analysis.rows.iter().flat_map(|r| {
+            let named = |what: &str, ratio: &Option<Ratio>| Some((format!("{}{what}", r.name), ratio.as_ref()?.interval));
+            [named("", &r.alone), named(" (removed)", &r.removed), named(" (cumulative)", &r.cumulative)]
+        });
+        let on = |label: &str| result.configs.iter().find(|c| c.label == label).map(|c| c.dtype.clone());
+        let everything = result.configs.get(result.everything);
+        Results {
+            path: String::new(),
+            kind: "bench",
+            machine: Some(result.machine.clone()),
+            settings: vec![
+                ("model".into(), format!("{} ({})", result.model.name, result.model.digest.get(..12).unwrap_or_default())),
+                (
+                    "workload".into(),
+                    format!("{} ({})", result.workload.name, result.workload.digest.get(..12).unwrap_or_default()),
+                ),
+                ("quick".into(), result.quick.to_string()),
+                ("phases".into(), result.phases.name().to_string()),
+                ("threads".into(), result.threads.to_string()),
+                ("batch size".into(), result.batch.to_string()),
+                ("max tokens".into(), result.workload.max_tokens.to_string()),
+                ("temperature".into(), result.workload.temperature.to_string()),
+                ("dtype".into(), everything.map(|c| c.dtype.clone()).or_else(|| on("everything")).unwrap_or_default()),
+                ("kernels".into(), everything.map(|c| c.kernels.join(", ")).unwrap_or_default()),
+                ("version".into(), version(&result.version, result.commit.as_deref())),
+                ("rounds".into(), result.rounds.len().to_string()),
+            ],
+            rows: rows.flatten().collect(),
+            smallest: analysis.sight.smallest,
+        }
+    }
+
+    fn of_comparison(text: &str, value: &serde_json::Value) -> Result<Results, String> {
+        match value["schema"].as_u64() {
+            Some(v) if v == u64::from(comparison::SCHEMA) => {}
+            Some(v) => return Err(format!("has schema {v}; this program reads {}", comparison::SCHEMA)),
+            None => return Err("schema: is missing or no whole number".into()),
+        }
+        let c: Comparison =
+            serde_json::from_str(text).map_err(|e| format!("line {}: {}", e.line(), crate::units::shown(&e.to_string())))?;
+        let rows = c.settings.iter().skip(1).flat_map(|s| {
+            s.figures
+                .iter()
+                .filter_map(|f| Some((format!("{} {}", s.name, f.measure.name()), f.against_reference?)))
+                .collect::<Vec<_>>()
+        });
+        let first = c.settings.first();
+        Ok(Results {
+            path: String::new(),
+            kind: "compare",
+            settings: vec![
+                ("model".into(), format!("{} ({})", c.model, c.model_digest.get(..12).unwrap_or_default())),
+                ("reference".into(), first.map(|s| s.name.clone()).unwrap_or_default()),
+                ("quick".into(), c.quick.to_string()),
+                ("threads".into(), first.map(|s| s.threads.to_string()).unwrap_or_default()),
+                ("batch size".into(), first.map(|s| s.batch.to_string()).unwrap_or_default()),
+                ("version".into(), version(&c.version, c.commit.as_deref())),
+                ("rounds".into(), c.rounds.to_string()),
+            ],
+            rows: rows.collect(),
+            machine: Some(c.machine),
+            smallest: None,
+        })
+    }
+
+    /// `speedup.json`: a list of rows, without machine or settings.
+    fn of_speedup(value: &serde_json::Value) -> Result<Results, String> {
+        let mut rows = Vec::new();
+        for (i, row) in value.as_array().into_iter().flatten().enumerate() {
+            let name = row["optimization"].as_str().ok_or(format!("row {}: optimization: is missing or no text", i + 1))?;
+            for (what, suffix) in [("alone", ""), ("removed", " (removed)"), ("cumulative", " (cumulative)")] {
+                let number = |key: String| -> Result<Option<f64>, String> {
+                    match &row[&key] {
+                        serde_json::Value::Null => Ok(None),
+                        v => v
+                            .as_f64()
+                            .map(Some)
+                            .ok_or_else(|| format!("row {}: {key}: {v} is no number", crate::units::shown(name))),
+                    }
+                };
+                let found = (number(what.into())?, number(format!("{what}_low"))?, number(format!("{what}_high"))?);
+                match found {
+                    (Some(ratio), Some(low), Some(high)) => {
+                        rows.push((format!("{name}{suffix}"), Interval { low, ratio, high }));
+                    }
+                    (_, None, None) => {}
+                    _ => return Err(format!("row {}: {what} has only one end of its interval", crate::units::shown(name))),
+                }
+            }
+        }
+        Ok(Results { path: String::new(), kind: "bench", machine: None, settings: Vec::new(), rows, smallest: None })
+    }
+
+    /// What differs, machine first.
+    fn differences(&self, other: &Results) -> Vec<String> {
+        let mut found = match (&self.machine, &other.machine) {
+            (Some(a), Some(b)) => a.differences(b),
+            (None, None) => vec!["machines: neither file says where it was measured".into()],
+            _ => vec!["machines: one of the files does not say where it was measured".into()],
+        };
+        for (name, value) in &self.settings {
+            if let Some((_, theirs)) = other.settings.iter().find(|(n, v)| n == name && v != value) {
+                found.push(format!("{name}: {value} → {theirs}"));
+            }
+        }
+        found
+    }
+}
+
+fn version(version: &str, commit: Option<&str>) -> String {
+    commit.map_or(version.to_string(), |c| format!("{version} ({c})"))
+}
+
+/// Lines everything up with the first file. Files of two kinds are an error.
+pub fn line_up(results: &[Results]) -> Result<LineUp, String> {
+    let (first, others) = results.split_first().ok_or("no results files")?;
+    if let Some(odd) = others.iter().find(|o| o.kind != first.kind) {
+        return Err(format!(
+            "{} is a result of {}, {} one of {}; results of one command would work",
+            first.path, first.kind, odd.path, odd.kind
+        ));
+    }
+    let against = |other: &Results| {
+        let find = |rows: &[(String, Interval)], name: &str| rows.iter().find(|r| r.0 == name).map(|r| r.1);
+        let rows = first
+            .rows
+            .iter()
+            .filter_map(|(name, a)| {
+                let b = find(&other.rows, name)?;
+                // Two independent logarithms: their variances add, and so do the squares of what each machine cannot see.
+                let widen = |i: &Interval, smallest: Option<f64>| i.widened(smallest.unwrap_or(0.0)).half_width().powi(2);
+                let half = (widen(a, first.smallest) + widen(&b, other.smallest)).sqrt();
+                let log = (b.ratio / a.ratio).ln();
+                let ratio = Interval { low: (log - half).exp(), ratio: log.exp(), high: (log + half).exp() };
+                let change = match ratio {
+                    Interval { low, .. } if low > 1.0 => Change::Better,
+                    Interval { high, .. } if high < 1.0 => Change::Worse,
+                    _ => Change::Same,
+                };
+                Some(LinedUp { row: name.clone(), first: *a, other: b, ratio, change })
+            })
+            .collect();
+        let missing = |from: &Results, of: &Results| -> Vec<String> {
+            of.rows.iter().filter(|(n, _)| find(&from.rows, n).is_none()).map(|(n, _)| n.clone()).collect()
+        };
+        Against {
+            path: other.path.clone(),
+            differences: first.differences(other),
+            rows,
+            only_first: missing(other, first),
+            only_other: missing(first, other),
+        }
+    };
+    Ok(LineUp { reference: first.path.clone(), others: others.iter().map(against).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::verdict::tests::{comparison, setting};
+
+    fn speedup(rows: &str) -> Result<Results, String> {
+        Results::parse(rows)
+    }
+
+    const OLD: &str = r#"[{"optimization":"precision","alone":2.0,"alone_low":1.9,"alone_high":2.1,"removed":null},
+        {"optimization":"greedy","alone":1.2,"alone_low":1.1,"alone_high":1.3},
+        {"optimization":"cache","alone":1.5,"alone_low":1.4,"alone_high":1.6},
+        {"optimization":"gone","alone":1.0,"alone_low":0.9,"alone_high":1.1}]"#;
+    const NEW: &str = r#"[{"optimization":"precision","alone":4.0,"alone_low":3.8,"alone_high":4.2},
+        {"optimization":"greedy","alone":1.21,"alone_low":1.1,"alone_high":1.3},
+        {"optimization":"cache","alone":0.75,"alone_low":0.7,"alone_high":0.8},
+        {"optimization":"new","alone":1.0,"alone_low":0.9,"alone_high":1.1}]"#;
+
+    #[test]
+    fn rows_line_up_by_name_with_known_ratios() {
+        let found = line_up(&[speedup(OLD).unwrap(), speedup(NEW).unwrap()]).unwrap();
+        let rows = &found.others[0].rows;
+        assert_eq!(rows.iter().map(|r| r.row.as_str()).collect::<Vec<_>>(), ["precision", "greedy", "cache"]);
+        assert!((rows[0].ratio.ratio - 2.0).abs() < 1e-12 && rows[0].change == Change::Better);
+        // Both half-widths are ln(2.1/1.9)/2: together √2 times that.
+        let half = (2.1f64 / 1.9).ln() / 2.0 * 2f64.sqrt();
+        assert!((rows[0].ratio.high - 2.0 * half.exp()).abs() < 1e-9, "{:?}", rows[0]);
+        assert_eq!((rows[1].change, rows[2].change), (Change::Same, Change::Worse));
+        assert_eq!(
+            (found.others[0].only_first.as_slice(), found.others[0].only_other.as_slice()),
+            (&["gone".to_string()][..], &["new".to_string()][..])
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_refused_in_one_line() {
+        for (text, part) in [
+            ("", "is not JSON"),
+            ("{}", ""),
+            ("[]", "no row with a ratio"),
+            (r#"[{"alone":1}]"#, "optimization"),
+            (r#"[{"optimization":"x","alone":"NaN","alone_low":1,"alone_high":2}]"#, "is no number"),
+            (r#"[{"optimization":"x","alone":-1,"alone_low":-2,"alone_high":2}]"#, "no ratio"),
+            (r#"[{"optimization":"x","alone":3,"alone_low":1,"alone_high":2}]"#, "no ratio"),
+            (r#"[{"optimization":"x","alone":3,"alone_low":1}]"#, "one end"),
+            (r#"{"kind":"compare","schema":99}"#, "schema 99"),
+            (r#"{"kind":"compare"}"#, "schema"),
+            (r#"{"kind":"compare","schema":1}"#, "missing field"),
+        ] {
+            let error = Results::parse(text).unwrap_err();
+            assert!(error.contains(part) && error.lines().count() == 1, "{text}: {error}");
+        }
+        let twice = OLD.replace("greedy", "precision");
+        assert!(Results::parse(&twice).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn comparisons_line_up_too_and_say_what_differs() {
+        let old = comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
+        let mut new = old.clone();
+        new.machine.cpu = "Other CPU".into();
+        new.settings[0].threads = 4;
+        if let Some(i) = &mut new.settings[1].figures[0].against_reference {
+            *i = Interval { low: 0.92, ratio: 0.93, high: 0.94 };
+        }
+        let parse = |c: &Comparison| Results::parse(&serde_json::to_string(c).unwrap()).unwrap();
+        let found = line_up(&[parse(&old), parse(&new)]).unwrap();
+        let against = &found.others[0];
+        assert!(against.differences.contains(&"CPU: AMD EPYC → Other CPU".to_string()), "{:?}", against.differences);
+        assert!(against.differences.contains(&"threads: 2 → 4".to_string()));
+        assert!((against.rows[0].ratio.ratio - 0.5).abs() < 1e-9 && against.rows[0].change == Change::Worse);
+        assert!(line_up(&[parse(&old), speedup(OLD).unwrap()]).unwrap_err().contains("one command"));
+    }
+}
