@@ -211,7 +211,7 @@ fn yardstick(
     names.extend(candle.is_some().then(|| "candle-transformers f32".to_string()));
     let mut seconds: Vec<(String, Vec<f64>)> = names.iter().map(|n| (n.clone(), Vec::new())).collect();
     let mut tokens: Vec<(String, Vec<u64>)> = names.iter().map(|n| (n.clone(), Vec::new())).collect();
-    for (done, slice) in job.workload.slices.iter().cycle().take(job.yardstick).enumerate() {
+    'slices: for (done, slice) in job.workload.slices.iter().cycle().take(job.yardstick).enumerate() {
         let each = begin.elapsed().mul_f64(1.0 / done.max(1) as f64);
         if done > 0 && begin.elapsed() + each > share {
             result.notes.push(format!("yardstick: {done} slices of {} for want of time", job.yardstick));
@@ -221,6 +221,10 @@ fn yardstick(
         random.shuffle(&mut order);
         for i in order {
             interrupted(job.control)?;
+            if begin.elapsed() > share.mul_f64(1.5) {
+                result.notes.push("yardstick: cut short for want of time".into());
+                break 'slices;
+            }
             // One batch of each slice: candle takes its prompts one after the other, and the rounds need the time.
             let slice = &slice[..slice.len().min(job.base.sizes.batch.max(2))];
             let (s, t) = match (ours.get_mut(i), &mut candle) {
@@ -235,7 +239,11 @@ fn yardstick(
             tokens[i].1.push(t);
         }
     }
-    result.yardstick = Some(Yardstick { seconds, tokens });
+    // A slice that not all of them ran is no comparison.
+    let whole = seconds.iter().map(|s| s.1.len()).min().unwrap_or(0);
+    seconds.iter_mut().for_each(|s| s.1.truncate(whole));
+    tokens.iter_mut().for_each(|t| t.1.truncate(whole));
+    result.yardstick = (whole > 0).then_some(Yardstick { seconds, tokens });
     drop((ours, candle));
     job.loaded.forget_unused_weights();
     Ok(())
