@@ -694,6 +694,39 @@ fn every_malformed_gguf_file_is_refused_in_one_line_and_every_control_is_accepte
     println!("{bad} faults refused, {} controls accepted, peak memory {} MiB", cases.len() - bad, peak_mib());
 }
 
+#[test]
+fn the_program_ends_with_status_2_and_one_line_and_writes_nothing() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let prompts = folder.path().join("prompts.txt");
+    std::fs::write(&prompts, "hello\n").expect("write");
+    // Every 12th fault: each costs a process.
+    let cases = all().into_iter().enumerate().filter(|(i, case)| i % 12 == 0 || case.refused.is_none()).map(|(_, case)| case);
+    for case in cases {
+        let path = folder.path().join(format!("{}.gguf", case.name));
+        let out = folder.path().join(format!("{}.jsonl", case.name));
+        std::fs::write(&path, &case.bytes).expect("write");
+        let run = std::process::Command::new(env!("CARGO_BIN_EXE_llmopt"))
+            .arg("run")
+            .arg(&prompts)
+            .arg("-m")
+            .arg(&path)
+            .arg("-o")
+            .arg(&out)
+            .args(["--max-tokens", "2", "--threads", "1", "-q"])
+            .output()
+            .expect("the program runs");
+        let said = String::from_utf8_lossy(&run.stderr);
+        if case.refused.is_none() {
+            assert_eq!(run.status.code(), Some(0), "{}: {said}", case.name);
+            assert!(out.exists(), "{}", case.name);
+            continue;
+        }
+        assert_eq!(run.status.code(), Some(2), "{}: {said}", case.name);
+        assert!(said.lines().count() == 1 && said.contains(&*format!("{}.gguf", case.name)), "{}: {said}", case.name);
+        assert!(run.stdout.is_empty() && !out.exists(), "{}", case.name);
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn files_that_only_claim_to_be_large_and_things_that_are_no_files_are_refused() {

@@ -291,11 +291,10 @@ impl Gguf {
             [("metadata count", metadata_count, 13, MAX_METADATA), ("tensor count", tensor_count, 32, MAX_TENSORS)]
         {
             if count > most || count * least > reader.left() {
-                return Err(reader.error(format_args!(
-                    "{name} {count} is more than {} (the {} bytes of the file could hold, and llmopt reads at most, so many)",
-                    most.min(reader.left() / least),
-                    source.len()
-                )));
+                let room = reader.left() / least;
+                return Err(
+                    reader.error(format_args!("{name} {count}: the file has room for {room}, and at most {most} are read"))
+                );
             }
         }
 
