@@ -323,7 +323,7 @@ fn a_pipe_that_nobody_writes_to_does_not_hang_and_one_with_a_writer_is_read() {
     let folder = Folder::new();
     let fifo = folder.0.path().join("p.txt");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let files = PromptFiles::open(&[fifo.clone()], None).unwrap();
+    let files = PromptFiles::open(std::slice::from_ref(&fifo), None).unwrap();
     let read: Vec<_> = files.reader().collect();
     assert!(matches!(&read[..], [Err(InputError::Io(message))] if message.contains("nobody writes")), "{read:?}");
     assert!(!files.can_be_read_twice());
