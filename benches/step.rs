@@ -1,0 +1,105 @@
+//! One decoder, a few speeds, one JSON line: what scripts/peers.py interleaves with llama.cpp's own tools. Fixed token ids, no stop,
+//! no cache, no shared prefix; load time is not part of any rate.
+//!
+//!     cargo bench --bench step -- --model M.gguf --dtype bf16 --threads 2 decode_1 prefill_512 decode_batch limits
+//!
+//! `decode_1`: 128 tokens of one sequence from an empty context. `prefill_512`: 512 tokens, scores for the last. `decode_batch`: 16
+//! sequences, 64-token prompts, 64 tokens each. All in tokens/s. `limits` adds each one's share of what bandwidth and FMA peak allow.
+
+use clap::Parser;
+use llmopt::bench::speed;
+use llmopt::decoder::Decoder;
+use llmopt::decoder::candle::CandleDecoder;
+use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
+use llmopt::kernels::{Format, KernelSet};
+use llmopt::model::{self, OpenOptions};
+use llmopt::roofline::{Effort, Formats, Limits, Work};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+#[derive(Parser)]
+struct Args {
+    #[arg(long, default_value = "smollm2-135m")]
+    model: String,
+    /// f32, bf16, f16, q8_0, q4_1, native
+    #[arg(long, default_value = "native")]
+    dtype: String,
+    #[arg(long, default_value_t = llmopt::machine::usable_threads())]
+    threads: usize,
+    /// portable, avx2, avx512
+    #[arg(long)]
+    kernels: Option<KernelSet>,
+    /// Most rows of a forward pass
+    #[arg(long, default_value_t = llmopt::pipeline::DEFAULT_CHUNK)]
+    rows: usize,
+    /// native, candle
+    #[arg(long, default_value = "native")]
+    decoder: String,
+    #[arg(long, default_value_t = 1)]
+    repeats: usize,
+    what: Vec<String>,
+    /// Given by cargo bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args = Args::parse();
+    let model = model::open(&args.model, &OpenOptions::default())?;
+    let spec = model.spec.clone();
+    let format = Format::ALL.into_iter().find(|f| f.name() == args.dtype);
+    let stored = |role| model.weights.format(role).unwrap_or(Format::F32);
+    let formats = match format {
+        Some(format) => Formats::all(format),
+        None => Formats { layers: stored(model::Role::Gate(0)), output: stored(model::Role::Output) },
+    };
+    let mut decoder: Box<dyn Decoder> = if args.decoder == "candle" {
+        Box::new(CandleDecoder::new(&spec, model.weights.as_ref(), 1)?)
+    } else {
+        let plan = if formats.layers == stored(model::Role::Gate(0)) { FormatPlan::AsStored } else { FormatPlan::All(formats.layers) };
+        let packed = Arc::new(PackedModel::pack(&model, plan, args.threads)?);
+        let kv_bytes = packed.kv_bytes_per_position() * 16 * 160;
+        let kernels = args.kernels.unwrap_or_else(KernelSet::best);
+        let (threads, rows) = (args.threads, args.rows);
+        let memory = Memory::Preallocated;
+        let options = NativeOptions { threads, kernels, slots: 16, rows, kv_bytes, memory, test_delay_percent: 0 };
+        Box::new(NativeDecoder::new(packed, options)?)
+    };
+    drop(model);
+    speed::prefill(decoder.as_mut(), 16)?;
+    let mut out = Map::new();
+    let mut shares = Map::new();
+    let limits = args.what.iter().any(|w| w == "limits").then(|| Limits::measure(args.threads, Effort::Thorough));
+    let rates = limits.as_ref().and_then(|l| l.at(args.threads));
+    for what in args.what.iter().filter(|w| *w != "limits") {
+        let mut best: Vec<f64> = Vec::new();
+        for _ in 0..args.repeats.max(1) {
+            best.push(match what.as_str() {
+                "decode_1" => speed::decode_one(decoder.as_mut(), 128)?,
+                "prefill_512" => speed::prefill(decoder.as_mut(), 512)?,
+                "decode_batch" => speed::decode_batch(decoder.as_mut(), 16, 64, 64)?,
+                other => return Err(format!("'{other}' is not a measure; known are decode_1, prefill_512, decode_batch, limits").into()),
+            });
+        }
+        best.sort_by(f64::total_cmp);
+        let seconds = best[best.len() / 2];
+        let (tokens, work) = match what.as_str() {
+            "decode_1" => (128.0, Work::decode(&spec, formats, 128)),
+            "prefill_512" => (512.0, Work::prefill(&spec, formats, 512)),
+            _ => (1024.0, Work::decode_batch(&spec, formats, 16, 64, 64)),
+        };
+        out.insert(what.clone(), json!(tokens / seconds));
+        if let Some((limit, bound)) = rates.and_then(|r| work.limit(r, 0.0)) {
+            let name = what.trim_end_matches("_1").trim_end_matches("_512");
+            shares.insert(format!("{name}_share"), json!(tokens / seconds / limit));
+            shares.insert(format!("{name}_bound"), json!(bound.to_string()));
+        }
+    }
+    if let Some(rates) = rates {
+        shares.insert("read_gb_s".into(), json!(rates.read / 1e9));
+        shares.insert("fma_gflop_s".into(), json!(rates.fma / 1e9));
+        out.insert("limits".into(), Value::Object(shares));
+    }
+    println!("{}", Value::Object(out));
+    Ok(())
+}
