@@ -56,7 +56,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut decoder: Box<dyn Decoder> = if args.decoder == "candle" {
         Box::new(CandleDecoder::new(&spec, model.weights.as_ref(), 1)?)
     } else {
-        let plan = if formats.layers == stored(model::Role::Gate(0)) { FormatPlan::AsStored } else { FormatPlan::All(formats.layers) };
+        let plan =
+            if formats.layers == stored(model::Role::Gate(0)) { FormatPlan::AsStored } else { FormatPlan::All(formats.layers) };
         let packed = Arc::new(PackedModel::pack(&model, plan, args.threads)?);
         let kv_bytes = packed.kv_bytes_per_position() * 16 * 160;
         let kernels = args.kernels.unwrap_or_else(KernelSet::best);
@@ -78,7 +79,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 "decode_1" => speed::decode_one(decoder.as_mut(), 128)?,
                 "prefill_512" => speed::prefill(decoder.as_mut(), 512)?,
                 "decode_batch" => speed::decode_batch(decoder.as_mut(), 16, 64, 64)?,
-                other => return Err(format!("'{other}' is not a measure; known are decode_1, prefill_512, decode_batch, limits").into()),
+                other => {
+                    return Err(
+                        format!("'{other}' is not a measure; known are decode_1, prefill_512, decode_batch, limits").into()
+                    );
+                }
             });
         }
         best.sort_by(f64::total_cmp);

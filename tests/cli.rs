@@ -85,12 +85,12 @@ fn the_same_prompts_in_every_format_get_the_same_answers() {
     bench.run(&["a.csv", "-o", "out.csv", "--ordered"]).expect(0);
     let mut reader = csv::Reader::from_path(bench.path("out.csv")).unwrap();
     let header = reader.headers().unwrap().clone();
-    assert_eq!((header.get(0), header.iter().last()), (Some("id"), Some("topic")));
+    assert_eq!((header.get(0), header.iter().next_back()), (Some("id"), Some("topic")));
     let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
     let mut in_csv: Vec<String> = rows.iter().map(|r| r[2].to_string()).collect();
     in_csv.sort();
     assert_eq!(in_csv, expected);
-    assert!(rows.iter().enumerate().all(|(i, r)| r[0] == format!("r{i}") && r.iter().last() == Some(&format!("t{i}"))));
+    assert!(rows.iter().enumerate().all(|(i, r)| r[0] == format!("r{i}") && r.iter().next_back() == Some(&format!("t{i}"))));
 }
 
 #[test]

@@ -210,8 +210,8 @@ impl Plan {
             (Some((start_set, everything_set)), "total"),
         ];
         // The totals stand between the audit's rows and those beyond it.
-        let mut place = ALL.iter().position(|o| o.phase == Phase::Beyond).unwrap_or(ALL.len());
-        for (sets, name) in totals {
+        let beyond = ALL.iter().position(|o| o.phase == Phase::Beyond).unwrap_or(ALL.len());
+        for (place, (sets, name)) in (beyond..).zip(totals) {
             let mut row = Row { name: name.into(), alone: None, removed: None, cumulative: None };
             if let Some((from, to)) = sets {
                 let from = configs.index(from, || "phase 1 on".into());
@@ -220,7 +220,6 @@ impl Plan {
                 row.cumulative = configs.pair(start, to);
             }
             rows.insert(place, row);
-            place += 1;
         }
         let mut configs = configs.0;
         configs.push(Config { label: "everything on, again".into(), set: configs[everything].set });

@@ -45,8 +45,9 @@ pub fn run(pipeline: &mut Pipeline, config: usize, prompts: &[Prompt], control: 
 pub fn answer(pipeline: &mut Pipeline, config: usize, prompts: &[Prompt], control: &Control) -> Result<Trial, BenchError> {
     let before = Activity::now();
     let mut answers: Vec<Answer> = Vec::with_capacity(prompts.len());
-    let source = prompts.to_vec().into_iter().map(Input::Prompt);
-    let report = pipeline.run(source, Order::Finished, control, &mut |answer| {
+    // Owned: the pipeline reads ahead on a thread of its own.
+    let source: Vec<Input> = prompts.iter().cloned().map(Input::Prompt).collect();
+    let report = pipeline.run(source.into_iter(), Order::Finished, control, &mut |answer| {
         answers.push(answer);
         ControlFlow::Continue(())
     })?;

@@ -317,7 +317,7 @@ mod tests {
 
     impl Write for Faulty {
         fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-            if self.interrupts > 0 && self.bytes.len() % 2 == 0 {
+            if self.interrupts > 0 && self.bytes.len().is_multiple_of(2) {
                 self.interrupts -= 1;
                 return Err(io::ErrorKind::Interrupted.into());
             }
