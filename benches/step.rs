@@ -27,10 +27,10 @@ struct Args {
     #[arg(long, default_value_t = llmopt::machine::usable_threads())]
     threads: usize,
     /// portable, avx2, avx512
-    #[arg(long)]
+    #[arg(long, value_parser = KernelSet::named)]
     kernels: Option<KernelSet>,
     /// Most rows of a forward pass
-    #[arg(long, default_value_t = llmopt::pipeline::DEFAULT_CHUNK)]
+    #[arg(long, default_value_t = 64)]
     rows: usize,
     /// native, candle
     #[arg(long, default_value = "native")]
