@@ -30,7 +30,7 @@ struct Args {
     #[arg(long, value_parser = KernelSet::named)]
     kernels: Option<KernelSet>,
     /// Most rows of a forward pass
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 256)]
     rows: usize,
     /// native, candle
     #[arg(long, default_value = "native")]

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 fn prompts(count: usize) -> String {
     // Some repeat and some begin alike, so that the cache and shared prefixes have work.
-    let line =
-        |i: usize| format!("{{\"id\":\"r{i}\",\"prompt\":\"What is {} & {}?\"}}\n", i % 50, if i.is_multiple_of(7) { 0 } else { i });
+    let line = |i: usize| {
+        format!("{{\"id\":\"r{i}\",\"prompt\":\"What is {} & {}?\"}}\n", i % 50, if i.is_multiple_of(7) { 0 } else { i })
+    };
     (0..count).map(line).collect()
 }
 

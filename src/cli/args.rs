@@ -127,7 +127,7 @@ impl Shared {
         Sizes {
             threads: self.threads.unwrap_or_else(crate::machine::usable_threads),
             batch: self.batch_size,
-            chunk: self.batch_size.max(64),
+            chunk: self.batch_size.max(256),
             kv_bytes: self.kv_memory.map(|b| b.0),
         }
     }
