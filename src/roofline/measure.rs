@@ -5,7 +5,7 @@ use crate::kernels::probes::{self, Isa};
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// How long measuring may take.
@@ -127,9 +127,13 @@ impl Buffer {
 
 /// Seconds from the first thread's start to the last one's end, of `work(thread)` on this many threads at once.
 fn together(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
-    let barrier = Barrier::new(threads);
+    // Spinning, not sleeping: a thread woken by another starts on that one's core, and two threads on one core measure half the machine.
+    let here = AtomicUsize::new(0);
     let run = |id: usize| {
-        barrier.wait();
+        here.fetch_add(1, Ordering::AcqRel);
+        while here.load(Ordering::Acquire) < threads {
+            std::hint::spin_loop();
+        }
         let start = Instant::now();
         work(id);
         (start, Instant::now())
