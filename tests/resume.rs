@@ -7,6 +7,7 @@ mod process;
 
 use process::{Bench, essence, essences, finish, records, signal, tiny, wait};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -152,12 +153,55 @@ fn error_records_are_retried_once_and_replaced() {
     bench.run(&[input, "-o", "out.jsonl", "-q", "--kv-memory", "80K"]).expect(4);
     let failed: Vec<_> = records(&bench.text("out.jsonl")).into_iter().filter(|r| !r["error"].is_null()).collect();
     assert_eq!((failed.len(), failed[0]["id"].as_str()), (1, Some("long")), "{failed:?}");
-    let good: Vec<String> =
-        bench.text("out.jsonl").lines().filter(|l| !l.contains("\"id\":\"long\"")).map(String::from).collect();
-    bench.run(&[input, "-o", "out.jsonl", "--resume", "-q"]).expect(0);
-    let after = bench.text("out.jsonl");
-    assert_eq!(after.lines().take(3).collect::<Vec<_>>(), good, "the good records stay as they are");
-    assert_eq!(essences(&after), essences(&bench.run(&[input]).expect(0).stdout));
+    let before = bench.text("out.jsonl");
+    let whole = bench.run(&[input]).expect(0).stdout;
+    let good = |text: &str| text.lines().filter(|l| !l.contains("\"id\":\"long\"")).map(String::from).collect::<Vec<_>>();
+    // From a file, and from a pipe, where nothing is known before the record comes.
+    for (from, stdin) in [(input, ""), ("-", bench.text("in.jsonl").as_str())] {
+        bench.file("out.jsonl", &before);
+        let mut command = bench.command(&[from, "--input-format", "jsonl", "-o", "out.jsonl", "--resume", "-q"]);
+        command.stdin(Stdio::piped());
+        let mut child = bench.start(command);
+        let mut pipe = child.stdin.take().unwrap();
+        pipe.write_all(stdin.as_bytes()).unwrap();
+        drop(pipe);
+        finish(child).expect(0);
+        let after = bench.text("out.jsonl");
+        assert_eq!(good(&after), good(&before), "the good records stay as they are");
+        assert_eq!(essences(&after), essences(&whole));
+    }
+}
+
+/// Errors inside an ordered output are replaced where they stand; a kill in between loses nothing and leaves no third state.
+#[test]
+fn an_ordered_output_has_its_errors_replaced_in_place() {
+    let bench = Bench::new();
+    let long = "y".repeat(300);
+    let some = |id: usize| match id % 4 {
+        1 => format!("{{\"id\":\"r{id}\",\"prompt\":\"{id}{long}\"}}\n"),
+        _ => format!("{{\"id\":\"r{id}\",\"prompt\":\"prompt {id}\"}}\n"),
+    };
+    let input = bench.file("in.jsonl", (0..24).map(some).collect::<String>());
+    for out in ["out.jsonl", "out.csv"] {
+        let whole = bench.run(&[input, "-o", &format!("whole-{out}"), "--ordered", "-q"]).expect(0);
+        assert!(whole.stdout.is_empty());
+        let whole = bench.text(&format!("whole-{out}"));
+        bench.run(&[input, "-o", out, "--ordered", "-q", "--kv-memory", "80K", "--limit", "17"]).expect(4);
+        let before = bench.text(out);
+        assert_eq!(before.matches("yyyy\"").count() + before.matches("yyyy,").count(), 4, "{before}");
+        // It is gone on with twice: stopped half-way, then to the end.
+        bench.run(&[input, "-o", out, "--ordered", "-q", "--resume", "--limit", "9"]).expect(0);
+        bench.run(&[input, "-o", out, "--ordered", "-q", "--resume"]).expect(0);
+        if out.ends_with("jsonl") {
+            let ids = |text: &str| records(text).iter().map(|r| r["id"].as_str().unwrap().to_string()).collect::<Vec<_>>();
+            assert_eq!(ids(&bench.text(out)), ids(&whole));
+            assert_eq!(essences(&bench.text(out)), essences(&whole));
+        } else {
+            let ids = |text: &str| text.lines().map(|l| l.split(',').next().unwrap().to_string()).collect::<Vec<_>>();
+            assert_eq!(ids(&bench.text(out)), ids(&whole));
+            assert!(!bench.text(out).contains("error,"), "{}", bench.text(out));
+        }
+    }
 }
 
 #[test]

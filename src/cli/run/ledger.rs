@@ -3,12 +3,15 @@
 //! length: ids and prompts are kept as keyed 64-bit hashes.
 
 use super::format::{Format, Given, Past};
+use super::output::Writer;
 use crate::cli::Failure;
 use crate::pipeline::{RecordError, Settings};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Longest record that is read back; longer ones are not ours.
 const LONGEST: u64 = 1 << 30;
@@ -29,10 +32,6 @@ struct Entry {
     /// Second half of the settings.
     generation: u32,
     kind: Kind,
-    /// The input has it.
-    seen: bool,
-    /// An error that the input itself explains: it stays.
-    settled: bool,
 }
 
 /// What is to be done with a record of the input.
@@ -203,19 +202,18 @@ impl Ledger {
             }
         }
         let generation = past.settings.map_or(0, |s| s.generation);
-        Entry { id: self.hash(&past.id), key, generation, kind, seen: false, settled: false }
+        Entry { id: self.hash(&past.id), key, generation, kind }
     }
 
-    fn find(&mut self, id: u64) -> Option<&mut Entry> {
+    fn find(&self, id: u64) -> Option<&Entry> {
         let at = self.past.partition_point(|e| e.id < id);
-        self.past.get_mut(at).filter(|e| e.id == id)
+        self.past.get(at).filter(|e| e.id == id)
     }
 
     /// Judges a record that can be answered.
-    pub fn judge(&mut self, id: &str, format: &Format, given: &Given, generation: u32) -> Verdict {
+    pub fn judge(&self, id: &str, format: &Format, given: &Given, generation: u32) -> Verdict {
         let (hash, key) = (self.hash(id), self.hash(&format.key(given)));
         let Some(entry) = self.find(hash) else { return Verdict::New };
-        entry.seen = true;
         match entry.kind {
             Kind::Error => Verdict::Retry,
             _ if entry.key != key => Verdict::OtherPrompt,
@@ -225,30 +223,14 @@ impl Ledger {
     }
 
     /// Judges a record that cannot be answered: an error record that says the same stays.
-    pub fn judge_rejected(&mut self, id: &str, error: &RecordError) -> Verdict {
+    pub fn judge_rejected(&self, id: &str, error: &RecordError) -> Verdict {
         let (hash, key) = (self.hash(id), self.error_key(error));
         let Some(entry) = self.find(hash) else { return Verdict::New };
-        entry.seen = true;
         match entry.kind {
-            Kind::Error if entry.key == key => {
-                entry.settled = true;
-                Verdict::Done
-            }
+            Kind::Error if entry.key == key => Verdict::Done,
             Kind::Error => Verdict::Retry,
             _ => Verdict::OtherPrompt,
         }
-    }
-
-    /// Error records that are to be retried, of those the input has.
-    #[cfg(test)]
-    fn retries(&self) -> u64 {
-        self.past.iter().filter(|e| e.kind == Kind::Error && !e.settled && e.seen).count() as u64
-    }
-
-    /// Whether this record of the output stays: everything but the errors that are retried.
-    pub fn stays(&mut self, past: &Past) -> bool {
-        let hash = self.hash(&past.id);
-        past.error.is_none() || self.find(hash).is_none_or(|e| e.kind != Kind::Error || e.settled || !e.seen)
     }
 
     /// Finds the record of this id in the output, with its line: to say what differs.
@@ -264,19 +246,60 @@ impl Ledger {
         });
         found
     }
+}
 
-    /// Copies the records that stay.
-    pub fn copy(&mut self, format: &Format, file: impl BufRead, keep: u64, out: &mut dyn io::Write) -> io::Result<()> {
-        let mut header = format.header().is_some();
-        let outcome = records(format, file.take(keep), |record, _, ended| {
-            if std::mem::take(&mut header) || format.read(record).is_ok_and(|past| self.stays(&past)) {
-                let end: &[u8] = if ended { b"" } else { b"\n" };
-                out.write_all(record).and_then(|()| out.write_all(end)).map_err(|e| Failure::failed(e.to_string()))?;
-            }
-            Ok(true)
-        });
-        outcome.map(|_| ()).map_err(|f| io::Error::other(f.message))
+/// Answers to records whose error stands in the output, until they are written over it. They wait a second at least, since each
+/// writing makes the whole file anew; a kill loses no more than what waits, and the errors are still there to be retried.
+#[derive(Debug)]
+pub struct Replacements {
+    /// Lines by id.
+    lines: HashMap<String, Vec<u8>>,
+    bytes: usize,
+    written: Instant,
+    cost: Duration,
+}
+
+impl Default for Replacements {
+    fn default() -> Self {
+        Replacements { lines: HashMap::new(), bytes: 0, written: Instant::now(), cost: Duration::ZERO }
     }
+}
+
+impl Replacements {
+    /// Most bytes that wait.
+    const MOST: usize = 8 << 20;
+
+    /// Takes the line for the record `id`, and writes all that wait if it is time.
+    pub fn add(&mut self, id: &str, line: Vec<u8>, format: &Format, writer: &mut Writer<File>) -> Result<(), Failure> {
+        self.bytes += line.len();
+        self.lines.insert(id.to_string(), line);
+        let due = self.written.elapsed() > (self.cost * 10).max(Duration::from_secs(1));
+        if due || self.bytes > Self::MOST { self.write(format, writer) } else { Ok(()) }
+    }
+
+    /// Writes all that wait over the error records of the same ids.
+    pub fn write(&mut self, format: &Format, writer: &mut Writer<File>) -> Result<(), Failure> {
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        let since = Instant::now();
+        writer.rewrite(|old, out| merge(format, BufReader::new(old), &self.lines, out))?;
+        self.lines.clear();
+        (self.bytes, self.written, self.cost) = (0, Instant::now(), since.elapsed());
+        Ok(())
+    }
+}
+
+/// Copies the records of an output, with these lines in place of the errors of the same ids.
+fn merge(format: &Format, file: impl BufRead, lines: &HashMap<String, Vec<u8>>, out: &mut dyn io::Write) -> io::Result<()> {
+    let mut header = format.header().is_some();
+    let outcome = records(format, file, |record, _, _| {
+        let past = if std::mem::take(&mut header) { None } else { format.read(record).ok() };
+        let line = past.filter(|past| past.error.is_some()).and_then(|past| lines.get(&past.id));
+        out.write_all(line.map_or(record, |line| line)).map_err(|e| Failure::failed(e.to_string()))?;
+        Ok(true)
+    });
+    outcome.map(|_| ()).map_err(|f| io::Error::other(f.message))
 }
 
 /// Says by which flag two digests of generation settings differ, found by trying what people change: one setting at a time.
@@ -401,40 +424,37 @@ mod tests {
     #[test]
     fn verdicts_tell_new_done_duplicate_retry_and_changed_apart() {
         let format = Format::Jsonl;
-        let (mut ledger, scan) = read(&format, &written(&format, &RECORDS).concat()).unwrap();
+        let (ledger, scan) = read(&format, &written(&format, &RECORDS).concat()).unwrap();
         assert_eq!((scan.answers, scan.errors, scan.bare), (3, 1, 0));
         assert_eq!(scan.model_halves, [(1, 1)]);
-        let mut judge = |id: &str, text: &str, generation| ledger.judge(id, &format, &Given::Prompt(text.into()), generation);
+        let judge = |id: &str, text: &str, generation| ledger.judge(id, &format, &Given::Prompt(text.into()), generation);
         assert_eq!(judge("a", "q a", 2), Verdict::Done);
         assert_eq!(judge("b\n", "q b", 2), Verdict::OtherPrompt);
         assert_eq!(judge("d", "q d", 3), Verdict::OtherSettings);
         assert_eq!(judge("c", "q c", 2), Verdict::Retry);
         assert_eq!(judge("e", "q e", 2), Verdict::New);
-        assert_eq!(ledger.retries(), 1);
         assert_eq!(ledger.judge_rejected("c", &RecordError::new("x", "broke")), Verdict::Done);
         assert_eq!(ledger.judge_rejected("a", &RecordError::new("x", "broke")), Verdict::OtherPrompt);
         assert_eq!(ledger.judge_rejected("e", &RecordError::new("x", "broke")), Verdict::New);
-        assert_eq!(ledger.retries(), 0);
     }
 
     #[test]
-    fn copying_leaves_out_the_errors_that_are_retried() {
+    fn merging_puts_answers_in_the_place_of_errors_and_of_nothing_else() {
         for format in [Format::Jsonl, Format::csv([])] {
             let lines = written(&format, &RECORDS);
-            let bytes = lines.concat();
-            let (mut ledger, scan) = read(&format, &bytes).unwrap();
-            ledger.judge("c", &format, &Given::Prompt("q c".into()), 2);
+            let fresh = |id: &str| format.line(&line(&answer(id, "new"), &Given::Prompt("q".into()), &[]));
+            // 'd' has an answer already, 'e' is not there.
+            let waiting = ["c", "d", "e"].map(|id| (id.to_string(), fresh(id))).into();
             let mut out = Vec::new();
-            ledger.copy(&format, &bytes[..], scan.keep, &mut out).unwrap();
+            merge(&format, &lines.concat()[..], &waiting, &mut out).unwrap();
             let at = lines.len() - 2;
-            assert_eq!(out, [&lines[..at], &lines[at + 1..]].concat().concat());
+            assert_eq!(out, [&lines[..at], &[fresh("c")], &lines[at + 1..]].concat().concat());
         }
     }
 
     #[test]
     fn an_output_without_settings_is_matched_by_id_and_prompt() {
-        let (mut ledger, scan) =
-            read(&Format::Jsonl, b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
+        let (ledger, scan) = read(&Format::Jsonl, b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
         assert_eq!((scan.bare, scan.models.into_iter().collect::<Vec<_>>()), (1, vec!["m".to_string()]));
         assert_eq!(ledger.judge("a", &Format::Jsonl, &Given::Prompt("q".into()), 77), Verdict::Done);
     }

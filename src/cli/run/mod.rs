@@ -21,8 +21,8 @@ use crate::text::prompts::InputFormat;
 use crate::units;
 use format::{Format, Given, Line};
 use inputs::{Inputs, Record};
-use ledger::{Ledger, Scan, Verdict};
-use output::{Existing, Keep, Prepared, WriteError, Writer};
+use ledger::{Ledger, Replacements, Scan, Verdict};
+use output::{Existing, Prepared, WriteError, Writer};
 use progress::{Display, Loading};
 use signals::Signals;
 use std::collections::HashMap;
@@ -115,8 +115,6 @@ struct Plan {
     todo: Option<u64>,
     /// Error records of the output that stay.
     kept_errors: u64,
-    /// Error records of the output that are answered again.
-    retries: u64,
 }
 
 impl Run<'_> {
@@ -156,7 +154,7 @@ impl Run<'_> {
             scan = ledger.read(prepared.path(), &format, BufReader::new(file), length)?;
             self.check_names(prepared, &scan)?;
         }
-        let plan = self.look_ahead(&inputs, &format, &mut ledger, prepared.0.as_ref())?;
+        let plan = self.look_ahead(&inputs, &format, &ledger, prepared.0.as_ref())?;
         if self.args.resume && plan.todo == Some(0) && !self.args.shared.dry_run {
             return self.complete(prepared, &scan, &plan);
         }
@@ -168,7 +166,7 @@ impl Run<'_> {
             self.check_settings(prepared, &scan, &pipeline, &format)?;
         }
         let kept = scan.answers + plan.kept_errors;
-        let mut writer = self.commit(prepared, &format, &mut ledger, &scan, &plan, signals)?;
+        let mut writer = self.commit(prepared, &format, &scan, signals)?;
         self.console.release();
         if scan.torn > 0 {
             self.console.say(format!("llmopt: a torn last record of {} was cut off", units::Bytes(scan.torn)));
@@ -232,7 +230,7 @@ impl Run<'_> {
         &mut self,
         inputs: &Inputs,
         format: &Format,
-        ledger: &mut Ledger,
+        ledger: &Ledger,
         prepared: Option<&Prepared>,
     ) -> Result<Plan, Failure> {
         let mut plan = Plan::default();
@@ -249,13 +247,9 @@ impl Run<'_> {
                     todo += 1;
                     first_new.get_or_insert(record.id);
                 }
-                Verdict::Retry if self.args.ordered => plan.kept_errors += 1,
-                Verdict::Retry => {
-                    todo += 1;
-                    plan.retries += 1;
-                }
-                Verdict::Done if record.prompt.is_err() => plan.kept_errors += 1,
-                Verdict::Done => {
+                verdict @ (Verdict::Retry | Verdict::Done) => {
+                    todo += u64::from(verdict == Verdict::Retry);
+                    plan.kept_errors += u64::from(verdict == Verdict::Done && record.prompt.is_err());
                     if let Some(first) = first_new.as_ref().filter(|_| self.args.ordered) {
                         return Err(Failure::usage(format!(
                             "output {}: it has '{}' but not '{first}', which comes before; it was not written with --ordered, so resume it without",
@@ -272,7 +266,7 @@ impl Run<'_> {
         Ok(plan)
     }
 
-    fn judge(&self, record: &Record, format: &Format, ledger: &mut Ledger) -> Verdict {
+    fn judge(&self, record: &Record, format: &Format, ledger: &Ledger) -> Verdict {
         judge(record, format, ledger, &|g| self.generation_half(g))
     }
 
@@ -299,7 +293,7 @@ impl Run<'_> {
         if (scan.torn > 0 || scan.newline)
             && let Some(prepared) = prepared.0.take()
         {
-            prepared.commit(Keep::Beginning { length: scan.keep, newline: scan.newline })?;
+            prepared.commit(scan.keep, scan.newline)?;
         }
         self.console.release();
         self.console.say(format!("llmopt: the output is complete: {} answers kept, nothing to do", scan.answers));
@@ -378,16 +372,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The writer, with the output made ready: torn tail cut, errors to be retried taken out, header written.
-    fn commit(
-        &mut self,
-        prepared: &mut Abandon,
-        format: &Format,
-        ledger: &mut Ledger,
-        scan: &Scan,
-        plan: &Plan,
-        signals: &Signals,
-    ) -> Result<Sink, Failure> {
+    /// The writer, with the output made ready: torn tail cut, header written.
+    fn commit(&mut self, prepared: &mut Abandon, format: &Format, scan: &Scan, signals: &Signals) -> Result<Sink, Failure> {
         signals.begin();
         let Some(prepared) = prepared.0.take() else {
             let stdout = std::io::stdout().as_fd().try_clone_to_owned();
@@ -398,14 +384,8 @@ impl Run<'_> {
                 Err(WriteError::Failed(failure)) => Err(failure),
             };
         };
-        let content = if plan.retries > 0 { Some(self.content(&prepared)?) } else { None };
-        let empty = scan.keep == 0;
-        let mut writer = match content {
-            Some(content) => prepared
-                .commit(Keep::Rewritten(&mut |out| ledger.copy(format, BufReader::new(content.try_clone()?), scan.keep, out)))?,
-            None => prepared.commit(Keep::Beginning { length: scan.keep, newline: scan.newline })?,
-        };
-        match format.header().filter(|_| empty).map_or(Ok(()), |header| writer.line(&header)) {
+        let mut writer = prepared.commit(scan.keep, scan.newline)?;
+        match format.header().filter(|_| scan.keep == 0).map_or(Ok(()), |header| writer.line(&header)) {
             Ok(()) | Err(WriteError::Closed) => Ok(writer),
             Err(WriteError::Failed(failure)) => Err(failure),
         }
@@ -416,7 +396,7 @@ impl Run<'_> {
         &mut self,
         inputs: Inputs,
         format: Format,
-        mut ledger: Ledger,
+        ledger: Ledger,
         pipeline: &mut Pipeline,
         writer: &mut Sink,
         plan: &Plan,
@@ -425,7 +405,7 @@ impl Run<'_> {
         let refused: Arc<Mutex<Option<Failure>>> = Arc::default();
         let source = {
             let (flying, refused, format) = (flying.clone(), refused.clone(), format.clone());
-            let (sampling, stopping, ordered) = (self.config.sampling, self.config.stopping, self.args.ordered);
+            let (sampling, stopping) = (self.config.sampling, self.config.stopping);
             let twice = inputs.can_be_read_twice();
             let level = self.console.level;
             let records = inputs.records(self.flags.clone(), move |line: String| {
@@ -445,11 +425,10 @@ impl Run<'_> {
                     }
                 };
                 let half = |g: &Generation| Settings::generation_half(g, sampling, stopping);
-                let verdict = judge(&record, &format, &mut ledger, &half);
+                let verdict = judge(&record, &format, &ledger, &half);
                 let Record { id, given, carried, prompt, .. } = record;
                 match verdict {
                     Verdict::Done => return None,
-                    Verdict::Retry if ordered => return None,
                     Verdict::New | Verdict::Retry => {}
                     Verdict::OtherPrompt | Verdict::OtherSettings => {
                         let message = format!(
@@ -461,7 +440,10 @@ impl Run<'_> {
                     }
                 };
                 let generation = prompt.as_ref().map(|p| half(&p.generation)).unwrap_or(0);
-                flying.lock().unwrap_or_else(PoisonError::into_inner).insert(index, Flying { given, carried, generation });
+                flying
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(index, Flying { given, carried, generation, retry: verdict == Verdict::Retry });
                 index += 1;
                 Some(match prompt {
                     Ok(prompt) => crate::pipeline::Input::Prompt(crate::pipeline::Prompt { id, ..prompt }),
@@ -477,9 +459,10 @@ impl Run<'_> {
         let mut told = false;
         let level = self.console.level;
         let mut synced = Instant::now();
+        let mut replacements = Replacements::default();
         let mut sink = |answer: Answer| {
             let flown = flying.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.index);
-            let Flying { given, carried, generation } = flown.unwrap_or_default();
+            let Flying { given, carried, generation, retry } = flown.unwrap_or_default();
             let line = format.line(&Line {
                 answer: &answer,
                 given: &given,
@@ -498,7 +481,12 @@ impl Run<'_> {
                 display.suspend(|| console::line(&text));
             }
             let due = synced.elapsed() >= Duration::from_secs(1);
-            let outcome = display.suspend(|| writer.line(&line)).and_then(|()| writer.sync(due).map_err(WriteError::Failed));
+            let outcome = display
+                .suspend(|| match retry {
+                    true => replacements.add(&answer.id, line, &format, writer).map_err(WriteError::Failed),
+                    false => writer.line(&line),
+                })
+                .and_then(|()| writer.sync(due).map_err(WriteError::Failed));
             if due {
                 synced = Instant::now();
             }
@@ -514,7 +502,9 @@ impl Run<'_> {
                 }
             }
         };
-        let report = pipeline.run(source, self.order(), &self.control, &mut sink)?;
+        let ran = pipeline.run(source, self.order(), &self.control, &mut sink);
+        failure = failure.or(replacements.write(&format, writer).err());
+        let report = ran?;
         if let Ended::SourceFailed(line) = &report.ended {
             let refused = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
             let mut refused = refused.unwrap_or_else(|| Failure::failed(line.clone()));
@@ -582,11 +572,13 @@ struct Flying {
     carried: Vec<String>,
     /// Second half of the settings.
     generation: u32,
+    /// The output has an error record for it, which the answer replaces.
+    retry: bool,
 }
 
 impl Default for Flying {
     fn default() -> Self {
-        Flying { given: Given::Nothing, carried: Vec::new(), generation: 0 }
+        Flying { given: Given::Nothing, carried: Vec::new(), generation: 0, retry: false }
     }
 }
 
@@ -597,7 +589,7 @@ struct Outcome {
     closed: bool,
 }
 
-fn judge(record: &Record, format: &Format, ledger: &mut Ledger, half: &dyn Fn(&Generation) -> u32) -> Verdict {
+fn judge(record: &Record, format: &Format, ledger: &Ledger, half: &dyn Fn(&Generation) -> u32) -> Verdict {
     match &record.prompt {
         Ok(prompt) => ledger.judge(&record.id, format, &record.given, half(&prompt.generation)),
         Err(error) => ledger.judge_rejected(&record.id, error),

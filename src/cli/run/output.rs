@@ -108,40 +108,25 @@ impl Prepared {
         self.created.then(|| self.target.clone())
     }
 
-    /// Makes the file ready for appending. `keep` writes the part of the old content that stays, when that is not simply a
-    /// beginning of it; otherwise `length` is where the kept beginning ends and `newline` whether its last line lacks one.
-    pub fn commit(mut self, keep: Keep<'_>) -> Result<Writer<File>, Failure> {
+    /// Makes the file ready for appending: its first `keep` bytes stay, and get a line end if `newline` says that they lack one.
+    pub fn commit(mut self, keep: u64, newline: bool) -> Result<Writer<File>, Failure> {
         let fail = |e: io::Error| Failure::failed(format!("output {}: {e}", self.shown.display()));
         if !self.regular {
             return Ok(Writer::new(self.file, self.shown, 0, false));
         }
-        match (self.existing, keep) {
-            (Existing::Overwrite, _) if !self.created => {
-                self.file = replace(&self.target, &self.shown, &mut |_| Ok(())).map_err(fail)?;
+        if self.existing == Existing::Overwrite && !self.created {
+            self.file = replace(&self.target, &self.shown, &mut |_| Ok(())).map_err(fail)?;
+        } else {
+            if self.file.metadata().map_err(fail)?.len() != keep {
+                self.file.set_len(keep).map_err(fail)?;
             }
-            (_, Keep::Rewritten(write)) => {
-                self.file = replace(&self.target, &self.shown, write).map_err(fail)?;
-            }
-            (_, Keep::Beginning { length, newline }) => {
-                if self.file.metadata().map_err(fail)?.len() != length {
-                    self.file.set_len(length).map_err(fail)?;
-                }
-                if newline {
-                    self.file.write_all(b"\n").map_err(fail)?;
-                }
+            if newline {
+                self.file.write_all(b"\n").map_err(fail)?;
             }
         }
         let length = self.file.metadata().map_err(fail)?.len();
-        Ok(Writer::new(self.file, self.shown, length, true))
+        Ok(Writer { target: self.target, ..Writer::new(self.file, self.shown, length, true) })
     }
-}
-
-/// What stays of an existing file.
-pub enum Keep<'a> {
-    /// This many bytes, and a line end if its last line lacks one.
-    Beginning { length: u64, newline: bool },
-    /// What this writes into a new file, which then replaces the old one.
-    Rewritten(&'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>),
 }
 
 /// Follows links, so that a rename later replaces the target and not the link. The last part need not exist.
@@ -254,7 +239,10 @@ pub enum WriteError {
 #[derive(Debug)]
 pub struct Writer<B> {
     backing: B,
+    /// As the user named it.
     path: PathBuf,
+    /// Where links lead.
+    target: PathBuf,
     length: u64,
     regular: bool,
     unsynced: u32,
@@ -263,7 +251,7 @@ pub struct Writer<B> {
 impl<B: Backing> Writer<B> {
     /// Appends to `backing`, which holds `length` bytes of whole lines. `regular`: lines can be cut back and synced.
     pub fn new(backing: B, path: PathBuf, length: u64, regular: bool) -> Writer<B> {
-        Writer { backing, path, length, regular, unsynced: 0 }
+        Writer { backing, target: path.clone(), path, length, regular, unsynced: 0 }
     }
 
     /// Writes one line (with its line end) by one call. If only a part of it could be written, that part is cut back.
@@ -299,6 +287,18 @@ impl<B: Backing> Writer<B> {
             "output {path}: {error} after {} of whole lines{tail}; --resume goes on once there is room",
             Bytes(self.length)
         ))
+    }
+}
+
+impl Writer<File> {
+    /// Replaces the file by what `edit` makes of its lines so far, at once: a kill leaves the old file or the new one.
+    pub fn rewrite(&mut self, edit: impl Fn(&File, &mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+        let old = &mut self.backing;
+        let fresh = old.rewind().and_then(|()| replace(&self.target, &self.path, &mut |out| edit(old, out)));
+        let measured = fresh.and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (length, file) = measured.map_err(|e| self.failure(&e, ""))?;
+        (self.backing, self.length, self.unsynced) = (file, length, 0);
+        Ok(())
     }
 }
 
@@ -420,13 +420,34 @@ mod tests {
         std::os::unix::fs::symlink(&file, &link).unwrap();
         let prepared = Prepared::open(&link, Existing::Overwrite).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "old\n");
-        let mut writer = prepared.commit(Keep::Beginning { length: 0, newline: false }).unwrap();
+        let mut writer = prepared.commit(0, false).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
         assert!(Prepared::open(&link, Existing::Resume).unwrap_err().message.contains("process"), "the new file is locked too");
         writer.line(b"new\n").unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "new\n");
         assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_rewritten_file_is_appended_to_and_stays_locked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        std::fs::write(&path, "a\nb\ntorn").unwrap();
+        let mut writer = Prepared::open(&path, Existing::Resume).unwrap().commit(4, false).unwrap();
+        writer.line(b"c\n").unwrap();
+        let upper = |mut old: &File, out: &mut dyn Write| out.write_all(io::read_to_string(&mut old)?.to_uppercase().as_bytes());
+        writer.rewrite(upper).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "A\nB\nC\n");
+        assert!(Prepared::open(&path, Existing::Resume).unwrap_err().message.contains("process"));
+        writer.line(b"d\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "A\nB\nC\nd\n");
+        // A failure leaves the file as it was, and what was written can be gone on with.
+        let failure = writer.rewrite(|_, _| Err(io::ErrorKind::StorageFull.into())).unwrap_err();
+        assert!(failure.status == 1 && failure.message.contains("--resume"), "{failure:?}");
+        writer.line(b"e\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "A\nB\nC\nd\ne\n");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
     #[test]
