@@ -540,13 +540,14 @@ mod tests {
         cache: Option<Lru<Kept>>,
         batching: BatchingPolicy,
         order: Order,
-        control: Control,
+        /// Shared, so that a sink can stop the run that feeds it.
+        control: Arc<Control>,
     }
 
     impl Setup {
         fn new() -> Setup {
             let batching = BatchingPolicy::Continuous;
-            let control = Control::default();
+            let control = Arc::new(Control::default());
             Setup { engine: engine(fake(), batching), cache: None, batching, order: Order::Finished, control }
         }
 
@@ -664,31 +665,16 @@ mod tests {
     fn stopping_finishes_what_is_in_flight_and_admits_nothing_new() {
         for how in [Stopping::Drain, Stopping::Now] {
             let mut setup = Setup::new();
-            let control = std::mem::take(&mut setup.control);
-            let control: &'static Control = Box::leak(Box::new(control));
-            let clock = Arc::new(Mutex::new(Clock::default()));
-            let run = Run {
-                engine: &mut setup.engine,
-                cache: None,
-                encoder: Arc::new(Letters),
-                clock,
-                batching: BatchingPolicy::Continuous,
-                stopping: StoppingPolicy::Early,
-                batch: 3,
-                context: 40,
-                order: Order::Finished,
-                control,
-            };
+            let control = setup.control.clone();
             let mut answers = 0;
-            let report = run
-                .run((0..).map(|i| prompt(&format!("{i}"))), &mut |_| {
-                    answers += 1;
-                    if answers == 7 {
-                        control.stop(how);
-                    }
-                    ControlFlow::Continue(())
-                })
-                .unwrap();
+            let report = setup.run((0..).map(|i| prompt(&format!("{i}"))), &mut |_| {
+                answers += 1;
+                if answers == 7 {
+                    control.stop(how);
+                }
+                ControlFlow::Continue(())
+            });
+            let report = report.unwrap();
             assert_eq!((report.ended, report.answers), (Ended::Stopped, answers));
             assert!(answers <= if how == Stopping::Now { 9 } else { 10 }, "{answers}");
             assert_eq!(setup.engine.in_flight() + setup.engine.queue_len(), 0);
@@ -698,7 +684,8 @@ mod tests {
     #[test]
     fn a_deadline_a_closed_sink_and_a_failing_source_end_the_run() {
         let mut setup = Setup::new();
-        setup.control.deadline = Some(Instant::now() + Duration::from_millis(30));
+        let deadline = Some(Instant::now() + Duration::from_millis(30));
+        setup.control = Arc::new(Control::until(deadline));
         let endless = || (0..).map(|i| prompt(&format!("{i}")));
         let report = setup.run(endless(), &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(report.ended, Ended::Deadline);
@@ -712,7 +699,6 @@ mod tests {
     #[test]
     fn an_endless_source_is_held_back_while_answers_wait_for_their_turn() {
         let mut setup = Setup { order: Order::Input, ..Setup::new() };
-        let control: &'static Control = Box::leak(Box::default());
         let mut taken = 0u64;
         let counted = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
         let source = {
@@ -722,26 +708,14 @@ mod tests {
                 prompt(&format!("{i}"))
             })
         };
-        let clock = Arc::new(Mutex::new(Clock::default()));
-        let run = Run {
-            engine: &mut setup.engine,
-            cache: None,
-            encoder: Arc::new(Letters),
-            clock,
-            batching: BatchingPolicy::Continuous,
-            stopping: StoppingPolicy::Early,
-            batch: 3,
-            context: 40,
-            order: Order::Input,
-            control,
-        };
-        run.run(source, &mut |a| {
-            assert_eq!(a.index, taken);
-            taken += 1;
-            // 4 batches in the queue, 4 admitted, and the one in the reader's hands.
-            assert!(counted.load(Ordering::SeqCst) <= taken + 12 + 12 + 1);
-            if taken == 200 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })
-        .unwrap();
+        setup
+            .run(source, &mut |a| {
+                assert_eq!(a.index, taken);
+                taken += 1;
+                // 4 batches in the queue, 4 admitted, and the one in the reader's hands.
+                assert!(counted.load(Ordering::SeqCst) <= taken + 12 + 12 + 1);
+                if taken == 200 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+            .unwrap();
     }
 }
