@@ -108,6 +108,7 @@ impl Layout {
         let mut widened = BTreeSet::new();
         let mut converted = BTreeSet::new();
         let mut odd = BTreeSet::new();
+        let mut unlike = BTreeSet::new();
         let mut format_of = |roles: &[Role]| {
             let k = weights.shape(roles[0]).1;
             let stored = weights.format(roles[0]).filter(|f| roles.iter().all(|r| weights.format(*r) == Some(*f)));
@@ -120,14 +121,14 @@ impl Layout {
             if format != wanted {
                 odd.insert(k);
             }
-            if stored != Some(format) {
-                for name in roles.iter().map(|r| weights.type_name(*r)) {
-                    if plan == FormatPlan::AsStored {
-                        widened.insert(name)
-                    } else {
-                        converted.insert((name, format))
-                    };
-                }
+            for role in roles.iter().filter(|r| weights.format(**r) != Some(format)) {
+                let name = weights.type_name(*role);
+                match (plan, weights.format(*role)) {
+                    // It has a kernel, but its partner is of another type.
+                    (FormatPlan::AsStored, Some(_)) => unlike.insert(name),
+                    (FormatPlan::AsStored, None) => widened.insert(name),
+                    _ => converted.insert((name, format)),
+                };
             }
             format
         };
@@ -157,6 +158,13 @@ impl Layout {
         if !widened.is_empty() {
             let names: Vec<_> = widened.into_iter().collect();
             notes.push(format!("no kernel computes {} as stored: widened to f32 at load", names.join(", ")));
+        }
+        if !unlike.is_empty() {
+            let names: Vec<_> = unlike.into_iter().collect();
+            notes.push(format!(
+                "gate and up are computed together, and in some layers one is of another type than the other: {} widened to f32 there",
+                names.join(" and ")
+            ));
         }
         if !converted.is_empty() {
             let names: Vec<_> = converted.iter().map(|(name, format)| format!("{name} to {format}")).collect();
@@ -877,6 +885,27 @@ mod tests {
         }
         let (norm_w, output) = (read(Role::OutputNorm), read(Role::Output));
         xs.iter().flat_map(|x| product(&output, &norm(&norm_w, x))).collect()
+    }
+
+    #[test]
+    fn notes_say_which_types_are_widened_or_converted_and_why() {
+        let notes = |partner: Option<Stored>, plan| {
+            let tiny = odd(Stored::Q4_1);
+            let mut file = tiny.container();
+            if let Some(stored) = partner {
+                let up = tiny.stored(stored).tensors().into_iter().find(|t| t.name == "blk.1.ffn_up.weight").unwrap();
+                *file.tensors.iter_mut().find(|t| t.name == up.name).unwrap() = super::tiny::Tensor::of(&up);
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("mixed.gguf");
+            std::fs::write(&path, file.bytes()).unwrap();
+            let model = crate::model::open(path.to_str().unwrap(), &crate::model::OpenOptions::default()).unwrap();
+            PackedModel::pack(&model, plan, 1).unwrap().notes().to_vec()
+        };
+        assert_eq!(notes(None, FormatPlan::AsStored), [""; 0]);
+        let mixed = notes(Some(Stored::Q8_0), FormatPlan::AsStored);
+        assert!(mixed.len() == 1 && mixed[0].contains("gate and up") && mixed[0].ends_with("Q4_1 and Q8_0 widened to f32 there"));
+        assert_eq!(notes(Some(Stored::Q8_0), FormatPlan::All(Format::Q8_0)), ["weights converted at load: Q4_1 to q8_0"]);
     }
 
     #[test]
