@@ -1,11 +1,15 @@
 //! Large blocks of zeroed memory: anonymous pages from the operating system, aligned to 2 MiB, huge pages advised, touched only as used.
 //! In: a size. Out: a byte slice, or an error instead of an abort.
+//! Built with `--cfg watched_arenas` (scripts/check-kernels.sh) a block is as long as asked for and comes from the heap, where
+//! AddressSanitizer and valgrind see every access past its end.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 
-/// Alignment of an arena: one huge page.
-const ALIGN: usize = 2 << 20;
+/// Alignment of an arena: one huge page; watched ones a cache line.
+const ALIGN: usize = if cfg!(watched_arenas) { 64 } else { 2 << 20 };
+/// Mapped beyond what was asked for, so that an aligned block fits; the heap aligns by itself.
+const SLACK: usize = if cfg!(watched_arenas) { 0 } else { ALIGN };
 
 /// The memory could not be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,12 +32,13 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// `len` zeroed bytes, aligned to 2 MiB.
+    /// `len` zeroed bytes, aligned to 2 MiB (watched: to 64 bytes).
     pub fn new(len: usize) -> Result<Arena, NoMemory> {
-        let mapped = len.checked_add(ALIGN).filter(|&n| n <= isize::MAX as usize).ok_or(NoMemory(len))?;
+        let most = isize::MAX as usize - ALIGN;
+        let mapped = len.max(1).checked_add(SLACK).filter(|&n| n <= most).ok_or(NoMemory(len))?;
         let base = NonNull::new(map(mapped)).ok_or(NoMemory(len))?;
         let offset = base.as_ptr().align_offset(ALIGN);
-        // SAFETY: `offset` < ALIGN and `mapped` = len + ALIGN, so start and start + len lie within the mapping.
+        // SAFETY: `offset` <= SLACK (0 for the aligned heap) and `mapped` >= len + SLACK, so start and start + len lie within the block.
         let start = unsafe { base.add(offset) };
         advise_huge(start.as_ptr(), len);
         Ok(Arena { base, mapped, start, len })
@@ -58,7 +63,7 @@ impl Drop for Arena {
     }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, not(watched_arenas)))]
 fn map(len: usize) -> *mut u8 {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
     // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
@@ -66,31 +71,31 @@ fn map(len: usize) -> *mut u8 {
     if p == libc::MAP_FAILED { std::ptr::null_mut() } else { p as *mut u8 }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, not(watched_arenas)))]
 fn unmap(p: *mut u8, len: usize) {
     // SAFETY: `p` and `len` are those of a mapping made by `map`, and its owner is being dropped.
     unsafe { libc::munmap(p as *mut libc::c_void, len) };
 }
 
-#[cfg(not(unix))]
+#[cfg(any(not(unix), watched_arenas))]
 fn map(len: usize) -> *mut u8 {
-    // SAFETY: the layout has a non-zero size (len includes ALIGN).
+    // SAFETY: the size is not zero, and with the alignment below isize::MAX (`Arena::new`).
     unsafe { std::alloc::alloc_zeroed(std::alloc::Layout::from_size_align_unchecked(len, 64)) }
 }
 
-#[cfg(not(unix))]
+#[cfg(any(not(unix), watched_arenas))]
 fn unmap(p: *mut u8, len: usize) {
     // SAFETY: allocated by `map` with this layout.
     unsafe { std::alloc::dealloc(p, std::alloc::Layout::from_size_align_unchecked(len, 64)) }
 }
 
 fn advise_huge(p: *mut u8, len: usize) {
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(watched_arenas)))]
     // SAFETY: advice about our own mapping; it changes no content, and a refusal does not matter.
     unsafe {
         libc::madvise(p as *mut libc::c_void, len, libc::MADV_HUGEPAGE);
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(any(not(target_os = "linux"), watched_arenas))]
     let _ = (p, len);
 }
 

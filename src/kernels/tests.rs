@@ -98,6 +98,26 @@ fn reference(format: Format, panels: &Panels, rows: &[u8], x: &[f32], q: &[ActBl
         .collect()
 }
 
+/// Which sets a run of these tests means: `--nocapture` shows them (under valgrind they are fewer).
+#[test]
+fn the_portable_set_comes_first_and_every_set_has_a_name_of_its_own() {
+    let names: Vec<_> = KernelSet::available().iter().map(|s| s.name()).collect();
+    println!("kernel sets: {}", names.join(", "));
+    assert_eq!(names[0], "portable");
+    assert!((1..names.len()).all(|i| !names[..i].contains(&names[i])), "{names:?}");
+    assert_eq!(KernelSet::best().name(), names[names.len() - 1]);
+}
+
+/// What scripts/check-kernels.sh runs first: whoever watches must end this with an error, or a pass of the others means nothing.
+#[cfg(watched_arenas)]
+#[test]
+#[ignore = "reads past the end of an arena on purpose"]
+fn a_read_past_the_end_of_an_arena_is_seen() {
+    let arena = Arena::new(192).unwrap();
+    // SAFETY: none; the script expects this to be caught.
+    println!("{}", unsafe { std::hint::black_box(arena.bytes().as_ptr().add(192)).read_volatile() });
+}
+
 #[test]
 fn products_of_all_formats_are_the_definition_in_all_sets() {
     let mut random = Random(7);
