@@ -301,7 +301,9 @@ fn copy(region: &Arena, format: Format, n: usize, k: usize, i: usize) -> Panels<
 }
 
 fn rotation_table(positions: usize, head_dim: usize) -> Vec<f32> {
-    (0..positions * 2 * head_dim).map(|i| if i / head_dim % 2 == 0 { 0.8 } else { 0.6 * (1.0 - 2.0 * (i % 2) as f32) }).collect()
+    (0..positions * 2 * head_dim)
+        .map(|i| if (i / head_dim).is_multiple_of(2) { 0.8 } else { 0.6 * (1.0 - 2.0 * (i % 2) as f32) })
+        .collect()
 }
 
 /// `rows` rows at positions of their own.
