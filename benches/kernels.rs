@@ -534,7 +534,6 @@ fn steps(table: &mut Table, set: KernelSet, threads: usize, packed: &[(Format, A
             rows: 256,
             kv_bytes: model.kv_bytes_per_position() * 16 * 160,
             memory: Memory::Preallocated,
-            test_delay_percent: 0,
         };
         let mut decoder = NativeDecoder::new(model.clone(), options).unwrap_or_else(|e| panic!("{e}"));
         let formats: Formats = model.storage();

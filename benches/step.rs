@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let kernels = args.kernels.unwrap_or_else(KernelSet::best);
         let (threads, rows) = (args.threads, args.rows);
         let memory = Memory::Preallocated;
-        let options = NativeOptions { threads, kernels, slots: 16, rows, kv_bytes, memory, test_delay_percent: 0 };
+        let options = NativeOptions { threads, kernels, slots: 16, rows, kv_bytes, memory };
         Box::new(NativeDecoder::new(packed, options)?)
     };
     drop(model);

@@ -46,7 +46,7 @@ fn answer(model: &Model, prompt: &[u32], tokens: usize) -> Vec<u32> {
     let kv_bytes = (prompt.len() + tokens).next_multiple_of(16) as u64 * packed.kv_bytes_per_position();
     let memory = Memory::Preallocated;
     let kernels = KernelSet::best();
-    let options = NativeOptions { threads: 2, kernels, slots: 1, rows: 64, kv_bytes, memory, test_delay_percent: 0 };
+    let options = NativeOptions { threads: 2, kernels, slots: 1, rows: 64, kv_bytes, memory };
     let mut decoder = NativeDecoder::new(packed, options).expect("a decoder");
     let slot = decoder.open(prompt, prompt.len() + tokens, false).expect("room").slot;
     let (mut ids, mut next, mut start) = (Vec::new(), prompt.to_vec(), 0);

@@ -125,7 +125,6 @@ impl Setting {
             rows: self.rows,
             kv_bytes: self.pages as u64 * 16 * model.kv_bytes_per_position(),
             memory: self.memory,
-            test_delay_percent: 0,
         };
         NativeDecoder::new(model, options).unwrap()
     }

@@ -28,7 +28,7 @@ fn native_in(model: &Model, plan: FormatPlan, kernels: KernelSet) -> NativeDecod
     let packed = Arc::new(PackedModel::pack(model, plan, 2).unwrap());
     let kv_bytes = 512 * packed.kv_bytes_per_position();
     let memory = Memory::Preallocated;
-    let options = NativeOptions { threads: 2, kernels, slots: 1, rows: 64, kv_bytes, memory, test_delay_percent: 0 };
+    let options = NativeOptions { threads: 2, kernels, slots: 1, rows: 64, kv_bytes, memory };
     NativeDecoder::new(packed, options).unwrap()
 }
 

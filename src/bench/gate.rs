@@ -2,8 +2,8 @@
 //! be compared) or one line per failed row. It fails only if a whole interval is past the threshold, and never passes for want of numbers.
 
 use super::result::BenchResult;
-use super::rows::{Analysis, analyse, logs, normalised_interval};
-use super::statistics::mean_interval;
+use super::rows::{Analysis, OfSlice, analyse, is_per_token, logs_of_slices, normalised_speed};
+use super::statistics::{LEAST_ROUNDS, mean_interval};
 
 /// What the gate is asked.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,24 +57,83 @@ impl Outcome {
     pub fn failed(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|c| c.failed)
     }
+
+    /// The one that is nearest to failing, or furthest past it.
+    pub fn nearest(&self) -> Option<&Check> {
+        self.checks.iter().min_by(|a, b| a.change.2.total_cmp(&b.change.2))
+    }
 }
 
-/// The change from one mean of logarithms to another, judged against a threshold in percent.
-pub fn check(name: &str, before: (f64, f64), now: (f64, f64), max_regression: f64) -> Check {
-    let middle = now.0 - before.0;
-    let half = before.1.hypot(now.1);
-    let percent = |log: f64| (log.exp() - 1.0) * 100.0;
-    Check {
-        name: name.into(),
-        before: before.0.exp(),
-        now: now.0.exp(),
-        change: (percent(middle - half), percent(middle), percent(middle + half)),
-        failed: percent(middle + half) < -max_regression,
+/// Something that is compared: its logarithms on either side, one per round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Series {
+    /// The row, or `speed`.
+    pub name: String,
+    /// Recorded.
+    pub before: Vec<OfSlice>,
+    /// Measured now.
+    pub now: Vec<OfSlice>,
+}
+
+/// The mean of each slice's values, slices in the order of their first round.
+fn by_slice(rounds: &[OfSlice]) -> Vec<OfSlice> {
+    let mut found: Vec<(usize, f64, usize)> = Vec::new();
+    for &(slice, log) in rounds.iter().filter(|r| r.1.is_finite()) {
+        match found.iter_mut().find(|f| f.0 == slice) {
+            Some((_, sum, n)) => (*sum, *n) = (*sum + log, *n + 1),
+            None => found.push((slice, log, 1)),
+        }
+    }
+    found.into_iter().map(|(slice, sum, n)| (slice, sum / n as f64)).collect()
+}
+
+impl Series {
+    /// (recorded, now, half-width of the difference), logarithms. Slices that both sides ran are compared slice by slice: how long their prompts
+    /// and answers are moves a speed more than any noise does. With fewer than six of them all rounds of each side are taken together.
+    fn change(&self) -> Option<(f64, f64, f64)> {
+        let (before, now) = (by_slice(&self.before), by_slice(&self.now));
+        let theirs = |slice: usize| before.iter().find(|b| b.0 == slice).map(|b| b.1);
+        let pairs: Vec<(f64, f64)> = now.iter().filter_map(|&(slice, log)| Some((theirs(slice)?, log))).collect();
+        if pairs.len() >= LEAST_ROUNDS {
+            let (difference, half) = mean_interval(&pairs.iter().map(|(a, b)| b - a).collect::<Vec<_>>())?;
+            let before = pairs.iter().map(|p| p.0).sum::<f64>() / pairs.len() as f64;
+            return Some((before, before + difference, half));
+        }
+        let all = |rounds: &[OfSlice]| mean_interval(&rounds.iter().map(|r| r.1).filter(|l| l.is_finite()).collect::<Vec<_>>());
+        let (before, now) = (all(&self.before)?, all(&self.now)?);
+        Some((before.0, now.0, before.1.hypot(now.1)))
+    }
+
+    /// Judged against a threshold in percent. The error says that there are no numbers to judge.
+    pub fn check(&self, max_regression: f64) -> Result<Check, String> {
+        let (before, now, half) = self.change().ok_or_else(|| match self.name.as_str() {
+            "speed" => "tokens/s of everything-on cannot be worked out from the samples".to_string(),
+            name => format!("row '{}' has too few rounds for an interval", crate::units::shown(name)),
+        })?;
+        let percent = |log: f64| (log.exp() - 1.0) * 100.0;
+        let middle = now - before;
+        Ok(Check {
+            name: self.name.clone(),
+            before: before.exp(),
+            now: now.exp(),
+            change: (percent(middle - half), percent(middle), percent(middle + half)),
+            failed: percent(middle + half) < -max_regression,
+        })
     }
 }
 
 /// Compares. The error (exit status 2) says why the two cannot be compared.
 pub fn compare(before: &BenchResult, now: &BenchResult, thresholds: Thresholds) -> Result<Outcome, String> {
+    let (machines, series) = series(before, now)?;
+    if thresholds.same_machine && !machines.is_empty() {
+        return Err(format!("the baseline is of another machine (--same-machine): {}", machines.join("; ")));
+    }
+    let checks = series.iter().map(|s| s.check(thresholds.max_regression)).collect::<Result<_, _>>()?;
+    Ok(Outcome { machines, checks })
+}
+
+/// The differences between the machines, and what is compared; the error says why nothing can be.
+pub fn series(before: &BenchResult, now: &BenchResult) -> Result<(Vec<String>, Vec<Series>), String> {
     for (what, result) in [("the baseline", before), ("this run", now)] {
         if result.quick {
             return Err(format!("{what} was made with --quick: too little was measured for a gate; run bench without it"));
@@ -102,33 +161,28 @@ pub fn compare(before: &BenchResult, now: &BenchResult, thresholds: Thresholds) 
     if before.batch != now.batch {
         return Err(format!("the baseline used batches of {}, this run of {}", before.batch, now.batch));
     }
-    if thresholds.same_machine && !machines.is_empty() {
-        return Err(format!("the baseline is of another machine (--same-machine): {}", machines.join("; ")));
-    }
-    let mut checks = Vec::new();
+    let mut series = Vec::new();
     for row in &before.rows {
-        let Some(old_pair) = row.alone else { continue };
-        let new_pair = now.rows.iter().find(|r| r.name == row.name).and_then(|r| r.alone);
-        let Some(new_pair) = new_pair else {
+        let Some(old) = row.alone else { continue };
+        let Some(new) = now.rows.iter().find(|r| r.name == row.name).and_then(|r| r.alone) else {
             return Err(format!("the baseline has a row '{}' that this run does not measure", crate::units::shown(&row.name)));
         };
-        let (old, new) = (mean_interval(&logs(&before.rounds, &old_pair).0), mean_interval(&logs(&now.rounds, &new_pair).0));
-        let (Some(old), Some(new)) = (old, new) else {
-            return Err(format!("row '{}' has too few rounds for an interval", crate::units::shown(&row.name)));
-        };
-        checks.push(check(&row.name, old, new, thresholds.max_regression));
+        // Both sides divide by the same thing.
+        let per_token = is_per_token(&before.rounds, &old) || is_per_token(&now.rounds, &new);
+        series.push(Series {
+            name: row.name.clone(),
+            before: logs_of_slices(&before.rounds, &old, per_token),
+            now: logs_of_slices(&now.rounds, &new, per_token),
+        });
     }
     // Absolute speed over the reference says something about one kind of machine only.
     if machines.is_empty() {
-        let (Some(old), Some(new)) = (normalised_interval(before), normalised_interval(now)) else {
-            return Err("tokens/s of everything-on cannot be worked out from the samples".into());
-        };
-        checks.push(check("speed", old, new, thresholds.max_regression));
+        series.push(Series { name: "speed".into(), before: normalised_speed(before), now: normalised_speed(now) });
     }
-    if checks.is_empty() {
+    if series.is_empty() {
         return Err("the baseline has no row that could be compared".into());
     }
-    Ok(Outcome { machines, checks })
+    Ok((machines, series))
 }
 
 /// `--min-speedup`: the line that says why it fails, if it does. The whole interval must lie below to fail.
@@ -192,6 +246,43 @@ mod tests {
         let slower = |label: &str| if label == "baseline + greedy" { 4.0 / 1.4 * 1.2 } else { as_expected(label) };
         let outcome = compare(&result(6, 0.4, 1, as_expected), &result(6, 0.4, 2, slower), TEN).unwrap();
         assert!(failed(&outcome).is_empty());
+    }
+
+    #[test]
+    fn slices_of_different_length_do_not_hide_a_slower_program() {
+        // Slices differ by up to a factor of three, the program by 8 %: seen only if each slice is compared with itself.
+        let uneven = |mut r: BenchResult, first: usize, slower: f64| {
+            for (i, round) in r.rounds.iter_mut().enumerate() {
+                round.slice = first + i;
+                let long = 1.0 + ((first + i) * 7 % 12) as f64 / 6.0;
+                round.samples.iter_mut().for_each(|s| s.seconds *= long * slower);
+            }
+            r
+        };
+        let before = uneven(result(12, 0.02, 1, as_expected), 0, 1.0);
+        let speed = |now: &BenchResult| {
+            let outcome = compare(&before, now, Thresholds { max_regression: 3.0, ..TEN }).unwrap();
+            outcome.checks.into_iter().find(|c| c.name == "speed").unwrap()
+        };
+        let found = speed(&uneven(result(8, 0.02, 2, as_expected), 2, 1.08));
+        assert!(found.failed && (found.change.1 - (1.0 / 1.08 - 1.0) * 100.0).abs() < 1.5, "{found:?}");
+        assert!(!speed(&uneven(result(8, 0.02, 2, as_expected), 2, 1.0)).failed);
+        // Five slices in common are too few: all rounds together, and their spread hides it.
+        let apart = speed(&uneven(result(8, 0.02, 2, as_expected), 7, 1.08));
+        assert!(!apart.failed && apart.change.2 - apart.change.0 > 20.0, "{apart:?}");
+    }
+
+    #[test]
+    fn the_default_threshold_is_blind_to_a_tenth_more_time_by_construction() {
+        // Exactly 10 % more time without any noise loses 9.1 % of the speed, which is not past 10 %.
+        let before = result(8, 0.0, 1, as_expected);
+        let now = result(8, 0.0, 1, |l| as_expected(l) * 1.1);
+        let speed = |max_regression| {
+            let outcome = compare(&before, &now, Thresholds { max_regression, ..TEN }).unwrap();
+            outcome.checks.into_iter().find(|c| c.name == "speed").unwrap()
+        };
+        assert!(!speed(10.0).failed && (speed(10.0).change.1 + 9.09).abs() < 0.01);
+        assert!(speed(9.0).failed && speed(3.0).failed);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::answers::{Seen, Tally};
 use super::plan::{self, Basis, Pair};
 use super::result::{BenchResult, Round};
-use super::statistics::{self, Interval, Sight, Verdict, judge, mean_interval};
+use super::statistics::{self, Interval, Sight, Verdict, judge};
 use crate::optimizations::{self, Promise};
 use serde::{Deserialize, Serialize};
 
@@ -61,11 +61,24 @@ fn log_ratio(round: &Round, pair: &Pair, per_token: bool) -> Option<f64> {
     Some(seconds - tokens.ln()).filter(|l| l.is_finite())
 }
 
+/// Whether a pair's ratio must be of seconds per generated token in these rounds.
+pub fn is_per_token(rounds: &[Round], pair: &Pair) -> bool {
+    let differ = |r: &Round| r.of(pair.without).map(|s| s.generated_tokens) != r.of(pair.with).map(|s| s.generated_tokens);
+    pair.basis == Basis::SecondsOrPerToken && rounds.iter().any(differ)
+}
+
 /// Logarithms of a pair's ratios, one per round, and whether they are per token.
 pub fn logs(rounds: &[Round], pair: &Pair) -> (Vec<f64>, bool) {
-    let differ = |r: &Round| r.of(pair.without).map(|s| s.generated_tokens) != r.of(pair.with).map(|s| s.generated_tokens);
-    let per_token = pair.basis == Basis::SecondsOrPerToken && rounds.iter().any(differ);
+    let per_token = is_per_token(rounds, pair);
     (rounds.iter().filter_map(|r| log_ratio(r, pair, per_token)).collect(), per_token)
+}
+
+/// A round's slice and the logarithm of what was measured on it; NaN where that cannot be worked out.
+pub type OfSlice = (usize, f64);
+
+/// The logarithms of a pair's ratios with the slice of each round.
+pub fn logs_of_slices(rounds: &[Round], pair: &Pair, per_token: bool) -> Vec<OfSlice> {
+    rounds.iter().map(|r| (r.slice, log_ratio(r, pair, per_token).unwrap_or(f64::NAN))).collect()
 }
 
 fn ratio(rounds: &[Round], pair: Option<Pair>) -> Option<Ratio> {
@@ -163,18 +176,13 @@ impl Analysis {
 }
 
 /// Logarithms of tokens a second of everything-on over the fixed reference, one per round (both trials of the A/A pair count).
-pub fn normalised_speed(result: &BenchResult) -> Vec<f64> {
+pub fn normalised_speed(result: &BenchResult) -> Vec<OfSlice> {
     let speed = |round: &Round| {
         let (a, b) = (round.of(result.everything)?, round.of(result.again)?);
         let tokens = (a.completion_tokens + b.completion_tokens) as f64;
         Some((tokens / (a.seconds + b.seconds) / round.reference.score()).ln()).filter(|l| l.is_finite())
     };
-    result.rounds.iter().filter_map(speed).collect()
-}
-
-/// Mean and half-width of [`normalised_speed`].
-pub fn normalised_interval(result: &BenchResult) -> Option<(f64, f64)> {
-    mean_interval(&normalised_speed(result))
+    result.rounds.iter().map(|r| (r.slice, speed(r).unwrap_or(f64::NAN))).collect()
 }
 
 #[cfg(test)]

@@ -84,9 +84,12 @@ pub struct Args {
     /// A fresh process's part: measure its first requests with this set
     #[arg(long, hide = true, value_name = "SET")]
     pub fresh_process: Option<String>,
-    /// For studies of the gate: makes the decode step slower by this many percent
-    #[arg(long, hide = true, value_name = "PCT", default_value = "0")]
-    pub test_delay: usize,
+    /// For studies of the gate: every forward pass of every configuration takes this many percent longer
+    #[arg(long, hide = true, value_name = "PCT", default_value = "0", value_parser = clap::value_parser!(u32).range(..=1000))]
+    pub test_delay: u32,
+    /// For studies of the gate: rounds only, no fresh processes, clients or yardstick
+    #[arg(long, hide = true)]
+    pub rounds_only: bool,
     /// For studies of the gate: replays the recorded rounds of this result instead of measuring
     #[arg(long, hide = true, value_name = "FILE")]
     pub replay: Option<PathBuf>,
@@ -220,10 +223,10 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
         rounds: args.rounds.map(|n| n as usize).or(args.quick.then_some(3)),
         deadline: begun + Duration::from_secs_f64(budget),
         seed: args.shared.seed,
-        child: child(args)?,
+        child: child(args)?.filter(|_| !args.rounds_only),
         pairs: 5,
-        yardstick: if args.quick { 0 } else { 3 },
-        clients: clients(args),
+        yardstick: if args.quick || args.rounds_only { 0 } else { 3 },
+        clients: if args.rounds_only { Vec::new() } else { clients(args) },
         control: &control,
     };
     let mut latencies = Vec::new();
@@ -300,15 +303,22 @@ fn replays(recorded: &Path, against: Option<&Path>) -> Result<u8, Failure> {
         ("n", "Replays"),
     ];
     let mut table = Table::new(&columns.map(|(key, title)| (key, title, Align::Right)));
-    for (draw, name) in [(Draw::Rounds, "single rounds"), (Draw::Blocks, "blocks")] {
+    let mut why = String::new();
+    for (draw, name) in [(Draw::Slices, "same slices"), (Draw::Blocks, "blocks")] {
         for rounds in [6, 8, 12, 24, 30] {
-            for max_regression in [2.0, 3.0, 5.0, 10.0] {
-                let Ok(r) = replay(&before, now.as_ref(), draw, rounds, max_regression, 10_000, 1) else { continue };
+            let found = match replay(&before, now.as_ref(), draw, rounds, &[2.0, 3.0, 5.0, 10.0], 10_000, 1) {
+                Ok(found) => found,
+                Err(error) => {
+                    why = error;
+                    continue;
+                }
+            };
+            for r in found {
                 let share = |n: usize| format!("{:.2} %", n as f64 / r.replays as f64 * 100.0);
                 table.push(vec![
                     Cell::text(name),
                     Cell::text(rounds.to_string()),
-                    Cell::text(format!("{max_regression} %")),
+                    Cell::text(format!("{} %", r.max_regression)),
                     Cell::text(share(r.failed)),
                     Cell::text(share(r.speed)),
                     Cell::text(r.replays.to_string()),
@@ -317,7 +327,7 @@ fn replays(recorded: &Path, against: Option<&Path>) -> Result<u8, Failure> {
         }
     }
     if table.rows.is_empty() {
-        return Err(Failure::usage(format!("--replay: {} recorded rounds are too few", before.rounds.len())));
+        return Err(Failure::usage(format!("--replay: {why}")));
     }
     let what = if now.is_some() { "share of replays in which the slower side is found" } else { "share of false alarms" };
     results::print(&format!("{} recorded rounds, {what}\n{}", before.rounds.len(), report::format::markdown::table(&table)))?;
@@ -462,8 +472,9 @@ fn judge(
         failed |= !slower.is_empty();
         lines.extend(slower.iter().map(|c| format!("gate: {} is past --max-regression {} %", c.line(), args.max_regression)));
         if slower.is_empty() {
+            let nearest = outcome.nearest().map_or(String::new(), |c| format!("; nearest is {}", c.line()));
             lines.push(format!(
-                "gate: none of {} comparisons is past --max-regression {} %",
+                "gate: none of {} comparisons is past --max-regression {} %{nearest}",
                 outcome.checks.len(),
                 args.max_regression
             ));

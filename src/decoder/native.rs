@@ -338,8 +338,6 @@ pub struct NativeOptions {
     pub kv_bytes: u64,
     /// When memory is allocated.
     pub memory: Memory,
-    /// For tests of the bench gate: extra work in each step, in percent of its layers; 0 otherwise.
-    pub test_delay_percent: usize,
 }
 
 /// Memory that a decoder needs, in bytes.
@@ -595,11 +593,7 @@ impl NativeDecoder {
             team.add_product(&m, &w.attended, rows, &mut w.x);
             team.norm(&w.x, None, rows, &layer.ffn_norm, spec.hidden, epsilon, &mut w.normed);
             let m = panels_of(model, &layer.gate_up, team, &mut w.wide);
-            // Twice a layer's largest product is about a layer.
-            let extra = if l < spec.layers * options.test_delay_percent / 100 { 2 } else { 0 };
-            for _ in 0..1 + extra {
-                team.gate_up(&m, &w.normed, rows, &mut w.product);
-            }
+            team.gate_up(&m, &w.normed, rows, &mut w.product);
             let m = panels_of(model, &layer.down, team, &mut w.wide);
             team.add_product(&m, &w.product, rows, &mut w.x);
         }
@@ -760,7 +754,7 @@ mod tests {
     }
 
     fn decoder(model: &Arc<PackedModel>, kernels: KernelSet, threads: usize, memory: Memory) -> NativeDecoder {
-        let options = NativeOptions { threads, kernels, slots: 4, rows: 64, kv_bytes: 8 << 20, memory, test_delay_percent: 0 };
+        let options = NativeOptions { threads, kernels, slots: 4, rows: 64, kv_bytes: 8 << 20, memory };
         NativeDecoder::new(model.clone(), options).unwrap()
     }
 

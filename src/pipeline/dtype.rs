@@ -191,7 +191,6 @@ fn time_layers(spec: &ModelSpec, format: Format, rows: usize, threads: usize, ke
         rows,
         kv_bytes: packed.kv_bytes_per_position() * 32 * rows as u64,
         memory: Memory::Preallocated,
-        test_delay_percent: 0,
     };
     let mut decoder = NativeDecoder::new(packed, options).ok()?;
     let mut batch = Batch::default();

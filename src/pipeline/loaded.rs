@@ -2,6 +2,7 @@
 //! run: tokenizer, packed weights, decoder, engine, answer cache. What pipelines of different configurations can share, they share.
 
 use super::cache::Lru;
+use super::delay::Delayed;
 use super::dtype::ResolvedDtype;
 use super::report::Clock;
 use super::run::{Encode, Kept, Run};
@@ -9,6 +10,7 @@ use super::{
     Answer, AnswerPolicy, Control, Generation, Input, MemoryPolicy, Order, PipelineConfig, Prompt, RecordError, RunReport,
     Settings, TokenizerPolicy, WarmupPolicy,
 };
+use crate::decoder::Decoder;
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeError, NativeOptions, PackedModel};
 use crate::engine::{Engine, EngineConfig, Request, Sampling, StopRules, TextDecoder};
 use crate::kernels::KernelSet;
@@ -54,8 +56,8 @@ pub struct Options {
     pub kernels: Option<String>,
     /// Use no more memory than this; `None`: what the machine has.
     pub memory_limit: Option<u64>,
-    /// For tests of the bench gate: makes each forward pass slower by this many percent.
-    pub test_delay_percent: usize,
+    /// For studies of the bench gate: each forward pass takes this many percent longer.
+    pub test_delay_percent: u32,
 }
 
 /// A model in memory, shared by all pipelines built on it: tokenizer, template, and each set of packed weights once.
@@ -193,7 +195,6 @@ impl Pipeline {
                 MemoryPolicy::PerStep => Memory::PerStep,
                 MemoryPolicy::Preallocated => Memory::Preallocated,
             },
-            test_delay_percent: options.test_delay_percent,
         };
         let scratch = NativeDecoder::estimate(&packed, &native).scratch + OTHER_BYTES;
         // Keys and values are touched only as used, but a limit on addresses counts them at once.
@@ -203,7 +204,10 @@ impl Pipeline {
                 _ => return Err(refuse(native.kv_bytes, scratch, have)),
             }
         }
-        let decoder = NativeDecoder::new(packed.clone(), native)?;
+        let mut decoder: Box<dyn Decoder> = Box::new(NativeDecoder::new(packed.clone(), native)?);
+        if options.test_delay_percent > 0 {
+            decoder = Box::new(Delayed::new(decoder, options.test_delay_percent));
+        }
         dtype.notes = packed.notes().to_vec();
         let engine_config = EngineConfig {
             sampling: config.sampling,
@@ -227,7 +231,7 @@ impl Pipeline {
             dtype,
             kernels: kernels.kernel_names(&packed.formats()),
             formats: packed.storage(),
-            engine: Engine::new(Box::new(decoder), engine_config, text),
+            engine: Engine::new(decoder, engine_config, text),
             encoder,
             cache: match config.answers {
                 AnswerPolicy::Generate => None,
@@ -292,7 +296,7 @@ impl Pipeline {
     }
 
     /// The bare decoder, for measuring forward passes.
-    pub fn into_decoder(self) -> Box<dyn crate::decoder::Decoder> {
+    pub fn into_decoder(self) -> Box<dyn Decoder> {
         self.engine.into_decoder()
     }
 

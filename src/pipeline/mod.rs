@@ -3,6 +3,7 @@
 
 mod cache;
 mod control;
+mod delay;
 mod dtype;
 mod intake;
 mod loaded;
