@@ -168,7 +168,7 @@ struct Table<'a> {
 
 impl Table<'_> {
     fn head(&self, title: &str) {
-        println!("\n{title}\n{:46} {:>5} {:>9} {:>7} {:>8} {:>7} {:>7}", "", "rows", "µs", "GB/s", "Gop/s", "limit", "share");
+        println!("\n{title}\n{:44} {:>4} {:>9} {:>6} {:>7} {:>6} {:>7}", "", "rows", "µs", "GB/s", "Gop/s", "limit", "share");
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -186,10 +186,10 @@ impl Table<'_> {
         let share = if least > 0.0 { format!("{:>5.1} %", 100.0 * least / seconds) } else { format!("{:>7}", "–") };
         let bound = if least > 0.0 { bound } else { "–" };
         println!(
-            "{name:46} {rows:>5} {:>9.1} {} {} {bound:>7} {share}{more}",
+            "{name:44} {rows:>4} {:>9.1} {} {} {bound:>6} {share}{more}",
             seconds * 1e6,
-            rate(bytes, 7),
-            rate(cost.f32_ops + cost.int8_ops, 8)
+            rate(bytes, 6),
+            rate(cost.f32_ops + cost.int8_ops, 7)
         );
     }
 
@@ -575,7 +575,7 @@ fn steps(table: &mut Table, set: KernelSet, threads: usize, packed: &[(Format, A
                 f32_ops: each(work.f32_ops),
                 int8_ops: each(work.int8_ops),
             };
-            table.line(&name, rows, each(seconds), cost, &format!("  {:.0} tokens/s", work.tokens / seconds));
+            table.line(&name, rows, each(seconds), cost, &format!(" {:.0} tok/s", work.tokens / seconds));
         }
     }
 }
