@@ -183,8 +183,13 @@ fn stray_candle(sources: &[Source]) -> Vec<String> {
     outside(sources, &["model", "decoder/candle.rs"], &["candle_core", "candle_nn", "candle_transformers"])
 }
 
+/// Test modules may print: the harness shows it when it is asked to.
 fn stray_printing(sources: &[Source]) -> Vec<String> {
-    outside(sources, &["cli", "main.rs"], &["println!", "eprintln!", "print!", "eprint!", "dbg!", "stdout()", "stderr()"])
+    outside(
+        sources,
+        &["cli", "main.rs", "kernels/tests.rs"],
+        &["println!", "eprintln!", "print!", "eprint!", "dbg!", "stdout()", "stderr()"],
+    )
 }
 
 fn stray_clocks(sources: &[Source]) -> Vec<String> {
@@ -264,6 +269,7 @@ fn only_the_command_line_prints() {
     let bad = [
         Source::new("engine/x.rs", "fn f() {\n    eprintln!(\"x\");\n}"),
         Source::new("cli/run.rs", "println!();"),
+        Source::new("kernels/tests.rs", "println!();"),
         Source::new("pipeline/x.rs", "use std::io::stdout; let o = stdout(); let my_stdout = 1; // println!"),
     ];
     assert_eq!(stray_printing(&bad), ["src/engine/x.rs:2: eprintln!", "src/pipeline/x.rs:1: stdout()"]);
