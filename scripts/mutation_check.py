@@ -26,13 +26,14 @@ THREADS = "super::pool::MUTANT.load(std::sync::atomic::Ordering::Relaxed)"
 MUTATIONS = [
     ("float sums are split into blocks by the number of threads", "f32_and_bf16", [
         ("src/kernels/gemm.rs",
-         "for block in 0..g.k.div_ceil(BLOCK).max(1) {\n            unsafe { float_block::<S, W>(g, panel, block * BLOCK) };",
-         f"let most = BLOCK / {THREADS} / 2 * 2;\n        for block in 0..g.k.div_ceil(most).max(1) {{\n"
-         "            unsafe { float_block::<S, W>(g, panel, block * most) };"),
+         "for block in 0..g.k.div_ceil(BLOCK).max(1) {",
+         f"let most = BLOCK / {THREADS} / 2 * 2;\n        for block in 0..g.k.div_ceil(most).max(1) {{"),
+        ("src/kernels/gemm.rs", "float_block::<S, W, 2>(g, panel, block * BLOCK)", "float_block::<S, W, 2>(g, panel, block * most)"),
+        ("src/kernels/gemm.rs", "float_block::<S, W, 1>(g, panel, block * BLOCK)", "float_block::<S, W, 1>(g, panel, block * most)"),
         ("src/kernels/gemm.rs", "let kc = (g.k - k).min(BLOCK);", f"let kc = (g.k - k).min(BLOCK / {THREADS} / 2 * 2);")]),
     ("4-bit sums start at a block given by the number of threads", "q4_1_weights", [
-        ("src/kernels/gemm.rs", "for b in 0..blocks {\n            let w = w.add(b * FOUR_BLOCK);",
-         f"for b in 0..blocks {{\n            let b = (b + {THREADS}) % blocks;\n            let w = w.add(b * FOUR_BLOCK);")]),
+        ("src/kernels/gemm.rs", "for b in 0..blocks {\n            let at = b * FOUR_BLOCK;",
+         f"for b in 0..blocks {{\n            let b = (b + {THREADS}) % blocks;\n            let at = b * FOUR_BLOCK;")]),
     ("attention runs backwards with an even number of threads", "q8_0_weights", [
         ("src/kernels/units.rs", "for span in 0..spans {\n",
          f"for span in 0..spans {{\n            let span = if {THREADS} % 2 == 0 {{ spans - 1 - span }} else {{ span }};\n")]),

@@ -54,8 +54,8 @@ pub(crate) struct Gemm {
     pub wide: *mut f32,
 }
 
-/// Floats of scratch a [`Gemm`] needs: a block of a panel.
-pub(crate) const WIDE: usize = BLOCK * 16;
+/// Floats of scratch a [`Gemm`] needs: a block of two panels.
+pub(crate) const WIDE: usize = 2 * BLOCK * 16;
 
 /// How 16 columns of float weights are read.
 trait Weight<S: Isa> {
@@ -147,27 +147,41 @@ pub(crate) unsafe fn gemm<S: Isa>(g: &Gemm) {
     }
 }
 
+/// Many rows: two panels at a time, where a set's registers hold such tiles. A core with two 512-bit multipliers is then no longer held
+/// up by its loads (10 for 16 products instead of 9 for 8). Few rows wait for memory, and that is read fastest as one stream.
 #[inline(always)]
 unsafe fn float<S: Isa, W: Weight<S>>(g: &Gemm) {
-    for panel in 0..g.panels {
+    let mut panel = 0;
+    while panel < g.panels {
+        let two = g.rows >= S::TWO_PANELS && g.panels - panel >= 2;
         for block in 0..g.k.div_ceil(BLOCK).max(1) {
-            unsafe { float_block::<S, W>(g, panel, block * BLOCK) };
+            unsafe {
+                if two {
+                    float_block::<S, W, 2>(g, panel, block * BLOCK);
+                } else {
+                    float_block::<S, W, 1>(g, panel, block * BLOCK);
+                }
+            }
         }
+        panel += if two { 2 } else { 1 };
     }
 }
 
-/// One panel's block of k from `k`, all rows.
+/// `NP` panels' block of k from `k`, all rows.
 #[inline(always)]
-unsafe fn float_block<S: Isa, W: Weight<S>>(g: &Gemm, panel: usize, k: usize) {
+unsafe fn float_block<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm, panel: usize, k: usize) {
     unsafe {
         let kc = (g.k - k).min(BLOCK);
-        let w = g.w.add(panel * panel_bytes(g.format, g.k) + k / 2 * W::TWO);
+        let bytes = panel_bytes(g.format, g.k);
+        let w = g.w.add(panel * bytes + k / 2 * W::TWO);
         let (x, out) = (g.x.add(k), g.out.add(panel * 16));
         if W::NARROW && g.rows > S::DIRECT_ROWS {
-            widen::<S, W>(w, kc, g.wide);
-            float_rows::<S, WideF32>(g, g.wide as *const u8, x, kc, out, k == 0);
+            for p in 0..NP {
+                widen::<S, W>(w.add(p * bytes), kc, g.wide.add(p * BLOCK * 16));
+            }
+            float_rows::<S, WideF32, NP>(g, g.wide as *const u8, BLOCK * 64, false, x, kc, out, k == 0);
         } else {
-            float_rows::<S, W>(g, w, x, kc, out, k == 0);
+            float_rows::<S, W, NP>(g, w, bytes, true, x, kc, out, k == 0);
         }
     }
 }
@@ -189,8 +203,18 @@ unsafe fn widen<S: Isa, W: Weight<S>>(w: *const u8, kc: usize, out: *mut f32) {
     }
 }
 
+/// Panels `w_step` bytes apart. `fetch`: the weights come from memory, so the next block is asked for.
 #[inline(always)]
-unsafe fn float_rows<S: Isa, W: Weight<S>>(g: &Gemm, w: *const u8, x: *const f32, kc: usize, out: *mut f32, first: bool) {
+unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(
+    g: &Gemm,
+    w: *const u8,
+    w_step: usize,
+    fetch: bool,
+    x: *const f32,
+    kc: usize,
+    out: *mut f32,
+    first: bool,
+) {
     unsafe {
         let mut r = 0;
         while r < g.rows {
@@ -198,7 +222,12 @@ unsafe fn float_rows<S: Isa, W: Weight<S>>(g: &Gemm, w: *const u8, x: *const f32
             let (x, out) = (x.add(r * g.x_stride), out.add(r * g.out_stride));
             macro_rules! tile {
                 ($mr:literal) => {
-                    float_tile::<S, W, $mr>(w, x, g.x_stride, kc, out, g.out_stride, first)
+                    // Several rows keep the core busy long enough to fetch the block that follows; for few the hardware does better alone.
+                    if fetch && r < FETCHING_ROWS {
+                        float_tile::<S, W, $mr, NP, { $mr > 4 }>(w, w_step, x, g.x_stride, kc, out, g.out_stride, first)
+                    } else {
+                        float_tile::<S, W, $mr, NP, false>(w, w_step, x, g.x_stride, kc, out, g.out_stride, first)
+                    }
                 };
             }
             with_rows!(rows, S::ROWS, tile!);
@@ -206,6 +235,9 @@ unsafe fn float_rows<S: Isa, W: Weight<S>>(g: &Gemm, w: *const u8, x: *const f32
         }
     }
 }
+
+/// The tiles of this many rows prefetch what follows their weights.
+const FETCHING_ROWS: usize = 16;
 
 /// Rows of the next tile: as many as fit, the last two tiles evened out.
 #[inline(always)]
@@ -219,10 +251,11 @@ fn tile_rows(left: usize, most: usize) -> usize {
     }
 }
 
-/// `MR` rows × a panel over one block of k; the block's sums are stored (`first`) or added.
+/// `MR` rows × `NP` panels over one block of k; the block's sums are stored (`first`) or added. `FETCH`: prefetches the block that follows.
 #[inline(always)]
-unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize>(
+unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize, const FETCH: bool>(
     w: *const u8,
+    w_step: usize,
     x: *const f32,
     x_stride: usize,
     kc: usize,
@@ -231,26 +264,38 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize>(
     first: bool,
 ) {
     unsafe {
-        let mut acc = [S::zero(); MR];
+        let mut acc = [[S::zero(); NP]; MR];
         // A pointer for every four rows, and three strides: a pointer for every row would leave too few registers.
         let mut group = [x; 2];
         for i in 1..MR.div_ceil(4) {
             group[i] = x.add(4 * i * x_stride);
         }
-        // Several rows keep the core busy long enough to fetch the block that follows; for few the hardware does better alone.
-        let next = w.wrapping_add(kc * W::TWO / 2);
+        let mut w = [w; NP];
+        for p in 1..NP {
+            w[p] = w[0].wrapping_add(p * w_step);
+        }
+        let ahead = kc * W::TWO / 2;
         let mut k = 0;
         if W::PAIRS {
             while k + 2 <= kc {
-                let (even, odd) = W::pair(w, k);
-                if MR > 4 {
-                    S::prefetch(next.wrapping_add(k / 2 * W::TWO));
+                let (mut even, mut odd) = ([S::zero(); NP], [S::zero(); NP]);
+                for p in 0..NP {
+                    (even[p], odd[p]) = W::pair(w[p], k);
+                    if FETCH {
+                        S::prefetch(w[p].wrapping_add(ahead + k / 2 * W::TWO));
+                    }
                 }
                 for r in 0..MR {
-                    acc[r] = S::fma(S::splat(*group[r / 4].add(r % 4 * x_stride)), even, acc[r]);
+                    let a = S::splat(*group[r / 4].add(r % 4 * x_stride));
+                    for p in 0..NP {
+                        acc[r][p] = S::fma(a, even[p], acc[r][p]);
+                    }
                 }
                 for r in 0..MR {
-                    acc[r] = S::fma(S::splat(*group[r / 4].add(r % 4 * x_stride + 1)), odd, acc[r]);
+                    let a = S::splat(*group[r / 4].add(r % 4 * x_stride + 1));
+                    for p in 0..NP {
+                        acc[r][p] = S::fma(a, odd[p], acc[r][p]);
+                    }
                 }
                 for i in 0..MR.div_ceil(4) {
                     group[i] = group[i].wrapping_add(2);
@@ -259,12 +304,18 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize>(
             }
         }
         while k < kc {
-            let b = W::one(w, k);
-            if MR > 4 {
-                S::prefetch(next.wrapping_add(k * W::TWO / 2));
+            let mut b = [S::zero(); NP];
+            for p in 0..NP {
+                b[p] = W::one(w[p], k);
+                if FETCH {
+                    S::prefetch(w[p].wrapping_add(ahead + k * W::TWO / 2));
+                }
             }
             for r in 0..MR {
-                acc[r] = S::fma(S::splat(*group[r / 4].add(r % 4 * x_stride)), b, acc[r]);
+                let a = S::splat(*group[r / 4].add(r % 4 * x_stride));
+                for p in 0..NP {
+                    acc[r][p] = S::fma(a, b[p], acc[r][p]);
+                }
             }
             for i in 0..MR.div_ceil(4) {
                 group[i] = group[i].wrapping_add(1);
@@ -272,34 +323,59 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize>(
             k += 1;
         }
         for r in 0..MR {
-            let o = out.add(r * out_stride);
-            S::store(o, if first { acc[r] } else { S::add(S::load(o), acc[r]) });
+            for p in 0..NP {
+                let o = out.add(r * out_stride + p * 16);
+                S::store(o, if first { acc[r][p] } else { S::add(S::load(o), acc[r][p]) });
+            }
         }
     }
 }
 
+/// Two panels at a time for many rows, as in [`float`].
 #[inline(always)]
 unsafe fn quantized<S: Isa, const EIGHT: bool>(g: &Gemm) {
+    let mut panel = 0;
+    while panel < g.panels {
+        unsafe {
+            if g.rows >= S::TWO_PANELS && g.panels - panel >= 2 {
+                quantized_rows::<S, EIGHT, 2>(g, panel);
+                panel += 2;
+            } else {
+                quantized_rows::<S, EIGHT, 1>(g, panel);
+                panel += 1;
+            }
+        }
+    }
+}
+
+/// Rows of an integer tile of `panels` panels.
+#[inline(always)]
+const fn quant_rows<S: Isa>(panels: usize) -> usize {
+    if panels == 2 { S::QUANT_ROWS_OF_TWO } else { S::QUANT_ROWS }
+}
+
+/// `NP` panels, all rows.
+#[inline(always)]
+unsafe fn quantized_rows<S: Isa, const EIGHT: bool, const NP: usize>(g: &Gemm, panel: usize) {
     unsafe {
         let bytes = panel_bytes(g.format, g.k);
-        for panel in 0..g.panels {
-            let w = g.w.add(panel * bytes);
-            let mut r = 0;
-            while r < g.rows {
-                let rows = tile_rows(g.rows - r, S::QUANT_ROWS);
-                let (x, out) = (g.q.add(r * g.q_stride), g.out.add(r * g.out_stride + panel * 16));
-                macro_rules! tile {
-                    ($mr:literal) => {
-                        if EIGHT {
-                            tile8::<S, $mr>(w, x, g.q_stride, g.k / 32, out, g.out_stride)
-                        } else {
-                            tile4::<S, $mr>(w, x, g.q_stride, g.k / 32, out, g.out_stride)
-                        }
-                    };
-                }
-                with_rows!(rows, S::QUANT_ROWS, tile!);
-                r += rows;
+        let w = g.w.add(panel * bytes);
+        let mut r = 0;
+        while r < g.rows {
+            let rows = tile_rows(g.rows - r, quant_rows::<S>(NP));
+            let (x, out) = (g.q.add(r * g.q_stride), g.out.add(r * g.out_stride + panel * 16));
+            macro_rules! tile {
+                ($mr:literal) => {
+                    match (EIGHT, r < FETCHING_ROWS && $mr > 4) {
+                        (true, true) => tile8::<S, $mr, NP, true>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride),
+                        (true, false) => tile8::<S, $mr, NP, false>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride),
+                        (false, true) => tile4::<S, $mr, NP, true>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride),
+                        (false, false) => tile4::<S, $mr, NP, false>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride),
+                    }
+                };
             }
+            with_rows!(rows, quant_rows::<S>(NP), tile!);
+            r += rows;
         }
     }
 }
@@ -310,9 +386,11 @@ unsafe fn quad(x: *const ActBlock, i: usize) -> i32 {
     unsafe { (x as *const i32).add(i).read() }
 }
 
+/// `MR` rows × `NP` q8_0 panels, `bytes` apart. `FETCH`: prefetches the panels that follow.
 #[inline(always)]
-unsafe fn tile8<S: Isa, const MR: usize>(
+unsafe fn tile8<S: Isa, const MR: usize, const NP: usize, const FETCH: bool>(
     w: *const u8,
+    bytes: usize,
     x: *const ActBlock,
     x_stride: usize,
     blocks: usize,
@@ -320,37 +398,51 @@ unsafe fn tile8<S: Isa, const MR: usize>(
     out_stride: usize,
 ) {
     unsafe {
-        let mut acc = [S::zero(); MR];
+        let mut acc = [[S::zero(); NP]; MR];
         for b in 0..blocks {
-            let (w, scales) = (w.add(b / 2 * EIGHT_PAIR + b % 2 * 512), w.add(b / 2 * EIGHT_PAIR + 1024 + b % 2 * 32));
-            let mut sum = [S::start8(0); MR];
+            let (at, scales) = (b / 2 * EIGHT_PAIR + b % 2 * 512, b / 2 * EIGHT_PAIR + 1024 + b % 2 * 32);
+            let mut sum = [[S::start8(0); NP]; MR];
             for r in 0..MR {
-                sum[r] = S::start8((*x.add(r * x_stride + b)).correction);
+                sum[r] = [S::start8((*x.add(r * x_stride + b)).correction); NP];
             }
             for i in 0..8 {
-                let line = S::line8(w.add(i * 64));
-                if MR > 4 {
-                    S::prefetch(w.wrapping_add(blocks.div_ceil(2) * EIGHT_PAIR + i * 64));
+                let mut line = [S::line8(w.add(at + i * 64)); NP];
+                for p in 1..NP {
+                    line[p] = S::line8(w.add(p * bytes + at + i * 64));
+                }
+                if FETCH {
+                    for p in 0..NP {
+                        S::prefetch(w.wrapping_add((NP + p) * bytes + at + i * 64));
+                    }
                 }
                 for r in 0..MR {
-                    sum[r] = S::dot8(sum[r], line, quad(x.add(r * x_stride + b), i));
+                    let x = quad(x.add(r * x_stride + b), i);
+                    for p in 0..NP {
+                        sum[r][p] = S::dot8(sum[r][p], line[p], x);
+                    }
                 }
             }
-            let d = S::load_f16(scales as *const u16);
-            for r in 0..MR {
-                let dx = S::splat((*x.add(r * x_stride + b)).d);
-                acc[r] = S::fma(S::mul(d, dx), S::to_float(sum[r]), acc[r]);
+            for p in 0..NP {
+                let d = S::load_f16(w.add(p * bytes + scales) as *const u16);
+                for r in 0..MR {
+                    let dx = S::splat((*x.add(r * x_stride + b)).d);
+                    acc[r][p] = S::fma(S::mul(d, dx), S::to_float(sum[r][p]), acc[r][p]);
+                }
             }
         }
         for r in 0..MR {
-            S::store(out.add(r * out_stride), acc[r]);
+            for p in 0..NP {
+                S::store(out.add(r * out_stride + p * 16), acc[r][p]);
+            }
         }
     }
 }
 
+/// `MR` rows × `NP` q4_1 panels, `bytes` apart. `FETCH`: prefetches the panels that follow.
 #[inline(always)]
-unsafe fn tile4<S: Isa, const MR: usize>(
+unsafe fn tile4<S: Isa, const MR: usize, const NP: usize, const FETCH: bool>(
     w: *const u8,
+    bytes: usize,
     x: *const ActBlock,
     x_stride: usize,
     blocks: usize,
@@ -358,30 +450,42 @@ unsafe fn tile4<S: Isa, const MR: usize>(
     out_stride: usize,
 ) {
     unsafe {
-        let mut acc = [S::zero(); MR];
+        let mut acc = [[S::zero(); NP]; MR];
         for b in 0..blocks {
-            let w = w.add(b * FOUR_BLOCK);
-            let mut sum = [S::start4(); MR];
+            let at = b * FOUR_BLOCK;
+            let mut sum = [[S::start4(); NP]; MR];
             for i in 0..4 {
-                let line = S::line4(w.add(i * 64));
-                if MR > 4 {
-                    S::prefetch(w.wrapping_add(blocks * FOUR_BLOCK + i * 64));
+                let mut line = [S::line4(w.add(at + i * 64)); NP];
+                for p in 1..NP {
+                    line[p] = S::line4(w.add(p * bytes + at + i * 64));
+                }
+                if FETCH {
+                    for p in 0..NP {
+                        S::prefetch(w.wrapping_add((NP + p) * bytes + at + i * 64));
+                    }
                 }
                 for r in 0..MR {
                     let x = x.add(r * x_stride + b);
-                    sum[r] = S::dot4(sum[r], line, quad(x, i), quad(x, i + 4));
+                    let (low, high) = (quad(x, i), quad(x, i + 4));
+                    for p in 0..NP {
+                        sum[r][p] = S::dot4(sum[r][p], line[p], low, high);
+                    }
                 }
             }
-            let d = S::load_f16(w.add(256) as *const u16);
-            let m = S::load_f16(w.add(288) as *const u16);
-            for r in 0..MR {
-                let x = x.add(r * x_stride + b);
-                acc[r] = S::fma(S::mul(d, S::splat((*x).d)), S::to_float(S::finish4(sum[r])), acc[r]);
-                acc[r] = S::fma(m, S::splat((*x).dsum), acc[r]);
+            for p in 0..NP {
+                let d = S::load_f16(w.add(p * bytes + at + 256) as *const u16);
+                let m = S::load_f16(w.add(p * bytes + at + 288) as *const u16);
+                for r in 0..MR {
+                    let x = x.add(r * x_stride + b);
+                    acc[r][p] = S::fma(S::mul(d, S::splat((*x).d)), S::to_float(S::finish4(sum[r][p])), acc[r][p]);
+                    acc[r][p] = S::fma(m, S::splat((*x).dsum), acc[r][p]);
+                }
             }
         }
         for r in 0..MR {
-            S::store(out.add(r * out_stride), acc[r]);
+            for p in 0..NP {
+                S::store(out.add(r * out_stride + p * 16), acc[r][p]);
+            }
         }
     }
 }

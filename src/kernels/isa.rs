@@ -17,6 +17,9 @@ pub(crate) trait Isa: Copy + 'static {
     const QUANT_ROWS: usize;
     /// Up to this many rows 16-bit weights are widened in registers; above, a block of the panel is widened to L1 once.
     const DIRECT_ROWS: usize;
+    /// From this many rows on panels are computed two at a time (quantized ones in tiles of `QUANT_ROWS_OF_TWO` rows).
+    const TWO_PANELS: usize = usize::MAX;
+    const QUANT_ROWS_OF_TWO: usize = 1;
     /// The products (`gemm.rs`), compiled once for this set with its CPU features.
     const GEMM: unsafe fn(&super::gemm::Gemm);
     /// Sixteen f32.

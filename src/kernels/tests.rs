@@ -128,7 +128,7 @@ fn products_of_all_formats_are_the_definition_in_all_sets() {
                 let rows = random.rows(format, n, k);
                 let arena = pack(format, n, k, &rows);
                 let panels = Panels::new(format, n, k, arena.bytes());
-                for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 21] {
+                for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 21, 24, 27, 31] {
                     let x = random.floats(m * k);
                     let q: Vec<ActBlock> =
                         if format.is_quantized() { x.chunks(k).flat_map(blocks).collect() } else { Vec::new() };

@@ -282,6 +282,8 @@ impl Isa for Avx512 {
     const ATTENTION_ROWS: usize = 8;
     const QUANT_ROWS: usize = 8;
     const DIRECT_ROWS: usize = 16;
+    const TWO_PANELS: usize = 24;
+    const QUANT_ROWS_OF_TWO: usize = 6;
     const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::avx512::gemm;
     type F = __m512;
     type I = __m512i;
