@@ -74,16 +74,7 @@ struct MadeUp(ModelSpec, Format);
 
 impl Weights for MadeUp {
     fn shape(&self, role: Role) -> (usize, usize) {
-        let s = &self.0;
-        match role {
-            Role::TokenEmbedding | Role::Output => (s.vocab, s.hidden),
-            Role::OutputNorm | Role::AttentionNorm(_) | Role::FfnNorm(_) => (1, s.hidden),
-            Role::Query(_) => (s.query_width(), s.hidden),
-            Role::Key(_) | Role::Value(_) => (s.kv_width(), s.hidden),
-            Role::AttentionOutput(_) => (s.hidden, s.query_width()),
-            Role::Gate(_) | Role::Up(_) => (s.ffn, s.hidden),
-            Role::Down(_) => (s.hidden, s.ffn),
-        }
+        self.0.shape(role)
     }
 
     fn format(&self, role: Role) -> Option<Format> {

@@ -8,7 +8,11 @@ use crate::model::{self, Model};
 
 /// Opens it; may fetch it.
 pub fn open_model(shared: &Shared, level: Level) -> Result<Model, Failure> {
-    let loading = Loading::start(style(shared.progress, level), &shared.model);
+    open_under(&Loading::start(style(shared.progress, level), &shared.model), &shared.model)
+}
+
+/// The same under a sign of life that goes on afterwards.
+pub fn open_under(loading: &Loading, model: &str) -> Result<Model, Failure> {
     let tell = |p: model::Progress| {
         let what = match p.stage {
             model::Stage::Download => "fetching",
@@ -17,5 +21,5 @@ pub fn open_model(shared: &Shared, level: Level) -> Result<Model, Failure> {
         loading.tell(&format!("{what} {}", p.name), p.done, p.total);
     };
     let options = model::OpenOptions { progress: Some(&tell), environment: model::Environment::from_process() };
-    Ok(model::open(&shared.model, &options)?)
+    Ok(model::open(model, &options)?)
 }

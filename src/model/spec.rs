@@ -1,6 +1,8 @@
 //! The blueprint of a model as data: everything the forward pass needs to know apart from the weights.
 //! Architectures fill it in; nothing that computes asks which architecture it came from.
 
+use super::Role;
+
 /// The blueprint. All sizes are counts of elements; checked by [`crate::model`] before anyone else sees them.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ModelSpec {
@@ -67,5 +69,18 @@ impl ModelSpec {
     /// Width of all key (or value) heads together.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Rows and columns of a weight: outputs × inputs of a matrix; a vector is one row.
+    pub fn shape(&self, role: Role) -> (usize, usize) {
+        match role {
+            Role::TokenEmbedding | Role::Output => (self.vocab, self.hidden),
+            Role::OutputNorm | Role::AttentionNorm(_) | Role::FfnNorm(_) => (1, self.hidden),
+            Role::Query(_) => (self.query_width(), self.hidden),
+            Role::Key(_) | Role::Value(_) => (self.kv_width(), self.hidden),
+            Role::AttentionOutput(_) => (self.hidden, self.query_width()),
+            Role::Gate(_) | Role::Up(_) => (self.ffn, self.hidden),
+            Role::Down(_) => (self.hidden, self.ffn),
+        }
     }
 }

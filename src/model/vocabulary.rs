@@ -6,7 +6,7 @@ use super::{ModelError, Vocabulary};
 use crate::units::{TokenId, shown};
 use std::collections::HashSet;
 
-/// Pre-tokenizers that `text` builds, as `tokenizer.ggml.pre` names them.
+/// Pre-tokenizers that `text` builds (its tests hold that), as `tokenizer.ggml.pre` names them.
 pub const PRE_TOKENIZERS: &[&str] = &["smollm", "gpt-2", "default", "llama-bpe", "qwen2"];
 
 /// Longest token text in bytes; real ones stay under 1 KiB.

@@ -10,7 +10,6 @@ mod tokenizer;
 mod tokenizer_json;
 
 pub use detokenizer::Detokenizer;
-pub use pretokenizer::PRE_TOKENIZERS;
 pub use prompting::{Content, Prompt, PromptError, Prompting};
 pub use template::{ChatTemplate, Message, Segment};
 pub use tokenizer::{TextError, Tokenizer};

@@ -5,9 +5,6 @@
 
 use regex::Regex;
 
-/// The names that are known, as they stand in GGUF files.
-pub const PRE_TOKENIZERS: [&str; 5] = ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"];
-
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
 const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
@@ -100,6 +97,7 @@ impl Stage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::PRE_TOKENIZERS;
     use proptest::prelude::*;
 
     fn cut(name: &str, text: &str) -> Vec<String> {
@@ -119,7 +117,7 @@ mod tests {
     #[test]
     fn long_runs_are_cut_to_their_end() {
         let text = format!("{}x{}", " ".repeat(1_200_000), "a".repeat(300_000));
-        for name in PRE_TOKENIZERS {
+        for &name in PRE_TOKENIZERS {
             let pieces = cut(name, &text);
             assert_eq!(pieces.concat(), text, "{name}");
             assert!(pieces.len() >= 2, "{name}: {}", pieces.len());
@@ -129,7 +127,7 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_cover_any_text(text in r"[\PC\s]{0,60}") {
-            for name in PRE_TOKENIZERS {
+            for &name in PRE_TOKENIZERS {
                 prop_assert_eq!(cut(name, &text).concat(), &text[..]);
             }
         }

@@ -3,9 +3,9 @@
 //! before the crate sees it: some faults would panic there. Text that a user typed never becomes a control token.
 //! Bytes without a token of their own (SmolLM2 lacks eight that can occur, 0x04 among them) are left out, as llama.cpp and transformers do.
 
-use super::pretokenizer::{PRE_TOKENIZERS, PreTokenizer};
+use super::pretokenizer::PreTokenizer;
 use super::{Detokenizer, tokenizer_json};
-use crate::model::{ModelError, Vocabulary};
+use crate::model::{ModelError, PRE_TOKENIZERS, Vocabulary};
 use crate::units::{TokenId, shown};
 use rayon::prelude::*;
 use std::collections::HashSet;

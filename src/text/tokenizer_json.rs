@@ -2,8 +2,7 @@
 //! pre-tokenizer. The file never reaches the `tokenizers` crate, whose reader can be made to abort the process; what is not byte-level
 //! BPE with a known pre-tokenizer is refused by name.
 
-use super::pretokenizer::PRE_TOKENIZERS;
-use crate::model::Vocabulary;
+use crate::model::{PRE_TOKENIZERS, Vocabulary};
 use crate::units::shown;
 use serde::Deserialize;
 use serde_json::Value;

@@ -14,8 +14,8 @@ use super::Failure;
 use super::args::{Shared, Toggles, optimizations_help};
 use super::console::{self, Console};
 use super::failure::status;
+use super::loading::open_under;
 use crate::engine::StoppingPolicy;
-use crate::model;
 use crate::pipeline::{Answer, Control, Ended, Generation, Loaded, Order, Pipeline, PipelineConfig, Settings};
 use crate::text::prompts::InputFormat;
 use crate::units;
@@ -304,15 +304,7 @@ impl Run<'_> {
         let shared = &self.args.shared;
         let since = Instant::now();
         let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
-        let tell = |p: model::Progress| {
-            let what = match p.stage {
-                model::Stage::Download => "fetching",
-                model::Stage::Check => "reading",
-            };
-            loading.tell(&format!("{what} {}", p.name), p.done, p.total);
-        };
-        let options = model::OpenOptions { progress: Some(&tell), environment: model::Environment::from_process() };
-        let loaded = Loaded::open(model::open(&shared.model, &options)?)?;
+        let loaded = Loaded::open(open_under(&loading, &shared.model)?)?;
         if let Some(system) = &shared.system {
             loaded.prompting().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
         }

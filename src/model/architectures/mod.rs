@@ -10,22 +10,22 @@ pub const KNOWN: &[&str] = &["llama"];
 
 /// Every role of a model with its shape (rows, columns), in the order of execution. `Output` only if it is not tied.
 pub(super) fn roles(spec: &ModelSpec) -> impl Iterator<Item = (Role, (usize, usize))> + '_ {
-    let (h, q, kv, ffn) = (spec.hidden, spec.query_width(), spec.kv_width(), spec.ffn);
-    let layers = (0..spec.layers).flat_map(move |i| {
+    let layers = (0..spec.layers).flat_map(|i| {
         [
-            (Role::AttentionNorm(i), (1, h)),
-            (Role::Query(i), (q, h)),
-            (Role::Key(i), (kv, h)),
-            (Role::Value(i), (kv, h)),
-            (Role::AttentionOutput(i), (h, q)),
-            (Role::FfnNorm(i), (1, h)),
-            (Role::Gate(i), (ffn, h)),
-            (Role::Up(i), (ffn, h)),
-            (Role::Down(i), (h, ffn)),
+            Role::AttentionNorm(i),
+            Role::Query(i),
+            Role::Key(i),
+            Role::Value(i),
+            Role::AttentionOutput(i),
+            Role::FfnNorm(i),
+            Role::Gate(i),
+            Role::Up(i),
+            Role::Down(i),
         ]
     });
-    let output = (!spec.tied_embeddings).then_some((Role::Output, (spec.vocab, h)));
-    std::iter::once((Role::TokenEmbedding, (spec.vocab, h))).chain(layers).chain([(Role::OutputNorm, (1, h))]).chain(output)
+    let output = (!spec.tied_embeddings).then_some(Role::Output);
+    let roles = std::iter::once(Role::TokenEmbedding).chain(layers).chain([Role::OutputNorm]).chain(output);
+    roles.map(|role| (role, spec.shape(role)))
 }
 
 /// The line that refuses an architecture.
