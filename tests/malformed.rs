@@ -651,7 +651,9 @@ fn judge(
         (Ok(Ok(_)), None) => Ok(()),
         (Ok(Ok(_)), Some(says)) => Err(format!("{name}: accepted; '{says}' was expected")),
         (Ok(Err(error)), None) => Err(format!("{name}: refused: {error}")),
-        (Ok(Err(ModelError::Io(text))), Some(_)) => Err(format!("{name}: called a reading error: {text}")),
+        (Ok(Err(ModelError::Io(text) | ModelError::Memory(text))), Some(_)) => {
+            Err(format!("{name}: called an error of reading or memory: {text}"))
+        }
         (Ok(Err(ModelError::Invalid(text))), Some(says)) => {
             let file = path.file_name().expect("a name").to_string_lossy();
             if text.contains(|c: char| c.is_control()) {

@@ -47,6 +47,7 @@ impl From<ModelError> for Failure {
         match error {
             ModelError::Invalid(message) => Failure::usage(message),
             ModelError::Io(message) => Failure::failed(message),
+            ModelError::Memory(message) => Failure { status: status::LEFT, message },
         }
     }
 }

@@ -7,6 +7,10 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a server may send nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is taken from the process environment; tests make their own.
 #[derive(Debug, Clone)]
@@ -21,6 +25,8 @@ pub struct Environment {
     pub hub_endpoint: Option<String>,
     /// `$HF_HUB_OFFLINE`: only what the hub cache holds is used.
     pub hub_offline: bool,
+    /// `$HF_HUB_DOWNLOAD_TIMEOUT` in seconds: a server that sends nothing for so long is given up.
+    pub hub_patience: Duration,
     /// The Python that runs pip.
     pub python: PathBuf,
 }
@@ -52,6 +58,10 @@ impl Environment {
             hub_token,
             hub_endpoint: text("HF_ENDPOINT"),
             hub_offline: text("HF_HUB_OFFLINE").is_some_and(|v| matches!(&*v.to_ascii_lowercase(), "1" | "true" | "yes" | "on")),
+            hub_patience: text("HF_HUB_DOWNLOAD_TIMEOUT")
+                .and_then(|v| Duration::try_from_secs_f64(v.trim().parse().ok()?).ok())
+                .filter(|patience| !patience.is_zero())
+                .unwrap_or(PATIENCE),
             python: folder("LLMOPT_PYTHON").unwrap_or_else(|| "python3".into()),
         }
     }

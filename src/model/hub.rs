@@ -5,7 +5,7 @@
 use super::ModelError;
 use super::cache::{Environment, Lock, is_plain_name, is_plain_path};
 use super::load::{OpenOptions, Stage};
-use super::resolver::{Alias, Place};
+use super::resolver::{Alias, Place, folder_size};
 use super::source::{Source, shown};
 use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::repository::{RepoTreeEntry, RepoTypeModel};
@@ -13,9 +13,13 @@ use hf_hub::{HFClient, HFRepositorySync};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 /// Most files of a repository; a model in hundreds of shards has fewer.
 const MAX_FILES: usize = 4096;
+/// How often the progress of a download is looked at.
+const TICK: Duration = Duration::from_millis(30);
 /// The branch that is used.
 const REVISION: &str = "main";
 
@@ -121,13 +125,44 @@ fn repository(environment: &Environment, organization: &str, name: &str) -> Resu
     Ok(builder.build_sync()?.model(organization, name))
 }
 
+/// Does `work` on a thread of its own and waits as long as the number that `came` gives goes on changing: the client itself
+/// waits for a silent server for ever. One that is given up keeps its thread; it can only write to a scratch folder that nobody reads.
+fn patiently<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> Result<T, hf_hub::HFError> + Send + 'static,
+    mut came: impl FnMut() -> u64,
+) -> Result<T, Failure> {
+    let (done, result) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name("hub".into()).spawn(move || drop(done.send(work())));
+    thread.map_err(|e| Failure::Refused(format!("no thread can be started: {e}")))?;
+    // Counted in waits, not by a clock: a process that is stopped for a while has not waited.
+    let (mut before, mut silent) = (came(), Duration::ZERO);
+    loop {
+        match result.recv_timeout(TICK) {
+            Ok(result) => return Ok(result?),
+            Err(RecvTimeoutError::Disconnected) => return Err(Failure::Refused("the client panicked".into())),
+            Err(RecvTimeoutError::Timeout) => silent += TICK,
+        }
+        let now = came();
+        if now != before {
+            (before, silent) = (now, Duration::ZERO);
+        } else if silent > patience {
+            let seconds = crate::units::seconds(patience.as_secs_f64());
+            return Err(Failure::Unreachable(format!("the hub sent nothing for {seconds} (HF_HUB_DOWNLOAD_TIMEOUT)")));
+        }
+    }
+}
+
 /// The commit of the branch and the files in it.
-fn list(repository: &HFRepositorySync<RepoTypeModel>) -> Result<(String, Vec<Entry>), Failure> {
-    let commit = repository.info().revision(REVISION).send()?.sha.unwrap_or_default();
+fn list(repository: &HFRepositorySync<RepoTypeModel>, patience: Duration) -> Result<(String, Vec<Entry>), Failure> {
+    let asked = repository.clone();
+    let commit = patiently(patience, move || asked.info().revision(REVISION).send(), || 0)?.sha.unwrap_or_default();
     if !is_hex(&commit, 40) {
         return Err(Failure::Refused(format!("the server names the commit '{commit}', which is not one")));
     }
-    let tree = repository.list_tree().revision(commit.clone()).recursive(true).limit(MAX_FILES + 1).send()?;
+    let (asked, revision) = (repository.clone(), commit.clone());
+    let tree = move || asked.list_tree().revision(revision).recursive(true).limit(MAX_FILES + 1).send();
+    let tree = patiently(patience, tree, || 0)?;
     if tree.len() > MAX_FILES {
         return Err(Failure::Refused(format!("the server lists more than {MAX_FILES} files")));
     }
@@ -185,7 +220,8 @@ fn choose<'a>(entries: &'a [Entry], file: Option<&str>) -> Result<(Vec<&'a Entry
 
 fn online(id: &Id, folder: &Path, options: &OpenOptions) -> Result<Place, Failure> {
     let repository = repository(&options.environment, id.organization, id.name)?;
-    let (commit, entries) = list(&repository)?;
+    let patience = options.environment.hub_patience;
+    let (commit, entries) = list(&repository, patience)?;
     let (wanted, single) = choose(&entries, id.file).map_err(Failure::Refused)?;
     let snapshot = folder.join("snapshots").join(&commit);
     let present = |entry: &Entry| snapshot.join(&entry.path).metadata().is_ok_and(|m| m.is_file() && m.len() == entry.size);
@@ -197,7 +233,7 @@ fn online(id: &Id, folder: &Path, options: &OpenOptions) -> Result<Place, Failur
             // Another process may have fetched it while this one waited for the lock.
             if !present(entry) {
                 let tell = |done| options.tell(Stage::Download, &entry.path, before + done, Some(total));
-                let file = download(&repository, &commit, &entry.path, &lock.scratch, &tell)?;
+                let file = download(&repository, &commit, &entry.path, &lock.scratch, patience, &tell)?;
                 install(&file, entry, folder, &snapshot).map_err(Failure::Refused)?;
             }
             before += entry.size;
@@ -235,17 +271,18 @@ fn download(
     commit: &str,
     path: &str,
     scratch: &Path,
+    patience: Duration,
     tell: &dyn Fn(u64),
 ) -> Result<PathBuf, Failure> {
     let counter = Arc::new(Counter(AtomicU64::new(0)));
-    std::thread::scope(|scope| {
-        let request = repository.download_file().filename(path).local_dir(scratch).revision(commit).progress(counter.clone());
-        let worker = scope.spawn(|| request.send());
-        while !worker.is_finished() {
-            std::thread::sleep(std::time::Duration::from_millis(30));
-            tell(counter.0.load(Ordering::Relaxed));
-        }
-        worker.join().unwrap_or_else(|_| Err(hf_hub::HFError::Other("the client panicked".into())))
+    let (asked, counted) = (repository.clone(), counter.clone());
+    let (name, folder, revision) = (path.to_string(), scratch.to_path_buf(), commit.to_string());
+    let work = move || asked.download_file().filename(name).local_dir(folder).revision(revision).progress(counted).send();
+    patiently(patience, work, || {
+        let done = counter.0.load(Ordering::Relaxed);
+        tell(done);
+        // The client does not tell of every byte.
+        done.max(folder_size(scratch))
     })?;
     Ok(scratch.join(path))
 }
@@ -344,7 +381,7 @@ pub(super) fn fetch_file(
     let (organization, name) = repository.split_once('/').ok_or("not a repository")?;
     let handle = self::repository(&options.environment, organization, name).map_err(text)?;
     let tell = |done| options.tell(Stage::Download, alias.file, done, None);
-    let path = download(&handle, REVISION, file, &lock.scratch, &tell).map_err(text)?;
+    let path = download(&handle, REVISION, file, &lock.scratch, options.environment.hub_patience, &tell).map_err(text)?;
     let mut reader = std::fs::File::open(&path).map_err(|e| e.to_string())?;
     super::cache::install(&mut reader, &lock.scratch, target, alias.sha256)
 }
@@ -370,6 +407,8 @@ mod tests {
         cut: Mutex<Option<usize>>,
         /// A commit that is none.
         commit: Option<&'static str>,
+        /// Requests whose path has this are never answered, or only with the first half of the body.
+        silent: Option<&'static str>,
         requests: AtomicU64,
     }
 
@@ -395,6 +434,13 @@ mod tests {
             let mut parts = request.split(' ');
             let (method, target) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
             let path = target.split('?').next().unwrap_or("");
+            let silent = self.silent.is_some_and(|part| path.contains(part));
+            let forever = || loop {
+                std::thread::park();
+            };
+            if silent && method != "HEAD" && !path.contains("/resolve/") {
+                forever();
+            }
             let body = if path.contains("/revision/") {
                 Some(serde_json::json!({"id": "org/name", "sha": self.commit.unwrap_or(COMMIT)}).to_string().into_bytes())
             } else if path.contains("/tree/") {
@@ -417,6 +463,10 @@ mod tests {
                 body.len()
             );
             stream.write_all(head.as_bytes())?;
+            if silent && method != "HEAD" {
+                stream.write_all(&body[..body.len() / 2])?;
+                forever();
+            }
             let cut = self.cut.lock().expect("not poisoned").unwrap_or(usize::MAX).min(body.len());
             if method != "HEAD" { stream.write_all(&body[..cut]) } else { Ok(()) }
         }
@@ -542,6 +592,25 @@ mod tests {
             let model = open("org/name", &options).expect("complete");
             assert_eq!(std::fs::read(&model.path).expect("cached"), file);
         }
+    }
+
+    #[test]
+    fn a_server_that_falls_silent_is_given_up_in_one_line() {
+        for silent in ["/revision/", "/tree/", "/resolve/"] {
+            let root = tempfile::tempdir().expect("temporary folder");
+            let fake = Arc::new(Fake { silent: Some(silent), files: checkpoint_files(), ..Fake::default() });
+            let environment = Environment { hub_patience: Duration::from_millis(300), ..environment(root.path(), &fake.start()) };
+            let options = OpenOptions { progress: None, environment };
+            let error = open("org/name", &options).err().expect("no model").to_string();
+            assert!(error.contains("sent nothing for") && error.contains("give the path") && !error.contains('\n'), "{error}");
+            assert_eq!(below(&root.path().join("hf")).len(), 0, "{silent}");
+        }
+        let patience =
+            |text: &'static str| Environment::from(|name| (name == "HF_HUB_DOWNLOAD_TIMEOUT").then(|| text.into())).hub_patience;
+        assert_eq!(
+            (patience("1.5"), patience("nonsense"), patience("-1")),
+            (Duration::from_millis(1500), patience(""), patience("0"))
+        );
     }
 
     #[test]

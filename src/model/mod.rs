@@ -33,15 +33,24 @@ pub enum ModelError {
     /// Reading failed although the file may be good (exit status 1).
     #[error("{0}")]
     Io(String),
+    /// There is not enough memory for it (exit status 75).
+    #[error("{0}")]
+    Memory(String),
 }
 
 impl ModelError {
     /// The error with the model's path in front, where what was read from it is refused later (tokenizer, template).
     pub fn at(self, path: &std::path::Path) -> Self {
-        let place = |text: String| format!("{}: {text}", source::shown(path));
+        self.within(&source::shown(path))
+    }
+
+    /// The error with a place in front.
+    pub fn within(self, place: &str) -> Self {
+        let place = |text: String| format!("{place}: {text}");
         match self {
             ModelError::Invalid(text) => ModelError::Invalid(place(text)),
             ModelError::Io(text) => ModelError::Io(place(text)),
+            ModelError::Memory(text) => ModelError::Memory(place(text)),
         }
     }
 }

@@ -219,7 +219,7 @@ fn from_wheel(
 }
 
 /// Bytes of all files below a folder.
-fn folder_size(folder: &Path) -> u64 {
+pub(super) fn folder_size(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     entries
         .flatten()
