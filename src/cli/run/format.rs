@@ -387,6 +387,10 @@ fn read_csv(record: &[u8], columns: usize) -> Result<Past, String> {
         Ok(false) => return Err("it is empty".into()),
         Err(e) => return Err(shown(&e.to_string())),
     }
+    // A quote inside a field that does not begin with one, or a lone carriage return: not written by us, and what follows is no part of it.
+    if !matches!(reader.read_record(&mut csv::StringRecord::new()), Ok(false)) {
+        return Err("it is more than one row".into());
+    }
     let field = |name: &str| COLUMNS.iter().position(|c| *c == name).and_then(|i| row.get(i)).unwrap_or("");
     let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
     let error = match field("error") {
@@ -495,6 +499,17 @@ pub(super) mod tests {
         assert!(value["error"].is_null() && value["response"]["status_code"] == 200);
         assert_eq!(value["response"]["body"]["choices"][0]["message"]["content"], "yes");
         assert_eq!(value["response"]["body"]["system_fingerprint"], "0000000100000002");
+    }
+
+    #[test]
+    fn rows_that_only_look_like_one_are_refused() {
+        let format = Format::csv([]);
+        let row = write(&format, &answer("a", "yes"), &Given::Prompt("q".into()));
+        assert!(format.read(row.as_bytes()).is_ok());
+        for more in [row.repeat(2), format!("x\"{row}garbage\"\n"), row.replace('\n', "\r") + &row] {
+            let error = format.read(more.as_bytes()).unwrap_err();
+            assert!(error.contains("more than one row"), "{more}: {error}");
+        }
     }
 
     #[test]
