@@ -339,3 +339,147 @@ fn help_lists_the_optimizations() {
     let ran = bench.run(&["--help"]).expect(0);
     assert!(["precision", "shared-prefix", "--ordered", "phase 2"].iter().all(|w| ran.stdout.contains(w)), "{}", ran.stdout);
 }
+
+/// Templates that make much of little: each must end in bounded memory (address space) and time (of the processor), one line, no stack
+/// overflow. `M` stands for the message, so that a template may first look harmless.
+const HOSTILE: [&str; 44] = [
+    "{{ ([[M] * 9999] * 9999) ~ '' }}",
+    "{{ '' ~ [[[1] * 99999] * 99999] * 99999 }}",
+    "{{ [['aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' * 9999] * 9999] * 9999 }}",
+    "{{ (['a' * 1000000] * 100000) | join('x') | upper }}",
+    "{{ (['a' * 1000000] * 100000) | string | length }}",
+    "{{ (['a' * 1000000] * 100000) | tojson }}",
+    "{{ [[M] * 9999] * 9999 | upper }}",
+    "{{ ([[M] * 9999] * 9999) | upper }}",
+    "{{ ([[M] * 9999] * 9999) | trim }}",
+    "{{ 'a' | replace('a', [[M] * 9999] * 9999) }}",
+    "{{ 'a' | indent(1000000000) }}",
+    "{{ '%s' | format([[M] * 9999] * 9999) }}",
+    "{{ 'a' in ([[M] * 9999] * 9999) | string }}",
+    "{{ ([[M] * 9999] * 9999) in 'abc' }}",
+    "{{ 'abc'.startswith([[M] * 9999] * 9999) }}",
+    "{{ 'abc' is startingwith([[M] * 9999] * 9999) }}",
+    "{{ raise_exception([[M] * 9999] * 9999) }}",
+    "{{ debug([[M] * 9999] * 9999) }}",
+    "{{ {'a': [[M] * 9999] * 9999} ~ '' }}",
+    "{{ namespace(a=[[M] * 9999] * 9999) ~ '' }}",
+    "{{ (([1e308] * 400000) ~ '') | length }}",
+    "{% set ns = namespace(a=[M]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}{{ ns.a ~ '' }}",
+    "{% set ns = namespace(a=[M], b=[M]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
+    "{% set ns = namespace(a=[M], b=[M]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a in [ns.b] }}",
+    "{% set ns = namespace(a=[M], b=[M]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ [ns.a, ns.b] | sort | length }}",
+    "{% set ns = namespace(a=[M], b=[M]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ 1 < ns.a < ns.b }}{{ [ns.a].count(ns.b) }}",
+    "{% set ns = namespace(a=[M], b=[M]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ {ns.a: 1}[ns.b] }}",
+    "{% set ns = namespace(a=[M], b=[M]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{% for i in [1, 2] %}{{ loop.changed([ns.a, ns.b][loop.index0]) }}{% endfor %}",
+    "{% set ns = namespace(a=[1] * 100000) %}{% for i in range(600) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a | length }}",
+    "{% set ns = namespace(a=[M]) %}{% for i in range(99999) %}{% set ns.a = [ns.a] %}{% endfor %}{{ M }}",
+    "{% set ns = namespace(a=[M]) %}{% for i in range(99999) %}{% set ns.a = ns.a[0:] %}{% endfor %}{% for x in ns.a %}{{ x }}{% endfor %}",
+    "{% set ns = namespace(a=[M]) %}{% for i in range(99999) %}{% set ns.a = ns.a * 1 %}{% endfor %}{% for x in ns.a %}{{ x }}{% endfor %}",
+    "{% set ns = namespace(a=[M]) %}{% for i in range(99999) %}{% set ns.a = ns.a | batch(1) %}{% endfor %}{{ M }}",
+    "{% set ns = namespace(a=[M]) %}{% for i in range(99999) %}{% set ns.a = ns.a | reverse %}{% endfor %}{% for x in ns.a %}{{ x }}{% endfor %}",
+    "{% set ns = namespace(a=M) %}{% for i in range(99999) %}{% set ns.a = {'a': ns.a} %}{% endfor %}{{ M }}",
+    "{% set ns = namespace(a=M) %}{% for i in range(99999) %}{% set n = namespace() %}{% set n.a = ns.a %}{% set ns.a = n %}{% endfor %}{{ M }}",
+    "{% set ns = namespace(a=M) %}{% for i in range(99999) %}{% for j in [ns.a] %}{% set ns.a = loop %}{% endfor %}{% endfor %}{{ M }}",
+    "{% set ns = namespace(a=M) %}{% set ns.a = ns %}{{ ns ~ '' }}",
+    "{% set s = 'a ' * 15000000 %}{{ s.split() | length }}",
+    "{% set s = 'a ' * 15000000 %}{{ s | split | list | length }}",
+    "{% set s = 'a' * 30000000 %}{{ s | list | length }}",
+    "{% set s = 'a' * 15000000 %}{% for i in range(9999) %}{% set t = s ~ i %}{{ t | length }}{% endfor %}",
+    "{% include [['a']] * 99999999 %}",
+    "{% macro m(a) %}{{ m([a, a]) }}{% endmacro %}{{ m(M) }}",
+];
+
+#[test]
+fn hostile_templates_are_refused_in_bounded_memory_and_time() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", "now\n");
+    // At once, and only when the prompt comes.
+    for (n, hostile) in HOSTILE.iter().enumerate() {
+        let body = hostile.replace('M', "messages[0].content");
+        let waits =
+            format!("{{% if messages[0].content == 'now' %}}{body}{{% else %}}{{{{ messages[0].content }}}}{{% endif %}}");
+        for (template, status) in [(format!("{body}{{{{ messages[0].content }}}}"), 2), (waits, 4)] {
+            let name = format!("hostile{n}-{status}");
+            let path = common::Tiny { chat_template: Some(template), name, ..process::tiny() }.write(&bench.path("."));
+            let program = env!("CARGO_BIN_EXE_llmopt");
+            let run =
+                format!("ulimit -v 700000 -t 2; exec {program} run {input} -m {} -q --threads 1 --max-tokens 2", path.display());
+            let mut shell = std::process::Command::new("bash");
+            shell.current_dir(&bench.folder).args(["-c", &run]).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let ran = finish(shell.spawn().unwrap());
+            // What cannot even be compiled is refused before the prompt comes.
+            assert!(ran.status == status || ran.status == 2, "{hostile}: {ran:?}");
+            let said = if ran.status == 2 { &ran.stderr } else { &ran.stdout };
+            assert!(said.contains("chat template") && said.lines().count() == 1, "{hostile}: {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn a_process_that_may_use_one_core_uses_one_thread() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", "hello\n");
+    let run =
+        format!("exec taskset -c 0 {} run {input} -m {} -v --max-tokens 2", env!("CARGO_BIN_EXE_llmopt"), model().display());
+    let mut shell = std::process::Command::new("sh");
+    shell.current_dir(&bench.folder).args(["-c", &run]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let ran = finish(shell.spawn().unwrap()).expect(0);
+    assert!(ran.stderr.contains("1 threads"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_working_folder_or_cache_that_cannot_be_written_is_no_trouble_or_one_line() {
+    let bench = Bench::new();
+    bench.file("in.txt", "hello\nthere\n");
+    let input = bench.path("in.txt");
+    let input = input.to_str().unwrap();
+    // /proc cannot be written by anybody, root included.
+    let mut command = bench.command(&[input]);
+    command.current_dir("/proc").env_remove("HOME").env("TMPDIR", "/none");
+    assert_eq!(finish(bench.start(command)).expect(0).records().len(), 2);
+    for output in ["out.jsonl", "/proc/out.jsonl"] {
+        let mut command = bench.command(&[input, "-o", output]);
+        command.current_dir("/proc");
+        finish(bench.start(command)).refused(output);
+    }
+    let mut command = bench.command(&[input, "-m", "smollm2-135m"]);
+    command.env("LLMOPT_CACHE", "/proc/cache");
+    finish(bench.start(command)).refused("LLMOPT_CACHE");
+}
+
+#[test]
+fn a_model_file_emptied_while_it_is_used_changes_no_answer() {
+    let bench = Bench::new();
+    let own = process::tiny().write(&bench.path("."));
+    let input = bench.file("in.txt", "first\nsecond\n");
+    let answers = |text: &str| -> Vec<_> { records(text).iter().map(|r| (r["prompt"].clone(), r["answer"].clone())).collect() };
+    let expected = answers(&bench.run(&[input, "-m", own.to_str().unwrap(), "--ordered"]).expect(0).stdout);
+    let mut command = bench.command(&["-", "--input-format", "txt", "-q", "-m", own.to_str().unwrap()]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"first\n").unwrap();
+    let (mut out, mut text) = (std::io::BufReader::new(child.stdout.take().unwrap()), String::new());
+    std::io::BufRead::read_line(&mut out, &mut text).unwrap();
+    std::fs::write(&own, "").unwrap();
+    feed(&mut child, "second\n");
+    std::io::Read::read_to_string(&mut out, &mut text).unwrap();
+    assert_eq!(wait(&mut child), 0);
+    assert_eq!(answers(&text), expected);
+}
+
+#[test]
+fn twenty_files_of_which_one_has_a_bad_record_or_is_missing() {
+    let bench = Bench::new();
+    let names: Vec<String> = (0..20).map(|i| format!("in{i}.jsonl")).collect();
+    for name in &names {
+        let bad = if name == "in7.jsonl" { "not json\n" } else { "" };
+        bench.file(name, format!("{{\"id\":\"{name}\",\"prompt\":\"hello {name}\"}}\n{bad}"));
+    }
+    let mut args: Vec<&str> = names.iter().map(String::as_str).collect();
+    args.extend(["--max-tokens", "2"]);
+    let all = bench.run(&args).expect(4).records();
+    assert_eq!((all.len(), all.iter().filter(|r| r["error"].is_null()).count()), (21, 20));
+    // One that is not there stops the run before any work.
+    std::fs::remove_file(bench.path("in7.jsonl")).unwrap();
+    bench.run(&args).refused("in7.jsonl");
+}

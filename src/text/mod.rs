@@ -1,6 +1,7 @@
 //! Text in and out: prompt files, chat template, tokenizer, incremental detokenizer. In: bytes and strings. Out: token ids and strings.
 //! Everything here reads strangers' input: files, templates and vocabularies are checked, never believed, and never fail silently.
 
+mod bounded;
 mod detokenizer;
 mod pretokenizer;
 mod prompting;

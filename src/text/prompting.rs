@@ -90,7 +90,7 @@ impl Prompting {
         let template = match &vocabulary.chat_template {
             Some(source) => Some(
                 ChatTemplate::compile(source, &vocabulary.bos_text, &vocabulary.eos_text)
-                    .map_err(|e| ModelError::Invalid(format!("tokenizer.chat_template: {e}")))?,
+                    .map_err(|e| e.within("tokenizer.chat_template"))?,
             ),
             None => None,
         };

@@ -3,21 +3,25 @@
 //! random placeholders instead of contents, each must come out exactly once, and the text must be the one it gives for the real contents.
 //! The date is fixed: a prompt that changes at midnight would not give the same answer when a run is resumed.
 
-use crate::units::shown;
+use super::bounded::{Program, walk};
+use crate::model::ModelError;
+use crate::units::{Bytes, shown};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Instructions, and 64 bytes of text each, that one rendering may use; about 15 ms and 32 MB at most.
+/// Instructions, and 64 bytes of text each, that one rendering may use; about 50 ms and 100 MB at most.
 const FUEL: u64 = 500_000;
 /// Nested calls and blocks.
 const RECURSION: usize = 100;
 /// Longest template source; the longest in use are below 30 kB. Parsing recurses once for a byte at worst (`{{ ------1 }}`).
 const LONGEST: usize = 1 << 16;
-/// Stack for compiling and probing a stranger's template: 2 kB for each byte of the longest source.
-const STACK: usize = LONGEST << 11;
+/// Stack for compiling and probing a stranger's template, for each byte of its source.
+const STACK: usize = 1 << 11;
+/// Bytes of source that every template has stack for.
+const SHORT: usize = 1 << 12;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -40,6 +44,7 @@ pub enum Segment {
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    program: Program,
     source: String,
     bos: Option<String>,
     eos: Option<String>,
@@ -47,25 +52,31 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Compiles `source` and renders one probe conversation. Errors are one line.
-    pub fn compile(source: &str, bos_text: &str, eos_text: &str) -> Result<ChatTemplate, String> {
+    pub fn compile(source: &str, bos_text: &str, eos_text: &str) -> Result<ChatTemplate, ModelError> {
         if source.len() > LONGEST {
-            return Err(format!("it has {} bytes; the limit is {LONGEST}", source.len()));
+            return Err(ModelError::Invalid(format!("it has {} bytes; the limit is {LONGEST}", source.len())));
         }
+        let stack = source.len().max(SHORT) * STACK;
         std::thread::scope(|scope| {
             std::thread::Builder::new()
                 .name("template".to_string())
-                .stack_size(STACK)
+                .stack_size(stack)
                 .spawn_scoped(scope, || Self::compile_here(source, bos_text, eos_text))
-                .map_err(|e| format!("no thread to compile it: {e}"))?
+                .map_err(|e| {
+                    let stack = Bytes(stack as u64);
+                    ModelError::Memory(format!(
+                        "no thread with a stack of {stack} can be started to compile it ({e}): free some memory"
+                    ))
+                })?
                 .join()
                 .unwrap_or_else(|_| Err("compiling it failed".to_string()))
+                .map_err(ModelError::Invalid)
         })
     }
 
     fn compile_here(source: &str, bos_text: &str, eos_text: &str) -> Result<ChatTemplate, String> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| e.to_string())?;
-        environment.set_syntax(syntax);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
         environment.set_unknown_method_callback(method);
@@ -73,11 +84,13 @@ impl ChatTemplate {
         environment.add_filter("tojson", tojson);
         environment.add_filter("string", string);
         environment.remove_filter("pprint");
+        environment.remove_global("debug");
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime);
-        guarded(|| environment.add_template_owned("chat", without_generation_tags(source)))?;
+        let program = guarded(|| Program::compile(&mut environment, &without_generation_tags(source), syntax))?;
         let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
-        let template = ChatTemplate { environment, source: source.to_string(), bos: some(bos_text), eos: some(eos_text) };
+        let template =
+            ChatTemplate { environment, program, source: source.to_string(), bos: some(bos_text), eos: some(eos_text) };
         template.splice(&[Message { role: "user".into(), content: "What is the capital of France?".into() }])?;
         Ok(template)
     }
@@ -96,7 +109,7 @@ impl ChatTemplate {
         ];
         context.extend(self.bos.as_ref().map(|t| ("bos_token", Value::from(&t[..]))));
         context.extend(self.eos.as_ref().map(|t| ("eos_token", Value::from(&t[..]))));
-        guarded(|| self.environment.get_template("chat")?.render(Value::from_pairs(context)))
+        guarded(|| self.program.render(&self.environment, Value::from_pairs(context)))
     }
 
     /// The rendered conversation with each content apart from the template's own text.
@@ -201,7 +214,8 @@ fn without_generation_tags(source: &str) -> String {
 /// Python's methods of strings, lists and dictionaries, with their work charged: those of the crate cost one instruction whatever they do.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     let size = value.as_str().map(str::len).or_else(|| value.len()).unwrap_or(0);
-    state.consume_fuel(size as u64 / 64)?;
+    // A piece of a text takes 24 bytes, however short it is.
+    state.consume_fuel(size as u64 / if name.contains("split") { 8 } else { 64 })?;
     if value.kind() == ValueKind::String {
         match (name, args) {
             ("replace", [from, to]) => return state.apply_filter("replace", &[value.clone(), from.clone(), to.clone()]),
@@ -225,7 +239,7 @@ fn format_as_python(out: &mut minijinja::Output, state: &mut State, value: &Valu
         ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Error::from),
         ValueKind::None => out.write_str("None").map_err(Error::from),
         _ => {
-            walk(state, value, 0)?;
+            walk(state, value)?;
             minijinja::escape_formatter(out, state, value)
         }
     }
@@ -234,7 +248,7 @@ fn format_as_python(out: &mut minijinja::Output, state: &mut State, value: &Valu
 /// Transformers' `tojson`: `json.dumps(x, ensure_ascii=False, indent=…)`: the crate's, without its escapes for HTML.
 fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     // Before the work is done: a repeated list is as large as it says only when it is written out.
-    walk(state, value, 0)?;
+    walk(state, value)?;
     let json = minijinja::filters::tojson(value, indent, options)?;
     let json = json.as_str().unwrap_or_default();
     state.consume_fuel(json.len() as u64 / 16)?;
@@ -257,30 +271,13 @@ fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) 
 
 /// The `string` filter.
 fn string(state: &State, value: &Value) -> Result<String, Error> {
-    walk(state, value, 0)?;
+    walk(state, value)?;
     Ok(value.to_string())
 }
 
-/// Charges every item in a value before it becomes text: lists of lists of one shared list are small until then, and the crate
-/// charges only afterwards.
-fn walk(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
-    if depth > 50 {
-        return Err(Error::new(ErrorKind::InvalidOperation, "nested too deeply"));
-    }
-    if matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
-        for item in value.try_iter()? {
-            state.consume_fuel(1)?;
-            walk(state, &item, depth + 1)?;
-            if value.kind() == ValueKind::Map {
-                walk(state, &value.get_item(&item)?, depth + 1)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message))
+fn raise_exception(state: &State, message: Value) -> Result<Value, Error> {
+    walk(state, &message)?;
+    Err(Error::new(ErrorKind::InvalidOperation, message.to_string()))
 }
 
 /// `strftime` of 26 July 2024, 12:00, a Friday: the date that Llama 3's template falls back to.
@@ -331,7 +328,7 @@ mod tests {
 
     fn refusal(source: &str) -> String {
         match ChatTemplate::compile(source, "<s>", "</s>") {
-            Err(message) => message,
+            Err(error) => error.to_string(),
             Ok(_) => panic!("accepted: {source}"),
         }
     }
@@ -380,10 +377,11 @@ mod tests {
             ("{{ '{:999999999}'.format(1) }}", "format"),
             ("{{ '%999999999d' | format(1) }}", "too much work"),
             ("{{ messages | tojson(indent=100000000) }}", "too"),
-            ("{{ ([1] * 1000000000) | tojson }}", "too"),
-            ("{{ ([[[1] * 99999] * 99999] * 99999) | tojson }}", "too much work"),
-            ("{{ [[[1] * 99999] * 99999] * 99999 }}", "too"),
-            ("{{ ([[[1] * 99999] * 99999] * 99999) | string | length }}", "too"),
+            ("{{ ([1] * 1000000000) | tojson }}", "constant lists"),
+            ("{{ ([messages] * 1000000000) | tojson }}", "too"),
+            ("{{ ([[[messages] * 99999] * 99999] * 99999) | tojson }}", "too much work"),
+            ("{{ [[[messages] * 99999] * 99999] * 99999 }}", "too"),
+            ("{{ ([[[messages] * 99999] * 99999] * 99999) | string | length }}", "too"),
             ("{% include 'x' %}", "fails"),
             ("{% if", "fails"),
             ("{{ nosuch.x }}", "undefined"),
