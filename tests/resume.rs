@@ -9,6 +9,8 @@ use process::{Bench, essence, essences, finish, records, signal, tiny, wait};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn prompts(count: usize) -> String {
@@ -53,7 +55,7 @@ fn an_output_cut_at_every_byte_of_its_last_three_lines_is_completed() {
 }
 
 #[test]
-fn a_csv_output_cut_inside_a_quoted_field_is_completed() {
+fn a_csv_output_cut_at_every_byte_of_its_last_three_rows_is_completed() {
     let bench = Bench::new();
     let rows: String = (0..5).map(|i| format!("r{i},\"line one {i}\nline \"\"two\"\", {i}\",topic\n")).collect();
     let input = bench.file("in.csv", format!("id,prompt,topic\n{rows}"));
@@ -70,11 +72,23 @@ fn a_csv_output_cut_inside_a_quoted_field_is_completed() {
     let whole = bench.text("whole.csv");
     let expected = answers(&whole);
     assert_eq!(expected.len(), 5);
-    for cut in (0..whole.len()).filter(|c| whole.is_char_boundary(*c)).step_by(9).chain([whole.len() - 1]) {
-        bench.file("out.csv", &whole[..cut]);
-        bench.run(&[input, "-o", "out.csv", "--resume", "-q"]).expect(0);
-        assert_eq!(answers(&bench.text("out.csv")), expected, "cut at {cut}");
-    }
+    // Every byte of the last three rows, which take six lines each, and some before them.
+    let mut reader = csv::Reader::from_reader(whole.as_bytes());
+    let starts: Vec<usize> = reader.records().map(|r| r.unwrap().position().unwrap().byte() as usize).collect();
+    let cuts: Vec<usize> = (0..starts[2]).step_by(19).chain(starts[2]..whole.len()).collect();
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            let (bench, cuts, expected, whole, answers) = (&bench, &cuts, &expected, &whole, &answers);
+            scope.spawn(move || {
+                let out = format!("out{half}.csv");
+                for cut in cuts.iter().skip(half).step_by(2) {
+                    std::fs::write(bench.path(&out), &whole.as_bytes()[..*cut]).unwrap();
+                    bench.run(&[input, "-o", &out, "--resume", "-q"]).expect(0);
+                    assert_eq!(&answers(&bench.text(&out)), expected, "cut at {cut}");
+                }
+            });
+        }
+    });
 }
 
 #[test]
@@ -334,4 +348,171 @@ fn runs_killed_at_random_moments_lose_nothing_and_double_nothing() {
         }
     }
     eprintln!("{killed} kills in {rounds} runs survived");
+}
+
+/// A hub on this machine with one repository of one file; while `silent`, it sends the first half only. Returns its address.
+fn hub(file: Vec<u8>, silent: Arc<AtomicBool>) -> String {
+    use std::io::{BufRead, BufReader, Write};
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let answer = move |mut stream: std::net::TcpStream| -> Option<()> {
+        let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
+        let request = lines.next()?.ok()?;
+        while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+        let body = match () {
+            _ if request.contains("/revision/") => serde_json::json!({"id": "org/name", "sha": commit}).to_string().into_bytes(),
+            _ if request.contains("/tree/") => {
+                serde_json::json!([{"type": "file", "oid": commit, "size": file.len(), "path": "a.gguf"}])
+                    .to_string()
+                    .into_bytes()
+            }
+            _ => file.clone(),
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\nETag: \"e\"\r\nX-Repo-Commit: {commit}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).ok()?;
+        if request.starts_with("HEAD") {
+            return Some(());
+        }
+        let half = if request.contains("/resolve/") { body.len() / 2 } else { body.len() };
+        stream.write_all(&body[..half]).ok()?;
+        while half < body.len() && silent.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stream.write_all(&body[half..]).ok()
+    };
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = answer.clone();
+            std::thread::spawn(move || answer(stream));
+        }
+    });
+    address
+}
+
+/// Every file below a folder but locks.
+fn below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return vec![] };
+    let (folders, files): (Vec<_>, Vec<_>) = entries.flatten().map(|e| e.path()).partition(|p| p.is_dir());
+    let files = files.into_iter().filter(|p| p.extension().is_none_or(|e| e != "lock"));
+    files.chain(folders.iter().flat_map(|f| below(f))).collect()
+}
+
+#[test]
+fn a_run_killed_while_its_model_is_fetched_leaves_no_half_model_and_the_next_one_fetches_it() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(3));
+    let silent = Arc::new(AtomicBool::new(true));
+    let address = hub(std::fs::read(process::model()).unwrap(), silent.clone());
+    let command = |patience: &str| {
+        let mut command = bench.command(&[input, "-o", "out.jsonl", "-m", "org/name", "-q"]);
+        command.env("HF_HOME", bench.path("hf")).env("HF_ENDPOINT", &address).env("HF_HUB_DOWNLOAD_TIMEOUT", patience);
+        command
+    };
+    let mut first = bench.start(command("600"));
+    while !below(&bench.path("hf")).iter().any(|p| std::fs::metadata(p).is_ok_and(|m| m.len() > 0)) {
+        assert!(first.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    first.kill().unwrap();
+    wait(&mut first);
+    let left = below(&bench.path("hf"));
+    assert!(left.iter().all(|p| p.components().any(|c| c.as_os_str() == ".llmopt.fetch")), "under no final name: {left:?}");
+    std::fs::remove_file(bench.path("out.jsonl")).unwrap();
+    // A server that stays silent: one line, and nothing is left.
+    let ran = finish(bench.start(command("0.3"))).refused("sent nothing for");
+    assert!(ran.stderr.contains("give the path"), "{}", ran.stderr);
+    assert_eq!(below(&bench.path("hf")), Vec::<std::path::PathBuf>::new());
+    assert!(!bench.path("out.jsonl").exists());
+    silent.store(false, Ordering::SeqCst);
+    finish(bench.start(command("600"))).expect(0);
+    assert_eq!(records(&bench.text("out.jsonl")).len(), 3);
+}
+
+#[test]
+fn a_bench_killed_while_it_writes_leaves_whole_files_only() {
+    let bench = Bench::new();
+    let model = common::Tiny { context: 640, ..common::Tiny::default() }.write(&bench.path("."));
+    let mut random = common::Random::new(std::process::id() as u64, "bench kills");
+    let mut kept = 0;
+    for kill in 0..6 {
+        let out = bench.path(&format!("results{kill}"));
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_llmopt"));
+        command.current_dir(&bench.folder).arg("bench").arg("-m").arg(&model).arg("--out").arg(&out);
+        command.args(["--phase", "3", "--rounds", "9999", "--time-budget", "300", "--max-tokens", "2", "--limit", "4"]);
+        command.args(["--concurrency", "none", "--threads", "2"]).stdin(Stdio::null());
+        let mut child = bench.start(command);
+        // The first time before anything can be written, then at some moment of the rounds, or of the report after an interruption.
+        let written = || below(&out).iter().any(|p| p.file_name().is_some_and(|n| n == "result.json"));
+        while kill > 0 && !written() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(random.below(120)));
+        if kill > 3 {
+            signal(&child, "INT");
+            std::thread::sleep(Duration::from_millis(random.below(60)));
+        }
+        let _ = child.kill();
+        wait(&mut child);
+        for path in below(&out) {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            match () {
+                _ if name.starts_with(".writing-") => {}
+                _ if name == "result.json" => {
+                    let result = llmopt::bench::result::BenchResult::read(&path).unwrap();
+                    kept += result.rounds.len();
+                }
+                _ if name.ends_with(".json") => assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{name}"),
+                _ => assert!(text.ends_with('\n'), "{name} is whole: {text}"),
+            }
+        }
+    }
+    assert!(kept >= 5, "every bench that had a round keeps it: {kept}");
+}
+
+#[test]
+fn a_run_without_terminal_goes_on_after_a_hangup_that_is_ignored() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(200));
+    let run = format!(
+        "exec setsid nohup {} run {input} -m {} --threads 2 --max-tokens 24 --without cache -o out.jsonl </dev/null >log 2>&1",
+        env!("CARGO_BIN_EXE_llmopt"),
+        process::model().display()
+    );
+    let mut shell = std::process::Command::new("sh");
+    shell.current_dir(&bench.folder).args(["-c", &run]);
+    let mut child = bench.start(shell);
+    while std::fs::metadata(bench.path("out.jsonl")).map_or(0, |m| m.len()) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "{}", bench.text("log"));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    signal(&child, "HUP");
+    assert_eq!(wait(&mut child), 0, "{}", bench.text("log"));
+    assert_eq!(records(&bench.text("out.jsonl")).len(), 200);
+}
+
+#[test]
+fn a_second_signal_leaves_at_once_and_the_output_is_whole() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(400));
+    let args = [input, "-o", "out.jsonl", "--without", "cache", "--max-tokens", "400", "--stop-on", "none"];
+    let child = bench.start(bench.command(&args));
+    while std::fs::metadata(bench.path("out.jsonl")).map_or(0, |m| m.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // Signals of one kind that are pending together are one: the second comes until it is heard.
+    for _ in 0..50 {
+        signal(&child, "INT");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let ran = finish(child).expect(130);
+    assert!(ran.stderr.contains("--resume goes on"), "{}", ran.stderr);
+    let text = bench.text("out.jsonl");
+    assert!(text.ends_with('\n') && (1..400).contains(&records(&text).len()));
 }
