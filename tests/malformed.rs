@@ -1110,7 +1110,8 @@ fn write_the_fuzz_seeds() {
         std::fs::create_dir_all(corpus.join(target)).expect("folder");
         std::fs::write(corpus.join(target).join(name), bytes).expect("write");
     };
-    for stored in Stored::ALL {
+    // f16 is read as bf16 is; the folder is kept small.
+    for stored in Stored::ALL.into_iter().filter(|stored| *stored != Stored::F16) {
         put("gguf", &format!("{stored:?}").to_lowercase(), &Tiny::fuzzed().stored(stored).gguf());
     }
     let mut odd = Tiny { tied: false, ..Tiny::fuzzed() }.stored(Stored::Q8_0).container();
@@ -1119,7 +1120,7 @@ fn write_the_fuzz_seeds() {
     odd.tensors.push(rope_freqs(&[1.0; 8]));
     put("gguf", "odd", &odd.bytes());
     put("gguf", "cut", &odd.bytes()[..6000]);
-    for stored in [Stored::F32, Stored::Bf16, Stored::F16] {
+    for stored in [Stored::F32, Stored::Bf16] {
         let tensors = Tiny::fuzzed().stored(stored).checkpoint_tensors();
         put("safetensors_header", &format!("{stored:?}").to_lowercase(), &safetensors(&tensors));
     }
@@ -1148,7 +1149,7 @@ fn every_fuzz_seed_and_every_past_finding_is_loaded_or_refused() {
             }
         }
     }
-    assert!(loaded >= 9 && refused >= 2, "{loaded} loaded, {refused} refused");
+    assert!(loaded >= 7 && refused >= 2, "{loaded} loaded, {refused} refused");
 }
 
 #[test]

@@ -1,5 +1,4 @@
 //! Any text as a chat template: refused or compiled; a compiled one keeps contents apart from its own text, or says why not.
-//! Known and not ours: minijinja turns nested shared lists into text (`[[x] * 9999] * 9999 ~ ''`) before it charges for it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
