@@ -21,10 +21,12 @@ seq 1 50 | sed 's/.*/What is & plus &?/' > p.txt
 
 # Memory: at each limit status 0, 2 or 75 and one clear line; never a signal, never an abort.
 statuses=""
-for mb in $(seq 64 32 1024); do
+for mb in $(seq 64 7 1024); do
     (ulimit -v $((mb * 1024)); run p.txt --limit 2 --max-tokens 4 > out 2> err)
     status=$?
-    statuses="$statuses $mb:$status"
+    # Only where the status changes.
+    [ "$status" = "${last:-}" ] || statuses="$statuses $mb:$status"
+    last=$status
     case $status in
         0) ;;
         2 | 75) [ "$(wc -l < err)" = 1 ] || check "one line at ulimit -v ${mb} MB" 1 ;;
@@ -65,9 +67,11 @@ mkdir closed && cp p.txt closed && chmod 555 closed
 check "read-only folder, no HOME, bad TMPDIR" $?
 
 # A stopped process goes on.
-run p.txt -q --max-tokens 16 -o stopped.jsonl & pid=$!
-sleep 0.3; kill -STOP $pid; sleep 2; kill -CONT $pid; wait $pid
-[ $? = 0 ] && [ "$(wc -l < stopped.jsonl)" = 50 ]; check "stopped and continued" $?
+seq 1 20000 | sed 's/.*/What is & plus &?/' > long.txt
+"$llmopt" run -m "$model" long.txt -q --max-tokens 4 -o stopped.jsonl & pid=$!
+sleep 0.5; kill -STOP $pid; stopped=$?; sleep 0.1; before=$(wc -l < stopped.jsonl); sleep 2; after=$(wc -l < stopped.jsonl); kill -CONT $pid; wait $pid
+[ $? = 0 ] && [ $stopped = 0 ] && [ "$before" = "$after" ] && [ "$after" -lt 20000 ] && [ "$(wc -l < stopped.jsonl)" = 20000 ]
+check "stopped for 2 s at $after of 20000 answers and continued" $?
 
 # Load: memory and speed are flat.
 rss() { # prompts → peak resident memory in KB and seconds

@@ -483,3 +483,47 @@ fn twenty_files_of_which_one_has_a_bad_record_or_is_missing() {
     std::fs::remove_file(bench.path("in7.jsonl")).unwrap();
     bench.run(&args).refused("in7.jsonl");
 }
+
+#[test]
+fn at_every_limit_on_the_address_space_it_works_or_ends_with_one_line() {
+    let bench = Bench::new();
+    let input = bench.file("in.txt", "hello\nthere\n");
+    let mut worked = false;
+    for mb in (40..640).step_by(5) {
+        let program = env!("CARGO_BIN_EXE_llmopt");
+        let run = format!(
+            "ulimit -c 0 -v {}; exec {program} run {input} -m {} -q --threads 2 --max-tokens 2",
+            mb * 1024,
+            model().display()
+        );
+        let mut shell = std::process::Command::new("bash");
+        shell.current_dir(&bench.folder).args(["-c", &run]).env_remove("MALLOC_ARENA_MAX");
+        let ran = finish(shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        if worked || ran.status == 0 {
+            // With more memory it does not fail again.
+            assert_eq!((ran.status, ran.records().len()), (0, 2), "{mb} MB: {ran:?}");
+            worked = true;
+        } else {
+            assert_eq!((ran.status, ran.stderr.lines().count()), (75, 1), "{mb} MB: {ran:?}");
+            assert!(ran.stderr.contains("memory") && ran.stdout.is_empty(), "{mb} MB: {ran:?}");
+        }
+    }
+    assert!(worked);
+}
+
+#[test]
+fn every_test_that_the_reliability_page_names_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/reliability.md")).unwrap();
+    let (mut file, mut found) = (String::new(), 0);
+    // `file::test`, and `…::test` for the file named last.
+    for code in page.split('`').skip(1).step_by(2) {
+        let Some((place, test)) = code.split_once("::") else { continue };
+        if place != "…" {
+            file = std::fs::read_to_string(root.join(place)).unwrap_or_else(|e| panic!("{place}: {e}"));
+        }
+        assert!(file.contains(&format!("fn {test}(")), "{code} is no test");
+        found += 1;
+    }
+    assert!(found > 100, "{found}");
+}

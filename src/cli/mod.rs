@@ -1,6 +1,8 @@
 //! The command line: flags, then what they mean. In: arguments. Out: files, stdout, stderr and an exit status.
 //! The only module that prints. `args` is what is typed, each command's `run` what is done.
 
+use crate::machine::Files;
+use crate::units::Bytes;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -44,10 +46,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    let outcome = guarded(|| match cli.command {
-        Command::Run(args) => run::main(&args),
-        Command::Bench(args) => bench::main(&args),
-        Command::Compare(args) => compare::main(&args),
+    let outcome = guarded(|| {
+        within_limits().and_then(|()| match cli.command {
+            Command::Run(args) => run::main(&args),
+            Command::Bench(args) => bench::main(&args),
+            Command::Compare(args) => compare::main(&args),
+        })
     });
     match outcome {
         Ok(status) => ExitCode::from(status),
@@ -56,4 +60,26 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// The least address space to begin with.
+const LEAST: Bytes = Bytes(40 << 20);
+
+/// Under a limit on the address space (`ulimit -v`) glibc's heaps, 64 MB of addresses for each thread, would use it up, and small
+/// allocations fail: the program then starts itself again with one heap for all. Too low a limit to begin with is said here.
+fn within_limits() -> Result<(), Failure> {
+    let Some(left) = Files::system().resource_limit_left().map(Bytes) else { return Ok(()) };
+    if left < LEAST {
+        let message = format!("the limit on memory (ulimit -v or -d) leaves {left}, and {LEAST} are needed to begin: raise it");
+        return Err(Failure { status: status::LEFT, message });
+    }
+    #[cfg(target_os = "linux")]
+    if std::env::var_os("MALLOC_ARENA_MAX").is_none()
+        && let Ok(program) = std::env::current_exe()
+    {
+        use std::os::unix::process::CommandExt;
+        // It comes back only where it failed: then this process goes on as it is.
+        let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).env("MALLOC_ARENA_MAX", "1").exec();
+    }
+    Ok(())
 }
