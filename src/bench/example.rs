@@ -52,6 +52,7 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
         version: "0.1.0".into(),
         commit: None,
         machine: Machine::detect(),
+        limits: None,
         model: ModelFacts { name: "tiny".into(), digest: "abc".into() },
         workload: WorkloadFacts {
             name: "built-in".into(),
@@ -72,7 +73,7 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
         again: plan.again,
         rounds: rounds.collect(),
         starts: Vec::new(),
-        hit: Some(Hit { prompts: 3, generated_s: 1.5, repeated_s: 0.003, forward_passes: 0 }),
+        hit: Some(Hit { prompts: 3, generated_s: 1.5, repeated_s: 0.003, forward_passes: 0, tokens: Some(72) }),
         answers: answers.collect(),
         yardstick: None,
         clients: Vec::new(),

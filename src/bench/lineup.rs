@@ -125,8 +125,8 @@ impl Results {
             );
         }
         for (name, i) in &results.rows {
-            let bad =
-                [i.low, i.ratio, i.high].iter().any(|v| !(v.is_finite() && *v > 0.0)) || i.low > i.ratio || i.ratio > i.high;
+            // Two unsteady rounds may leave the ratio unbounded: an interval from 0, or to infinity, is one that says nothing.
+            let bad = !(i.ratio.is_finite() && i.ratio > 0.0 && (0.0..=i.ratio).contains(&i.low) && i.high >= i.ratio);
             if bad {
                 let name = crate::units::shown(name);
                 return Err(format!("row {name}: {} ({} to {}) is no ratio with an interval", i.ratio, i.low, i.high));
@@ -216,6 +216,7 @@ impl Results {
                 let number = |key: String| -> Result<Option<f64>, String> {
                     match &row[&key] {
                         serde_json::Value::Null => Ok(None),
+                        serde_json::Value::String(text) if text == "inf" => Ok(Some(f64::INFINITY)),
                         v => v
                             .as_f64()
                             .map(Some)
@@ -343,6 +344,8 @@ mod tests {
             (r#"[{"optimization":"x","alone":-1,"alone_low":-2,"alone_high":2}]"#, "no ratio"),
             (r#"[{"optimization":"x","alone":3,"alone_low":1,"alone_high":2}]"#, "no ratio"),
             (r#"[{"optimization":"x","alone":3,"alone_low":1}]"#, "one end"),
+            (r#"[{"optimization":"x","alone":"inf","alone_low":1,"alone_high":"inf"}]"#, "no ratio"),
+            (r#"[{"optimization":"x","alone":3,"alone_low":-1,"alone_high":"inf"}]"#, "no ratio"),
             (r#"{"kind":"compare","schema":99}"#, "schema 99"),
             (r#"{"kind":"compare"}"#, "schema"),
             (r#"{"kind":"compare","schema":1}"#, "missing field"),
@@ -352,6 +355,24 @@ mod tests {
         }
         let twice = OLD.replace("greedy", "precision");
         assert!(Results::parse(&twice).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn an_unbounded_interval_survives_its_file_and_is_no_clear_change() {
+        let unbounded = Interval { low: 0.0, ratio: 1.9, high: f64::INFINITY };
+        let steady = comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
+        let mut wild = steady.clone();
+        wild.settings[1].figures[0].against_reference = Some(unbounded);
+        let text = serde_json::to_string(&wild).unwrap();
+        assert!(text.contains(r#""high":null"#), "JSON has no infinity");
+        let read = Results::parse(&text).unwrap();
+        assert_eq!(read.rows[0].1, unbounded);
+        let found = line_up(&[Results::parse(&serde_json::to_string(&steady).unwrap()).unwrap(), read]).unwrap();
+        let row = &found.others[0].rows[0];
+        assert_eq!((row.change, row.ratio.low, row.ratio.high), (Change::Same, 0.0, f64::INFINITY));
+        // The same in `speedup.json`, which writes infinity as text.
+        let table = Results::parse(r#"[{"optimization":"x","alone":1.9,"alone_low":0,"alone_high":"inf"}]"#).unwrap();
+        assert_eq!(table.rows[0].1, unbounded);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::answers::Tally;
 use super::plan::{Pair, Phases, Row};
 use crate::machine::Machine;
 use crate::pipeline::StageTimes;
-use crate::roofline::ReferenceRates;
+use crate::roofline::{Limits, ReferenceRates};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -35,6 +35,9 @@ pub struct BenchResult {
     /// Commit of the source tree that the program lies in, `+` if changed, where known.
     pub commit: Option<String>,
     pub machine: Machine,
+    /// Its measured limits; files of earlier versions have none.
+    #[serde(default)]
+    pub limits: Option<Limits>,
     pub model: ModelFacts,
     pub workload: WorkloadFacts,
     pub phases: Phases,
@@ -156,6 +159,9 @@ pub struct Hit {
     pub repeated_s: f64,
     /// Forward passes while they were answered again.
     pub forward_passes: u64,
+    /// Tokens that were generated for them; files of earlier versions do not say.
+    #[serde(default)]
+    pub tokens: Option<u64>,
 }
 
 /// What became of a row's answers.
@@ -198,9 +204,10 @@ impl Round {
 }
 
 impl BenchResult {
-    /// As JSON, one line per sample so that a diff can be read.
+    /// As JSON, one line per sample so that a diff can be read. Nine digits of each number: no clock has more.
     pub fn to_json(&self) -> String {
         let mut value = serde_json::to_value(self).unwrap_or_default();
+        shorten(&mut value);
         let rounds = value.get_mut("rounds").map(serde_json::Value::take).unwrap_or_default();
         let mut lines = Vec::new();
         for round in rounds.as_array().into_iter().flatten() {
@@ -283,6 +290,20 @@ impl BenchResult {
     }
 }
 
+/// Rounds every fraction to nine significant digits.
+fn shorten(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Number(n) if n.is_f64() => {
+            let short = n.as_f64().and_then(|f| format!("{f:.8e}").parse().ok()).and_then(serde_json::Number::from_f64);
+            *value = short.map_or(Value::Null, Value::Number);
+        }
+        Value::Array(items) => items.iter_mut().for_each(shorten),
+        Value::Object(fields) => fields.values_mut().for_each(shorten),
+        _ => {}
+    }
+}
+
 /// Writes a file whole or not at all: beside it, flushed to the disk, then renamed.
 pub fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
@@ -312,6 +333,19 @@ mod tests {
         let text = before.to_json();
         assert!(BenchResult::parse(&text).unwrap() == before);
         assert_eq!(text.lines().filter(|l| l.contains("\"generated_tokens\"")).count(), 27, "a line per sample");
+    }
+
+    #[test]
+    fn a_result_of_all_phases_with_many_rounds_stays_small() {
+        // 27 configurations, 40 rounds, every number with all its digits: below 2 MB, and no number longer than it needs to be.
+        let mut large = result(40, 0.1, 1, as_expected);
+        for round in &mut large.rounds {
+            let sample = Sample { seconds: 1.234_567_890_123_45, ..round.samples[0].clone() };
+            round.samples.extend((0..18).map(|_| sample.clone()));
+        }
+        let text = large.to_json();
+        assert!(text.len() < 1 << 20, "{}", text.len());
+        assert!(text.contains("1.23456789,") && !text.contains("1.234567890"));
     }
 
     #[test]

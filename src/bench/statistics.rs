@@ -23,8 +23,13 @@ pub struct Interval {
     pub low: f64,
     /// Geometric mean of the paired ratios.
     pub ratio: f64,
-    /// Upper end.
+    /// Upper end; infinite if nothing bounds it. JSON has no infinity: it is written as null, and null is read as it.
+    #[serde(deserialize_with = "unbounded")]
     pub high: f64,
+}
+
+fn unbounded<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::INFINITY))
 }
 
 /// Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (any table).

@@ -164,6 +164,23 @@ fn pick(comparison: &Comparison, aim: Aim, chosen: &Setting, among: &[&Setting])
     })
 }
 
+/// Leads below this are none: `--dtype auto` has one short timing.
+const SLIGHT: f64 = 1.05;
+
+/// Whether what `--dtype auto` chooses is the fastest setting with identical answers (or as good as it); `None` if it is not among the settings
+/// or nobody compared answers. It is timed on decode steps of a whole batch, so that is what counts here.
+pub fn auto_agrees(comparison: &Comparison, verdicts: &[Verdict]) -> Option<bool> {
+    let auto = comparison.auto.as_ref()?.dtype.as_str();
+    let same = |aim: Aim| verdicts.iter().find(|v| v.aim == aim).and_then(|v| v.same_answers.as_ref());
+    let pick = same(Aim::Batch).or_else(|| same(Aim::Decode))?;
+    let dtype_of = |name: &str| comparison.settings.iter().find(|s| s.name == name).map(|s| s.dtype.as_str());
+    if comparison.settings.iter().all(|s| s.dtype != auto) {
+        return None;
+    }
+    let slight = !pick.clear || pick.ratio.is_some_and(|i| i.low < SLIGHT);
+    Some(dtype_of(&pick.setting) == Some(auto) || (slight && pick.against.as_deref().and_then(dtype_of) == Some(auto)))
+}
+
 /// The features that matter for these settings' storages, present and absent.
 fn features(machine: &Machine, settings: &[Option<&Setting>]) -> (Vec<String>, Vec<String>) {
     let dtypes: Vec<&str> = settings.iter().flatten().map(|s| s.dtype.as_str()).collect();
@@ -326,6 +343,25 @@ pub(crate) mod tests {
         assert_eq!((same.setting.as_str(), same.against.as_deref()), ("f32", Some("bf16")));
         assert!((same.ratio.unwrap().ratio - 1.25).abs() < 1e-9 && same.clear && same.cost.is_none());
         assert_eq!(found[0].any_answers, None);
+    }
+
+    #[test]
+    fn auto_agrees_with_the_fastest_of_identical_answers_or_one_as_good() {
+        let agrees = |auto: &str, ratio: f64, same: Option<bool>| {
+            let mut c = comparison(vec![
+                setting("f32", "f32", 35.0, None, None),
+                setting("bf16", "bf16", 35.0 * ratio, Some(ratio), same),
+            ]);
+            c.auto = Some(Auto { dtype: auto.into(), reason: String::new() });
+            auto_agrees(&c, &verdicts(&c))
+        };
+        assert_eq!((agrees("bf16", 1.86, Some(true)), agrees("f32", 1.86, Some(true))), (Some(true), Some(false)));
+        // 1.02 (0.99–1.05) is no lead at all, 1.07 (1.04–1.10) a slight one.
+        assert_eq!((agrees("f32", 1.02, Some(true)), agrees("f32", 1.07, Some(true))), (Some(true), Some(true)));
+        // bf16 rounds this file: f32 is the only one with identical answers.
+        assert_eq!((agrees("f32", 1.86, Some(false)), agrees("bf16", 1.86, Some(false))), (Some(true), Some(false)));
+        // Not measured, or answers not compared.
+        assert_eq!((agrees("q4_1", 1.86, Some(true)), agrees("bf16", 1.86, None)), (None, None));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::machine::Machine;
 use crate::optimizations::Set;
 use crate::pipeline::{Control, DtypePolicy, Latencies, Loaded, Options, Pipeline, PipelineConfig};
 use crate::report::{self, Align, Cell, Format, Table, histograms, speedup};
+use crate::roofline::{Effort, Limits};
 use crate::units::seconds;
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -192,6 +193,7 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
         version: env!("CARGO_PKG_VERSION").into(),
         commit: results::commit(),
         machine,
+        limits: Some(Limits::measure(base.sizes.threads, Effort::Quick)),
         model: facts,
         workload: workload.facts(),
         phases: args.phase,

@@ -538,6 +538,9 @@ fn cached_bytes(machine: &Machine) -> f64 {
 fn as_json(comparison: &Comparison, verdicts: &[Verdict]) -> serde_json::Value {
     let mut value = serde_json::to_value(comparison).unwrap_or_default();
     value["verdicts"] = serde_json::to_value(verdicts).unwrap_or_default();
+    if comparison.auto.is_some() {
+        value["auto"]["agrees"] = verdict::auto_agrees(comparison, verdicts).into();
+    }
     value["sentences"] = report::compare::sentences(comparison, verdicts).into();
     value
 }

@@ -5,8 +5,7 @@ use super::{Align, Block, Cell, Report, Section, Table, factor, interval};
 use crate::bench::comparison::{Comparison, Figure, Measure};
 use crate::bench::statistics::Interval;
 use crate::bench::verdict::{Aim, Pick, Verdict};
-use crate::machine::Machine;
-use crate::roofline::{Bound, Limits};
+use crate::roofline::Bound;
 use crate::units::{Bytes, rate};
 
 /// The whole report.
@@ -27,7 +26,7 @@ pub fn report(comparison: &Comparison, verdicts: &[Verdict]) -> Report {
     }
     let reasons = comparison.settings.iter().map(|s| format!("{}: {} ({})", s.name, s.dtype, s.dtype_reason));
     sections.push(Section::new("Settings", vec![Block::Table(settings_table(comparison)), Block::Notes(reasons.collect())]));
-    sections.push(machine(&comparison.machine, &comparison.limits));
+    sections.push(super::machine::section(&comparison.machine, Some(&comparison.limits)));
     if !comparison.notes.is_empty() {
         sections.push(Section::new("How it was measured", vec![Block::Notes(comparison.notes.clone())]));
     }
@@ -220,22 +219,6 @@ fn megabytes(bytes: f64) -> String {
     if bytes < 1e6 { format!("{:.0} kB", bytes / 1e3) } else { format!("{} MB", rate(bytes / 1e6)) }
 }
 
-/// The machine with its measured limits.
-fn machine(machine: &Machine, limits: &Limits) -> Section {
-    let mut facts = super::machine::facts(machine);
-    if !machine.absent().is_empty() {
-        facts.push(("Not there".to_string(), machine.absent().join(" ")));
-    }
-    for r in &limits.rates {
-        let int8 = r.int8.map_or(String::new(), |i| format!(", int8 {:.0} Gop/s", i / 1e9));
-        facts.push((
-            format!("Measured, {} thread{}", r.threads, if r.threads == 1 { "" } else { "s" }),
-            format!("reads {} GB/s, f32 multiply-adds {:.0} GFLOP/s{int8}", rate(r.read / 1e9), r.fma / 1e9),
-        ));
-    }
-    Section::new("Machine", vec![Block::Facts(facts)])
-}
-
 fn list(names: &[String]) -> String {
     match names {
         [] => String::new(),
@@ -259,21 +242,22 @@ pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
     for v in verdicts {
         let name = aim_name(v.aim);
         if let Some(p) = &v.same_answers {
-            said.push(format!("{name}: {}", sentence(comparison, p, "with identical answers")));
+            said.push(format!("{name}: {} {}", same_answers(comparison, p), why(p)).trim_end().to_string());
         }
         if let Some(p) = &v.any_answers {
-            let lead = if v.same_answers.is_some() { "fastest at a cost in quality: " } else { "" };
-            let answers = match comparison.quick {
-                true => "answers were not compared (--quick)",
-                false => "other answers",
+            let text = match &v.same_answers {
+                Some(same) => format!("{name}, if other answers will do: {}", other_answers(p, same)),
+                None => format!("{name}: {}", unjudged(comparison, p)),
             };
-            said.push(format!("{name}: {lead}{}", sentence(comparison, p, answers)));
+            said.push(format!("{text} {}", why(p)).trim_end().to_string());
         }
     }
+    said.extend(costs(verdicts));
     said.extend(features_sentence(verdicts));
+    said.extend(bf16_sentence(comparison, verdicts));
     for s in &comparison.settings {
         if let Some(added) = &s.added {
-            said.push(format!("{}: {added}", s.name));
+            said.push(format!("{}: {added}.", s.name));
         }
     }
     if let Some(auto) = &comparison.auto {
@@ -288,57 +272,101 @@ pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
     said
 }
 
+/// What `--dtype auto` does, beside what was measured.
 fn auto_sentence(comparison: &Comparison, verdicts: &[Verdict], dtype: &str, reason: &str) -> String {
-    let same = |aim: Aim| verdicts.iter().find(|v| v.aim == aim).and_then(|v| v.same_answers.as_ref());
-    // It is timed on decode steps of a whole batch.
-    let agrees = same(Aim::Batch).or_else(|| same(Aim::Decode)).map(|p| {
-        let dtype_of = |name: &str| comparison.settings.iter().find(|s| s.name == name).map(|s| s.dtype.as_str());
-        // A pick whose lead is not clear is as good as the one it was compared with.
-        dtype_of(&p.setting) == Some(dtype) || (!p.clear && p.against.as_deref().and_then(dtype_of) == Some(dtype))
-    });
-    let verdict = match agrees {
-        Some(true) => ", which agrees with this verdict",
-        Some(false) => ", which is not the fastest measured here",
-        None => "",
+    let verdict = match crate::bench::verdict::auto_agrees(comparison, verdicts) {
+        Some(true) => "; that agrees with what was measured here".to_string(),
+        Some(false) => "; that is not the fastest measured here".to_string(),
+        None if comparison.settings.iter().all(|s| s.dtype != dtype) => {
+            format!("; it was not among these settings: add {dtype} to see it beside them")
+        }
+        None => String::new(),
     };
     let reason = if reason.is_empty() { String::new() } else { format!(" ({})", reason.trim_end_matches('.')) };
     format!("--dtype auto chooses {dtype} for this file{reason}{verdict}.")
 }
 
-fn sentence(comparison: &Comparison, p: &Pick, answers: &str) -> String {
-    let against = p.against.as_deref().unwrap_or("nothing else");
-    let mut text = match (&p.ratio, &p.against) {
-        (Some(i), _) if p.clear => format!("use {}: {} times as fast as {against}, {answers}", p.flags, ratio_text(i)),
-        (Some(i), _) => {
-            let both = format!("{} is {} times as fast as {against}", p.setting, ratio_text(i));
-            format!("no clear difference, either will do: {both}, {answers}")
+/// The fastest of those with identical answers.
+fn same_answers(comparison: &Comparison, p: &Pick) -> String {
+    let bits = if p.cost.is_some_and(|c| c.same_bits) { " (every score has the same bits)" } else { "" };
+    match (&p.ratio, p.against.as_deref()) {
+        (Some(i), Some(against)) if p.clear => {
+            format!("use {}: {} times as fast as {against}, with identical answers{bits}.", p.flags, ratio_text(i))
         }
-        (None, Some(_)) => {
-            let one = format!("{} has the highest figure ({} tok/s)", p.setting, rate(p.value));
-            format!("{one}, but one round gives no interval; {answers}")
+        (Some(i), Some(against)) => format!(
+            "no clear difference, either will do: {} is {} times as fast as {against}, with identical answers{bits}.",
+            p.setting,
+            ratio_text(i)
+        ),
+        (_, Some(against)) => format!(
+            "{} has the highest figure of those with identical answers ({} tok/s), but one round gives no interval against {against}.",
+            p.setting,
+            rate(p.value)
+        ),
+        (_, None) if comparison.settings.len() == 1 => {
+            format!("{} reaches {} tok/s; it is the only setting.", p.setting, rate(p.value))
         }
-        (None, None) => format!("{}: {} tok/s, nothing to compare it with", p.setting, rate(p.value)),
-    };
-    if let Some(c) = &p.cost {
-        if c.same_bits {
-            text.push_str(" (every score has the same bits)");
-        } else if c.answers_identical != Some(1.0) || c.kl_mean.is_some_and(|k| k > 0.0) {
-            let parts: Vec<String> = [
-                c.answers_identical.map(|a| format!("{} of the answers identical", percent(a))),
-                c.top1_agreement.map(|a| format!("same first choice for {} of the tokens", percent(a))),
-                c.kl_mean.map(|k| format!("divergence {k:.2e} nats")),
-                c.perplexity_ratio.map(|r| format!("perplexity × {r:.4}")),
-            ]
-            .into_iter()
-            .flatten()
-            .collect();
-            text.push_str(&format!(" ({})", parts.join(", ")));
-        }
+        (_, None) => format!("keep {} ({} tok/s): none of the others gives the same answers.", p.flags, rate(p.value)),
     }
-    format!("{text}. {}", why(comparison, p)).trim_end().to_string()
 }
 
-fn why(comparison: &Comparison, p: &Pick) -> String {
+/// The fastest of all, which gives other answers; `same` is the fastest that does not.
+fn other_answers(p: &Pick, same: &Pick) -> String {
+    let against = p.against.as_deref().unwrap_or("the others");
+    match &p.ratio {
+        Some(i) if p.clear => format!("use {}: {} times as fast as {against}.", p.flags, ratio_text(i)),
+        Some(i) => format!(
+            "nothing clear to gain, stay with {}: {} is {} times as fast as {against}.",
+            same.flags,
+            p.setting,
+            ratio_text(i)
+        ),
+        None => {
+            format!("{} has the highest figure ({} tok/s), but one round gives no interval.", p.setting, rate(p.value))
+        }
+    }
+}
+
+/// The fastest, where answers were not compared.
+fn unjudged(comparison: &Comparison, p: &Pick) -> String {
+    let unseen = if comparison.quick { "answers were not compared (--quick)" } else { "answers were not compared" };
+    match (&p.ratio, p.against.as_deref()) {
+        (Some(i), Some(against)) if p.clear => {
+            format!("{} is {} times as fast as {against} ({}); {unseen}.", p.setting, ratio_text(i), p.flags)
+        }
+        (Some(i), Some(against)) => {
+            format!("no clear difference: {} is {} times as fast as {against}; {unseen}.", p.setting, ratio_text(i))
+        }
+        (None, Some(_)) => {
+            format!("{} has the highest figure ({} tok/s), but one round gives no interval; {unseen}.", p.setting, rate(p.value))
+        }
+        (_, None) => format!("{} reaches {} tok/s; it is the only setting.", p.setting, rate(p.value)),
+    }
+}
+
+/// What each setting with other answers costs, once for all aims.
+fn costs(verdicts: &[Verdict]) -> Vec<String> {
+    let mut said: Vec<(String, String)> = Vec::new();
+    for p in verdicts.iter().filter(|v| v.same_answers.is_some()).filter_map(|v| v.any_answers.as_ref()) {
+        let Some(c) = &p.cost else { continue };
+        if said.iter().any(|(name, _)| *name == p.setting) {
+            continue;
+        }
+        let parts: Vec<String> = [
+            c.answers_identical.map(|a| format!("{} of the answers are identical", percent(a))),
+            c.top1_agreement.map(|a| format!("the first choice is the same for {} of the tokens", percent(a))),
+            c.kl_mean.map(|k| format!("the distributions diverge by {k:.2e} nats")),
+            c.perplexity_ratio.map(|r| format!("the perplexity is {r:.4} times as high")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        said.push((p.setting.clone(), format!("What {} costs in quality: {}.", p.setting, parts.join(", "))));
+    }
+    said.into_iter().map(|(_, text)| text).collect()
+}
+
+fn why(p: &Pick) -> String {
     let w = &p.why;
     let mut parts = Vec::new();
     match w.bound {
@@ -353,19 +381,21 @@ fn why(comparison: &Comparison, p: &Pick) -> String {
     if let Some(share) = w.share {
         let other = w.share_of_other.zip(p.against.as_deref());
         let other = other.map_or(String::new(), |(s, name)| format!(" ({name}: {:.0} %)", s * 100.0));
-        parts.push(format!("{} reaches {:.0} % of that limit{other}", p.setting, share * 100.0));
+        parts.push(format!("{} reaches {:.0} % of its limit{other}", p.setting, share * 100.0));
     }
-    let mut text = parts.join("; ");
-    if !text.is_empty() {
-        text.push_str(". ");
-    }
-    let storage = comparison.settings.iter().find(|s| s.name == p.setting).map(|s| s.dtype.as_str());
-    if storage == Some("bf16") && !comparison.machine.native_bf16() {
-        text.push_str(
-            "bf16 is only how weights are stored: they are widened to f32 exactly, so bf16 instructions are not missed.",
-        );
-    }
-    text
+    if parts.is_empty() { String::new() } else { format!("{}.", parts.join("; ")) }
+}
+
+/// What bf16 means here, if it was chosen for anything.
+fn bf16_sentence(comparison: &Comparison, verdicts: &[Verdict]) -> Option<String> {
+    let picks = verdicts.iter().flat_map(|v| [&v.same_answers, &v.any_answers]).flatten();
+    let dtype = |p: &Pick| comparison.settings.iter().find(|s| s.name == p.setting).map(|s| s.dtype.as_str());
+    let chosen = picks.into_iter().any(|p| dtype(p) == Some("bf16"));
+    let instructions = match comparison.machine.native_bf16() {
+        true => "this CPU's bf16 instructions would round the other operand too, and are not used",
+        false => "bf16 instructions, which this CPU lacks, are not missed",
+    };
+    chosen.then(|| format!("bf16 is only how weights are stored: they are widened to f32 exactly; {instructions}."))
 }
 
 /// The CPU features that matter for the settings chosen, once for all verdicts.
@@ -408,18 +438,55 @@ mod tests {
     fn sentences_say_what_to_use_by_how_much_and_why() {
         let c = example();
         let said = sentences(&c, &verdicts(&c));
-        assert_eq!(said.len(), 4, "{said:#?}");
+        assert_eq!(said.len(), 6, "{said:#?}");
         for part in [
-            "use --dtype bf16: 1.86 (1.80–1.92) times as fast as f32, with identical answers (every score has the same bits)",
+            "use --dtype bf16: 1.86 (1.80–1.92) times as fast as f32, with identical answers (every score has the same bits).",
             "269 MB of weights a token instead of 538 MB",
-            "bf16 reaches 80 % of that limit (f32: 80 %)",
-            "widened to f32 exactly",
+            "bf16 reaches 80 % of its limit (f32: 80 %)",
         ] {
             assert!(said[0].contains(part), "{part}\n{}", said[0]);
         }
-        assert!(said[1].contains("fastest at a cost in quality: use --dtype q4_1") && said[1].contains("50 % of the answers"));
-        assert!(said[2].starts_with("This CPU has avx2 and fma; no avx512f, no avx512bf16, no amx-bf16"), "{}", said[2]);
-        assert!(said[3].contains("--dtype auto chooses bf16") && said[3].contains("agrees with this verdict"), "{}", said[3]);
+        assert!(said[1].contains("if other answers will do: use --dtype q4_1: 3.10 ("), "{}", said[1]);
+        assert!(said[2].starts_with("What q4_1 costs in quality: 50 % of the answers are identical"), "{}", said[2]);
+        assert!(said[3].starts_with("This CPU has avx2 and fma; no avx512f, no avx512bf16, no amx-bf16"), "{}", said[3]);
+        assert!(said[4].contains("widened to f32 exactly; bf16 instructions, which this CPU lacks"), "{}", said[4]);
+        assert!(said[5].contains("--dtype auto chooses bf16") && said[5].ends_with("that agrees with what was measured here."));
+    }
+
+    #[test]
+    fn where_nothing_else_gives_the_same_answers_the_reference_is_kept_or_left_for_a_price() {
+        let only = |ratio: f64| {
+            let mut c = comparison(vec![
+                setting("f32", "f32", 35.0, None, None),
+                setting("bf16", "bf16", 35.0 * ratio, Some(ratio), Some(false)),
+            ]);
+            c.machine.features.iter_mut().for_each(|f| f.detected = true);
+            c.auto = Some(crate::bench::comparison::Auto { dtype: "q4_1".into(), reason: "as stored".into() });
+            sentences(&c, &verdicts(&c))
+        };
+        let said = only(1.86);
+        assert!(said[0].contains("keep --dtype f32 (35.0 tok/s): none of the others gives the same answers."), "{}", said[0]);
+        assert!(said[1].contains("if other answers will do: use --dtype bf16: 1.86"), "{}", said[1]);
+        assert!(said.iter().any(|s| s.contains("would round the other operand too, and are not used")), "{said:#?}");
+        assert!(said.last().unwrap().contains("not among these settings: add q4_1"), "{said:#?}");
+        let said = only(1.02);
+        assert!(said[1].contains("nothing clear to gain, stay with --dtype f32: bf16 is 1.02"), "{}", said[1]);
+        // Alone there is nothing to choose; in a hurry nothing is said of answers.
+        let mut alone = comparison(vec![setting("f32", "f32", 35.0, None, None)]);
+        alone.auto = None;
+        assert!(sentences(&alone, &verdicts(&alone))[0].contains("35.0 tok/s; it is the only setting."));
+        let mut hurried =
+            comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
+        hurried.quick = true;
+        let said = sentences(&hurried, &verdicts(&hurried));
+        assert!(said[0].contains("answers were not compared (--quick)") && !said[0].contains("identical"), "{}", said[0]);
+    }
+
+    #[test]
+    fn a_setting_that_nobody_asked_for_says_why_it_is_there() {
+        let mut c = example();
+        c.settings[2].added = Some("added because".into());
+        assert!(sentences(&c, &verdicts(&c)).contains(&"q4_1: added because.".to_string()));
     }
 
     #[test]

@@ -162,6 +162,7 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
         "{} rounds; each ratio is a geometric mean over paired rounds with its 95 % interval. About this machine and this workload, not about others.",
         sight.rounds
     ));
+    notes.push(made_of(result));
     if sight.rounds < LEAST_ROUNDS {
         notes.push(format!("Fewer than {LEAST_ROUNDS} rounds: every verdict is unclear. More time (--time-budget) helps."));
     }
@@ -186,6 +187,8 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
     }
     if let Some(hit) = &result.hit {
         let gain = hit.generated_s / hit.repeated_s;
+        let n = hit.prompts.max(1) as f64;
+        let tokens = hit.tokens.map_or(String::new(), |t| format!(" for answers of {:.0} tokens", t as f64 / n));
         let alone = analysis.row("cache").and_then(|r| r.alone).map_or(String::new(), |r| {
             format!(
                 " Over this workload, in which {} of {} prompts are repeats, it gains {}.",
@@ -195,12 +198,15 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
             )
         });
         notes.push(format!(
-            "A cached answer takes {} instead of {} ({}x for answers of 2 tokens, more for longer ones) and {} forward passes.{alone}",
-            seconds(hit.repeated_s / hit.prompts.max(1) as f64),
-            seconds(hit.generated_s / hit.prompts.max(1) as f64),
+            "A cached answer takes {} instead of {} ({}x{tokens}) and {} forward passes: ∞ as the audit counts.{alone}",
+            seconds(hit.repeated_s / n),
+            seconds(hit.generated_s / n),
             factor(gain),
             hit.forward_passes
         ));
+    }
+    if let Some(beside) = beside_precision(result).filter(|_| analysis.row("precision").is_some_and(|r| r.alone.is_some())) {
+        notes.push(beside);
     }
     if analysis.row("warmup").is_some_and(|r| r.alone.is_some()) {
         notes.push("Warmup is measured on the first request of fresh processes (model file in the page cache).".into());
@@ -211,6 +217,34 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
     }
     notes.extend(result.notes.iter().cloned());
     notes
+}
+
+/// What cache and early stopping can gain here, in a sentence.
+fn made_of(result: &BenchResult) -> String {
+    let w = &result.workload;
+    let repeats = percent(w.repeats as f64 / w.prompts.max(1) as f64);
+    let of = |f: fn(&Sample) -> u64| mean(result, result.everything, |s| f(s) as f64 / s.answers.max(1) as f64);
+    let measured = match (of(|s| s.prompt_tokens), of(|s| s.completion_tokens), of(|s| s.early)) {
+        (Some(prompt), Some(answer), Some(early)) => {
+            format!(
+                "; {} tokens a prompt, {} an answer, {} end before the limit of {}",
+                rate(prompt),
+                rate(answer),
+                percent(early),
+                w.max_tokens
+            )
+        }
+        _ => String::new(),
+    };
+    format!("The workload decides what cache and early stopping can gain: {repeats} of its prompts are repeats{measured}.")
+}
+
+/// The emulated baseline beside what it emulates, from the yardstick.
+fn beside_precision(result: &BenchResult) -> Option<String> {
+    let yardstick = result.yardstick.as_ref()?;
+    let times: Option<Vec<String>> =
+        yardstick.seconds.iter().map(|(name, s)| Some(format!("{name} {}", seconds(median(s)?)))).collect();
+    Some(format!("Beside precision, one batch of the same prompts: {} (see the yardstick).", times?.join(", ")))
 }
 
 /// Medians over the rounds of something of a configuration's samples.
@@ -474,8 +508,8 @@ pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]
     sections.extend(clients(result));
     sections.extend(yardstick(result));
     sections.push(Section::new("Workload", vec![Block::Facts(workload(result))]));
-    sections
-        .push(Section::new("Machine", vec![Block::Facts(super::machine::facts(&result.machine)), Block::Facts(program(result))]));
+    sections.push(super::machine::section(&result.machine, result.limits.as_ref()));
+    sections.push(Section::new("Program", vec![Block::Facts(program(result))]));
     let title = format!("llmopt bench --phase {}: {} on {}", result.phases.name(), result.model.name, result.machine.cpu);
     Report { title, sections, data: data(analysis) }
 }
