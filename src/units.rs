@@ -57,8 +57,8 @@ pub fn seconds(s: f64) -> String {
     match s {
         s if !s.is_finite() => "–".to_string(),
         s if s < 1e-3 => format!("{:.0} µs", s * 1e6),
-        s if s < 1.0 => format!("{:.1} ms", s * 1e3),
-        s if s < 120.0 => format!("{s:.2} s"),
+        s if s < 0.9995 => format!("{} ms", rate(s * 1e3)),
+        s if s < 120.0 => format!("{} s", rate(s)),
         s if s < 7200.0 => format!("{} min {:02} s", (s / 60.0) as u64, (s % 60.0) as u64),
         s => format!("{} h {:02} min", (s / 3600.0) as u64, (s % 3600.0 / 60.0) as u64),
     }

@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn plain_lines_say_how_far_and_how_long() {
-        assert_eq!(plain(50, Some(200), "90 tokens/s", 10.0), "llmopt: 50 of 200 prompts, 90 tokens/s, 30.00 s left");
+        assert_eq!(plain(50, Some(200), "90 tokens/s", 10.0), "llmopt: 50 of 200 prompts, 90 tokens/s, 30.0 s left");
         assert_eq!(plain(0, Some(200), "0.00 tokens/s", 10.0), "llmopt: 0 of 200 prompts, 0.00 tokens/s");
         assert_eq!(plain(7, None, "90 tokens/s", 10.0), "llmopt: 7 prompts, 90 tokens/s");
     }

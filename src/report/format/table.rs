@@ -25,7 +25,8 @@ pub fn table(table: &Table, width: usize) -> String {
     }
     let natural: Vec<usize> = out.column_max_content_widths().into_iter().map(usize::from).collect();
     let gaps = table.columns.len().saturating_sub(1);
-    let gap = if natural.iter().sum::<usize>() + 2 * gaps <= width { 2 } else { 1 };
+    // Between two columns lies the padding and one more, which belongs to the line under the header.
+    let gap = if natural.iter().sum::<usize>() + 3 * gaps <= width { 2 } else { 1 };
     for (i, column) in table.columns.iter().enumerate() {
         if let Some(c) = out.column_mut(i) {
             c.set_padding((0, if i == gaps { 0 } else { gap }));
