@@ -302,6 +302,7 @@ pub(crate) mod tests {
                 rates: vec![Rates { threads: 2, read: 25e9, fma: 75e9, int8: None }],
                 buffer: Bytes(512 << 20),
                 passes: 5,
+                probes: 1,
                 fma_isa: Isa::Avx2,
                 int8_isa: None,
             },

@@ -255,6 +255,9 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
             return Err(error.into());
         }
     }
+    if interrupted.is_none() {
+        result.limits.iter_mut().for_each(|limits| limits.raise(&Limits::measure(job.base.sizes.threads, Effort::Quick)));
+    }
     let analysis = analyse(&result);
     let report = speedup::report(&result, &analysis, &latencies);
     write(&folder, &result, &report, &latencies)?;

@@ -54,6 +54,9 @@ pub struct Args {
     pub child: Option<Vec<usize>>,
 }
 
+/// Rounds between two looks at the machine's limits.
+const PROBE_EVERY: usize = 2;
+
 /// Written for this project: prompts/README.md.
 const TEXT: &str = include_str!("../../prompts/perplexity.txt");
 
@@ -394,7 +397,7 @@ fn measure(
     let activity = Activity::now();
     let threads = settings.iter().map(|s| s.shared.sizes().threads).max().unwrap_or(1);
     tell(args, console, "measuring the machine's limits");
-    let limits = Limits::measure(threads, if args.quick { Effort::Quick } else { Effort::Thorough });
+    let mut limits = Limits::measure(threads, if args.quick { Effort::Quick } else { Effort::Thorough });
     let mut random = Random::new(args.shared.seed ^ 0x00c0_ffee);
     let reports = children(args, console, settings, budget, &mut random)?;
 
@@ -454,7 +457,13 @@ fn measure(
         most: budget.most,
         seed: args.shared.seed,
     };
-    let forward = comparison::forward(&mut subjects, &plan, &mut |_, _| {}).map_err(|e| Failure::failed(e.to_string()))?;
+    // Memory is not equally fast from minute to minute where others use it too: the limits are looked at again between rounds.
+    let mut between = |rounds: usize, _: usize| {
+        if rounds.is_multiple_of(PROBE_EVERY) {
+            limits.raise(&Limits::measure(threads, Effort::Quick));
+        }
+    };
+    let forward = comparison::forward(&mut subjects, &plan, &mut between).map_err(|e| Failure::failed(e.to_string()))?;
     let cached = cached_bytes(&machine);
     for (s, setting) in found.iter_mut().enumerate() {
         let mut figures = forward.figures(s, &subjects[s], &limits, cached);

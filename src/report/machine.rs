@@ -8,11 +8,13 @@ use crate::units::rate;
 /// The section; `limits` where they were measured.
 pub fn section(machine: &Machine, limits: Option<&Limits>) -> Section {
     let mut facts = facts(machine);
+    let probes = limits.map_or(1, |l| l.probes);
+    let best = if probes > 1 { format!("; the best of {probes} looks") } else { String::new() };
     for r in limits.iter().flat_map(|l| &l.rates) {
         let int8 = r.int8.map_or(String::new(), |i| format!(", int8 {:.0} Gop/s", i / 1e9));
         facts.push((
             format!("Measured, {} thread{}", r.threads, if r.threads == 1 { "" } else { "s" }),
-            format!("reads {} GB/s, f32 multiply-adds {:.0} GFLOP/s{int8}", rate(r.read / 1e9), r.fma / 1e9),
+            format!("reads {} GB/s, f32 multiply-adds {:.0} GFLOP/s{int8}{best}", rate(r.read / 1e9), r.fma / 1e9),
         ));
     }
     Section::new("Machine", vec![Block::Facts(facts)])

@@ -39,10 +39,17 @@ pub struct Limits {
     pub buffer: Bytes,
     /// Passes behind each median.
     pub passes: usize,
+    /// Times it was measured; each rate is the best of them ([`Limits::raise`]). Files of earlier versions measured once.
+    #[serde(default = "once")]
+    pub probes: usize,
     /// The instruction set that was fastest at f32 multiply-adds.
     pub fma_isa: Isa,
     /// The one that was fastest at int8 multiply-adds.
     pub int8_isa: Option<Isa>,
+}
+
+fn once() -> usize {
+    1
 }
 
 impl Limits {
@@ -77,7 +84,19 @@ impl Limits {
                 }
             })
             .collect();
-        Limits { rates, buffer: Bytes(buffer.bytes().len() as u64), passes, fma_isa, int8_isa }
+        Limits { rates, buffer: Bytes(buffer.bytes().len() as u64), passes, probes: 1, fma_isa, int8_isa }
+    }
+
+    /// Takes over what was better at another moment: on a shared machine a limit is the best that was seen while the work was measured.
+    pub fn raise(&mut self, other: &Limits) {
+        for r in &mut self.rates {
+            if let Some(o) = other.rates.iter().find(|o| o.threads == r.threads) {
+                r.read = r.read.max(o.read);
+                r.fma = r.fma.max(o.fma);
+                r.int8 = r.int8.into_iter().chain(o.int8).reduce(f64::max);
+            }
+        }
+        self.probes += other.probes;
     }
 
     /// The rates at this many threads, or at the nearest smaller number that was measured.
@@ -248,6 +267,17 @@ mod tests {
         assert_eq!(limits.at(2).unwrap().threads, 2);
         let text = serde_json::to_string(&limits).unwrap();
         assert!(serde_json::from_str::<Limits>(&text).is_ok());
+    }
+
+    #[test]
+    fn a_limit_is_the_best_that_was_seen() {
+        let mut limits = Limits::measure(2, Effort::Quick);
+        let (mut other, before) = (limits.clone(), limits.clone());
+        other.rates[1].read *= 2.0;
+        other.rates[1].fma /= 2.0;
+        limits.raise(&other);
+        assert_eq!((limits.rates[0], limits.probes), (before.rates[0], 2));
+        assert_eq!((limits.rates[1].read, limits.rates[1].fma), (2.0 * before.rates[1].read, before.rates[1].fma));
     }
 
     #[test]
