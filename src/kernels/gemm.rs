@@ -175,13 +175,14 @@ unsafe fn float_block<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm, panel: us
         let bytes = panel_bytes(g.format, g.k);
         let w = g.w.add(panel * bytes + k / 2 * W::TWO);
         let (x, out) = (g.x.add(k), g.out.add(panel * 16));
+        let ahead = Ahead { from: w.wrapping_add(kc / 2 * W::TWO), panel: bytes, two: W::TWO };
         if W::NARROW && g.rows > S::DIRECT_ROWS {
             for p in 0..NP {
                 widen::<S, W>(w.add(p * bytes), kc, g.wide.add(p * BLOCK * 16));
             }
-            float_rows::<S, WideF32, NP>(g, g.wide as *const u8, BLOCK * 64, false, x, kc, out, k == 0);
+            float_rows::<S, WideF32, NP>(g, g.wide as *const u8, BLOCK * 64, &ahead, x, kc, out, k == 0);
         } else {
-            float_rows::<S, W, NP>(g, w, bytes, true, x, kc, out, k == 0);
+            float_rows::<S, W, NP>(g, w, bytes, &ahead, x, kc, out, k == 0);
         }
     }
 }
@@ -203,13 +204,20 @@ unsafe fn widen<S: Isa, W: Weight<S>>(w: *const u8, kc: usize, out: *mut f32) {
     }
 }
 
-/// Panels `w_step` bytes apart. `fetch`: the weights come from memory, so the next block is asked for.
+/// Weights as they lie in memory that come after a block: where, bytes from panel to panel, bytes of two k.
+struct Ahead {
+    from: *const u8,
+    panel: usize,
+    two: usize,
+}
+
+/// Panels `w_step` bytes apart, in memory or widened; `ahead` is what the next block reads.
 #[inline(always)]
 unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(
     g: &Gemm,
     w: *const u8,
     w_step: usize,
-    fetch: bool,
+    ahead: &Ahead,
     x: *const f32,
     kc: usize,
     out: *mut f32,
@@ -223,10 +231,10 @@ unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(
             macro_rules! tile {
                 ($mr:literal) => {
                     // Several rows keep the core busy long enough to fetch the block that follows; for few the hardware does better alone.
-                    if fetch && r < FETCHING_ROWS {
-                        float_tile::<S, W, $mr, NP, { $mr > 4 }>(w, w_step, x, g.x_stride, kc, out, g.out_stride, first)
+                    if r < FETCHING_ROWS {
+                        float_tile::<S, W, $mr, NP, { $mr > 4 }>(w, w_step, ahead, x, g.x_stride, kc, out, g.out_stride, first)
                     } else {
-                        float_tile::<S, W, $mr, NP, false>(w, w_step, x, g.x_stride, kc, out, g.out_stride, first)
+                        float_tile::<S, W, $mr, NP, false>(w, w_step, ahead, x, g.x_stride, kc, out, g.out_stride, first)
                     }
                 };
             }
@@ -256,6 +264,7 @@ fn tile_rows(left: usize, most: usize) -> usize {
 unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize, const FETCH: bool>(
     w: *const u8,
     w_step: usize,
+    ahead: &Ahead,
     x: *const f32,
     x_stride: usize,
     kc: usize,
@@ -274,7 +283,6 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize, con
         for p in 1..NP {
             w[p] = w[0].wrapping_add(p * w_step);
         }
-        let ahead = kc * W::TWO / 2;
         let mut k = 0;
         if W::PAIRS {
             while k + 2 <= kc {
@@ -282,7 +290,7 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize, con
                 for p in 0..NP {
                     (even[p], odd[p]) = W::pair(w[p], k);
                     if FETCH {
-                        S::prefetch(w[p].wrapping_add(ahead + k / 2 * W::TWO));
+                        S::prefetch(ahead.from.wrapping_add(p * ahead.panel + k / 2 * ahead.two));
                     }
                 }
                 for r in 0..MR {
@@ -308,7 +316,7 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize, con
             for p in 0..NP {
                 b[p] = W::one(w[p], k);
                 if FETCH {
-                    S::prefetch(w[p].wrapping_add(ahead + k * W::TWO / 2));
+                    S::prefetch(ahead.from.wrapping_add(p * ahead.panel + k * ahead.two / 2));
                 }
             }
             for r in 0..MR {
