@@ -97,7 +97,8 @@ impl Results {
     pub fn read(path: &Path) -> Result<Results, String> {
         let shown = crate::units::shown(&path.display().to_string());
         let file = if path.is_dir() { path.join("result.json") } else { path.to_path_buf() };
-        let told = |e: std::io::Error| format!("{shown}: cannot be read: {e}");
+        let of = if path.is_dir() { "result.json of this folder " } else { "" };
+        let told = |e: std::io::Error| format!("{shown}: {of}cannot be read: {e}");
         let meta = std::fs::metadata(&file).map_err(told)?;
         if !meta.is_file() || meta.len() > MOST_BYTES {
             return Err(format!("{shown}: is not a results file of llmopt ({} bytes)", meta.len()));

@@ -162,6 +162,9 @@ pub struct Hit {
     /// Tokens that were generated for them; files of earlier versions do not say.
     #[serde(default)]
     pub tokens: Option<u64>,
+    /// Seconds of `repeated_s` in which prompts were tokenized; files of earlier versions do not say.
+    #[serde(default)]
+    pub tokenize_s: Option<f64>,
 }
 
 /// What became of a row's answers.
@@ -227,9 +230,10 @@ impl BenchResult {
     /// Reads and checks a file. The error is one line that names it.
     pub fn read(path: &Path) -> Result<BenchResult, String> {
         let shown = crate::units::shown(&path.display().to_string());
-        let path = if path.is_dir() { &path.join("result.json") } else { path };
-        let told = |e: std::io::Error| format!("{shown}: cannot be read: {e}");
-        let meta = std::fs::metadata(path).map_err(told)?;
+        let (path, of) =
+            if path.is_dir() { (path.join("result.json"), "result.json of this folder ") } else { (path.to_path_buf(), "") };
+        let told = |e: std::io::Error| format!("{shown}: {of}cannot be read: {e}");
+        let meta = std::fs::metadata(&path).map_err(told)?;
         if !meta.is_file() {
             return Err(format!("{shown}: is not a file; a result.json of llmopt bench would work"));
         }

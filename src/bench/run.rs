@@ -11,6 +11,7 @@ use super::trial::{self, BenchError};
 use super::workload::Workload;
 use super::yardstick::Candle;
 use super::{clients, rows};
+use crate::engine::Stage;
 use crate::kernels::Format;
 use crate::optimizations::Set;
 use crate::pipeline::{Control, DtypePolicy, Latencies, Loaded, Options, Pipeline, PipelineConfig, Prompt, Stopping};
@@ -157,7 +158,8 @@ fn hit(job: &Job, result: &mut BenchResult, share: Duration) -> Result<(), Bench
     let slice = job.workload.slices.iter().flatten().take(super::workload::SLICE);
     let prompts: Vec<&Prompt> = slice.filter(|p| seen.insert(format!("{:?}", p.content))).take(3).collect();
     pipeline.reset();
-    let mut hit = Hit { prompts: 0, generated_s: 0.0, repeated_s: 0.0, forward_passes: 0, tokens: Some(0) };
+    let mut hit =
+        Hit { prompts: 0, generated_s: 0.0, repeated_s: 0.0, forward_passes: 0, tokens: Some(0), tokenize_s: Some(0.0) };
     for prompt in &prompts {
         // One at least; more while a third of what extras may take lasts.
         if hit.prompts > 0 && hit.generated_s > share.as_secs_f64() / 3.0 {
@@ -171,6 +173,7 @@ fn hit(job: &Job, result: &mut BenchResult, share: Duration) -> Result<(), Bench
     for prompt in &prompts[..hit.prompts] {
         let trial = trial::answer(&mut pipeline, 0, &[(*prompt).clone()], job.control)?;
         hit.repeated_s += trial.sample.seconds;
+        hit.tokenize_s = hit.tokenize_s.map(|s| s + trial.sample.stages.of(Stage::Tokenize));
         hit.forward_passes += trial.sample.stages.forward_passes;
     }
     result.hit = Some(hit);

@@ -276,6 +276,12 @@ pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
 fn auto_sentence(comparison: &Comparison, verdicts: &[Verdict], dtype: &str, reason: &str) -> String {
     let verdict = match crate::bench::verdict::auto_agrees(comparison, verdicts) {
         Some(true) => "; that agrees with what was measured here".to_string(),
+        Some(false) if fastest_of_all(comparison, verdicts, dtype) => {
+            format!(
+                "; that is the fastest measured here, but its answers are not those of {}",
+                comparison.settings.first().map_or("the reference", |s| s.name.as_str())
+            )
+        }
         Some(false) => "; that is not the fastest measured here".to_string(),
         None if comparison.settings.iter().all(|s| s.dtype != dtype) => {
             format!("; it was not among these settings: add {dtype} to see it beside them")
@@ -284,6 +290,13 @@ fn auto_sentence(comparison: &Comparison, verdicts: &[Verdict], dtype: &str, rea
     };
     let reason = if reason.is_empty() { String::new() } else { format!(" ({})", reason.trim_end_matches('.')) };
     format!("--dtype auto chooses {dtype} for this file{reason}{verdict}.")
+}
+
+/// Whether it decodes fastest if other answers will do.
+fn fastest_of_all(comparison: &Comparison, verdicts: &[Verdict], dtype: &str) -> bool {
+    let any = |aim: Aim| verdicts.iter().find(|v| v.aim == aim).and_then(|v| v.any_answers.as_ref());
+    let pick = any(Aim::Batch).or_else(|| any(Aim::Decode));
+    pick.is_some_and(|p| comparison.settings.iter().any(|s| s.name == p.setting && s.dtype == dtype))
 }
 
 /// The fastest of those with identical answers.
@@ -451,6 +464,10 @@ mod tests {
         assert!(said[3].starts_with("This CPU has avx2 and fma; no avx512f, no avx512bf16, no amx-bf16"), "{}", said[3]);
         assert!(said[4].contains("widened to f32 exactly; bf16 instructions, which this CPU lacks"), "{}", said[4]);
         assert!(said[5].contains("--dtype auto chooses bf16") && said[5].ends_with("that agrees with what was measured here."));
+        let mut stored = example();
+        stored.auto = Some(crate::bench::comparison::Auto { dtype: "q4_1".into(), reason: "as stored".into() });
+        let said = sentences(&stored, &verdicts(&stored));
+        assert!(said[5].ends_with("that is the fastest measured here, but its answers are not those of f32."), "{}", said[5]);
     }
 
     #[test]

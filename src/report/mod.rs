@@ -229,6 +229,21 @@ mod tests {
     }
 
     #[test]
+    fn figures_and_words_of_titles_stay_whole_where_they_fit() {
+        let titles = ["total", "token", "prefill", "decode", "sample", "detok", "queue", "n"];
+        let mut table = Table::new(&[("name", "ms per slice", Align::Left)]);
+        table.columns.extend(titles.iter().map(|t| Table::new(&[(t, t, Align::Right)]).columns.remove(0)));
+        table.push(std::iter::once("baseline + precision + quantized").chain(["1"; 8]).map(Cell::text).collect());
+        table.push(std::iter::once("baseline").chain(["88.6 ms"; 3]).map(Cell::text).collect());
+        let text = format::table::table(&table, 80);
+        let header = text.lines().find(|l| l.contains("ms per slice")).unwrap();
+        assert_eq!(header.split_whitespace().skip(3).collect::<Vec<_>>(), titles, "{text}");
+        let row = text.lines().find(|l| l.contains("88.6")).unwrap();
+        assert_eq!(row.matches("88.6 ms").count(), 3, "{text}");
+        assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
     fn markdown_tables_keep_their_shape_and_markup_in_texts_is_dead() {
         let text = report().render(Format::Md, 80);
         let rows: Vec<&str> = text.lines().filter(|l| l.starts_with('|')).collect();

@@ -189,6 +189,7 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
         let gain = hit.generated_s / hit.repeated_s;
         let n = hit.prompts.max(1) as f64;
         let tokens = hit.tokens.map_or(String::new(), |t| format!(" for answers of {:.0} tokens", t as f64 / n));
+        let tokenizing = hit.tokenize_s.map_or(String::new(), |s| format!(" ({} of it tokenizing)", seconds(s / n)));
         let alone = analysis.row("cache").and_then(|r| r.alone).map_or(String::new(), |r| {
             format!(
                 " Over this workload, in which {} of {} prompts are repeats, it gains {}.",
@@ -198,7 +199,7 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
             )
         });
         notes.push(format!(
-            "A cached answer takes {} instead of {} ({}x{tokens}) and {} forward passes: ∞ as the audit counts.{alone}",
+            "A cached answer takes {}{tokenizing} instead of {} ({}x{tokens}) and {} forward passes: ∞ as the audit counts.{alone}",
             seconds(hit.repeated_s / n),
             seconds(hit.generated_s / n),
             factor(gain),

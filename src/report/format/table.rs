@@ -19,23 +19,33 @@ pub fn table(table: &Table, width: usize) -> String {
     let mut out = comfy_table::Table::new();
     out.load_style(STYLE).force_no_tty().set_content_arrangement(ContentArrangement::Dynamic);
     out.set_width(width as u16);
-    out.set_header(table.columns.iter().map(|c| shown(&c.title)));
     for row in &table.rows {
         out.add_row(row.iter().map(|c| shown(&c.shown)));
     }
+    let cells = out.column_max_content_widths();
+    out.set_header(table.columns.iter().map(|c| shown(&c.title)));
     let natural: Vec<usize> = out.column_max_content_widths().into_iter().map(usize::from).collect();
     let gaps = table.columns.len().saturating_sub(1);
     // Between two columns lies the padding and one more, which belongs to the line under the header.
     let gap = if natural.iter().sum::<usize>() + 3 * gaps <= width { 2 } else { 1 };
+    let word = |title: &str| title.split(' ').map(|w| w.chars().count()).max().unwrap_or(0);
+    let whole = |i: usize| word(&table.columns[i].title).max(cells.get(i).map_or(0, |&w| w.into()));
+    let whole: Vec<usize> = (0..table.columns.len()).map(whole).collect();
+    let taken = whole.iter().skip(1).sum::<usize>() + (gap + 1) * gaps;
+    let first = natural.first().copied().unwrap_or(0);
+    // Figures and words of titles stay whole where that leaves a quarter of the width for the names.
+    let keep = taken + first.min(width / 4) <= width;
+    let names = if keep { first.min(width - taken) } else { first.min(width * 3 / 10) };
     for (i, column) in table.columns.iter().enumerate() {
         if let Some(c) = out.column_mut(i) {
-            c.set_padding((0, if i == gaps { 0 } else { gap }));
+            let padding = if i == gaps { 0 } else { gap };
+            c.set_padding((0, padding as u16));
             if column.align == Align::Right {
                 c.set_cell_alignment(CellAlignment::Right);
             }
-            if i == 0 && gaps > 0 {
-                let least = natural[0].min(width * 3 / 10) as u16 + gap;
-                c.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least)));
+            if gaps > 0 && (i == 0 || keep) {
+                let least = if i == 0 { names } else { whole[i] };
+                c.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed((least + padding) as u16)));
             }
         }
     }
@@ -73,7 +83,7 @@ pub fn report(report: &Report, width: usize) -> String {
         for block in &section.blocks {
             match block {
                 Block::Text(text) => out.push_str(&filled(text, width, "", "")),
-                Block::Notes(notes) => notes.iter().for_each(|n| out.push_str(&filled(n, width, "* ", "  "))),
+                Block::Notes(notes) => notes.iter().for_each(|n| out.push_str(&filled(n, width, "- ", "  "))),
                 Block::Table(t) => out.push_str(&table(t, width)),
                 Block::Facts(facts) => {
                     let names = facts.iter().map(|f| f.0.chars().count()).max().unwrap_or(0) + 2;
