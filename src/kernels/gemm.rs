@@ -532,34 +532,30 @@ impl<S: Isa> Element<S> for F16 {
     }
 }
 
-/// `MR` rows × `NP` lines of 16 columns: `out = Σ_k x[k] * w[p][k]`, continuing the sums in `out` if `go_on`. Line k of `w[p]` is `k * w_stride` elements on.
+/// `MR` rows × `NP` pages of keys, `[hd][16]` each: `out[r][16 p + i] = Σ_d x[r][d] * keys[p][d][i]`. `FETCH`: prefetches keys and
+/// values of the pages that come `next`.
 #[inline(always)]
-pub(crate) unsafe fn chain_tile<S: Isa, E: Element<S>, const MR: usize, const NP: usize>(
-    w: [*const u8; NP],
-    w_stride: usize,
+pub(crate) unsafe fn score_tile<S: Isa, E: Element<S>, const MR: usize, const NP: usize, const FETCH: bool>(
+    keys: [*const u8; NP],
+    next: [*const u8; NP],
     x: *const f32,
-    x_stride: usize,
-    kc: usize,
+    hd: usize,
     out: *mut f32,
     out_stride: usize,
-    go_on: bool,
 ) {
     unsafe {
         let mut acc = [[S::zero(); NP]; MR];
-        if go_on {
-            for r in 0..MR {
-                for p in 0..NP {
-                    acc[r][p] = S::load(out.add(r * out_stride + p * 16));
-                }
-            }
-        }
-        for k in 0..kc {
+        for d in 0..hd {
             let mut b = [S::zero(); NP];
             for p in 0..NP {
-                b[p] = E::load(w[p], k * w_stride);
+                b[p] = E::load(keys[p], d * 16);
+                if FETCH {
+                    S::prefetch(next[p].wrapping_add(d * 16 * E::SIZE));
+                    S::prefetch(next[p].wrapping_add((hd + d) * 16 * E::SIZE));
+                }
             }
             for r in 0..MR {
-                let a = S::splat(*x.add(r * x_stride + k));
+                let a = S::splat(*x.add(r * hd + d));
                 for p in 0..NP {
                     acc[r][p] = S::fma(a, b[p], acc[r][p]);
                 }
@@ -568,6 +564,49 @@ pub(crate) unsafe fn chain_tile<S: Isa, E: Element<S>, const MR: usize, const NP
         for r in 0..MR {
             for p in 0..NP {
                 S::store(out.add(r * out_stride + p * 16), acc[r][p]);
+            }
+        }
+    }
+}
+
+/// `MR` rows × `NL` lines of 16 columns of the values of `count` positions in pages of 16, added to `out`, positions ascending. Those of
+/// page p begin at `pages[p] + offset`, `line` elements apart.
+#[inline(always)]
+pub(crate) unsafe fn value_tile<S: Isa, E: Element<S>, const MR: usize, const NL: usize>(
+    pages: &[*const u8],
+    offset: usize,
+    line: usize,
+    x: *const f32,
+    x_stride: usize,
+    count: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    unsafe {
+        let mut acc = [[S::zero(); NL]; MR];
+        for r in 0..MR {
+            for l in 0..NL {
+                acc[r][l] = S::load(out.add(r * out_stride + l * 16));
+            }
+        }
+        for p in 0..count.div_ceil(16) {
+            let (w, x) = (pages[p].add(offset), x.add(p * 16));
+            for k in 0..(count - p * 16).min(16) {
+                let mut b = [S::zero(); NL];
+                for l in 0..NL {
+                    b[l] = E::load(w, k * line + l * 16);
+                }
+                for r in 0..MR {
+                    let a = S::splat(*x.add(r * x_stride + k));
+                    for l in 0..NL {
+                        acc[r][l] = S::fma(a, b[l], acc[r][l]);
+                    }
+                }
+            }
+        }
+        for r in 0..MR {
+            for l in 0..NL {
+                S::store(out.add(r * out_stride + l * 16), acc[r][l]);
             }
         }
     }

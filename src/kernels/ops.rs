@@ -424,6 +424,7 @@ impl Team {
         let to_q = out.has_blocks() && shape.head_dim.is_multiple_of(32);
         let args = Shared(AttentionArgs {
             units: units.as_ptr(),
+            count: units.len(),
             views: views.as_ptr(),
             row: rows.as_ptr(),
             shape,

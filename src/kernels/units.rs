@@ -2,10 +2,10 @@
 //! products that add to the residual, gate and up, the output matrix with argmax or top-k. In: raw views that `ops.rs` made from checked
 //! slices. Out: writes to places that belong to this unit alone. No unit's result depends on which worker runs it or on other units.
 #![allow(unsafe_code)]
-#![allow(clippy::missing_safety_doc, clippy::needless_range_loop)]
+#![allow(clippy::missing_safety_doc, clippy::needless_range_loop, clippy::too_many_arguments)]
 
 use super::Format;
-use super::gemm::{ActBlock, Element, F16, F32, Gemm, WIDE, chain_tile, with_rows};
+use super::gemm::{ActBlock, Element, F16, F32, Gemm, WIDE, score_tile, value_tile, with_rows};
 use super::isa::Isa;
 use super::math::{exp, quantize_block, quantize_row, rms_norm, rounded, silu};
 use std::collections::BinaryHeap;
@@ -371,6 +371,7 @@ pub struct AttentionUnit {
 /// Attention of all rows.
 pub(crate) struct AttentionArgs {
     pub units: *const AttentionUnit,
+    pub count: usize,
     pub views: *const View,
     pub row: *const Row,
     pub shape: KvShape,
@@ -392,7 +393,6 @@ pub(crate) unsafe fn attention<S: Isa, const NP: usize>(a: &AttentionArgs, s: &m
 unsafe fn attend<S: Isa, E: Element<S>, const NP: usize>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         let u = *a.units.add(unit);
-        let view = *a.views.add(u.segment as usize);
         let (hd, padded) = (a.shape.head_dim, a.shape.head_dim.next_multiple_of(16));
         let (first, rows, heads) = (u.row as usize, u.rows as usize, u.heads as usize);
         let n = rows * heads;
@@ -403,10 +403,17 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize>(a: &AttentionArgs, s: &
         }
         s.sums[..n * padded].fill(0.0);
         s.state[..n].fill((f32::NEG_INFINITY, 0.0, 0));
-        let kv_head = u.head as usize / a.group * a.shape.head_bytes();
         let position = |i: usize| (*a.row.add(first + i / heads)).position as usize;
         let spans = position(n - 1) / SPAN + 1;
+        // While a span is scored, the one that comes next is fetched: of this unit, then of the unit this worker most likely runs next.
+        let mut next = Span::of(a, &u, 0);
         for span in 0..spans {
+            let now = next;
+            if span + 1 < spans {
+                next = Span::of(a, &u, span + 1);
+            } else if unit + 1 < a.count {
+                next = Span::of(a, &*a.units.add(unit + 1), 0);
+            }
             let mut from = 0;
             while position(from) < span * SPAN {
                 from += 1;
@@ -414,22 +421,13 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize>(a: &AttentionArgs, s: &
             for i in from..n {
                 s.state[i].2 = (position(i) + 1 - span * SPAN).min(SPAN);
             }
-            let mut pages = [std::ptr::null(); SPAN / PAGE];
-            let seen = s.state[n - 1].2.div_ceil(PAGE);
-            for p in 0..seen {
-                pages[p] = view.base.add(*view.pages.add(span * (SPAN / PAGE) + p) as usize * view.page_bytes + kv_head);
-            }
-            span_step::<S, E, NP>(s, &pages[..seen], from, n, 0, hd, a.round);
+            span_step::<S, E, NP>(s, &now, &next, from, n, 0, hd, a.round);
         }
         // The audit's padding: the same work on positions nobody needs, its result left behind in the second half of the state.
         for span in spans..(u.padded_context as usize).div_ceil(SPAN) {
             s.state[ATTENTION_ROWS..ATTENTION_ROWS + n].fill((f32::NEG_INFINITY, 0.0, SPAN));
-            let mut pages = [std::ptr::null(); SPAN / PAGE];
-            for p in 0..SPAN / PAGE {
-                let page = (span * (SPAN / PAGE) + p) % view.count;
-                pages[p] = view.base.add(*view.pages.add(page) as usize * view.page_bytes + kv_head);
-            }
-            span_step::<S, E, NP>(s, &pages, 0, n, ATTENTION_ROWS, hd, a.round);
+            let padding = Span::padding(a, &u, span);
+            span_step::<S, E, NP>(s, &padding, &padding, 0, n, ATTENTION_ROWS, hd, a.round);
         }
         for i in 0..n {
             let (row, column) = (first + i / heads, (u.head as usize + i % heads) * hd);
@@ -447,11 +445,53 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize>(a: &AttentionArgs, s: &
     }
 }
 
+/// The pages of up to 64 positions, at one kv head's keys.
+#[derive(Clone, Copy)]
+struct Span {
+    pages: [*const u8; SPAN / PAGE],
+    count: usize,
+}
+
+impl Span {
+    /// Span `span` of what the rows of a unit see. The rest of `pages` repeats one of them.
+    #[inline(always)]
+    unsafe fn of(a: &AttentionArgs, u: &AttentionUnit, span: usize) -> Span {
+        unsafe {
+            let last = (*a.row.add((u.row + u.rows) as usize - 1)).position as usize;
+            let count = (last / PAGE + 1 - span * (SPAN / PAGE)).min(SPAN / PAGE);
+            Span::from(a, u, count, |p| span * (SPAN / PAGE) + p.min(count - 1))
+        }
+    }
+
+    /// A span past the end: pages that exist, in turn.
+    #[inline(always)]
+    unsafe fn padding(a: &AttentionArgs, u: &AttentionUnit, span: usize) -> Span {
+        unsafe {
+            let exist = (*a.views.add(u.segment as usize)).count;
+            Span::from(a, u, SPAN / PAGE, |p| (span * (SPAN / PAGE) + p) % exist)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn from(a: &AttentionArgs, u: &AttentionUnit, count: usize, page: impl Fn(usize) -> usize) -> Span {
+        unsafe {
+            let view = *a.views.add(u.segment as usize);
+            let kv_head = u.head as usize / a.group * a.shape.head_bytes();
+            let mut pages = [std::ptr::null(); SPAN / PAGE];
+            for p in 0..SPAN / PAGE {
+                pages[p] = view.base.add(*view.pages.add(page(p)) as usize * view.page_bytes + kv_head);
+            }
+            Span { pages, count }
+        }
+    }
+}
+
 /// One span of up to 64 positions for rows `from..n`, which see `state.2` of them (not decreasing): scores, running softmax, values.
 #[inline(always)]
 unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
     s: &mut Scratch,
-    pages: &[*const u8],
+    span: &Span,
+    next: &Span,
     from: usize,
     n: usize,
     state: usize,
@@ -461,28 +501,25 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
     unsafe {
         let padded = hd.next_multiple_of(16);
         let scores = s.scores.as_mut_ptr();
-        let mut p = 0;
-        while p < pages.len() {
-            let wide = p + NP <= pages.len();
-            let mut r = from;
-            while r < n {
-                let rows = (n - r).min(S::ATTENTION_ROWS);
-                let (x, out) = (s.queries.as_ptr().add(r * hd), scores.add(r * SPAN + p * PAGE));
-                macro_rules! tile {
-                    ($mr:literal) => {
-                        if wide {
-                            let mut w = [std::ptr::null(); NP];
-                            w.copy_from_slice(&pages[p..p + NP]);
-                            chain_tile::<S, E, $mr, NP>(w, PAGE, x, hd, hd, out, SPAN, false)
-                        } else {
-                            chain_tile::<S, E, $mr, 1>([pages[p]], PAGE, x, hd, hd, out, SPAN, false)
-                        }
-                    };
-                }
-                with_rows!(rows, S::ATTENTION_ROWS, tile!);
-                r += rows;
+        let pages = &span.pages[..span.count];
+        let mut r = from;
+        while r < n {
+            let rows = (n - r).min(S::ATTENTION_ROWS);
+            let (x, out) = (s.queries.as_ptr().add(r * hd), scores.add(r * SPAN));
+            macro_rules! tile {
+                ($mr:literal) => {
+                    // Few rows need several pages at a time to keep the multipliers busy.
+                    if $mr <= 2 {
+                        score_rows::<S, E, $mr, 4>(pages, &next.pages, r == from, x, hd, out)
+                    } else if $mr <= 4 {
+                        score_rows::<S, E, $mr, 2>(pages, &next.pages, r == from, x, hd, out)
+                    } else {
+                        score_rows::<S, E, $mr, NP>(pages, &next.pages, r == from, x, hd, out)
+                    }
+                };
             }
-            p += if wide { NP } else { 1 };
+            with_rows!(rows, S::ATTENTION_ROWS, tile!);
+            r += rows;
         }
 
         const LANES: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
@@ -492,22 +529,29 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
             let (maximum, total, limit) = s.state[state + r];
             let row = scores.add(r * SPAN);
             let mut v = [nothing; SPAN / PAGE];
-            for c in 0..pages.len() {
-                if c * PAGE < limit {
-                    let x = rounded::<S>(round, S::load(row.add(c * PAGE)));
-                    v[c] = S::select_gt(S::splat((limit - c * PAGE) as f32), lanes, x, nothing);
-                }
+            for c in 0..limit.div_ceil(PAGE) {
+                let x = rounded::<S>(round, S::load(row.add(c * PAGE)));
+                let left = limit - c * PAGE;
+                v[c] = if left >= PAGE { x } else { S::select_gt(S::splat(left as f32), lanes, x, nothing) };
             }
             let largest = S::largest(S::max(S::max(v[0], v[1]), S::max(v[2], v[3])));
             let maximum_now = if largest > maximum { largest } else { maximum };
             let m = S::splat(maximum_now);
             let mut parts = [S::zero(); SPAN / PAGE];
             for c in 0..pages.len() {
-                parts[c] = rounded::<S>(round, exp::<S>(S::sub(v[c], m)));
+                // Pages it does not see weigh nothing.
+                if c * PAGE < limit {
+                    parts[c] = rounded::<S>(round, exp::<S>(S::sub(v[c], m)));
+                }
                 S::store(row.add(c * PAGE), parts[c]);
             }
-            let correction = exp::<S>(S::splat(maximum - maximum_now));
             let sum = S::sum(S::add(S::add(parts[0], parts[1]), S::add(parts[2], parts[3])));
+            if maximum_now == maximum {
+                // e^0 is 1 exactly.
+                s.state[state + r] = (maximum, total + sum, limit);
+                continue;
+            }
+            let correction = exp::<S>(S::splat(maximum - maximum_now));
             let sums = s.sums.as_mut_ptr().add((state + r) * padded);
             let mut first = [0f32; 16];
             S::store(first.as_mut_ptr(), correction);
@@ -517,36 +561,86 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
             }
         }
 
-        for (p, page) in pages.iter().enumerate() {
-            let values = page.add(hd * PAGE * E::SIZE);
-            let mut r = from;
-            while r < n {
-                let rows = (n - r).min(S::ATTENTION_ROWS);
-                // No further than the tile's last row sees: what lies behind may never have been written.
-                let limit = s.state[state + r + rows - 1].2;
-                let count = limit.saturating_sub(p * PAGE).min(PAGE);
-                let (x, out) = (scores.add(r * SPAN + p * PAGE), s.sums.as_mut_ptr().add((state + r) * padded));
-                let mut c = 0;
-                while c < padded / 16 && count > 0 {
-                    let wide = c + NP <= padded / 16;
-                    macro_rules! tile {
-                        ($mr:literal) => {
-                            if wide {
-                                let mut w = [std::ptr::null(); NP];
-                                for i in 0..NP {
-                                    w[i] = values.add((c + i) * 16 * E::SIZE);
-                                }
-                                chain_tile::<S, E, $mr, NP>(w, padded, x, SPAN, count, out.add(c * 16), padded, true)
-                            } else {
-                                let w = [values.add(c * 16 * E::SIZE)];
-                                chain_tile::<S, E, $mr, 1>(w, padded, x, SPAN, count, out.add(c * 16), padded, true)
-                            }
-                        };
+        let mut r = from;
+        while r < n {
+            let rows = (n - r).min(S::ATTENTION_ROWS);
+            // No further than the tile's last row sees: what lies behind may never have been written.
+            let count = s.state[state + r + rows - 1].2;
+            let (x, out) = (scores.add(r * SPAN), s.sums.as_mut_ptr().add((state + r) * padded));
+            macro_rules! tile {
+                ($mr:literal) => {
+                    if $mr <= 2 {
+                        value_rows::<S, E, $mr, 4>(pages, x, count, out, hd)
+                    } else if $mr <= 4 {
+                        value_rows::<S, E, $mr, 2>(pages, x, count, out, hd)
+                    } else {
+                        value_rows::<S, E, $mr, NP>(pages, x, count, out, hd)
                     }
-                    with_rows!(rows, S::ATTENTION_ROWS, tile!);
-                    c += if wide { NP } else { 1 };
+                };
+            }
+            with_rows!(rows, S::ATTENTION_ROWS, tile!);
+            r += rows;
+        }
+    }
+}
+
+/// Scores of `MR` rows at all pages of a span, `NP` at a time while there are so many.
+#[inline(always)]
+unsafe fn score_rows<S: Isa, E: Element<S>, const MR: usize, const NP: usize>(
+    pages: &[*const u8],
+    next: &[*const u8; SPAN / PAGE],
+    fetch: bool,
+    x: *const f32,
+    hd: usize,
+    out: *mut f32,
+) {
+    unsafe {
+        let mut p = 0;
+        while p < pages.len() {
+            let out = out.add(p * PAGE);
+            if p + NP <= pages.len() {
+                let (mut keys, mut ahead) = ([std::ptr::null(); NP], [std::ptr::null(); NP]);
+                keys.copy_from_slice(&pages[p..p + NP]);
+                ahead.copy_from_slice(&next[p..p + NP]);
+                if fetch {
+                    score_tile::<S, E, MR, NP, true>(keys, ahead, x, hd, out, SPAN);
+                } else {
+                    score_tile::<S, E, MR, NP, false>(keys, ahead, x, hd, out, SPAN);
                 }
-                r += rows;
+                p += NP;
+            } else {
+                if fetch {
+                    score_tile::<S, E, MR, 1, true>([pages[p]], [next[p]], x, hd, out, SPAN);
+                } else {
+                    score_tile::<S, E, MR, 1, false>([pages[p]], [next[p]], x, hd, out, SPAN);
+                }
+                p += 1;
+            }
+        }
+    }
+}
+
+/// Weighted values of `MR` rows over the first `count` positions of a span, `NL` lines of 16 at a time while there are so many.
+#[inline(always)]
+unsafe fn value_rows<S: Isa, E: Element<S>, const MR: usize, const NL: usize>(
+    pages: &[*const u8],
+    x: *const f32,
+    count: usize,
+    out: *mut f32,
+    hd: usize,
+) {
+    unsafe {
+        let padded = hd.next_multiple_of(16);
+        let mut line = 0;
+        while line < padded / 16 {
+            let offset = (hd * PAGE + line * 16) * E::SIZE;
+            let out = out.add(line * 16);
+            if line + NL <= padded / 16 {
+                value_tile::<S, E, MR, NL>(pages, offset, padded, x, SPAN, count, out, padded);
+                line += NL;
+            } else {
+                value_tile::<S, E, MR, 1>(pages, offset, padded, x, SPAN, count, out, padded);
+                line += 1;
             }
         }
     }
