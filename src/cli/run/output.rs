@@ -156,7 +156,13 @@ fn explain(error: &io::Error, target: &Path) -> String {
 }
 
 fn lock(file: &File, path: &Path) -> Result<(), Failure> {
-    match file.try_lock() {
+    let tried = loop {
+        match file.try_lock() {
+            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+            tried => break tried,
+        }
+    };
+    match tried {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => {
             let who = file.metadata().ok().and_then(|m| holder(&m)).map(|pid| format!("process {pid}"));
