@@ -84,5 +84,13 @@ if [ -x /usr/bin/time ] && [ "$prompts" -gt 0 ]; then
     # What is in flight, plus at most 32 bytes a record.
     [ "$large" -le $((small + 32 * prompts / 1024 + 4096)) ]
     check "peak memory: $small KB at 1000 prompts in $small_s s, $large KB at $prompts in $large_s s" $?
+    dry() {
+        seq 1 "$1" | sed 's/.*/{"id":"r&","prompt":"What is & plus &?"}/' > load.jsonl
+        /usr/bin/time -f '%M %e' "$llmopt" run -m "$model" load.jsonl -q --dry-run 2>&1 > /dev/null | tail -1
+    }
+    read -r small small_s <<< "$(dry 1000)"
+    read -r large large_s <<< "$(dry 1000000)"
+    [ "$large" -le $((small + 20 * 1024)) ]
+    check "dry run: $small KB at 1000 prompts, $large KB at a million in $large_s s" $?
 fi
 exit $failed

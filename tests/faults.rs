@@ -16,14 +16,14 @@ use std::sync::OnceLock;
 fn shim() -> &'static Path {
     static SHIM: OnceLock<PathBuf> = OnceLock::new();
     SHIM.get_or_init(|| {
-        let folder = std::env::temp_dir().join(format!("llmopt-faults-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let library = folder.join("faults.so");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/faults.c");
-        let done =
-            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-Wall", "-o"]).arg(&library).arg(source).status().unwrap();
-        assert!(done.success());
-        library
+        process::shared(|folder| {
+            let library = folder.join("faults.so");
+            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/faults.c");
+            let done =
+                Command::new("cc").args(["-shared", "-fPIC", "-O1", "-Wall", "-o"]).arg(&library).arg(source).status().unwrap();
+            assert!(done.success());
+            library
+        })
     })
 }
 

@@ -1,6 +1,11 @@
 //! The GGUF container. In: an untrusted file. Out: its metadata and its checked list of tensors, or one line saying what is wrong where.
 //! Every count, length, product and padding is checked against the file before anything is allocated for it or sought; a file
 //! is read once, front to back, through a buffer, and values nobody here needs are skipped. It does not know what tensors mean.
+// What it reads is a stranger's.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use super::ModelError;
 use super::source::{Source, shown};
@@ -89,12 +94,17 @@ impl<'a> Reader<'a> {
         invalid(self.source.path(), what)
     }
 
+    /// Bytes that were read and not yet taken.
+    fn buffered(&self) -> usize {
+        self.buffer.len().saturating_sub(self.at)
+    }
+
     fn position(&self) -> u64 {
-        self.read - (self.buffer.len() - self.at) as u64
+        self.read.saturating_sub(self.buffered() as u64)
     }
 
     fn left(&self) -> u64 {
-        self.source.len() - self.position()
+        self.source.len().saturating_sub(self.position())
     }
 
     /// The next `n` bytes, at most [`MAX_TEXT`]; `what` names the field in the error of a file that ends here.
@@ -107,17 +117,19 @@ impl<'a> Reader<'a> {
                 self.left()
             )));
         }
-        if self.buffer.len() - self.at < n {
+        if self.buffered() < n {
             self.buffer.drain(..self.at);
             self.at = 0;
             let old = self.buffer.len();
-            let more = (1 << 18).max(n - old).min(usize::try_from(self.source.len() - self.read).unwrap_or(usize::MAX));
-            self.buffer.resize(old + more, 0);
-            self.source.read_at(self.read, &mut self.buffer[old..])?;
-            self.read += more as u64;
+            let rest = usize::try_from(self.source.len().saturating_sub(self.read)).unwrap_or(usize::MAX);
+            let more = (1 << 18).max(n.saturating_sub(old)).min(rest);
+            self.buffer.resize(old.saturating_add(more), 0);
+            self.source.read_at(self.read, self.buffer.get_mut(old..).unwrap_or_default())?;
+            self.read = self.read.saturating_add(more as u64);
         }
-        self.at += n;
-        Ok(&self.buffer[self.at - n..self.at])
+        let bytes = self.buffer.get(self.at..).and_then(|rest| rest.get(..n)).unwrap_or_default();
+        self.at = self.at.saturating_add(n);
+        Ok(bytes)
     }
 
     fn skip(&mut self, n: u64, what: &dyn Fn() -> String) -> Result<(), ModelError> {
@@ -128,11 +140,11 @@ impl<'a> Reader<'a> {
                 self.left()
             )));
         }
-        let buffered = (self.buffer.len() - self.at) as u64;
+        let buffered = self.buffered() as u64;
         if n <= buffered {
-            self.at += n as usize;
+            self.at = self.at.saturating_add(n as usize);
         } else {
-            self.read += n - buffered;
+            self.read = self.read.saturating_add(n.saturating_sub(buffered));
             self.buffer.clear();
             self.at = 0;
         }
@@ -251,7 +263,7 @@ impl<'a> Reader<'a> {
                 Ok(Value::Integers(numbers))
             }
             _ => {
-                self.skip(count * size, what)?;
+                self.skip(count.saturating_mul(size), what)?;
                 Ok(Value::Array(name, count))
             }
         }
@@ -290,8 +302,8 @@ impl Gguf {
         for (name, count, least, most) in
             [("metadata count", metadata_count, 13, MAX_METADATA), ("tensor count", tensor_count, 32, MAX_TENSORS)]
         {
-            if count > most || count * least > reader.left() {
-                let room = reader.left() / least;
+            if count > most || count.saturating_mul(least) > reader.left() {
+                let room = reader.left().checked_div(least).unwrap_or(0);
                 return Err(
                     reader.error(format_args!("{name} {count}: the file has room for {room}, and at most {most} are read"))
                 );
@@ -356,7 +368,7 @@ impl Gguf {
             return Err(reader.error("the file ends before its tensor data begins; it is cut off"));
         };
         // Something else than zeros here says that the counts were too small: a tensor's entry, say that of `output.weight`, is left over.
-        let padding = (data - reader.position()).min(reader.left()) as usize;
+        let padding = data.saturating_sub(reader.position()).min(reader.left()) as usize;
         if reader.take(padding, &String::new)?.iter().any(|b| *b != 0) {
             return Err(
                 reader.error("the padding behind the header is not zero; tensor count or metadata count do not fit the header")
@@ -370,22 +382,23 @@ impl Gguf {
                     reader.error(format_args!("tensor {name}: offset {offset} is not a multiple of the alignment {alignment}"))
                 );
             }
-            let end = data.checked_add(offset).and_then(|begin| begin.checked_add(bytes));
-            if end.is_none_or(|end| end > source.len()) {
+            let begin = data.saturating_add(offset);
+            if begin.saturating_add(bytes) > source.len() {
                 return Err(reader.error(format_args!(
                     "tensor {name}: {bytes} bytes at offset {offset} reach past the end of the file ({} bytes); the file is cut off or damaged",
                     source.len()
                 )));
             }
-            spans.push((data + offset, bytes, name.clone()));
+            spans.push((begin, bytes, name.clone()));
             let columns = dims[0] as usize;
             let rows = dims[1..].iter().product::<u64>() as usize;
-            tensors.insert(name, TensorInfo { rows, columns, dims: count as usize, encoding, offset: data + offset });
+            tensors.insert(name, TensorInfo { rows, columns, dims: count as usize, encoding, offset: begin });
         }
         spans.sort();
         for pair in spans.windows(2) {
-            let ((begin, bytes, first), (next, _, second)) = (&pair[0], &pair[1]);
-            if begin + bytes > *next {
+            if let [(begin, bytes, first), (next, _, second)] = pair
+                && begin.saturating_add(*bytes) > *next
+            {
                 return Err(reader.error(format_args!("tensors {first} and {second} overlap in the file")));
             }
         }
@@ -546,7 +559,7 @@ fn byte_size(dims: &[u64; 4], encoding: Encoding) -> Result<u64, String> {
     }
     let count = dims.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| *n <= i64::MAX as u64);
     count
-        .and_then(|n| (n / block as u64).checked_mul(bytes as u64))
+        .and_then(|n| n.checked_div(block as u64)?.checked_mul(bytes as u64))
         .filter(|n| usize::try_from(*n).is_ok())
         .ok_or_else(|| format!("dimensions {dims:?} are more than any file can hold"))
 }

@@ -1,6 +1,8 @@
 //! Models of a hub, by id `org/name[:file]`. In: an id, a server that is not trusted. Out: a file or a folder in the hub's own cache layout
 //! (shared with Python's tools). The `hf-hub` client talks to the server and writes into a scratch folder only: it joins names,
 //! ETags and commits from the server to paths unchecked, so every name is checked here first and moved into the cache here.
+// What it reads is a stranger's.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::ModelError;
 use super::cache::{Environment, Lock, is_plain_name, is_plain_path};

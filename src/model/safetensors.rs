@@ -1,6 +1,11 @@
 //! Checkpoints as training leaves them: a folder of `config.json`, `*.safetensors` (in shards or not) and `tokenizer.json`.
 //! In: an untrusted folder. Out: blueprint, vocabulary, and tensors in the order that [`Role`] promises (query and key rows come in
 //! half-split rotary order and are permuted when read). Headers are parsed and checked by the `safetensors` crate. No weights are read here.
+// What it reads is a stranger's.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use super::architectures::llama::{MAX_CONTEXT, MAX_WIDTH};
 use super::architectures::{self, llama};
@@ -215,7 +220,7 @@ fn blueprint(config: &Config) -> Result<ModelSpec, String> {
     let context = number("max_position_embeddings", config.max_position_embeddings, MAX_CONTEXT)?;
     let head_dim = match config.head_dim {
         Some(n) => number("head_dim", Some(n), 1 << 16)?,
-        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None if hidden.is_multiple_of(heads) => hidden.checked_div(heads).unwrap_or(1),
         None => return Err(format!("hidden_size {hidden} is not a multiple of num_attention_heads {heads}")),
     };
     let epsilon = positive("rms_norm_eps", config.rms_norm_eps.ok_or("rms_norm_eps is missing")?)? as f32;
@@ -357,7 +362,7 @@ fn header(source: &Source) -> Result<Vec<(String, Found)>, ModelError> {
     let mut len = [0; 8];
     source.read_at(0, &mut len)?;
     let len = u64::from_le_bytes(len);
-    if len > MAX_HEADER || len > source.len() - 8 {
+    if len > MAX_HEADER || len > source.len().saturating_sub(8) {
         return Err(error(&format_args!(
             "the header is said to be {len} bytes, but the file has {} and at most {MAX_HEADER} are read; it is cut off or not a safetensors file",
             source.len()
@@ -365,13 +370,14 @@ fn header(source: &Source) -> Result<Vec<(String, Found)>, ModelError> {
     }
     let mut bytes = vec![0; len as usize];
     source.read_at(8, &mut bytes)?;
-    let metadata = parse_header(&bytes, source.len() - 8 - len).map_err(|text| error(&text))?;
-    let base = 8 + len;
+    let base = len.saturating_add(8);
+    let metadata = parse_header(&bytes, source.len().saturating_sub(base)).map_err(|text| error(&text))?;
     Ok(metadata
         .tensors()
         .into_iter()
         .map(|(name, info)| {
-            let found = Found { dtype: info.dtype, shape: info.shape.clone(), offset: base + info.data_offsets.0 as u64 };
+            let found =
+                Found { dtype: info.dtype, shape: info.shape.clone(), offset: base.saturating_add(info.data_offsets.0 as u64) };
             (name, found)
         })
         .collect())
@@ -539,7 +545,7 @@ fn chat_template(folder: &mut Folder, settings: &Value) -> Result<Option<String>
             Err(_) => Err(folder.error("chat_template.jinja", "not valid UTF-8")),
         };
     }
-    let beside: Value = folder.json("chat_template.json", 2 * MAX_TEMPLATE as u64)?.unwrap_or(Value::Null);
+    let beside: Value = folder.json("chat_template.json", (MAX_TEMPLATE as u64).saturating_mul(2))?.unwrap_or(Value::Null);
     let (file, value) = match beside.get("chat_template") {
         Some(value) => ("chat_template.json", value),
         None => match settings.get("chat_template") {
@@ -562,11 +568,11 @@ fn chat_template(folder: &mut Folder, settings: &Value) -> Result<Option<String>
 pub(super) fn digest(files: &BTreeMap<String, Arc<Source>>, tell: &dyn Fn(u64)) -> Result<String, ModelError> {
     use sha2::Digest;
     let mut hash = sha2::Sha256::new();
-    let mut before = 0;
+    let mut before = 0u64;
     for (name, source) in files {
-        let one = source.digest(&|done| tell(before + done))?;
+        let one = source.digest(&|done| tell(before.saturating_add(done)))?;
         hash.update(format!("{name}\0{one}\n"));
-        before += source.len();
+        before = before.saturating_add(source.len());
     }
     Ok(super::source::hex(&hash.finalize()))
 }

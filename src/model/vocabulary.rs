@@ -1,5 +1,10 @@
 //! The tokenizer's data of a GGUF file, checked. In: `tokenizer.ggml.*`. Out: a [`Vocabulary`] whose ids, merges and alphabet hold.
 //! It does not tokenize.
+// What it reads is a stranger's.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use super::gguf::Gguf;
 use super::{ModelError, Vocabulary};
@@ -17,17 +22,17 @@ pub(super) const MAX_TEMPLATE: usize = 1 << 20;
 
 /// GPT-2's byte-to-unicode alphabet: printable bytes stand for themselves, the others for U+0100 upwards.
 pub fn byte_alphabet() -> [char; 256] {
-    let mut alphabet = ['\0'; 256];
     let mut next = 256u32;
-    for byte in 0..=255u8 {
-        alphabet[usize::from(byte)] = if matches!(byte, 33..=126 | 161..=172 | 174..=255) {
+    std::array::from_fn(|byte| {
+        let byte = byte as u8;
+        if matches!(byte, 33..=126 | 161..=172 | 174..=255) {
             char::from(byte)
         } else {
-            next += 1;
-            char::from_u32(next - 1).unwrap_or('\0')
-        };
-    }
-    alphabet
+            let letter = char::from_u32(next).unwrap_or('\0');
+            next = next.saturating_add(1);
+            letter
+        }
+    })
 }
 
 /// Bytes that any text may hold. Published vocabularies do leave out bytes that no text has (0xC0, 0xF5 …) and rare controls.
@@ -63,8 +68,8 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
             file.error(format_args!("metadata 'tokenizer.ggml.token_type' has {} elements for {count} tokens", types.len()))
         );
     }
-    if let Some(i) = types.iter().position(|t| !(1..=6).contains(t)) {
-        return Err(file.error(format_args!("metadata 'tokenizer.ggml.token_type': element {i} is {}; 1 to 6 exist", types[i])));
+    if let Some((i, kind)) = types.iter().enumerate().find(|(_, kind)| !(1..=6).contains(*kind)) {
+        return Err(file.error(format_args!("metadata 'tokenizer.ggml.token_type': element {i} is {kind}; 1 to 6 exist")));
     }
     if file.has("tokenizer.ggml.scores") {
         // BPE has no use for them, but a wrong length says that the arrays do not belong together.
@@ -96,9 +101,9 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
         let text: String = token.chars().take(40).collect();
         return Err(file.error(format_args!("metadata 'tokenizer.ggml.tokens': element {i} ('{}') {problem}", shown(&text))));
     }
-    for byte in (0..=255u8).filter(|b| needed(*b)) {
+    for (byte, letter) in (0..=255u8).zip(alphabet).filter(|(byte, _)| needed(*byte)) {
         let mut buffer = [0; 4];
-        if !known.contains(&*alphabet[usize::from(byte)].encode_utf8(&mut buffer)) {
+        if !known.contains(&*letter.encode_utf8(&mut buffer)) {
             return Err(file.error(format_args!("metadata 'tokenizer.ggml.tokens' has no token for the byte 0x{byte:02x}")));
         }
     }
@@ -121,7 +126,7 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
     }
 
     let id = |key: &str| -> Result<Option<TokenId>, ModelError> {
-        Ok(file.integer(&format!("tokenizer.ggml.{key}"), 0..=count as u64 - 1)?.map(|n| n as TokenId))
+        Ok(file.integer(&format!("tokenizer.ggml.{key}"), 0..=(count as u64).saturating_sub(1))?.map(|n| n as TokenId))
     };
     let bos = id("bos_token_id")?;
     let mut eos = Vec::new();

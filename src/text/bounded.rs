@@ -3,6 +3,8 @@
 //! and a list put into a list a hundred thousand times takes a stack that deep to free. So the compiled program is written anew with
 //! checks before every instruction that could follow such a structure (they charge for each item and letter in it) or deepen it
 //! (they charge a fee, which bounds the depth). In: a template's source. Out: a [`Program`]. What a template means is not changed.
+// What it reads is a stranger's.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, ast, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;

@@ -2,6 +2,8 @@
 //! In: messages. Out: the text cut into scaffold and contents, so that what a user typed is never read as structure: the template sees
 //! random placeholders instead of contents, each must come out exactly once, and the text must be the one it gives for the real contents.
 //! The date is fixed: a prompt that changes at midnight would not give the same answer when a run is resumed.
+// What it reads is a stranger's.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::bounded::{Program, walk};
 use crate::model::ModelError;
@@ -139,13 +141,13 @@ impl ChatTemplate {
             .collect();
         let rendered = self.render(&masked)?;
         let mut places = Vec::with_capacity(messages.len());
-        for (n, key) in keys.iter().enumerate() {
+        for (n, (key, message)) in keys.iter().zip(messages).enumerate() {
             let Some(key) = key else { continue };
             let mut found = rendered.match_indices(key.as_str());
             match (found.next(), found.next()) {
-                (Some((at, _)), None) => places.push((at, key.len(), messages[n].content.trim())),
-                (None, _) => return Err(format!("the chat template leaves out message {} ({})", n + 1, messages[n].role)),
-                _ => return Err(format!("the chat template repeats message {} ({})", n + 1, messages[n].role)),
+                (Some((at, _)), None) => places.push((at, key.len(), message.content.trim())),
+                (None, _) => return Err(format!("the chat template leaves out message {} ({})", n + 1, message.role)),
+                _ => return Err(format!("the chat template repeats message {} ({})", n + 1, message.role)),
             }
         }
         places.sort_unstable();
@@ -202,6 +204,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, String> {
 }
 
 /// `{% generation %}` marks answers for training; to transformers' rendering it is nothing.
+#[cfg_attr(not(test), expect(clippy::expect_used, reason = "the pattern is a constant"))]
 fn without_generation_tags(source: &str) -> String {
     let tag = regex::Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a constant pattern");
     tag.replace_all(source, |c: &regex::Captures| {

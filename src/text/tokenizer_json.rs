@@ -1,6 +1,8 @@
 //! `tokenizer.json` to the same plain data that a GGUF file holds. In: the file's bytes. Out: tokens, types, merges and the name of the
 //! pre-tokenizer. The file never reaches the `tokenizers` crate, whose reader can be made to abort the process; what is not byte-level
 //! BPE with a known pre-tokenizer is refused by name.
+// What it reads is a stranger's.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::model::{PRE_TOKENIZERS, Vocabulary};
 use crate::units::shown;
@@ -74,7 +76,9 @@ pub(super) fn read(json: &[u8]) -> Result<Read, String> {
         if tokens.len() <= id as usize {
             tokens.resize(id as usize + 1, None);
         }
-        tokens[id as usize] = Some((text.to_string(), kind));
+        if let Some(token) = tokens.get_mut(id as usize) {
+            *token = Some((text.to_string(), kind));
+        }
         Ok(())
     };
     for (text, id) in vocab {
@@ -138,7 +142,7 @@ fn pre(value: &Value) -> Result<&'static str, String> {
         [] if cuts_words => Some("gpt-2"),
         [digits] if cuts_words && kind(digits) == "Digits" && digits["individual_digits"] == true => Some("smollm"),
         [split] if !cuts_words && kind(split) == "Split" && split["behavior"] == "Isolated" && split["invert"] != true => {
-            match split["pattern"]["Regex"].as_str() {
+            match split.pointer("/pattern/Regex").and_then(Value::as_str) {
                 Some(LLAMA3) => Some("llama-bpe"),
                 Some(QWEN2) => Some("qwen2"),
                 _ => None,

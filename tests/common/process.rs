@@ -55,14 +55,22 @@ pub fn tiny() -> Tiny {
     Tiny { context: 512, chat_template: Some(template.into()), ..Tiny::seeded(3) }
 }
 
+/// Moves what `make` wrote into a folder to a place below target/ that all test programs share; what is there with the same bytes stays.
+pub fn shared(make: impl FnOnce(&Path) -> PathBuf) -> PathBuf {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = tempfile::tempdir_in(root).unwrap();
+    let made = make(folder.path());
+    let place = root.join(made.file_name().unwrap());
+    if std::fs::read(&place).ok() != std::fs::read(&made).ok() {
+        std::fs::rename(made, &place).unwrap();
+    }
+    place
+}
+
 /// The file of [`tiny`], written once for all tests of a process.
 pub fn model() -> &'static Path {
     static MODEL: OnceLock<PathBuf> = OnceLock::new();
-    MODEL.get_or_init(|| {
-        let folder = std::env::temp_dir().join(format!("llmopt-test-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        tiny().write(&folder)
-    })
+    MODEL.get_or_init(|| shared(|folder| tiny().write(folder)))
 }
 
 impl Bench {

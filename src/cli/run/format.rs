@@ -1,5 +1,7 @@
 //! Output lines: how an answer is written in each format, and how such a line is read back for a resume. Writing and reading live
 //! side by side because they must agree. In: answers, or the bytes of one record. Out: the bytes of one line, or a [`Past`].
+// What it reads is a stranger's.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::engine::FinishReason;
 use crate::pipeline::{Answer, RecordError, Settings};

@@ -1,6 +1,8 @@
 //! Which records are answered already. In: the records of an existing output, then the input's records one by one (their ids are
 //! unique: a repeated one has been rejected). Out: a verdict for each. At most 24 bytes for a record of the output, whatever its
 //! length: ids and prompts are kept as keyed 64-bit hashes.
+// What it reads is a stranger's.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::format::{Format, Given, Past};
 use super::output::Writer;
@@ -97,7 +99,7 @@ fn records(
         loop {
             let start = record.len();
             let count = (&mut file).take(LONGEST).read_until(b'\n', &mut record).map_err(failed)?;
-            quotes += if csv { record[start..].iter().filter(|&&b| b == b'"').count() } else { 0 };
+            quotes += if csv { record.iter().skip(start).filter(|&&b| b == b'"').count() } else { 0 };
             if count == 0 || (record.ends_with(b"\n") && quotes.is_multiple_of(2)) || record.len() as u64 > LONGEST {
                 break;
             }
@@ -110,17 +112,23 @@ fn records(
     }
 }
 
+/// The bytes before the zeros at the end.
+fn without_zeros(bytes: &[u8]) -> &[u8] {
+    bytes.iter().rposition(|b| *b != 0).and_then(|last| bytes.get(..=last)).unwrap_or_default()
+}
+
 /// A record that its format accepts stands at the beginning of some line after the first of `tail`.
 fn holds_a_record(format: &Format, tail: &[u8]) -> bool {
     let starts = tail.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(i, _)| i + 1);
     starts.take(100_000).any(|start| {
-        let rest = &tail[start..];
+        let rest = tail.get(start..).unwrap_or_default();
         let mut quotes = 0usize;
         let end = rest.iter().position(|&b| {
             quotes += usize::from(b == b'"');
             b == b'\n' && quotes.is_multiple_of(2)
         });
-        end.is_some_and(|end| format.read(&rest[..=end]).is_ok_and(|past| past.settings.is_some()))
+        let record = end.and_then(|end| rest.get(..=end));
+        record.is_some_and(|record| format.read(record).is_ok_and(|past| past.settings.is_some()))
     })
 }
 
@@ -149,12 +157,7 @@ impl Ledger {
                 return match record == expected {
                     true => Ok(true),
                     // Torn while it was written, perhaps with the zeros that a power cut leaves.
-                    false
-                        if !ended
-                            && expected.starts_with(&record[..record.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1)]) =>
-                    {
-                        Ok(false)
-                    }
+                    false if !ended && expected.starts_with(without_zeros(record)) => Ok(false),
                     false => Err(refuse(line, "its header has other columns".into())),
                 };
             }

@@ -38,7 +38,7 @@ struct Row {
 impl Row {
     fn fields(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
+        starts.zip(&self.ends).map(|(start, &end)| self.bytes.get(start..end).unwrap_or_default())
     }
 
     fn is_too_long(&self) -> bool {
@@ -112,12 +112,11 @@ impl Cutter {
                 return Ok(true);
             }
             let (mut used, mut ended, mut cr) = (0, false, false);
-            if skip && chunk[0] == b'\n' {
+            if skip && chunk.starts_with(b"\n") {
                 used = 1;
             }
             let room = |row: &Row| row.bytes.len() < LONGEST_RECORD;
-            while used < chunk.len() && !ended {
-                let byte = chunk[used];
+            while let Some(&byte) = chunk.get(used).filter(|_| !ended) {
                 used += 1;
                 let next = match (state, byte) {
                     (State::Quoted, b'"') => State::Quote,
@@ -333,20 +332,22 @@ impl Rows {
             return Err(("bad_csv", message));
         }
         let cells = self.row.fields().map(utf8).collect::<Result<Vec<&str>, Fault>>()?;
-        let text = cells[self.header.prompt];
+        // The row has as many cells as the header has names.
+        let cell = |place: usize| cells.get(place).copied().unwrap_or_default();
+        let text = cell(self.header.prompt);
         let mut generation = GenerationFields::default();
         let mut set = || -> Result<(), Fault> {
             for (place, name) in self.header.carried().filter(|(_, name)| fields::NAMES.contains(name)) {
-                generation.set_text(name, cells[place])?;
+                generation.set_text(name, cell(place))?;
             }
             Ok(())
         };
         let settings = set();
         Ok(Parsed {
             // An empty cell is no id.
-            id: self.header.id.map(|place| cells[place].to_string()).filter(|id| !id.is_empty()),
+            id: self.header.id.map(|place| cell(place).to_string()).filter(|id| !id.is_empty()),
             given: Given::Prompt(text.to_string()),
-            carried: self.carried.iter().map(|place| place.map_or(String::new(), |p| cells[p].to_string())).collect(),
+            carried: self.carried.iter().map(|place| place.map_or(String::new(), |p| cell(p).to_string())).collect(),
             openai: None,
             asked: prompt(text).and_then(|content| settings.map(|()| Asked { content, generation })),
         })

@@ -37,9 +37,9 @@ impl Lines {
                 break false;
             }
             let end = chunk.iter().position(|&b| b == b'\n');
-            let part = &chunk[..end.unwrap_or(chunk.len())];
+            let part = end.and_then(|end| chunk.get(..end)).unwrap_or(chunk);
             let space = (LONGEST_RECORD + 1).saturating_sub(self.buffer.len());
-            self.buffer.extend_from_slice(&part[..part.len().min(space)]);
+            self.buffer.extend_from_slice(part.get(..space).unwrap_or(part));
             length += part.len() as u64;
             let used = part.len() + usize::from(end.is_some());
             self.reader.consume(used);

@@ -97,10 +97,10 @@ fn ask(fields: &Fields, given: &mut Given, request: &mut OpenAiRequest, warnings
         Endpoint::Completions => {
             let text = match body.value("prompt")? {
                 Some(Value::String(text)) => text,
-                Some(Value::Array(mut many)) if many.len() == 1 && many[0].is_string() => match many.remove(0) {
-                    Value::String(text) => text,
-                    _ => String::new(),
-                },
+                Some(Value::Array(many)) if matches!(&many[..], [Value::String(_)]) => many
+                    .into_iter()
+                    .find_map(|text| if let Value::String(text) = text { Some(text) } else { None })
+                    .unwrap_or_default(),
                 Some(_) => return refuse("prompt: only one string is supported".to_string()),
                 None => return Err(("missing_prompt", "body.prompt is missing".to_string())),
             };

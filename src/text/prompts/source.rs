@@ -78,14 +78,14 @@ impl Source {
         let mut file = self.open()?;
         let mut count = 0;
         while count < start.len() {
-            match file.read(&mut start[count..]) {
+            match file.read(start.get_mut(count..).unwrap_or_default()) {
                 Ok(0) => break,
                 Ok(n) => count += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(InputError::Bad(format!("{}: {}", shown(&self.name), why(&e)))),
             }
         }
-        let what = match &start[..count] {
+        let what = match start.get(..count).unwrap_or_default() {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is UTF-16 text; save it as UTF-8",
             [0x1f, 0x8b, ..] => "is compressed with gzip; unpack it first",
             [0x28, 0xb5, 0x2f, 0xfd] => "is compressed with zstd; unpack it first",
