@@ -5,7 +5,7 @@ mod common;
 #[path = "common/process.rs"]
 mod process;
 
-use process::{Bench, essence, essences, finish, records, signal, tiny, wait};
+use process::{Bench, essence, essences, feed_without_end, finish, records, signal, tiny, wait};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Stdio;
@@ -263,11 +263,14 @@ fn a_second_run_is_kept_out_and_let_in_after_the_first_was_killed() {
 #[test]
 fn an_interrupted_run_says_how_to_go_on_and_is_whole() {
     let bench = Bench::new();
-    let input = bench.file("in.jsonl", prompts(400));
-    let args = [input, "-o", "out.jsonl", "--without", "cache", "--max-tokens", "60", "--stop-on", "none"];
+    let args =
+        ["-", "--input-format", "jsonl", "-o", "out.jsonl", "--without", "cache", "--max-tokens", "60", "--stop-on", "none"];
     for (name, status) in [("INT", 130), ("TERM", 143), ("HUP", 143)] {
         let _ = std::fs::remove_file(bench.path("out.jsonl"));
-        let child = bench.start(bench.command(&args));
+        let mut command = bench.command(&args);
+        command.stdin(Stdio::piped());
+        let mut child = bench.start(command);
+        feed_without_end(&mut child);
         // Until there are answers.
         while std::fs::metadata(bench.path("out.jsonl")).map_or(0, |m| m.len()) == 0 {
             std::thread::sleep(Duration::from_millis(2));
@@ -488,8 +491,10 @@ fn a_run_without_terminal_goes_on_after_a_hangup_that_is_ignored() {
     let mut shell = std::process::Command::new("sh");
     shell.current_dir(&bench.folder).args(["-c", &run]);
     let mut child = bench.start(shell);
-    while std::fs::metadata(bench.path("out.jsonl")).map_or(0, |m| m.len()) == 0 {
-        assert!(child.try_wait().unwrap().is_none(), "{}", bench.text("log"));
+    let written = || std::fs::metadata(bench.path("out.jsonl")).map_or(0, |m| m.len()) > 0;
+    while !written() {
+        let ended = child.try_wait().unwrap().is_some();
+        assert!(!ended || written(), "{}", bench.text("log"));
         std::thread::sleep(Duration::from_millis(2));
     }
     signal(&child, "HUP");
@@ -500,9 +505,12 @@ fn a_run_without_terminal_goes_on_after_a_hangup_that_is_ignored() {
 #[test]
 fn a_second_signal_leaves_at_once_and_the_output_is_whole() {
     let bench = Bench::new();
-    let input = bench.file("in.jsonl", prompts(400));
-    let args = [input, "-o", "out.jsonl", "--without", "cache", "--max-tokens", "400", "--stop-on", "none"];
-    let child = bench.start(bench.command(&args));
+    let args =
+        ["-", "--input-format", "jsonl", "-o", "out.jsonl", "--without", "cache", "--max-tokens", "400", "--stop-on", "none"];
+    let mut command = bench.command(&args);
+    command.stdin(Stdio::piped());
+    let mut child = bench.start(command);
+    feed_without_end(&mut child);
     while std::fs::metadata(bench.path("out.jsonl")).map_or(0, |m| m.len()) == 0 {
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -514,5 +522,5 @@ fn a_second_signal_leaves_at_once_and_the_output_is_whole() {
     let ran = finish(child).expect(130);
     assert!(ran.stderr.contains("--resume goes on"), "{}", ran.stderr);
     let text = bench.text("out.jsonl");
-    assert!(text.ends_with('\n') && (1..400).contains(&records(&text).len()));
+    assert!(text.ends_with('\n') && !records(&text).is_empty());
 }

@@ -153,6 +153,15 @@ pub fn feed(child: &mut Child, text: &str) {
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
 }
 
+/// Gives a child prompts for as long as it reads, so that it never ends by itself.
+pub fn feed_without_end(child: &mut Child) {
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::spawn(move || {
+        let mut lines = (0..).map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"What is {i} & {i}?\"}}\n"));
+        lines.find(|line| stdin.write_all(line.as_bytes()).is_err());
+    });
+}
+
 /// Lines of JSON.
 #[track_caller]
 pub fn records(text: &str) -> Vec<serde_json::Value> {
