@@ -113,7 +113,7 @@ fn client_list(text: &str) -> Result<ClientList, String> {
 }
 
 fn positive(text: &str) -> Result<f64, String> {
-    text.parse::<f64>().ok().filter(|x| *x > 0.0 && *x <= 1e9).ok_or_else(|| "must be a number above 0".into())
+    text.parse::<f64>().ok().filter(|x| *x > 0.0 && x.is_finite()).ok_or_else(|| "must be a number above 0".into())
 }
 
 fn percent(text: &str) -> Result<f64, String> {
