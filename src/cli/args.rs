@@ -211,10 +211,11 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
-fn positive_seconds(text: &str) -> Result<f64, String> {
+/// Seconds that a clock can count: above 0, at most 10^9 (32 years).
+pub(super) fn positive_seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(s) if s > 0.0 && s <= 1e9 => Ok(s),
-        _ => Err("must be a number of seconds above 0".into()),
+        _ => Err("must be a number of seconds above 0, at most 1e9".into()),
     }
 }
 

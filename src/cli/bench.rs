@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=10_000), help_heading = "Plan")]
     pub rounds: Option<u64>,
     /// Most seconds [default: 105 with --quick, 285 for a single phase, 1140 for all]
-    #[arg(long, value_name = "S", value_parser = positive, help_heading = "Plan")]
+    #[arg(long, value_name = "S", value_parser = super::args::positive_seconds, help_heading = "Plan")]
     pub time_budget: Option<f64>,
     /// Closed-loop clients to simulate, such as 1,4,16; or none [default: 1,4,16 where phase 3 is measured]
     #[arg(long, value_name = "LIST", value_parser = client_list, help_heading = "Plan")]
