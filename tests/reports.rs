@@ -77,6 +77,31 @@ fn check_markdown(text: &str) {
     assert!(tables > 0);
 }
 
+/// Opens a page in a headless Chromium, where one is installed, at a width: what it drew, and whether it is wider than the window.
+fn in_a_browser(page: &str, width: usize) -> Option<(usize, bool)> {
+    let browser = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"]
+        .into_iter()
+        .find(|p| Path::new(p).exists())?;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("page.html");
+    // The page forbids scripts; a copy for the test measures itself by one. A frame is as narrow as asked for, a window is not.
+    let copy = page.replacen("<meta http-equiv=", "<meta name=\"was\" data-was=", 1);
+    let frame = copy.replace('&', "&amp;").replace('"', "&quot;");
+    let script = "onload = () => { const d = document.querySelector('iframe').contentDocument; document.title = \
+                  d.querySelectorAll('svg[role=img]').length + ' ' + (d.documentElement.scrollWidth > d.documentElement.clientWidth); };";
+    std::fs::write(&file, format!("<iframe width={width} height=900 srcdoc=\"{frame}\"></iframe><script>{script}</script>"))
+        .unwrap();
+    let mut command = Command::new(browser);
+    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]);
+    command.args(["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=5000", "--dump-dom"]);
+    command.arg(format!("--user-data-dir={}", folder.path().join("profile").display()));
+    let output = command.arg(format!("file://{}", file.display())).stdin(Stdio::null()).output().unwrap();
+    let dom = text(&output.stdout);
+    let title = dom.split("<title>").nth(1).unwrap_or_else(|| panic!("no title: {dom}")).split("</title>").next().unwrap();
+    let (charts, wide) = title.split_once(' ').unwrap_or_else(|| panic!("{title}"));
+    Some((charts.parse().unwrap(), wide == "true"))
+}
+
 #[test]
 fn a_quick_bench_writes_every_file_and_a_report_of_80_columns() {
     let (folder, model) = folder();
@@ -109,6 +134,15 @@ fn a_quick_bench_writes_every_file_and_a_report_of_80_columns() {
     assert_eq!(rows[2][3..5], ["inf", "inf"]);
     let result = BenchResult::read(&results).unwrap();
     assert!(result.quick && result.complete && result.rounds.len() == 2 && result.configs.len() == 7);
+    let page = std::fs::read_to_string(results.join("report.html")).unwrap();
+    let charts = page.matches("<svg role=\"img\"").count();
+    assert!(charts >= 4, "{charts}");
+    assert!(!page.contains("http:") && !page.contains("https:") && !page.contains("<script"));
+    for width in [360, 768, 1280] {
+        if let Some((drawn, wide)) = in_a_browser(&page, width) {
+            assert_eq!((drawn, wide), (charts, false), "in a browser {width} pixels wide");
+        }
+    }
     for file in ["report.md", "speedup.md"] {
         check_markdown(&std::fs::read_to_string(results.join(file)).unwrap());
     }

@@ -506,6 +506,7 @@ fn write(
 ) -> Result<(), Failure> {
     folder.write("result.json", &result.to_json())?;
     folder.write("report.md", &report.render(Format::Md, 80))?;
+    folder.write("report.html", &report.page())?;
     folder.write("speedup.md", &speedup::tables(&analyse(result)))?;
     folder.write("speedup.csv", &report.render(Format::Csv, 80))?;
     folder.write("speedup.json", &report.render(Format::Json, 80))?;

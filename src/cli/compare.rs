@@ -157,6 +157,7 @@ fn files(args: &Args) -> Result<u8, Failure> {
         folder.write("compare.csv", &report.render(Format::Csv, 0))?;
         folder.write("result.json", &pretty(&json))?;
         folder.write("report.md", &report.render(Format::Md, 0))?;
+        folder.write("report.html", &report.page())?;
     }
     show(args.format, &report, &json)?;
     Ok(0)
@@ -200,6 +201,7 @@ fn settings(args: &Args) -> Result<u8, Failure> {
     folder.write("result.json", &pretty(&json))?;
     folder.write("compare.csv", &report.render(Format::Csv, 0))?;
     folder.write("report.md", &report.render(Format::Md, 0))?;
+    folder.write("report.html", &report.page())?;
     console.say(format!("llmopt: results in {}", folder.shown()));
     show(args.format, &report, &json)?;
     Ok(0)

@@ -1,6 +1,7 @@
 //! A [`Comparison`] for people and as `compare.csv`: verdict first, then tables, limits, machine. In: the comparison. Out: a [`Report`]. It
 //! decides nothing: which setting is the fastest was judged in `bench::verdict`.
 
+use super::chart::{Bar, Chart, Marks};
 use super::{Align, Block, Cell, Report, Section, Table, factor, interval};
 use crate::bench::comparison::{Comparison, Figure, Measure};
 use crate::bench::statistics::Interval;
@@ -15,7 +16,10 @@ pub fn report(comparison: &Comparison, verdicts: &[Verdict]) -> Report {
         Section::new("Verdict", vec![Block::Notes(sentences(comparison, verdicts))]),
         Section::new(
             format!("Speed and memory (reference: {reference})"),
-            vec![Block::Table(speed_table(comparison)), Block::Notes(speed_notes(comparison))],
+            std::iter::once(Block::Table(speed_table(comparison)))
+                .chain(charts(comparison).into_iter().map(Block::Chart))
+                .chain([Block::Notes(speed_notes(comparison))])
+                .collect(),
         ),
     ];
     if !comparison.quick {
@@ -134,6 +138,36 @@ fn speed_table(comparison: &Comparison) -> Table {
             text
         },
     )
+}
+
+/// Throughput, memory and share of the limit by setting: a picture a measure.
+fn charts(comparison: &Comparison) -> Vec<Chart> {
+    let drawn = [Measure::Decode1, Measure::DecodeBatch, Measure::Prefill512, Measure::WorkloadTokS, Measure::PeakRssBytes];
+    let figures = |m: Measure| comparison.settings.iter().filter_map(move |s| Some((s.name.clone(), s.figure(m)?)));
+    let mut charts = Vec::new();
+    for measure in drawn {
+        let bar = |(label, f): (String, &Figure)| {
+            let value = f.value.filter(|v| v.is_finite())?;
+            Some(Bar { label, value, interval: f.low.zip(f.high), shown: value_and_interval(f) })
+        };
+        let bars: Vec<Bar> = figures(measure).filter_map(bar).collect();
+        charts.extend(bars_chart(title(measure).to_string(), bars));
+    }
+    for measure in [Measure::Decode1, Measure::DecodeBatch, Measure::Prefill512] {
+        let bar = |(label, f): (String, &Figure)| {
+            let share = f.share().filter(|s| s.is_finite())?;
+            Some(Bar { label, value: share, interval: None, shown: format!("{:.0} %", share * 100.0) })
+        };
+        let bars: Vec<Bar> = figures(measure).filter_map(bar).collect();
+        charts.extend(bars_chart(format!("Share of the machine's limit: {}", title(measure)), bars));
+    }
+    charts
+}
+
+fn bars_chart(title: String, bars: Vec<Bar>) -> Option<Chart> {
+    let all: Vec<String> = bars.iter().map(|b| format!("{} {}", b.label, b.shown)).collect();
+    let description = format!("Bars from zero with 95 % intervals: {}.", all.join("; "));
+    (!bars.is_empty()).then_some(Chart { title, description, marks: Marks::Bars(bars) })
 }
 
 fn quality_table(comparison: &Comparison) -> Table {

@@ -1,6 +1,7 @@
 //! What to show, apart from how: a report is sections of tables, paragraphs, facts and bars, as plain data; `format` turns it into a
-//! terminal's text, Markdown, CSV or JSON. In: results. Out: text. It measures nothing and prints nothing.
+//! terminal's text, Markdown, HTML, CSV or JSON. In: results. Out: text. It measures nothing and prints nothing.
 
+pub mod chart;
 pub mod compare;
 pub mod format;
 pub mod histograms;
@@ -45,6 +46,8 @@ pub enum Block {
     Facts(Vec<(String, String)>),
     /// Horizontal bars.
     Bars(Bars),
+    /// A picture, shown by HTML alone: a table beside it holds its figures.
+    Chart(chart::Chart),
 }
 
 /// Where a column's text stands.
@@ -173,6 +176,24 @@ pub fn interval(i: &Interval) -> String {
     format!("{} ({}–{})", factor(i.ratio), factor(i.low), factor(i.high))
 }
 
+impl Bars {
+    /// The same as a picture.
+    pub fn chart(&self) -> chart::Chart {
+        let bar = |(label, value, shown): &(String, f64, String)| chart::Bar {
+            label: label.clone(),
+            value: *value,
+            interval: None,
+            shown: shown.clone(),
+        };
+        let all: Vec<String> = self.bars.iter().map(|(label, _, shown)| format!("{label} {shown}")).collect();
+        chart::Chart {
+            title: self.title.clone(),
+            description: format!("Bars from zero: {}.", all.join("; ")),
+            marks: chart::Marks::Bars(self.bars.iter().map(bar).collect()),
+        }
+    }
+}
+
 impl Section {
     /// One with a heading.
     pub fn new(title: impl Into<String>, blocks: Vec<Block>) -> Section {
@@ -181,6 +202,11 @@ impl Section {
 }
 
 impl Report {
+    /// One HTML page with charts that needs nothing else.
+    pub fn page(&self) -> String {
+        format::html::page(self)
+    }
+
     /// The text in a format. `width`: columns of the terminal (used by [`Format::Table`] only). Ends with a newline.
     pub fn render(&self, format: Format, width: usize) -> String {
         match format {
@@ -211,8 +237,74 @@ mod tests {
             Block::Table(table.clone()),
             Block::Facts(vec![("CPU".into(), hostile.repeat(4))]),
             Block::Bars(bars),
+            Block::Chart(dots()),
         ];
         Report { title: hostile.into(), sections: vec![Section::new("Results", blocks)], data: table }
+    }
+
+    fn dots() -> chart::Chart {
+        let dot =
+            |label: &str, measured, expected| chart::Dot { label: label.into(), measured, expected, shown: "1.2 (1–2)".into() };
+        chart::Chart {
+            title: "a <b> & \"c\"".into(),
+            description: "x</desc><script>alert(1)</script>".into(),
+            marks: chart::Marks::Dots(vec![
+                dot("narrow", (1.1, 1.2, 1.3), Some((1.3, 1.5))),
+                dot("says nothing", (1e-9, 1.0, 1e9), None),
+                dot(&"long ".repeat(30), (0.5, 0.6, 0.7), Some((2.0, 2.0))),
+            ]),
+        }
+    }
+
+    /// Every element that is opened is closed, in order; void elements and self-closed ones apart.
+    fn assert_well_formed(page: &str) {
+        let mut open: Vec<String> = Vec::new();
+        let mut rest = &page[page.find("<html").unwrap()..];
+        while let Some(at) = rest.find('<') {
+            let end = at + rest[at..].find('>').unwrap();
+            let tag = &rest[at + 1..end];
+            rest = &rest[end + 1..];
+            let name: String = tag.trim_start_matches('/').chars().take_while(|c| c.is_ascii_alphanumeric()).collect();
+            if let Some(closed) = tag.strip_prefix('/') {
+                assert_eq!(open.pop().as_deref(), Some(closed), "closed out of order");
+            } else if name != "meta" && !tag.ends_with('/') {
+                open.push(name);
+            }
+        }
+        assert_eq!(open, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_page_needs_nothing_else_is_well_formed_and_texts_in_it_are_dead() {
+        let page = report().page();
+        assert_well_formed(&page);
+        for needle in ["<script", "http://", "https://", "src=", "href=", "url(", "@import", "<img", "onload", "\u{1b}"] {
+            assert!(!page.contains(needle), "{needle}");
+        }
+        assert!(page.contains("&lt;img src") || page.contains("&lt;img"));
+        assert_eq!(page.matches("<svg").count(), 2);
+        // Each picture has a title and a text of its own.
+        for number in 1..=2 {
+            for id in [format!("id=\"chart-{number}-title\""), format!("id=\"chart-{number}-text\"")] {
+                assert_eq!(page.matches(&id).count(), 1, "{id}");
+            }
+        }
+        assert_eq!(page, report().page(), "the same report, the same bytes");
+        assert!(!page.contains("NaN") && !page.contains("inf%"));
+    }
+
+    #[test]
+    fn a_point_stands_where_its_axis_says() {
+        let page = Report { sections: vec![Section::new("", vec![Block::Chart(dots())])], ..Report::default() }.page();
+        let place = |needle: &str, nth: usize| -> f64 {
+            let at = page.match_indices(needle).nth(nth).unwrap().0 + needle.len();
+            page[at..].split('%').next().unwrap().parse().unwrap()
+        };
+        let x = |nth| place("<circle class=\"dot\" cx=\"", nth);
+        // Logarithmic: the distances of 0.6, 1 and 1.2 are those of their logarithms.
+        let (narrow, one, low) = (x(0), x(1), x(2));
+        assert!(((narrow - one) / (one - low) - 1.2f64.ln() / (1.0f64 / 0.6).ln()).abs() < 0.01, "{narrow} {one} {low}");
+        assert!((place("<line class=\"one\" x1=\"", 0) - one).abs() < 0.02);
     }
 
     #[test]

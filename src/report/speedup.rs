@@ -1,6 +1,7 @@
 //! The report of a bench: the audit's table with what really happened beside it, and what explains it. In: a result, its analysis,
 //! histograms. Out: a [`Report`]. It judges nothing and writes no file.
 
+use super::chart::{Bar, Chart, Distributions, Dot, Marks, Stack};
 use super::histograms::percentile;
 use super::{Align, Bars, Block, Cell, Report, Section, Table, factor, interval};
 use crate::bench::plan::TOTALS;
@@ -142,6 +143,89 @@ fn steps_table(analysis: &Analysis) -> Option<Table> {
         table.push(cells);
     }
     (rows.len() > 1).then_some(table)
+}
+
+/// Factors beside what the audit expected of them.
+fn audit_chart(analysis: &Analysis) -> Option<Chart> {
+    let dot = |row: &RowResult| {
+        let r = row.alone.as_ref()?;
+        let all = [r.interval.low, r.interval.ratio, r.interval.high];
+        all.iter().all(|v| v.is_finite() && *v > 0.0).then(|| Dot {
+            label: title(&row.name),
+            measured: (r.interval.low, r.interval.ratio, r.interval.high),
+            expected: row.expected.filter(|e| e.1.is_finite()),
+            shown: interval(&r.interval),
+        })
+    };
+    let dots: Vec<Dot> = analysis.rows.iter().filter_map(dot).collect();
+    let within = |d: &&Dot| d.expected.is_some_and(|(low, high)| (low..=high).contains(&d.measured.1));
+    let description = format!(
+        "Measured factors with 95 % intervals on a logarithmic axis, over the ranges that the audit expected. {} of {} points with a range lie in it: {}.",
+        dots.iter().filter(within).count(),
+        dots.iter().filter(|d| d.expected.is_some()).count(),
+        dots.iter().map(|d| format!("{} {}", d.label, d.shown)).collect::<Vec<_>>().join("; ")
+    );
+    let title = "Gain of each optimization (dot and line) over the expected range (band)".into();
+    (!dots.is_empty()).then_some(Chart { title, description, marks: Marks::Dots(dots) })
+}
+
+/// How fast it becomes while one optimization after the other is switched on.
+fn ladder_chart(analysis: &Analysis) -> Option<Chart> {
+    let step = |row: &RowResult| {
+        let r = row.cumulative.as_ref().filter(|r| r.interval.ratio.is_finite())?;
+        Some(Bar {
+            label: title(&row.name),
+            value: r.interval.ratio,
+            interval: Some((r.interval.low, r.interval.high)),
+            shown: interval(&r.interval),
+        })
+    };
+    let rows = analysis.rows.iter().filter(|r| TOTALS.iter().all(|t| t.0 != r.name));
+    let bars: Vec<Bar> = rows.filter_map(step).collect();
+    let last = bars.last().map_or(String::new(), |b| format!("; the last is {}", b.shown));
+    let description = format!("Times the baseline's speed after each step, in the audit's order, {} steps{last}.", bars.len());
+    let title = "Speed over the baseline, optimizations switched on in order".into();
+    (bars.len() > 1).then_some(Chart { title, description, marks: Marks::Bars(bars) })
+}
+
+/// Where the time of a slice went, for the configurations that a reader asks about first.
+fn stages_chart(result: &BenchResult) -> Option<Chart> {
+    let parts = [Stage::Prefill, Stage::Decode, Stage::Sample, Stage::Detokenize, Stage::Tokenize];
+    let names = ["prefill", "decode", "sample", "detokenize", "tokenize (beside the forward passes)"];
+    let mut rows = Vec::new();
+    for config in first_configs(result) {
+        let part = |stage: &Stage| of_samples(result, config, |s| s.stages.of(*stage)).unwrap_or(0.0);
+        let total = of_samples(result, config, |s| s.seconds)?;
+        rows.push(Stack {
+            label: result.configs.get(config)?.label.clone(),
+            parts: parts.iter().map(part).collect(),
+            shown: format!("{} a slice", seconds(total)),
+        });
+    }
+    let text = rows.iter().map(|r| format!("{}: {}", r.label, r.shown)).collect::<Vec<_>>().join("; ");
+    let description = format!("Bars of stages laid end to end, medians over the rounds. {text}.");
+    let marks = Marks::Stacks(names.map(String::from).to_vec(), rows);
+    Some(Chart { title: "Where the time of a slice went".into(), description, marks })
+}
+
+/// The start and everything on: what is drawn of each configuration.
+fn first_configs(result: &BenchResult) -> Vec<usize> {
+    if result.start == result.everything { vec![result.start] } else { vec![result.start, result.everything] }
+}
+
+/// How long whole answers took.
+fn latency_chart(result: &BenchResult, latencies: &[Latencies]) -> Option<Chart> {
+    let named: Vec<(&str, &hdrhistogram::Histogram<u64>)> = first_configs(result)
+        .into_iter()
+        .filter_map(|i| Some((result.configs.get(i)?.label.as_str(), &latencies.get(i)?.end_to_end)))
+        .collect();
+    let drawn = Distributions::of(&named)?;
+    let text = drawn.series.iter().map(|s| format!("{}: {}", s.label, s.shown)).collect::<Vec<_>>().join("; ");
+    Some(Chart {
+        title: "Latency of whole answers, logarithmic axis (lines: percentiles)".into(),
+        description: format!("Histograms of seconds from acceptance to the end of an answer. {text}."),
+        marks: Marks::Distributions(drawn),
+    })
 }
 
 fn percent(share: f64) -> String {
@@ -491,8 +575,11 @@ fn program(result: &BenchResult) -> Vec<(String, String)> {
 
 /// The whole report.
 pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]) -> Report {
-    let mut first = vec![Block::Table(audit_table(analysis)), Block::Notes(notes(result, analysis))];
+    let mut first = vec![Block::Table(audit_table(analysis))];
+    first.extend(audit_chart(analysis).map(Block::Chart));
+    first.push(Block::Notes(notes(result, analysis)));
     if let Some(table) = steps_table(analysis) {
+        first.extend(ladder_chart(analysis).map(Block::Chart));
         first.push(Block::Table(table));
         let text = "Lost if removed: everything on against all but this one (for rows beyond the audit: that and this one against everything on).";
         first.push(Block::Text(text.into()));
@@ -500,8 +587,12 @@ pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]
     let mut sections = vec![Section::new("What each optimization gained", first)];
     if !result.rounds.is_empty() {
         let text = "Medians over the rounds. Tokenizing runs beside the forward passes; queue is the mean wait of an answer; n are generated tokens.";
-        sections.push(Section::new("Where the time went", vec![Block::Text(text.into()), Block::Table(stages(result))]));
-        sections.push(Section::new("Latency", latency(result, latencies)));
+        let mut went: Vec<Block> = stages_chart(result).map(Block::Chart).into_iter().collect();
+        went.extend([Block::Text(text.into()), Block::Table(stages(result))]);
+        sections.push(Section::new("Where the time went", went));
+        let mut took: Vec<Block> = latency_chart(result, latencies).map(Block::Chart).into_iter().collect();
+        took.extend(latency(result, latencies));
+        sections.push(Section::new("Latency", took));
     }
     if !result.starts.is_empty() {
         sections.push(Section::new("Load time, first request, memory", vec![Block::Table(starts(result))]));

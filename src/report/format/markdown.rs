@@ -46,8 +46,12 @@ pub fn report(report: &Report) -> String {
             out.push_str(&format!("\n## {}\n", escaped(&section.title)));
         }
         for block in &section.blocks {
+            if matches!(block, Block::Chart(_)) {
+                continue;
+            }
             out.push('\n');
             match block {
+                Block::Chart(_) => {}
                 Block::Text(text) => out.push_str(&format!("{}\n", escaped(text))),
                 Block::Notes(notes) => notes.iter().for_each(|n| out.push_str(&format!("* {}\n", escaped(n)))),
                 Block::Table(t) => out.push_str(&table(t)),

@@ -2,8 +2,10 @@
 //! format: names in models and answers are strangers' text.
 
 pub mod csv;
+pub mod html;
 pub mod json;
 pub mod markdown;
+mod svg;
 pub mod table;
 
 /// What `--format` chooses.

@@ -82,6 +82,8 @@ pub fn report(report: &Report, width: usize) -> String {
         }
         for block in &section.blocks {
             match block {
+                // The tables beside it hold its figures.
+                Block::Chart(_) => {}
                 Block::Text(text) => out.push_str(&filled(text, width, "", "")),
                 Block::Notes(notes) => notes.iter().for_each(|n| out.push_str(&filled(n, width, "- ", "  "))),
                 Block::Table(t) => out.push_str(&table(t, width)),
