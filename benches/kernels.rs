@@ -17,7 +17,7 @@ use llmopt::kernels::{
     Activations, Arena, COLUMNS, Context, Format, KernelSet, KvArena, KvShape, PAGE, Panels, Rotation, Row, Rows, Team, Want,
     attention_units, pack_panel, padded, panel_bytes,
 };
-use llmopt::model::{self, Activation, Model, ModelError, ModelSpec, Norm, OpenOptions, Role, Rope, Vocabulary, Weights};
+use llmopt::model::{self, Model, ModelError, ModelSpec, OpenOptions, Plain, Role, Vocabulary, Weights};
 use llmopt::roofline::{Effort, Formats, Limits, Rates, Work};
 use std::ops::Range;
 use std::sync::Arc;
@@ -52,8 +52,7 @@ const PATIENCE: f64 = 0.05;
 
 /// The blueprint of the default model.
 fn smollm2() -> ModelSpec {
-    ModelSpec {
-        architecture: "llama".into(),
+    ModelSpec::plain(Plain {
         layers: 30,
         hidden: 576,
         ffn: 1536,
@@ -62,11 +61,9 @@ fn smollm2() -> ModelSpec {
         head_dim: 64,
         vocab: 49152,
         context: 8192,
-        norm: Norm::Rms { epsilon: 1e-5 },
-        rope: Rope { theta: 1e5, dims: 64, factors: vec![] },
-        activation: Activation::SwiGlu,
-        tied_embeddings: true,
-    }
+        theta: 1e5,
+        epsilon: 1e-5,
+    })
 }
 
 /// Weights of these shapes in this format, small and finite; its output matrix is q8_0 where the layers are q4_1, as in the file.
@@ -303,12 +300,14 @@ fn places(rows: usize) -> Vec<Row> {
 }
 
 fn kv_shape(spec: &ModelSpec, layers: usize, half: bool) -> KvShape {
-    KvShape { layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, half }
+    let attention = spec.layers[0].attention();
+    KvShape { layers, kv_heads: attention.kv_heads, head_dim: attention.head_dim, half }
 }
 
 /// The products of a layer and the head, with what is fused to them.
 fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format, region: &mut Arena) {
-    let (h, q, kv, f) = (spec.hidden, spec.query_width(), spec.kv_width(), spec.ffn);
+    let attention = spec.layers[0].attention();
+    let (h, q, kv, f) = (spec.hidden, attention.query_width(), attention.kv_width(), spec.layers[0].ffn.width());
     if ![h, q, f].iter().all(|k| k.is_multiple_of(format.block())) {
         println!("{format}: rows of {h}, {q}, {f} are no multiples of {}", format.block());
         return;
@@ -331,7 +330,7 @@ fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format
     for m in sizes {
         let input = activations(team, m, h, quantized);
         let mut pages = KvArena::new(kv_shape(spec, 1, quantized), m.div_ceil(PAGE)).expect("memory");
-        let (rotation, rows, mut queries) = (rotation_table(m, spec.head_dim), places(m), Rows::new(m, q));
+        let (rotation, rows, mut queries) = (rotation_table(m, attention.head_dim), places(m), Rows::new(m, q));
         let rotation = Rotation { table: &rotation, scale: 0.125 };
         // The three matrices lie side by side, as in the model.
         table.time(&names[0], m, Cost::product(format, m, q + 2 * kv, h), |i| {
@@ -376,7 +375,8 @@ fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format
 
 /// What works on rows in the caches; epilogues of products are timed with one multiply-add an output in front of them.
 fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
-    let (h, q, kv, f) = (spec.hidden, spec.query_width(), spec.kv_width(), spec.ffn);
+    let attention = spec.layers[0].attention();
+    let (h, q, kv, f) = (spec.hidden, attention.query_width(), attention.kv_width(), spec.layers[0].ffn.width());
     let elements = |m: usize, n: usize, bytes: f64, ops: f64| {
         let count = (m * n) as f64;
         Cost { touched: count * bytes, f32_ops: count * ops, ..Cost::default() }
@@ -401,7 +401,7 @@ fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
         for m in [1, 16, 256] {
             let input = activations(team, m, 1, false);
             let mut pages = KvArena::new(kv_shape(spec, 1, half), m.div_ceil(PAGE)).expect("memory");
-            let (rotation, rows, mut queries) = (rotation_table(m, spec.head_dim), places(m), Rows::new(m, q));
+            let (rotation, rows, mut queries) = (rotation_table(m, attention.head_dim), places(m), Rows::new(m, q));
             let rotation = Rotation { table: &rotation, scale: 0.125 };
             let [query, key, value] = [0, 1, 2].map(|i| Panels::new(Format::F32, [q, kv, kv][i], 1, &data[i]));
             let name = format!("RoPE, scale, {} pages of {}", if half { "f16" } else { "f32" }, q + 2 * kv);
@@ -470,13 +470,14 @@ fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, t
     if !cases.iter().any(|c| table.wants(&name(c))) {
         return;
     }
-    let (q, kv, layers, pages) = (spec.query_width(), spec.kv_width(), 15, 512);
+    let first = spec.layers[0].attention();
+    let (q, kv, layers, pages) = (first.query_width(), first.kv_width(), 15, 512);
     let shape = kv_shape(spec, layers, half);
     let mut arena = KvArena::new(shape, pages).expect("memory");
     // Every page of every layer is written: untouched ones would all be one page of zeros.
-    let mut filler = Team::new(KernelSet::best(), threads, spec.head_dim, false).expect("threads");
+    let mut filler = Team::new(KernelSet::best(), threads, first.head_dim, false).expect("threads");
     let positions = pages * PAGE;
-    let (data, table_of) = (one_row(q), rotation_table(positions, spec.head_dim));
+    let (data, table_of) = (one_row(q), rotation_table(positions, first.head_dim));
     let rotation = Rotation { table: &table_of, scale: 0.125 };
     let [query, key, value] =
         [q, kv, kv].map(|n| Panels::new(Format::F32, n, 1, &data[..n.div_ceil(COLUMNS) * panel_bytes(Format::F32, 1)]));
@@ -489,10 +490,10 @@ fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, t
         let positions = before + rows;
         let (each, total) = (positions.div_ceil(PAGE), sequences * rows);
         let row: Vec<Row> = (0..total).map(|r| Row { position: (before + r % rows) as u32, page: Row::NOWHERE }).collect();
-        let apart = total < 64 && sequences * spec.kv_heads < 3 * threads;
+        let apart = total < 64 && sequences * first.kv_heads < 3 * threads;
         let mut units = Vec::new();
         for s in 0..sequences {
-            attention_units(s, s * rows, rows, 0, spec.heads, spec.kv_heads, apart, &mut units);
+            attention_units(s, s * rows, rows, 0, first.heads, first.kv_heads, apart, &mut units);
         }
         let queries = made_up_rows(total, q);
         let mut out = Activations::new(total, q, half);
@@ -509,7 +510,7 @@ fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, t
             let lists: Vec<Vec<u32>> =
                 (0..sequences).map(|s| ((first + s * each) as u32..(first + (s + 1) * each) as u32).collect()).collect();
             let contexts: Vec<Context> = lists.iter().map(|l| Context::Pages(l)).collect();
-            team.attention(&units, &row, &contexts, &arena, i % layers, spec.heads, &queries, &mut out);
+            team.attention(&units, &row, &contexts, &arena, i % layers, spec.layers[0].attention().heads, &queries, &mut out);
         });
     }
 }
@@ -614,7 +615,7 @@ fn main() {
         .collect();
     let mut region = Arena::new(REGION.max(spec.vocab.next_multiple_of(COLUMNS) * spec.hidden * 4)).expect("memory");
     for set in KernelSet::available().into_iter().rev().filter(|s| args.kernels.is_none_or(|k| k == *s)) {
-        let mut team = Team::new(set, args.threads, spec.head_dim, false).expect("threads");
+        let mut team = Team::new(set, args.threads, spec.layers[0].attention().head_dim, false).expect("threads");
         let mut table = Table { rates: &rates, only: &args.only, full: args.full, left_out: 0, pace: f64::INFINITY };
         table.head(&format!("{}: products, weights from memory", set.name()));
         for &format in &formats {

@@ -29,7 +29,16 @@ pub mod report;
 
 pub mod cli;
 
+// Files that unit and integration tests share say `llmopt::`.
+#[cfg(test)]
+extern crate self as llmopt;
+
 /// Tiny random models for unit tests; integration tests include the same file as `mod common`.
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 pub(crate) mod tiny;
+
+/// The forward pass as plainly as it can be written.
+#[cfg(test)]
+#[path = "../tests/common/textbook.rs"]
+pub(crate) mod textbook;

@@ -26,12 +26,7 @@ fn convert(from: &Path, into: &Path) -> (Model, Model) {
 }
 
 fn roles(model: &Model) -> Vec<Role> {
-    let layer = |i| {
-        use Role::*;
-        [AttentionNorm(i), Query(i), Key(i), Value(i), AttentionOutput(i), FfnNorm(i), Gate(i), Up(i), Down(i)]
-    };
-    let ends = [Role::TokenEmbedding, Role::Output, Role::OutputNorm];
-    (0..model.spec.layers).flat_map(layer).chain(ends).collect()
+    llmopt::model::roles(&model.spec).map(|(role, _)| role).chain([Role::Output]).collect()
 }
 
 fn bytes(model: &Model, role: Role, format: Format) -> Vec<u8> {

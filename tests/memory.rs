@@ -40,8 +40,9 @@ fn open(name: &str) -> Model {
 fn packed(model: &Model, dtype: &str) -> (u64, u64) {
     let format = Format::ALL.into_iter().find(|f| f.name() == dtype);
     let half = format.or(model.weights.format(Role::Gate(0))).is_some_and(Format::is_quantized);
-    let spec = &model.spec;
-    let shape = KvShape { layers: spec.layers, kv_heads: spec.kv_heads, head_dim: spec.head_dim, half };
+    let attention = model.spec.layers[0].attention();
+    let (layers, kv_heads, head_dim) = (model.spec.layers.len(), attention.kv_heads, attention.head_dim);
+    let shape = KvShape { layers, kv_heads, head_dim, half };
     let weights = PackedModel::estimate(model, format.map_or(FormatPlan::AsStored, FormatPlan::All));
     (weights, (shape.page_bytes() / PAGE) as u64)
 }

@@ -1,6 +1,8 @@
 //! Every decoder against candle's f32 llama on the same dequantized weights: the same greedy tokens, nearly the same scores.
 
 mod common;
+#[path = "common/textbook.rs"]
+mod textbook;
 
 use common::{Tiny, Values};
 use llmopt::bench::quality::compare_rows;
@@ -8,7 +10,7 @@ use llmopt::decoder::candle::CandleDecoder;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
 use llmopt::kernels::{Format, KernelSet};
-use llmopt::model::{self, Model, Norm, OpenOptions, Role};
+use llmopt::model::{self, Model, OpenOptions};
 use llmopt::text::Tokenizer;
 use std::sync::Arc;
 
@@ -55,69 +57,8 @@ fn ids(n: usize, vocab: usize) -> Vec<u32> {
 
 /// The model written down as plainly as possible, in f64: scores of every position.
 fn plain(model: &Model, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let spec = &model.spec;
-    let matrix = |role: Role| -> (Vec<f64>, usize) {
-        let (rows, columns) = model.weights.shape(role);
-        let mut bytes = Vec::new();
-        model.weights.read(role, 0..rows, Format::F32, &mut bytes).unwrap();
-        (bytes.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(), columns)
-    };
-    let times = |(w, columns): &(Vec<f64>, usize), x: &[f64]| -> Vec<f64> {
-        w.chunks(*columns).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
-    };
-    let Norm::Rms { epsilon } = spec.norm;
-    let normed = |x: &[f64], (w, _): &(Vec<f64>, usize)| -> Vec<f64> {
-        let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
-        x.iter().zip(w).map(|(v, w)| v / (mean + f64::from(epsilon)).sqrt() * w).collect()
-    };
-    let rotate = |x: &mut [f64], position: usize| {
-        for head in x.chunks_mut(spec.head_dim) {
-            for i in 0..spec.rope.dims / 2 {
-                let frequency = f64::from(spec.rope.theta).powf(-2.0 * i as f64 / spec.rope.dims as f64);
-                let (sin, cos) = (position as f64 * frequency).sin_cos();
-                let (a, b) = (head[2 * i], head[2 * i + 1]);
-                (head[2 * i], head[2 * i + 1]) = (a * cos - b * sin, a * sin + b * cos);
-            }
-        }
-    };
-    let (embedding, hidden) = matrix(Role::TokenEmbedding);
-    let output = if spec.tied_embeddings { (embedding.clone(), hidden) } else { matrix(Role::Output) };
-    let mut rows: Vec<Vec<f64>> = tokens.iter().map(|&t| embedding[t as usize * hidden..][..hidden].to_vec()).collect();
-    for layer in 0..spec.layers {
-        let [an, q, k, v, o] =
-            [Role::AttentionNorm, Role::Query, Role::Key, Role::Value, Role::AttentionOutput].map(|role| matrix(role(layer)));
-        let [fnorm, gate, up, down] = [Role::FfnNorm, Role::Gate, Role::Up, Role::Down].map(|role| matrix(role(layer)));
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for (position, row) in rows.iter_mut().enumerate() {
-            let x = normed(row, &an);
-            let (mut query, mut key) = (times(&q, &x), times(&k, &x));
-            rotate(&mut query, position);
-            rotate(&mut key, position);
-            keys.push(key);
-            values.push(times(&v, &x));
-            let mut mixed = Vec::new();
-            for head in 0..spec.heads {
-                let group = head / (spec.heads / spec.kv_heads) * spec.head_dim..;
-                let query = &query[head * spec.head_dim..][..spec.head_dim];
-                let score = |key: &Vec<f64>| -> f64 {
-                    query.iter().zip(&key[group.clone()]).map(|(a, b)| a * b).sum::<f64>() / (spec.head_dim as f64).sqrt()
-                };
-                let weights: Vec<f64> = keys.iter().map(|key| score(key).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                for d in 0..spec.head_dim {
-                    mixed.push(
-                        weights.iter().zip(&values).map(|(w, v): (_, &Vec<f64>)| w * v[group.clone()][d]).sum::<f64>() / sum,
-                    );
-                }
-            }
-            row.iter_mut().zip(times(&o, &mixed)).for_each(|(r, y)| *r += y);
-            let x = normed(row, &fnorm);
-            let gated: Vec<f64> = times(&gate, &x).iter().zip(times(&up, &x)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            row.iter_mut().zip(times(&down, &gated)).for_each(|(r, y)| *r += y);
-        }
-    }
-    let last = matrix(Role::OutputNorm);
-    rows.iter().map(|row| times(&output, &normed(row, &last)).iter().map(|&s| s as f32).collect()).collect()
+    let rows = textbook::logits(&model.spec, &*model.weights, tokens, tokens.len());
+    rows.iter().map(|row| row.iter().map(|s| *s as f32).collect()).collect()
 }
 
 fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {

@@ -4,7 +4,9 @@
 
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot, Want};
 use crate::kernels::Format;
-use crate::model::{ModelError, ModelSpec, Norm, Role, Weights};
+use crate::model::{
+    Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, Role, Rope, Weights, llama_name, roles,
+};
 use crate::units::TokenId;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -32,17 +34,13 @@ impl CandleDecoder {
     /// `llama` cannot express.
     pub fn new(spec: &ModelSpec, weights: &dyn Weights, slots: usize) -> Result<CandleDecoder, ModelError> {
         let refuse = |what: &str| Err(ModelError::Invalid(format!("candle's llama knows no {what}; use the native decoder")));
-        match () {
-            _ if spec.head_dim * spec.heads != spec.hidden => {
-                return refuse("heads whose widths do not add up to the hidden size");
-            }
-            _ if spec.rope.dims != spec.head_dim => return refuse("partial rotation"),
-            _ if !spec.rope.factors.is_empty() => return refuse("rotary factors"),
-            _ => {}
-        }
-        let config = config(spec);
+        let sizes = match Sizes::of(spec) {
+            Ok(sizes) => sizes,
+            Err(what) => return refuse(what),
+        };
+        let config = config(spec, &sizes);
         let broken = |e: candle_core::Error| ModelError::Invalid(format!("candle cannot build the model: {e}"));
-        let tensors = tensors(spec, weights)?;
+        let tensors = tensors(spec, &sizes, weights)?;
         let builder = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         let llama = Llama::load(builder, &config).map_err(broken)?;
         let empty = Cache::new(true, DType::F32, &config, &Device::Cpu).map_err(broken)?;
@@ -79,29 +77,87 @@ impl CandleDecoder {
     }
 }
 
-fn config(spec: &ModelSpec) -> Config {
-    let Norm::Rms { epsilon } = spec.norm;
+/// What candle's llama is made of.
+struct Sizes {
+    heads: usize,
+    kv_heads: usize,
+    ffn: usize,
+    epsilon: f32,
+    theta: f32,
+}
+
+impl Sizes {
+    /// The sizes of a blueprint, or what it has that candle's llama has not.
+    fn of(spec: &ModelSpec) -> Result<Sizes, &'static str> {
+        let ModelSpec {
+            architecture: _,
+            hidden,
+            vocab: _,
+            context: _,
+            layers,
+            norm,
+            ropes,
+            embedding_scale,
+            query_growth,
+            logit_scale,
+            logit_softcap,
+            output_bias,
+            tied_embeddings: _,
+        } = spec;
+        let first = layers.first().ok_or("model without layers")?;
+        if layers.iter().any(|layer| layer != first) {
+            return Err("layers that differ");
+        }
+        let LayerSpec { mixer: Mixer::Attention(attention), ffn, norms, residual_scale } = first;
+        let Attention { heads, kv_heads, head_dim, qkv_bias, output_bias: o_bias, qk_norm, rope, window, scale, softcap, sinks } =
+            *attention;
+        let Ffn::Gated { width, activation: Activation::Silu, input_bias: false, output_bias: false } = *ffn else {
+            return Err("feed-forward part but SwiGLU without biases");
+        };
+        let Norm { kind: NormKind::Rms, epsilon, weights: true, bias: false } = *norm else {
+            return Err("norm but RMS with weights");
+        };
+        let Some(Rope { theta, dims, factors, magnitude, long: None }) = rope.and_then(|rope| ropes.get(rope)) else {
+            return Err("layers without positions, or positions that depend on the length");
+        };
+        match () {
+            _ if head_dim * heads != *hidden => Err("heads whose widths do not add up to the hidden size"),
+            _ if *dims != head_dim => Err("partial rotation"),
+            _ if !factors.is_empty() || *magnitude != 1.0 => Err("rotary factors"),
+            _ if qkv_bias || o_bias || *output_bias => Err("biases"),
+            _ if qk_norm.is_some() => Err("norms of queries and keys"),
+            _ if window.is_some() || sinks => Err("sliding windows or sinks"),
+            _ if softcap.is_some() || logit_softcap.is_some() => Err("soft caps"),
+            _ if *norms != Norms::Before => Err("norms that are not before each branch"),
+            _ if *residual_scale != 1.0 || *embedding_scale != 1.0 || *logit_scale != 1.0 => Err("scales"),
+            _ if query_growth.is_some() || scale != 1.0 / (head_dim as f32).sqrt() => Err("scales of queries"),
+            _ => Ok(Sizes { heads, kv_heads, ffn: width, epsilon, theta: *theta }),
+        }
+    }
+}
+
+fn config(spec: &ModelSpec, sizes: &Sizes) -> Config {
     let config = LlamaConfig {
         hidden_size: spec.hidden,
-        intermediate_size: spec.ffn,
+        intermediate_size: sizes.ffn,
         vocab_size: spec.vocab,
-        num_hidden_layers: spec.layers,
-        num_attention_heads: spec.heads,
-        num_key_value_heads: Some(spec.kv_heads),
-        rms_norm_eps: f64::from(epsilon),
-        rope_theta: spec.rope.theta,
+        num_hidden_layers: spec.layers.len(),
+        num_attention_heads: sizes.heads,
+        num_key_value_heads: Some(sizes.kv_heads),
+        rms_norm_eps: f64::from(sizes.epsilon),
+        rope_theta: sizes.theta,
         bos_token_id: None,
         eos_token_id: None,
         rope_scaling: None,
         // It compares the number of heads with this before it cuts its cache (`k.dims()[1]`), so it must not be tiny.
-        max_position_embeddings: spec.context.max(spec.heads),
+        max_position_embeddings: spec.context.max(sizes.heads),
         tie_word_embeddings: Some(spec.tied_embeddings),
     };
     config.into_config(false)
 }
 
 /// Every weight in f32 under its Hugging Face name, query and key rows in half-split rotary order.
-fn tensors(spec: &ModelSpec, weights: &dyn Weights) -> Result<HashMap<String, Tensor>, ModelError> {
+fn tensors(spec: &ModelSpec, sizes: &Sizes, weights: &dyn Weights) -> Result<HashMap<String, Tensor>, ModelError> {
     let mut all = HashMap::new();
     let mut add = |name: String, role: Role, heads: Option<usize>| -> Result<(), ModelError> {
         let (rows, columns) = weights.shape(role);
@@ -124,22 +180,13 @@ fn tensors(spec: &ModelSpec, weights: &dyn Weights) -> Result<HashMap<String, Te
         all.insert(name, tensor().map_err(|e| ModelError::Invalid(format!("candle refuses a weight: {e}")))?);
         Ok(())
     };
-    add("model.embed_tokens.weight".into(), Role::TokenEmbedding, None)?;
-    add("model.norm.weight".into(), Role::OutputNorm, None)?;
-    if !spec.tied_embeddings {
-        add("lm_head.weight".into(), Role::Output, None)?;
-    }
-    for i in 0..spec.layers {
-        let name = |part: &str| format!("model.layers.{i}.{part}.weight");
-        add(name("input_layernorm"), Role::AttentionNorm(i), None)?;
-        add(name("self_attn.q_proj"), Role::Query(i), Some(spec.heads))?;
-        add(name("self_attn.k_proj"), Role::Key(i), Some(spec.kv_heads))?;
-        add(name("self_attn.v_proj"), Role::Value(i), None)?;
-        add(name("self_attn.o_proj"), Role::AttentionOutput(i), None)?;
-        add(name("post_attention_layernorm"), Role::FfnNorm(i), None)?;
-        add(name("mlp.gate_proj"), Role::Gate(i), None)?;
-        add(name("mlp.up_proj"), Role::Up(i), None)?;
-        add(name("mlp.down_proj"), Role::Down(i), None)?;
+    for (role, _) in roles(spec) {
+        let heads = match role {
+            Role::Query(_) => Some(sizes.heads),
+            Role::Key(_) => Some(sizes.kv_heads),
+            _ => None,
+        };
+        add(llama_name(role), role, heads)?;
     }
     Ok(all)
 }

@@ -4,7 +4,7 @@
 
 use super::kv::{PAGE, PageTable};
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot, Want};
-use crate::model::{Activation, ModelSpec, Norm, Rope};
+use crate::model::{ModelSpec, Plain};
 use crate::units::TokenId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -35,8 +35,7 @@ struct Sequence {
 impl FakeDecoder {
     /// A fake with this vocabulary size and capacity.
     pub fn new(vocab: usize, capacity: Capacity) -> FakeDecoder {
-        let spec = ModelSpec {
-            architecture: "fake".into(),
+        let sizes = Plain {
             layers: 1,
             hidden: 2,
             ffn: 2,
@@ -45,11 +44,10 @@ impl FakeDecoder {
             head_dim: 2,
             vocab,
             context: capacity.positions,
-            norm: Norm::Rms { epsilon: 1e-5 },
-            rope: Rope { theta: 1e4, dims: 2, factors: Vec::new() },
-            activation: Activation::SwiGlu,
-            tied_embeddings: true,
+            theta: 1e4,
+            epsilon: 1e-5,
         };
+        let spec = ModelSpec { architecture: "fake".into(), ..ModelSpec::plain(sizes) };
         let pages = capacity.positions / PAGE;
         FakeDecoder {
             spec,

@@ -10,8 +10,7 @@ use super::{Opened, Slot};
 use crate::units::TokenId;
 use std::collections::{BTreeSet, HashMap};
 
-/// Positions in a page.
-pub const PAGE: usize = 16;
+pub use crate::kernels::PAGE;
 
 /// No page: the parent of a prompt's first page.
 const ROOT: u32 = u32::MAX;

@@ -4,8 +4,11 @@
 
 pub mod candle;
 pub mod fake;
+mod forward;
 pub mod kv;
 pub mod native;
+mod packed;
+mod workspace;
 
 use crate::model::ModelSpec;
 use crate::units::TokenId;

@@ -28,6 +28,8 @@ const MAX_NAME: u64 = 63;
 const MAX_TEXT: u64 = 1 << 22;
 /// Most elements of an array; the largest vocabularies have some 260 000 tokens.
 const MAX_ARRAY: u64 = 1 << 22;
+/// Most elements of an array with one for each layer.
+const MAX_LAYERS: u64 = 1 << 16;
 /// Alignments that are believed: powers of two in this range.
 const ALIGNMENT: std::ops::RangeInclusive<u64> = 8..=1 << 16;
 
@@ -41,12 +43,13 @@ pub(super) enum Value {
     Text(String),
     Texts(Vec<String>),
     Integers(Vec<i64>),
+    Bools(Vec<bool>),
     /// An array of another kind, which was skipped: what it is, its length.
     Array(&'static str, u64),
 }
 
 impl Value {
-    fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
             Value::Unsigned(_) | Value::Signed(_) => "an integer",
             Value::Float(_) => "a float",
@@ -54,6 +57,7 @@ impl Value {
             Value::Text(_) => "a text",
             Value::Texts(_) => "an array of texts",
             Value::Integers(_) => "an array of integers",
+            Value::Bools(_) => "an array of bools",
             Value::Array(kind, _) => kind,
         }
     }
@@ -232,6 +236,8 @@ impl<'a> Reader<'a> {
             return Err(self.error(format_args!("{}: an array of {count} elements; at most {MAX_ARRAY} are read", what())));
         }
         let wanted = key.starts_with("tokenizer.ggml.");
+        // Arrays with an element for each layer.
+        let short = count <= MAX_LAYERS;
         match kind {
             8 if wanted => {
                 let mut texts = Vec::with_capacity((count as usize).min(1 << 16));
@@ -248,19 +254,26 @@ impl<'a> Reader<'a> {
                 }
                 Ok(Value::Array(name, count))
             }
-            5 if wanted => {
+            5 if wanted || short => {
                 let mut numbers = Vec::with_capacity((count as usize).min(1 << 16));
                 for _ in 0..count {
                     numbers.push(i32::from_le_bytes(self.array(what)?).into());
                 }
                 Ok(Value::Integers(numbers))
             }
-            4 if wanted => {
+            4 if wanted || short => {
                 let mut numbers = Vec::with_capacity((count as usize).min(1 << 16));
                 for _ in 0..count {
                     numbers.push(self.u32(what)?.into());
                 }
                 Ok(Value::Integers(numbers))
+            }
+            7 if short => {
+                let bytes = self.take(count as usize, what)?.to_vec();
+                match bytes.iter().find(|b| **b > 1) {
+                    Some(other) => Err(self.error(format_args!("{}: a bool is 0 or 1, not {other}", what()))),
+                    None => Ok(Value::Bools(bytes.iter().map(|b| *b == 1).collect())),
+                }
             }
             _ => {
                 self.skip(count.saturating_mul(size), what)?;
@@ -426,6 +439,11 @@ impl Gguf {
         self.error(format_args!("metadata '{key}' is {shown}; it must be {wanted}"))
     }
 
+    /// A metadata value.
+    pub(super) fn value(&self, key: &str) -> Option<&Value> {
+        self.metadata.get(key)
+    }
+
     /// Whether the key exists.
     pub(super) fn has(&self, key: &str) -> bool {
         self.metadata.contains_key(key)
@@ -506,6 +524,7 @@ impl Gguf {
             Value::Array(_, len) => Some(*len),
             Value::Texts(texts) => Some(texts.len() as u64),
             Value::Integers(numbers) => Some(numbers.len() as u64),
+            Value::Bools(flags) => Some(flags.len() as u64),
             _ => None,
         }
     }

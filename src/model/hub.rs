@@ -530,7 +530,7 @@ mod tests {
         let options = OpenOptions { progress: Some(&progress), environment: environment.clone() };
         let model = open("org/name", &options).expect("fetched");
         assert_eq!(model.name, "org/name");
-        assert_eq!(model.spec.layers, 2);
+        assert_eq!(model.spec.layers.len(), 2);
         assert!(heard.lock().expect("not poisoned").iter().any(|(stage, _, total)| *stage == Stage::Download && total.is_some()));
         let snapshot = root.path().join(format!("hf/hub/models--org--name/snapshots/{COMMIT}"));
         assert!(snapshot.join("config.json").is_file() && !snapshot.join("README.md").exists());

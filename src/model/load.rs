@@ -1,13 +1,14 @@
 //! From a name to a [`Model`]: resolve, read, check, put together. In: what the user typed after `--model`. Out: a model that can be
 //! believed, or one line why not.
 
-use super::architectures::{self, llama};
+use super::architectures;
+use super::assemble::{Contents, Prefix, Stored, assemble};
 use super::cache::Environment;
 use super::gguf::Gguf;
+use super::metadata::{Container, GgufMetadata};
 use super::resolver::{self, Place};
-use super::tensors::{FileWeights, RowOrder, Tensor};
+use super::tensors::FileWeights;
 use super::{Model, ModelError, safetensors, vocabulary};
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// What loading is busy with.
@@ -72,42 +73,31 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Model, ModelError> {
 
 fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, ModelError> {
     let file = Gguf::open(path)?;
-    let architecture = file.need_text("general.architecture")?;
-    if !architectures::KNOWN.contains(&architecture) {
-        return Err(file.error(architectures::unknown(architecture)));
-    }
+    let name_of = file.need_text("general.architecture")?;
+    let architecture = architectures::of_gguf(name_of).ok_or_else(|| file.error(architectures::unknown(name_of)))?;
     let vocabulary = vocabulary::from_gguf(&file)?;
-    let spec = llama::from_gguf(&file, vocabulary.tokens.len(), rope_factors(&file)?)?;
-
-    let mut tensors = HashMap::new();
-    let mut used = HashSet::from([ROPE_FACTORS.to_string()]);
-    for (role, (rows, columns)) in architectures::roles(&spec) {
-        let name = llama::gguf_name(role);
-        let info = file.tensors.get(&name).ok_or_else(|| file.error(format_args!("tensor {name} is missing")))?;
-        let flat = if rows == 1 { info.dims == 1 } else { info.dims <= 2 };
-        if (info.rows, info.columns) != (rows, columns) || !flat {
-            return Err(file.error(format_args!(
-                "tensor {name} has the shape {} × {}; the metadata implies {rows} × {columns}",
-                info.rows, info.columns
-            )));
-        }
-        let tensor = Tensor {
-            source: file.source.clone(),
-            name: name.clone(),
-            offset: info.offset,
-            rows,
-            columns,
-            encoding: info.encoding,
-            order: RowOrder::AsStored,
-        };
-        tensors.insert(role, tensor);
-        used.insert(name);
-    }
-    // A tensor that nothing uses (a bias, a damaged name) means that the answers would be another model's.
-    if let Some(name) = file.tensors.keys().filter(|name| !used.contains(*name)).min() {
-        return Err(file.error(format_args!("tensor {name} is not part of the llama architecture as llmopt knows it")));
-    }
-    let weights = FileWeights { tensors };
+    let metadata = GgufMetadata::new(&file, name_of, vocabulary.tokens.len());
+    let spec = architectures::build(architecture, &metadata)?;
+    metadata.guard()?;
+    let stored = |info: &super::gguf::TensorInfo| Stored {
+        source: file.source.clone(),
+        shape: match info.dims {
+            1 => vec![info.columns],
+            2 => vec![info.rows, info.columns],
+            more => [vec![1; more - 2], vec![info.rows, info.columns]].concat(),
+        },
+        encoding: info.encoding,
+        offset: info.offset,
+    };
+    let contents = Contents {
+        container: Container::Gguf,
+        tensors: file.tensors.iter().map(|(name, info)| (name.clone(), stored(info))).collect(),
+        implied_by: "the metadata",
+        prefix: Prefix::Plain,
+        error: &|what| file.error(what),
+        harmless: &|name| ROPE_FACTORS.contains(&name),
+    };
+    let weights = assemble(architecture, &spec, contents)?;
     let digest = check_bytes(&weights, &name, file.source.len(), options, |tell| file.source.digest(tell))?;
     Ok(Model { name, path: path.to_path_buf(), digest, spec, vocabulary, weights: Box::new(weights) })
 }
@@ -134,26 +124,14 @@ fn check_bytes(
     digest
 }
 
-/// Llama 3's frequency factors, if the file has them.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
-
-fn rope_factors(file: &Gguf) -> Result<Option<Vec<f32>>, ModelError> {
-    use super::tensors::Encoding;
-    use crate::kernels::Format;
-    let Some(info) = file.tensors.get(ROPE_FACTORS) else { return Ok(None) };
-    if info.encoding != Encoding::Known(Format::F32) || info.rows != 1 || info.columns > 1 << 16 {
-        return Err(file.error(format_args!("tensor {ROPE_FACTORS} is not a short F32 vector")));
-    }
-    let mut bytes = vec![0; info.columns * 4];
-    file.source.read_at(info.offset, &mut bytes)?;
-    Ok(Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
-}
+/// Divisors of rotary frequencies, which are read with the rope.
+const ROPE_FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernels::Format;
-    use crate::model::Role;
+    use crate::model::{Role, kinds};
     use crate::tiny::{Stored, Tiny, Values};
 
     fn opened(tiny: &Tiny) -> Model {
@@ -173,12 +151,15 @@ mod tests {
         for stored in Stored::ALL {
             let tiny = Tiny { tied: false, ..Tiny::default() }.stored(stored);
             let model = opened(&tiny);
-            assert_eq!((model.spec.layers, model.spec.hidden, model.spec.ffn), (tiny.layers, tiny.hidden, tiny.ffn));
-            assert_eq!((model.spec.heads, model.spec.kv_heads, model.spec.head_dim), (tiny.heads, tiny.kv_heads, tiny.head_dim));
+            let (layers, first) = (model.spec.layers.len(), &model.spec.layers[0]);
+            assert_eq!((layers, model.spec.hidden, first.ffn.width()), (tiny.layers, tiny.hidden, tiny.ffn));
+            let attention = first.attention();
+            assert_eq!((attention.heads, attention.kv_heads, attention.head_dim), (tiny.heads, tiny.kv_heads, tiny.head_dim));
             assert_eq!(model.vocabulary.eos, [2]);
             let written = tiny.tensors();
-            for (role, shape) in architectures::roles(&model.spec) {
-                let name = llama::gguf_name(role);
+            for (role, shape) in kinds::roles(&model.spec) {
+                let stem = kinds::kind(role).expect("in the table").gguf;
+                let name = stem.replace("{}", &role.layer().unwrap_or(0).to_string());
                 let matrix = written.iter().find(|m| m.name == name).expect("written");
                 assert_eq!(model.weights.shape(role), shape);
                 assert_eq!(values(&model, role), matrix.values, "{name} as {stored:?}: the grid is exact in every format");
@@ -227,7 +208,7 @@ mod tests {
             let gguf = opened(&tiny);
             assert_eq!(checkpoint.name, "tiny");
             assert_eq!(checkpoint.spec, gguf.spec);
-            for (role, shape) in architectures::roles(&gguf.spec) {
+            for (role, shape) in kinds::roles(&gguf.spec) {
                 assert_eq!(checkpoint.weights.shape(role), shape);
                 assert_eq!(values(&checkpoint, role), values(&gguf, role), "{role:?}");
             }
@@ -247,7 +228,7 @@ mod tests {
     #[test]
     fn the_default_model_is_fetched_and_checked() {
         let model = open("smollm2-135m", &OpenOptions::default()).expect("the default model");
-        assert_eq!((model.spec.layers, model.spec.hidden, model.spec.vocab), (30, 576, 49152));
+        assert_eq!((model.spec.layers.len(), model.spec.hidden, model.spec.vocab), (30, 576, 49152));
         assert!(model.spec.tied_embeddings);
         assert_eq!(model.weights.type_name(Role::Query(0)), "Q4_1");
         assert_eq!(model.weights.format(Role::TokenEmbedding), Some(Format::Q8_0));

@@ -3,10 +3,13 @@
 //! It does not compute with weights, and never prints.
 
 pub mod architectures;
+mod assemble;
 mod cache;
 mod gguf;
 mod hub;
+mod kinds;
 mod load;
+mod metadata;
 mod resolver;
 mod safetensors;
 mod source;
@@ -17,7 +20,10 @@ mod vocabulary;
 pub use cache::Environment;
 pub use load::{OpenOptions, Progress, Stage, open};
 pub use resolver::{ALIASES, Alias, Origin};
-pub use spec::{Activation, ModelSpec, Norm, Rope};
+pub use kinds::{is_matrix, llama_name, roles};
+pub use spec::{
+    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm, QueryGrowth, Rope,
+};
 pub use tensors::encode;
 pub use vocabulary::{PRE_TOKENIZERS, byte_alphabet};
 
@@ -55,33 +61,45 @@ impl ModelError {
     }
 }
 
-/// Which weight: what a decoder asks for.
+/// Which weight: what a decoder asks for. Matrices are rows × columns = outputs × inputs, vectors one row; the shapes, and when each
+/// exists, are in [`roles`]' table (`model/kinds.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// `vocab` × `hidden`.
     TokenEmbedding,
-    /// `vocab` × `hidden`; the token embedding if the spec says tied.
+    /// The token embedding if the spec says tied.
     Output,
-    /// `hidden`.
+    OutputBias,
     OutputNorm,
-    /// `hidden`, of this layer.
+    OutputNormBias,
+    /// The norm before attention (before both branches, if they are parallel and share it).
     AttentionNorm(usize),
-    /// `heads * head_dim` × `hidden`, rows in interleaved rotary order.
+    AttentionNormBias(usize),
+    /// Rows in interleaved rotary order, as all that makes queries and keys.
     Query(usize),
-    /// `kv_heads * head_dim` × `hidden`, rows in interleaved rotary order.
+    QueryBias(usize),
     Key(usize),
-    /// `kv_heads * head_dim` × `hidden`.
+    KeyBias(usize),
     Value(usize),
-    /// `hidden` × `heads * head_dim`.
+    ValueBias(usize),
+    QueryNorm(usize),
+    KeyNorm(usize),
+    /// One score per head.
+    Sinks(usize),
     AttentionOutput(usize),
-    /// `hidden`.
+    AttentionOutputBias(usize),
+    /// The norm of attention's output.
+    AttentionPostNorm(usize),
+    /// The norm before the feed-forward part.
     FfnNorm(usize),
-    /// `ffn` × `hidden`.
+    FfnNormBias(usize),
     Gate(usize),
-    /// `ffn` × `hidden`.
+    GateBias(usize),
     Up(usize),
-    /// `hidden` × `ffn`.
+    UpBias(usize),
     Down(usize),
+    DownBias(usize),
+    /// The norm of the feed-forward part's output.
+    FfnPostNorm(usize),
 }
 
 /// Where weights come from; implemented by the readers of files and by tests.

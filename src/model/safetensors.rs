@@ -7,13 +7,14 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
-use super::architectures::llama::{MAX_CONTEXT, MAX_WIDTH};
-use super::architectures::{self, llama};
+use super::architectures;
+use super::assemble::{Contents, Prefix, Stored, assemble};
 use super::gguf::invalid;
+use super::metadata::{ConfigMetadata, Container};
 use super::source::{Source, shown};
-use super::tensors::{Encoding, FileWeights, RowOrder, Tensor};
+use super::tensors::{Encoding, FileWeights};
 use super::vocabulary::MAX_TEMPLATE;
-use super::{Activation, ModelError, ModelSpec, Norm, Role, Rope, Vocabulary};
+use super::{ModelError, ModelSpec, Vocabulary};
 use crate::kernels::Format;
 use crate::units::TokenId;
 use serde::Deserialize;
@@ -87,216 +88,73 @@ impl Folder<'_> {
     }
 }
 
-/// What is read of `config.json` (names as transformers has them).
-#[derive(Deserialize)]
-struct Config {
-    model_type: Option<String>,
-    architectures: Option<Vec<String>>,
-    hidden_size: Option<u64>,
-    intermediate_size: Option<u64>,
-    num_hidden_layers: Option<u64>,
-    num_attention_heads: Option<u64>,
-    num_key_value_heads: Option<u64>,
-    head_dim: Option<u64>,
-    vocab_size: Option<u64>,
-    max_position_embeddings: Option<u64>,
-    rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Scaling>,
-    /// transformers 5 writes `rope_theta` and the scaling in here.
-    rope_parameters: Option<Scaling>,
-    partial_rotary_factor: Option<f64>,
-    tie_word_embeddings: Option<bool>,
-    hidden_act: Option<String>,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    quantization_config: Option<Value>,
-    bos_token_id: Option<Value>,
-    eos_token_id: Option<Value>,
-}
-
-/// How rotary frequencies are stretched.
-#[derive(Deserialize)]
-struct Scaling {
-    rope_theta: Option<f64>,
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-}
-
 /// Reads and checks a folder.
 pub(super) fn open(path: &Path) -> Result<Checkpoint, ModelError> {
     let mut folder = Folder { path, files: BTreeMap::new() };
-    let config: Config = folder.json("config.json", MAX_CONFIG)?.ok_or_else(|| folder.missing("config.json"))?;
-    let spec = blueprint(&config).map_err(|text| folder.error("config.json", text))?;
+    let config: Value = folder.json("config.json", MAX_CONFIG)?.ok_or_else(|| folder.missing("config.json"))?;
+    let error = |what: &str| invalid(&path.join("config.json"), crate::units::shown(what));
+    if !config.is_object() {
+        return Err(error("it is not an object"));
+    }
+    let architecture = architecture(&config).map_err(|text| error(&text))?;
+    if config.get("quantization_config").is_some_and(|v| !v.is_null()) {
+        return Err(error("quantization_config is set: only F32, F16 and BF16 checkpoints can be read; a GGUF file may be had instead"));
+    }
+    let found = tensors(&mut folder)?;
+    let prefix = Prefix::of(|name| found.contains_key(name));
+    let has = |name: &str| found.contains_key(&prefix.apply(name.into()));
+    let metadata = ConfigMetadata::new(&config, &error, &has, found.len());
+    let spec = architectures::build(architecture, &metadata)?;
+    metadata.guard()?;
     let vocabulary = vocabulary(&mut folder, &config, spec.vocab)?;
-    let mut found = tensors(&mut folder)?;
 
-    let mut tensors = HashMap::new();
-    for (role, (rows, columns)) in architectures::roles(&spec) {
-        let name = checkpoint_name(role);
-        let (source, info) = found
-            .remove(&name)
-            .ok_or_else(|| invalid(path, format_args!("tensor {name} is missing from the *.safetensors files")))?;
-        let error = |what: String| invalid(source.path(), format_args!("tensor {name} {what}"));
-        let expected = if matches!(role, Role::OutputNorm | Role::AttentionNorm(_) | Role::FfnNorm(_)) {
-            vec![columns]
-        } else {
-            vec![rows, columns]
-        };
-        if info.shape != expected {
-            return Err(error(format!("has the shape {:?}; config.json implies {expected:?}", info.shape)));
-        }
+    let mut stored = HashMap::with_capacity(found.len());
+    for (name, (source, info)) in found {
         let format = match info.dtype {
             safetensors::Dtype::F32 => Format::F32,
             safetensors::Dtype::F16 => Format::F16,
             safetensors::Dtype::BF16 => Format::Bf16,
-            other => return Err(error(format!("is {other:?}; F32, F16 and BF16 can be read"))),
-        };
-        let order = match role {
-            Role::Query(_) | Role::Key(_) => RowOrder::HalfSplit { head_dim: spec.head_dim },
-            _ => RowOrder::AsStored,
-        };
-        let offset = info.offset;
-        tensors.insert(role, Tensor { source, name, offset, rows, columns, encoding: Encoding::Known(format), order });
-    }
-    // Harmless leftovers of some exporters; anything else would change the answers.
-    let harmless = |name: &str| name.ends_with(".rotary_emb.inv_freq") || (spec.tied_embeddings && name == "lm_head.weight");
-    if let Some(name) = found.keys().filter(|name| !harmless(name)).min() {
-        let name = crate::units::shown(name);
-        return Err(invalid(path, format_args!("tensor {name} is not part of the llama architecture as llmopt knows it")));
-    }
-    Ok(Checkpoint { spec, vocabulary, weights: FileWeights { tensors }, files: folder.files })
-}
-
-/// The checkpoint's name of a role.
-fn checkpoint_name(role: Role) -> String {
-    let layer = |i: usize, name: &str| format!("model.layers.{i}.{name}.weight");
-    match role {
-        Role::TokenEmbedding => "model.embed_tokens.weight".into(),
-        Role::Output => "lm_head.weight".into(),
-        Role::OutputNorm => "model.norm.weight".into(),
-        Role::AttentionNorm(i) => layer(i, "input_layernorm"),
-        Role::Query(i) => layer(i, "self_attn.q_proj"),
-        Role::Key(i) => layer(i, "self_attn.k_proj"),
-        Role::Value(i) => layer(i, "self_attn.v_proj"),
-        Role::AttentionOutput(i) => layer(i, "self_attn.o_proj"),
-        Role::FfnNorm(i) => layer(i, "post_attention_layernorm"),
-        Role::Gate(i) => layer(i, "mlp.gate_proj"),
-        Role::Up(i) => layer(i, "mlp.up_proj"),
-        Role::Down(i) => layer(i, "mlp.down_proj"),
-    }
-}
-
-fn blueprint(config: &Config) -> Result<ModelSpec, String> {
-    let kind = config.model_type.as_deref().unwrap_or("");
-    if kind != "llama" {
-        return Err(format!("model_type: {}", architectures::unknown(kind)));
-    }
-    if let Some(other) = config.architectures.iter().flatten().find(|a| *a != "LlamaForCausalLM") {
-        return Err(format!("architectures: '{other}' is not supported; known: LlamaForCausalLM"));
-    }
-    let number = |name: &str, value: Option<u64>, most: u64| match value {
-        Some(n) if (1..=most).contains(&n) => Ok(n as usize),
-        Some(n) => Err(format!("{name} is {n}; it must be from 1 to {most}")),
-        None => Err(format!("{name} is missing")),
-    };
-    let positive = |name: &str, value: f64| {
-        let good = value.is_finite() && value > 0.0 && (value as f32).is_finite() && value as f32 > 0.0;
-        if good { Ok(value) } else { Err(format!("{name} is {value}; it must be a finite number above 0")) }
-    };
-    // A layer takes nine tensors, each looked up by name: a false number fails at the first that is missing.
-    let layers = number("num_hidden_layers", config.num_hidden_layers, 1 << 16)?;
-    let hidden = number("hidden_size", config.hidden_size, MAX_WIDTH)?;
-    let ffn = number("intermediate_size", config.intermediate_size, MAX_WIDTH)?;
-    let heads = number("num_attention_heads", config.num_attention_heads, 1 << 16)?;
-    let kv_heads = number("num_key_value_heads", config.num_key_value_heads.or(config.num_attention_heads), 1 << 16)?;
-    let vocab = number("vocab_size", config.vocab_size, 1 << 22)?;
-    let context = number("max_position_embeddings", config.max_position_embeddings, MAX_CONTEXT)?;
-    let head_dim = match config.head_dim {
-        Some(n) => number("head_dim", Some(n), 1 << 16)?,
-        None if hidden.is_multiple_of(heads) => hidden.checked_div(heads).unwrap_or(1),
-        None => return Err(format!("hidden_size {hidden} is not a multiple of num_attention_heads {heads}")),
-    };
-    let epsilon = positive("rms_norm_eps", config.rms_norm_eps.ok_or("rms_norm_eps is missing")?)? as f32;
-    if epsilon >= 1.0 {
-        return Err(format!("rms_norm_eps is {epsilon}; it must be below 1"));
-    }
-    let refused = [
-        ("attention_bias", config.attention_bias),
-        ("mlp_bias", config.mlp_bias),
-        ("quantization_config", config.quantization_config.as_ref().is_some_and(|v| !v.is_null())),
-        ("partial_rotary_factor", config.partial_rotary_factor.is_some_and(|f| f != 1.0)),
-        ("hidden_act", config.hidden_act.as_deref().is_some_and(|a| a != "silu" && a != "swish")),
-    ];
-    if let Some((name, _)) = refused.iter().find(|(_, set)| *set) {
-        return Err(format!("{name} is set to something that llmopt does not compute"));
-    }
-    let nested = config.rope_parameters.as_ref();
-    let theta = config.rope_theta.or(nested.and_then(|r| r.rope_theta)).unwrap_or(10_000.0);
-    let theta = positive("rope_theta", theta)?;
-    let factors = match config.rope_scaling.as_ref().or(nested) {
-        Some(scaling) => factors(scaling, theta, head_dim)?,
-        None => Vec::new(),
-    };
-    let spec = ModelSpec {
-        architecture: "llama".into(),
-        layers,
-        hidden,
-        ffn,
-        heads,
-        kv_heads,
-        head_dim,
-        vocab,
-        context,
-        norm: Norm::Rms { epsilon },
-        rope: Rope { theta: theta as f32, dims: head_dim, factors },
-        activation: Activation::SwiGlu,
-        // LlamaConfig's default in transformers.
-        tied_embeddings: config.tie_word_embeddings.unwrap_or(false),
-    };
-    llama::check(&spec)?;
-    Ok(spec)
-}
-
-/// One divisor for each frequency: `transformers/modeling_rope_utils.py`, `linear` and `llama3`.
-fn factors(scaling: &Scaling, theta: f64, head_dim: usize) -> Result<Vec<f32>, String> {
-    let need = |name: &str, value: Option<f64>| match value {
-        Some(x) if x.is_finite() && x > 0.0 => Ok(x),
-        Some(x) => Err(format!("rope_scaling: {name} is {x}; it must be a finite number above 0")),
-        None => Err(format!("rope_scaling: {name} is missing")),
-    };
-    match scaling.rope_type.as_deref().unwrap_or("default") {
-        "default" => Ok(Vec::new()),
-        "linear" => Ok(vec![need("factor", scaling.factor)? as f32; head_dim / 2]),
-        "llama3" => {
-            let factor = need("factor", scaling.factor)?;
-            let low = need("low_freq_factor", scaling.low_freq_factor)?;
-            let high = need("high_freq_factor", scaling.high_freq_factor)?;
-            let original = need("original_max_position_embeddings", scaling.original_max_position_embeddings)?;
-            if high <= low {
-                return Err("rope_scaling: high_freq_factor must be above low_freq_factor".into());
+            _ if is_harmless(&name) => continue,
+            other => {
+                let text = format_args!("tensor {name} is {other:?}; F32, F16 and BF16 can be read");
+                return Err(invalid(source.path(), text));
             }
-            let divisor = |i: usize| {
-                let wavelength = 2.0 * std::f64::consts::PI * theta.powf(2.0 * i as f64 / head_dim as f64);
-                if wavelength < original / high {
-                    1.0
-                } else if wavelength > original / low {
-                    factor
-                } else {
-                    let smooth = (original / wavelength - low) / (high - low);
-                    1.0 / ((1.0 - smooth) / factor + smooth)
-                }
-            };
-            Ok((0..head_dim / 2).map(|i| divisor(i) as f32).collect())
-        }
-        other => Err(format!("rope_scaling: type '{other}' is not supported; default, linear and llama3 are")),
+        };
+        let Found { dtype: _, shape, offset } = info;
+        stored.insert(name, Stored { source, shape, encoding: Encoding::Known(format), offset });
     }
+    let tied = spec.tied_embeddings;
+    let output = prefix.apply("lm_head.weight".into());
+    let contents = Contents {
+        container: Container::Checkpoint,
+        tensors: stored,
+        implied_by: "config.json",
+        prefix,
+        error: &|what| invalid(path, what),
+        harmless: &|name| is_harmless(name) || (tied && name == output),
+    };
+    let weights = assemble(architecture, &spec, contents)?;
+    Ok(Checkpoint { spec, vocabulary, weights, files: folder.files })
+}
+
+/// Leftovers of some exporters, and what a model that also sees or hears has beside its text part.
+fn is_harmless(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// The architecture that a config names.
+fn architecture(config: &Value) -> Result<&'static architectures::Architecture, String> {
+    let kind = match config.get("model_type") {
+        None | Some(Value::Null) => "",
+        Some(Value::String(kind)) => kind,
+        Some(_) => return Err("model_type must be a text".into()),
+    };
+    let classes = match config.get("architectures") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(all)) => all.iter().map(|class| class.as_str().unwrap_or("?").to_string()).collect(),
+        Some(_) => return Err("architectures must be a list of texts".into()),
+    };
+    architectures::of_config(kind, &classes)
 }
 
 /// A tensor as a header has it.
@@ -426,7 +284,7 @@ impl<'de> Deserialize<'de> for UniqueNames {
 }
 
 /// The vocabulary: `tokenizer.json` as it is, and what the files beside it say about special tokens and the template.
-fn vocabulary(folder: &mut Folder, config: &Config, vocab: usize) -> Result<Vocabulary, ModelError> {
+fn vocabulary(folder: &mut Folder, config: &Value, vocab: usize) -> Result<Vocabulary, ModelError> {
     let json = folder.bytes("tokenizer.json", MAX_TOKENIZER)?.ok_or_else(|| folder.missing("tokenizer.json"))?;
     let tokenizer: TokenizerJson = serde_json::from_slice(&json).map_err(|e| folder.error("tokenizer.json", e))?;
     if let Some(token) = tokenizer.added_tokens.iter().find(|t| t.id as usize >= vocab) {
@@ -472,7 +330,7 @@ fn vocabulary(folder: &mut Folder, config: &Config, vocab: usize) -> Result<Voca
     };
     let mut eos = ids("generation_config.json", "eos_token_id", generation.get("eos_token_id"))?;
     if eos.is_empty() {
-        eos = ids("config.json", "eos_token_id", config.eos_token_id.as_ref())?;
+        eos = ids("config.json", "eos_token_id", config.get("eos_token_id"))?;
     }
     let mut eos_text = special("eos_token").unwrap_or_default();
     eos.extend(id_of(&eos_text).filter(|id| !eos.contains(id)));
@@ -483,7 +341,7 @@ fn vocabulary(folder: &mut Folder, config: &Config, vocab: usize) -> Result<Voca
         );
     }
     let mut bos_text = special("bos_token").unwrap_or_default();
-    let configured = ids("config.json", "bos_token_id", config.bos_token_id.as_ref())?.first().copied();
+    let configured = ids("config.json", "bos_token_id", config.get("bos_token_id"))?.first().copied();
     let bos = id_of(&bos_text).or(configured);
     if eos_text.is_empty() {
         eos_text = eos.first().map(|id| text_of(*id)).unwrap_or_default();

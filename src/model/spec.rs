@@ -1,66 +1,267 @@
 //! The blueprint of a model as data: everything the forward pass needs to know apart from the weights.
-//! Architectures fill it in; nothing that computes asks which architecture it came from.
-
-use super::Role;
+//! Architectures fill it in; nothing that computes asks which architecture it came from. Whoever computes from a blueprint takes it
+//! apart without `..`, so that a field nobody computes does not compile.
 
 /// The blueprint. All sizes are counts of elements; checked by [`crate::model`] before anyone else sees them.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ModelSpec {
     /// Architecture name as the file has it (`llama`).
     pub architecture: String,
-    /// Transformer blocks.
-    pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Width of the feed-forward layer.
-    pub ffn: usize,
+    /// Vocabulary size: rows of the embedding and of the output matrix.
+    pub vocab: usize,
+    /// Positions the model was made for; requests past it are clipped or refused.
+    pub context: usize,
+    /// Transformer blocks, first to last.
+    pub layers: Vec<LayerSpec>,
+    /// Normalization of the residual stream, of branches, of queries and keys.
+    pub norm: Norm,
+    /// Tables of rotary positions that layers refer to.
+    pub ropes: Vec<Rope>,
+    /// What a token's embedding is multiplied with before the first layer.
+    pub embedding_scale: f32,
+    /// Queries at position p are multiplied with 1 + beta * ln(1 + floor(p / original)).
+    pub query_growth: Option<QueryGrowth>,
+    /// What scores are multiplied with.
+    pub logit_scale: f32,
+    /// Scores become cap * tanh(score / cap), after the scale.
+    pub logit_softcap: Option<f32>,
+    /// The output matrix has a bias.
+    pub output_bias: bool,
+    /// The output matrix is the token embedding (the file has no `output.weight`).
+    pub tied_embeddings: bool,
+}
+
+/// One transformer block.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct LayerSpec {
+    /// What mixes positions.
+    pub mixer: Mixer,
+    /// What works on each position alone.
+    pub ffn: Ffn,
+    /// Where the two branches are normalized.
+    pub norms: Norms,
+    /// What each branch is multiplied with before it joins the residual stream.
+    pub residual_scale: f32,
+}
+
+/// What mixes the positions of a sequence.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub enum Mixer {
+    /// Softmax attention over keys and values.
+    Attention(Attention),
+}
+
+/// Grouped softmax attention.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Attention {
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; divides `heads`.
     pub kv_heads: usize,
     /// Width of one head; even. `heads * head_dim` may differ from `hidden`.
     pub head_dim: usize,
-    /// Vocabulary size: rows of the embedding and of the output matrix.
-    pub vocab: usize,
-    /// Positions the model was made for; requests past it are clipped or refused.
-    pub context: usize,
-    /// Normalization of the residual stream.
-    pub norm: Norm,
-    /// Rotary position embedding.
-    pub rope: Rope,
-    /// Feed-forward activation.
-    pub activation: Activation,
-    /// The output matrix is the token embedding (the file has no `output.weight`).
-    pub tied_embeddings: bool,
+    /// The query, key and value matrices have biases.
+    pub qkv_bias: bool,
+    /// The output matrix has a bias.
+    pub output_bias: bool,
+    /// Normalization of queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// Index into [`ModelSpec::ropes`]; `None`: this layer knows no positions.
+    pub rope: Option<usize>,
+    /// A query at position q sees the keys at positions above q - window.
+    pub window: Option<usize>,
+    /// What queries are multiplied with, usually 1 / sqrt(head_dim).
+    pub scale: f32,
+    /// Scores become cap * tanh(score / cap) before the softmax.
+    pub softcap: Option<f32>,
+    /// One more score per head stands in the softmax's denominator (its value is a weight).
+    pub sinks: bool,
+}
+
+/// Normalization of queries and keys, by the model's [`Norm`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum QkNorm {
+    /// Each head by itself, before the rotation; one vector of `head_dim` weights for all heads.
+    PerHead,
+    /// The same, after the rotation.
+    PerHeadRotated,
+    /// All heads together, before the rotation: vectors of `heads * head_dim` and `kv_heads * head_dim` weights.
+    Whole,
+}
+
+/// Feed-forward part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum Ffn {
+    /// down(activation(gate(x)) * up(x)).
+    Gated { width: usize, activation: Activation, input_bias: bool, output_bias: bool },
+    /// down(activation(up(x))).
+    Plain { width: usize, activation: Activation, input_bias: bool, output_bias: bool },
+}
+
+/// Feed-forward activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum Activation {
+    /// x * sigmoid(x).
+    Silu,
+    /// x * Phi(x), Phi the normal distribution (by the error function).
+    Gelu,
+    /// The tanh approximation of gelu.
+    GeluTanh,
+    /// max(x, 0).
+    Relu,
+    /// max(x, 0) squared.
+    Relu2,
+}
+
+/// Where a layer is normalized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum Norms {
+    /// The input of each branch.
+    Before,
+    /// The output of each branch, before it joins the residual stream.
+    After,
+    /// Both.
+    Both,
+    /// One norm whose result both branches take; both join the residual stream together.
+    Parallel,
+    /// As `Parallel`, each branch with a norm of its own.
+    ParallelApart,
 }
 
 /// Normalization.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub enum Norm {
-    /// Root mean square with this epsilon.
-    Rms { epsilon: f32 },
+pub struct Norm {
+    /// How the width of a vector is measured.
+    pub kind: NormKind,
+    /// Added to the mean square or to the variance.
+    pub epsilon: f32,
+    /// There are weights to multiply with.
+    pub weights: bool,
+    /// There is a bias to add.
+    pub bias: bool,
 }
 
-/// Rotary position embedding over interleaved pairs (2i, 2i+1) of each head: the GGUF order. Loaders of files in the
-/// half-split order (safetensors) permute the rows of the query and key matrices, so that only one order exists here.
+/// Kind of normalization.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum NormKind {
+    /// By the root mean square.
+    Rms,
+    /// Mean taken away, by the standard deviation.
+    Layer,
+}
+
+/// Rotary position embedding over interleaved pairs (2i, 2i+1) of each head. Loaders of files in the half-split order
+/// (i, i + dims / 2) permute what makes queries and keys, so that only one order exists here.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f32,
     /// Dimensions that rotate, counted from the start of each head; even.
     pub dims: usize,
-    /// One divisor for each of the `dims / 2` frequencies (llama 3 scaling, linear scaling); empty means all 1.
+    /// One divisor for each of the `dims / 2` frequencies (linear, llama 3, yarn, longrope scaling); empty means all 1.
     pub factors: Vec<f32>,
+    /// What cosines and sines are multiplied with (yarn, longrope).
+    pub magnitude: f32,
+    /// What takes the place of factors and magnitude for sequences that may become longer than some length.
+    pub long: Option<LongRope>,
 }
 
-/// Feed-forward activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub enum Activation {
-    /// silu(gate) * up.
-    SwiGlu,
+/// The second set of a rope that depends on the length of the sequence (longrope).
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct LongRope {
+    /// Requests of more positions than this, prompt and answer together, are computed with this set.
+    pub above: usize,
+    /// As [`Rope::factors`].
+    pub factors: Vec<f32>,
+    /// As [`Rope::magnitude`].
+    pub magnitude: f32,
+}
+
+/// Scale of queries that grows with their position (`attention.temperature_scale`).
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct QueryGrowth {
+    /// Weight of the logarithm.
+    pub beta: f32,
+    /// Positions after which it first grows.
+    pub original: usize,
+}
+
+/// Sizes of a plain llama: see [`ModelSpec::plain`].
+#[derive(Debug, Clone, Copy)]
+pub struct Plain {
+    pub layers: usize,
+    pub hidden: usize,
+    pub ffn: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub vocab: usize,
+    pub context: usize,
+    pub theta: f32,
+    pub epsilon: f32,
 }
 
 impl ModelSpec {
+    /// A tied llama without any extra: what benchmarks, tests and the fake decoder need.
+    pub fn plain(sizes: Plain) -> ModelSpec {
+        let Plain { layers, hidden, ffn, heads, kv_heads, head_dim, vocab, context, theta, epsilon } = sizes;
+        ModelSpec {
+            architecture: "llama".into(),
+            hidden,
+            vocab,
+            context,
+            layers: vec![LayerSpec::plain(heads, kv_heads, head_dim, ffn); layers],
+            norm: Norm::rms(epsilon),
+            ropes: vec![Rope::plain(theta, head_dim)],
+            embedding_scale: 1.0,
+            query_growth: None,
+            logit_scale: 1.0,
+            logit_softcap: None,
+            output_bias: false,
+            tied_embeddings: true,
+        }
+    }
+}
+
+impl LayerSpec {
+    /// A llama layer: pre-norm, SwiGLU, the first rope.
+    pub fn plain(heads: usize, kv_heads: usize, head_dim: usize, ffn: usize) -> LayerSpec {
+        LayerSpec {
+            mixer: Mixer::Attention(Attention {
+                heads,
+                kv_heads,
+                head_dim,
+                qkv_bias: false,
+                output_bias: false,
+                qk_norm: None,
+                rope: Some(0),
+                window: None,
+                scale: 1.0 / (head_dim as f32).sqrt(),
+                softcap: None,
+                sinks: false,
+            }),
+            ffn: Ffn::Gated { width: ffn, activation: Activation::Silu, input_bias: false, output_bias: false },
+            norms: Norms::Before,
+            residual_scale: 1.0,
+        }
+    }
+
+    /// Its attention.
+    pub fn attention(&self) -> &Attention {
+        let Mixer::Attention(attention) = &self.mixer;
+        attention
+    }
+
+    /// Its attention, to be changed.
+    pub fn attention_mut(&mut self) -> &mut Attention {
+        let Mixer::Attention(attention) = &mut self.mixer;
+        attention
+    }
+}
+
+impl Attention {
     /// Width of all query heads together.
     pub fn query_width(&self) -> usize {
         self.heads * self.head_dim
@@ -70,17 +271,27 @@ impl ModelSpec {
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
+}
 
-    /// Rows and columns of a weight: outputs × inputs of a matrix; a vector is one row.
-    pub fn shape(&self, role: Role) -> (usize, usize) {
-        match role {
-            Role::TokenEmbedding | Role::Output => (self.vocab, self.hidden),
-            Role::OutputNorm | Role::AttentionNorm(_) | Role::FfnNorm(_) => (1, self.hidden),
-            Role::Query(_) => (self.query_width(), self.hidden),
-            Role::Key(_) | Role::Value(_) => (self.kv_width(), self.hidden),
-            Role::AttentionOutput(_) => (self.hidden, self.query_width()),
-            Role::Gate(_) | Role::Up(_) => (self.ffn, self.hidden),
-            Role::Down(_) => (self.hidden, self.ffn),
+impl Ffn {
+    /// Width between its two matrices.
+    pub fn width(&self) -> usize {
+        match *self {
+            Ffn::Gated { width, .. } | Ffn::Plain { width, .. } => width,
         }
+    }
+}
+
+impl Norm {
+    /// RMS norm with weights.
+    pub fn rms(epsilon: f32) -> Norm {
+        Norm { kind: NormKind::Rms, epsilon, weights: true, bias: false }
+    }
+}
+
+impl Rope {
+    /// Unscaled, over these dimensions.
+    pub fn plain(theta: f32, dims: usize) -> Rope {
+        Rope { theta, dims, factors: Vec::new(), magnitude: 1.0, long: None }
     }
 }

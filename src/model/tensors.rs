@@ -85,13 +85,13 @@ impl Encoding {
     }
 }
 
-/// In which order a file holds the rows of a query or key matrix.
+/// In which order a file holds the rows of a query or key matrix, or the elements of a vector that belongs to one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RowOrder {
     /// As [`super::Role`] promises.
     AsStored,
-    /// Rotary pairs are (i, i + head_dim / 2), as in safetensors files; read as (2i, 2i + 1).
-    HalfSplit { head_dim: usize },
+    /// Rotary pairs are (i, i + dims / 2) within the first `dims` rows of each head; read as (2i, 2i + 1).
+    HalfSplit { head_dim: usize, dims: usize },
 }
 
 /// One weight: a checked place in a file.
@@ -107,6 +107,8 @@ pub(super) struct Tensor {
     pub(super) columns: usize,
     pub(super) encoding: Encoding,
     pub(super) order: RowOrder,
+    /// Added to each value: 1 for the norms of checkpoints that hold them less 1.
+    pub(super) plus: f32,
 }
 
 impl Tensor {
@@ -121,21 +123,28 @@ impl Tensor {
         out.resize(begin + rows.len() * width, 0);
         let out = &mut out[begin..];
         match self.order {
-            RowOrder::AsStored => self.source.read_at(self.offset + (rows.start * width) as u64, out),
-            RowOrder::HalfSplit { head_dim } => {
-                // Whole heads are read once; rows outside `rows` are dropped.
-                let mut head = vec![0; head_dim * width];
-                for h in rows.start / head_dim..rows.end.div_ceil(head_dim) {
-                    self.source.read_at(self.offset + (h * head_dim * width) as u64, &mut head)?;
-                    for row in rows.start.max(h * head_dim)..rows.end.min((h + 1) * head_dim) {
-                        let within = row % head_dim;
-                        let from = (within / 2 + within % 2 * (head_dim / 2)) * width;
-                        out[(row - rows.start) * width..][..width].copy_from_slice(&head[from..][..width]);
-                    }
-                }
-                Ok(())
+            RowOrder::HalfSplit { head_dim, dims } if self.rows > 1 => self.ordered(rows, width, head_dim, dims, out),
+            // A vector: its elements are what rows are to a matrix.
+            RowOrder::HalfSplit { head_dim, dims } if !rows.is_empty() => {
+                self.ordered(0..self.columns, width / self.columns, head_dim, dims, out)
+            }
+            _ => self.source.read_at(self.offset + (rows.start * width) as u64, out),
+        }
+    }
+
+    /// Rows of `width` bytes from the half-split order into the interleaved one.
+    fn ordered(&self, rows: Range<usize>, width: usize, head_dim: usize, dims: usize, out: &mut [u8]) -> Result<(), ModelError> {
+        // Whole heads are read once; rows outside `rows` are dropped.
+        let mut head = vec![0; head_dim * width];
+        for h in rows.start / head_dim..rows.end.div_ceil(head_dim) {
+            self.source.read_at(self.offset + (h * head_dim * width) as u64, &mut head)?;
+            for row in rows.start.max(h * head_dim)..rows.end.min((h + 1) * head_dim) {
+                let within = row % head_dim;
+                let from = if within < dims { within / 2 + within % 2 * (dims / 2) } else { within };
+                out[(row - rows.start) * width..][..width].copy_from_slice(&head[from * width..][..width]);
             }
         }
+        Ok(())
     }
 
     /// These rows as f32 values.
@@ -176,6 +185,9 @@ impl Tensor {
                 })?
             }
         }
+        if self.plus != 0.0 {
+            out.iter_mut().for_each(|v| *v += self.plus);
+        }
         Ok(out)
     }
 
@@ -185,7 +197,7 @@ impl Tensor {
         if rows.start > rows.end || rows.end > self.rows {
             return Err(ModelError::Io(format!("{}: rows {rows:?} of {} were asked for", place(), self.rows)));
         }
-        if self.encoding == Encoding::Known(format) {
+        if self.encoding == Encoding::Known(format) && self.plus == 0.0 {
             return self.stored(rows, out);
         }
         if !self.columns.is_multiple_of(format.block()) {

@@ -6,7 +6,7 @@ use super::{DtypePolicy, PipelineConfig, QuantizedPolicy};
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use crate::decoder::{Batch, Decoder, Segment, Want};
 use crate::kernels::{Format, KernelSet};
-use crate::model::{Model, ModelError, ModelSpec, Role, Vocabulary, Weights};
+use crate::model::{Model, ModelError, ModelSpec, Role, Vocabulary, Weights, is_matrix, roles};
 use crate::units::seconds;
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,12 +27,11 @@ pub struct ResolvedDtype {
     pub(super) plan: FormatPlan,
 }
 
-/// All matrices of a model.
+/// All matrices of a model; the output matrix also where it is the embedding.
 fn matrices(spec: &ModelSpec) -> impl Iterator<Item = Role> {
-    let layer =
-        |l| [Role::Query(l), Role::Key(l), Role::Value(l), Role::AttentionOutput(l), Role::Gate(l), Role::Up(l), Role::Down(l)];
     let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
-    (0..spec.layers).flat_map(layer).chain(outer.iter().copied())
+    let layers = roles(spec).map(|(role, _)| role).filter(|role| is_matrix(*role) && role.layer().is_some());
+    layers.chain(outer.iter().copied())
 }
 
 /// The format in which most weights of the file are, `None` for types without a kernel.
@@ -162,10 +161,12 @@ fn faster(spec: &ModelSpec, stored: Format, config: &PipelineConfig, kernels: Ke
 
 /// Seconds that one layer takes in a decode step of so many rows: the best of a few.
 fn time_layers(spec: &ModelSpec, format: Format, rows: usize, threads: usize, kernels: KernelSet) -> Option<f64> {
-    let weights = 2 * spec.hidden * (spec.query_width() + spec.kv_width()) + 3 * spec.hidden * spec.ffn;
+    let first = |(role, _): &(Role, _)| is_matrix(*role) && role.layer() == Some(0);
+    let weights: usize = roles(spec).filter(first).map(|(_, (rows, columns))| rows * columns).sum();
     // At least 96 MB of f32: more than most caches hold, so that reading the weights is in the time.
-    let copies = (96_000_000 / (4 * weights).max(1)).clamp(1, spec.layers);
-    let small = ModelSpec { layers: copies, vocab: 64, tied_embeddings: true, ..spec.clone() };
+    let copies = (96_000_000 / (4 * weights).max(1)).clamp(1, spec.layers.len());
+    let layers = vec![spec.layers[0].clone(); copies];
+    let small = ModelSpec { layers, vocab: 64, tied_embeddings: true, output_bias: false, ..spec.clone() };
     let model = Model {
         name: String::new(),
         path: Default::default(),

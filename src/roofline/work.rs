@@ -4,7 +4,7 @@
 
 use super::Rates;
 use crate::kernels::Format;
-use crate::model::ModelSpec;
+use crate::model::{LayerSpec, Mixer, ModelSpec, is_matrix, roles};
 use serde::{Deserialize, Serialize};
 
 /// How a model's weights are stored while it computes.
@@ -62,12 +62,6 @@ impl std::fmt::Display for Bound {
     }
 }
 
-/// (rows, columns) of the matrices of one layer.
-fn layer_matrices(spec: &ModelSpec) -> [(usize, usize); 7] {
-    let (h, q, kv, f) = (spec.hidden, spec.query_width(), spec.kv_width(), spec.ffn);
-    [(q, h), (kv, h), (kv, h), (h, q), (f, h), (f, h), (h, f)]
-}
-
 impl Work {
     /// Prefill of `tokens` tokens from an empty context, scores for the last one; the weights are read once.
     pub fn prefill(spec: &ModelSpec, formats: Formats, tokens: usize) -> Work {
@@ -89,22 +83,26 @@ impl Work {
 
     /// One forward pass over segments (positions before it, rows), scores for the last row of each.
     pub fn step(spec: &ModelSpec, formats: Formats, segments: &[(usize, usize)]) -> Work {
-        let layers = spec.layers as f64;
         let rows: usize = segments.iter().map(|s| s.1).sum();
         let (mut bytes, mut weights) = (0.0, 0.0);
-        for (n, k) in layer_matrices(spec) {
-            bytes += layers * (n * formats.layers.row_bytes(k)) as f64;
-            weights += layers * (n * k) as f64;
+        for (_, (n, k)) in roles(spec).filter(|(role, _)| is_matrix(*role) && role.layer().is_some()) {
+            bytes += (n * formats.layers.row_bytes(k)) as f64;
+            weights += (n * k) as f64;
         }
         bytes += (spec.vocab * formats.output.row_bytes(spec.hidden)) as f64;
         let mut work = Work { tokens: rows as f64, weight_bytes: bytes, ..Work::default() };
         work.add_products(formats.layers, weights * rows as f64);
         work.add_products(formats.output, (spec.vocab * spec.hidden * segments.len()) as f64);
-        for &(start, rows) in segments {
-            // Row r sees start + r + 1 positions; the segment reads what lies before it once and writes its own.
-            let seen: f64 = (0..rows).map(|r| (start + r + 1) as f64).sum();
-            work.f32_ops += 4.0 * layers * seen * spec.query_width() as f64;
-            work.kv_bytes += 2.0 * layers * (start + rows) as f64 * spec.kv_width() as f64 * formats.kv_element();
+        for LayerSpec { mixer, ffn: _, norms: _, residual_scale: _ } in &spec.layers {
+            let Mixer::Attention(attention) = mixer;
+            let window = attention.window.unwrap_or(usize::MAX);
+            for &(start, rows) in segments {
+                // Row r sees start + r + 1 positions, as far as its window reaches; the segment reads what it sees once and writes its own.
+                let seen: f64 = (0..rows).map(|r| (start + r + 1).min(window) as f64).sum();
+                work.f32_ops += 4.0 * seen * attention.query_width() as f64;
+                let held = (start + rows).min(window.saturating_add(rows.saturating_sub(1)));
+                work.kv_bytes += 2.0 * held as f64 * attention.kv_width() as f64 * formats.kv_element();
+            }
         }
         work
     }
@@ -145,24 +143,23 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Activation, Norm, Rope};
+    use crate::model::Plain;
+
+    const SMOLLM2: Plain = Plain {
+        layers: 30,
+        hidden: 576,
+        ffn: 1536,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        vocab: 49152,
+        context: 8192,
+        theta: 1e5,
+        epsilon: 1e-5,
+    };
 
     fn smollm2() -> ModelSpec {
-        ModelSpec {
-            architecture: "llama".into(),
-            layers: 30,
-            hidden: 576,
-            ffn: 1536,
-            heads: 9,
-            kv_heads: 3,
-            head_dim: 64,
-            vocab: 49152,
-            context: 8192,
-            norm: Norm::Rms { epsilon: 1e-5 },
-            rope: Rope { theta: 1e5, dims: 64, factors: vec![] },
-            activation: Activation::SwiGlu,
-            tied_embeddings: true,
-        }
+        ModelSpec::plain(SMOLLM2)
     }
 
     /// The machine of peers/RESULTS.md: 25 GB/s, 75 GFLOP/s.
@@ -196,7 +193,7 @@ mod tests {
     #[test]
     fn a_step_counts_what_a_hand_count_gives() {
         // One layer, hidden 2, ffn 4, 1 head of 2, vocabulary 3: 4·(2·2) + 3·(4·2) = 40 weights, head 6.
-        let spec = ModelSpec { layers: 1, hidden: 2, ffn: 4, heads: 1, kv_heads: 1, head_dim: 2, vocab: 3, ..smollm2() };
+        let spec = ModelSpec::plain(Plain { layers: 1, hidden: 2, ffn: 4, heads: 1, kv_heads: 1, head_dim: 2, vocab: 3, ..SMOLLM2 });
         let work = Work::step(&spec, Formats::all(Format::F32), &[(3, 2)]);
         // Rows see 4 and 5 positions, 2 wide, scores and sums: 4·9·2 operations. 2·40·2 for the layer, 2·6 for one row of the head.
         assert_eq!(work.f32_ops, 72.0 + 160.0 + 12.0);

@@ -1,34 +1,100 @@
-//! Architectures: from a file's metadata to a [`ModelSpec`] and the names of its tensors, one small file each.
-//! In: metadata. Out: a blueprint and a list of (name, role, shape). They read no weights.
+//! Architectures: from a file's metadata to a [`ModelSpec`], one small file each and one line in [`ALL`].
+//! In: metadata. Out: a blueprint. What their tensors are called is a table (`model/kinds.rs`), with the exceptions that an
+//! architecture lists. They read no weights.
 
-pub(super) mod llama;
+mod dense;
+mod llama;
+mod rope;
 
-use super::{ModelSpec, Role};
 
-/// Architectures that can be run, as GGUF files name them.
-pub const KNOWN: &[&str] = &["llama"];
+use super::metadata::{Container, Metadata};
+use super::{ModelError, ModelSpec, Role};
 
-/// Every role of a model with its shape (rows, columns), in the order of execution. `Output` only if it is not tied.
-pub(super) fn roles(spec: &ModelSpec) -> impl Iterator<Item = (Role, (usize, usize))> + '_ {
-    let layers = (0..spec.layers).flat_map(|i| {
-        [
-            Role::AttentionNorm(i),
-            Role::Query(i),
-            Role::Key(i),
-            Role::Value(i),
-            Role::AttentionOutput(i),
-            Role::FfnNorm(i),
-            Role::Gate(i),
-            Role::Up(i),
-            Role::Down(i),
-        ]
-    });
-    let output = (!spec.tied_embeddings).then_some(Role::Output);
-    let roles = std::iter::once(Role::TokenEmbedding).chain(layers).chain([Role::OutputNorm]).chain(output);
-    roles.map(|role| (role, spec.shape(role)))
+/// A family of models.
+pub struct Architecture {
+    /// `general.architecture` of GGUF files, and the name in messages.
+    pub name: &'static str,
+    /// `model_type` of `config.json`.
+    pub model_types: &'static [&'static str],
+    /// Classes in `architectures` of `config.json`.
+    pub classes: &'static [&'static str],
+    /// Order of rotary pairs in GGUF files (llama.cpp's `llama_model_rope_type`).
+    pub(super) gguf_pairs: Pairs,
+    /// Order of rotary pairs in checkpoints (transformers' `rotate_half`).
+    pub(super) hf_pairs: Pairs,
+    /// Checkpoints hold the weights of norms less 1.
+    pub(super) norms_less_one: bool,
+    /// Tensors that are called otherwise than in the table.
+    pub(super) renamed: &'static [Renamed],
+    /// The blueprint; its `architecture` is filled in afterwards.
+    pub(super) build: fn(&dyn Metadata) -> Result<ModelSpec, ModelError>,
+}
+
+/// Order of the rows that rotate together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// Rows 2i and 2i + 1.
+    Interleaved,
+    /// Rows i and i + dims / 2.
+    HalfSplit,
+}
+
+/// Another name of a tensor.
+pub struct Renamed {
+    pub(super) container: Container,
+    pub(super) role: fn(usize) -> Role,
+    pub(super) name: &'static str,
+}
+
+impl Renamed {
+    /// In checkpoints.
+    const fn hf(role: fn(usize) -> Role, name: &'static str) -> Renamed {
+        Renamed { container: Container::Checkpoint, role, name }
+    }
+
+    /// In GGUF files.
+    #[allow(dead_code)]
+    const fn gguf(role: fn(usize) -> Role, name: &'static str) -> Renamed {
+        Renamed { container: Container::Gguf, role, name }
+    }
+}
+
+/// Every architecture that can be run.
+pub static ALL: &[&Architecture] = &[&llama::LLAMA];
+
+/// The names of all, for messages and help.
+pub fn known() -> String {
+    ALL.iter().map(|a| a.name).collect::<Vec<_>>().join(", ")
 }
 
 /// The line that refuses an architecture.
 pub(super) fn unknown(name: &str) -> String {
-    format!("architecture '{}' is not supported; known: {}", crate::units::shown(name), KNOWN.join(", "))
+    format!("architecture '{}' is not supported; known: {}", crate::units::shown(name), known())
+}
+
+/// The architecture of a GGUF file.
+pub(super) fn of_gguf(name: &str) -> Option<&'static Architecture> {
+    ALL.iter().copied().find(|a| a.name == name)
+}
+
+/// The architecture of a `config.json` with this `model_type`, whose `architectures` names these classes.
+pub(super) fn of_config(model_type: &str, classes: &[String]) -> Result<&'static Architecture, String> {
+    let found = ALL.iter().copied().find(|a| a.model_types.contains(&model_type));
+    let found = found.ok_or_else(|| format!("model_type: {}", unknown(model_type)))?;
+    match classes.iter().find(|class| !found.classes.contains(&class.as_str())) {
+        Some(other) => Err(format!(
+            "architectures: '{}' is not supported; known: {}",
+            crate::units::shown(other),
+            found.classes.join(", ")
+        )),
+        None => Ok(found),
+    }
+}
+
+/// The blueprint of a file, checked.
+pub(super) fn build(architecture: &Architecture, metadata: &dyn Metadata) -> Result<ModelSpec, ModelError> {
+    let mut spec = (architecture.build)(metadata)?;
+    spec.architecture = architecture.name.into();
+    dense::check(&spec).map_err(|text| metadata.error(&text))?;
+    Ok(spec)
 }

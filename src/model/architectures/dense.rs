@@ -1,0 +1,208 @@
+//! What dense families have in common, read from metadata: sizes, norm, rope. Families begin with it and change what they have otherwise.
+//! GGUF keys are those of ggml's docs/gguf.md, fields of configs those of transformers.
+// What it reads is a stranger's.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
+use super::rope::{self, Wanted};
+use crate::model::metadata::{Key, Metadata, key};
+use crate::model::spec::{Activation, Ffn, LayerSpec, Mixer, ModelSpec, Norm, NormKind, Norms};
+use crate::model::{ModelError, Rope};
+
+/// Positions beyond which a context length is not believed.
+pub(in crate::model) const MAX_CONTEXT: u64 = 1 << 27;
+/// Most elements of any width; rows of 2^24 f32 values are 64 MiB.
+const MAX_WIDTH: u64 = 1 << 24;
+/// Most layers, heads, or dimensions of a head.
+const MAX_COUNT: u64 = 1 << 16;
+
+const LAYERS: Key = key(&"block_count", &"num_hidden_layers");
+const CONTEXT: Key = key(&"context_length", &"max_position_embeddings");
+const HIDDEN: Key = key(&"embedding_length", &"hidden_size");
+const FFN: Key = key(&"feed_forward_length", &"intermediate_size");
+const HEADS: Key = key(&"attention.head_count", &"num_attention_heads");
+const KV_HEADS: Key = key(&"attention.head_count_kv", &"num_key_value_heads");
+const HEAD_DIM: Key = key(&"attention.key_length", &"head_dim");
+const VALUE_DIM: Key = key(&"attention.value_length", &"");
+const VOCAB: Key = key(&"vocab_size", &"vocab_size");
+const TIED: Key = key(&"", &"tie_word_embeddings");
+const RMS_EPSILON: Key = key(&"attention.layer_norm_rms_epsilon", &"rms_norm_eps");
+const LAYER_EPSILON: Key = Key {
+    gguf: &["attention.layer_norm_epsilon"],
+    hf: &["layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"],
+};
+/// The activation of the feed-forward part, where a config says it.
+pub(super) const ACTIVATION: Key = Key { gguf: &[], hf: &["hidden_activation", "hidden_act"] };
+
+/// How a family differs from llama in what every family has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dense {
+    /// Kind of norm.
+    pub norm: NormKind,
+    /// Epsilon where the file says none (and need not).
+    pub epsilon: Option<f64>,
+    /// Where layers are normalized.
+    pub norms: Norms,
+    /// The activation of GGUF files, and of configs that say none.
+    pub activation: Activation,
+    /// The feed-forward part has a gate.
+    pub gated: bool,
+    /// Base of the rope where the file says none.
+    pub theta: f64,
+    /// Share of a head that rotates where a config says none.
+    pub partial: f64,
+}
+
+impl Default for Dense {
+    fn default() -> Dense {
+        Dense {
+            norm: NormKind::Rms,
+            epsilon: None,
+            norms: Norms::Before,
+            activation: Activation::Silu,
+            gated: true,
+            theta: 10_000.0,
+            partial: 1.0,
+        }
+    }
+}
+
+/// The blueprint of a family that is llama but for `dense`, with one rope for all layers.
+pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelError> {
+    let Dense { norm, epsilon, norms, activation, gated, theta, partial } = dense;
+    let layers = m.need(LAYERS, 1..=MAX_COUNT)?;
+    // Each layer has tensors of its own, which are looked up one by one; nothing is allocated by a number that this does not hold.
+    if layers > m.tensors() {
+        return Err(m.refuse(LAYERS, &format!("is {layers}, but the file holds only {} tensors", m.tensors())));
+    }
+    let context = m.need(CONTEXT, 1..=MAX_CONTEXT)?;
+    let hidden = m.need(HIDDEN, 1..=MAX_WIDTH)?;
+    let ffn = m.per_layer(FFN, 1..=MAX_WIDTH, layers)?.ok_or_else(|| m.missing(FFN))?;
+    let heads = m.per_layer(HEADS, 1..=MAX_COUNT, layers)?.ok_or_else(|| m.missing(HEADS))?;
+    let kv_heads = m.per_layer(KV_HEADS, 1..=MAX_COUNT, layers)?.unwrap_or_else(|| heads.clone());
+    let most = heads.iter().copied().max().unwrap_or(1);
+    let head_dim = match m.integer(HEAD_DIM, 1..=MAX_COUNT)? {
+        Some(n) => n,
+        None if hidden.is_multiple_of(most) => hidden.checked_div(most).unwrap_or(1),
+        None => {
+            return Err(m.refuse(HIDDEN, &format!("is {hidden}, not a multiple of the {most} of {}", m.name(HEADS))));
+        }
+    };
+    if m.integer(VALUE_DIM, 1..=MAX_COUNT)?.is_some_and(|n| n != head_dim) {
+        return Err(m.refuse(VALUE_DIM, &format!("differs from the key length {head_dim}")));
+    }
+    let (vocab, tied) = vocabulary(m)?;
+    let spec_norm = Norm {
+        kind: norm,
+        epsilon: match norm {
+            NormKind::Rms => read_epsilon(m, RMS_EPSILON, epsilon)?,
+            NormKind::Layer => read_epsilon(m, LAYER_EPSILON, epsilon)?,
+        },
+        weights: true,
+        bias: false,
+    };
+    let rope: Rope = rope::read(m, Wanted { theta, partial, ..Wanted::new(head_dim, context) })?;
+    let activation = match m.text(ACTIVATION)? {
+        Some(name) => named_activation(m, &name)?,
+        None => activation,
+    };
+    let layers = heads.iter().zip(&kv_heads).zip(&ffn).map(|((&heads, &kv_heads), &width)| {
+        let plain = LayerSpec::plain(heads, kv_heads, head_dim, width);
+        let (input_bias, output_bias) = (false, false);
+        let ffn = match gated {
+            true => Ffn::Gated { width, activation, input_bias, output_bias },
+            false => Ffn::Plain { width, activation, input_bias, output_bias },
+        };
+        LayerSpec { ffn, norms, ..plain }
+    });
+    Ok(ModelSpec {
+        architecture: String::new(),
+        hidden,
+        vocab,
+        context,
+        layers: layers.collect(),
+        norm: spec_norm,
+        ropes: vec![rope],
+        embedding_scale: 1.0,
+        query_growth: None,
+        logit_scale: 1.0,
+        logit_softcap: None,
+        output_bias: false,
+        tied_embeddings: tied,
+    })
+}
+
+/// The vocabulary's size, and whether the embedding is the output matrix.
+fn vocabulary(m: &dyn Metadata) -> Result<(usize, bool), ModelError> {
+    let no_output = !m.has_tensor("output.weight", "lm_head.weight");
+    match m.vocabulary() {
+        Some(tokens) => {
+            if m.integer(VOCAB, 0..=u64::MAX)?.is_some_and(|n| n != tokens) {
+                return Err(m.refuse(VOCAB, &format!("differs from the {tokens} tokens of 'tokenizer.ggml.tokens'")));
+            }
+            Ok((tokens, no_output))
+        }
+        // Where a config does not say, transformers' default depends on the class: the tensors tell.
+        None => Ok((m.need(VOCAB, 1..=1 << 22)?, m.bool(TIED)?.unwrap_or(no_output))),
+    }
+}
+
+fn read_epsilon(m: &dyn Metadata, key: Key, default: Option<f64>) -> Result<f32, ModelError> {
+    let found = m.float(key, "a number from 0, below 1", |x| (0.0..1.0).contains(&x))?.or(default);
+    found.map(|x| x as f32).ok_or_else(|| m.missing(key))
+}
+
+/// The activation of this name in transformers' `ACT2FN`.
+pub(super) fn named_activation(m: &dyn Metadata, name: &str) -> Result<Activation, ModelError> {
+    Ok(match name {
+        "silu" | "swish" => Activation::Silu,
+        "gelu" => Activation::Gelu,
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" | "gelu_tanh" => Activation::GeluTanh,
+        "relu" => Activation::Relu,
+        "relu2" => Activation::Relu2,
+        other => {
+            let other = crate::units::shown(other);
+            let text = format!("is '{other}', which llmopt does not compute; silu, gelu, gelu_pytorch_tanh, relu and relu2 are");
+            return Err(m.refuse(ACTIVATION, &text));
+        }
+    })
+}
+
+/// The rules between the numbers of a blueprint.
+pub(super) fn check(spec: &ModelSpec) -> Result<(), String> {
+    for layer in &spec.layers {
+        let Mixer::Attention(a) = &layer.mixer;
+        let (heads, kv_heads, head_dim) = (a.heads, a.kv_heads, a.head_dim);
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(format!("{heads} attention heads cannot share {kv_heads} key/value heads: not a multiple"));
+        }
+        if !head_dim.is_multiple_of(2) {
+            return Err(format!("the head size {head_dim} is odd; rotary positions need pairs"));
+        }
+        if let Some(rope) = a.rope.and_then(|rope| spec.ropes.get(rope)) {
+            check_rope(rope, head_dim)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), String> {
+    let Rope { theta: _, dims, factors, magnitude: _, long } = rope;
+    if !dims.is_multiple_of(2) || *dims > head_dim || *dims == 0 {
+        return Err(format!("{dims} rotary dimensions do not fit a head of {head_dim}: an even number up to that is possible"));
+    }
+    for factors in std::iter::once(factors).chain(long.iter().map(|long| &long.factors)) {
+        if !factors.is_empty() && factors.len() != dims.checked_div(2).unwrap_or(0) {
+            return Err(format!(
+                "{} rotary frequency factors for {dims} rotary dimensions; there must be half as many",
+                factors.len()
+            ));
+        }
+        if factors.iter().any(|f| !f.is_finite() || *f <= 0.0) {
+            return Err("a rotary frequency factor is not a number above 0".into());
+        }
+    }
+    Ok(())
+}

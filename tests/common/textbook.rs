@@ -1,0 +1,236 @@
+//! The forward pass as a textbook has it, in f64, for every field of a blueprint: the second oracle beside transformers' fixtures.
+//! In: a blueprint, weights by role, token ids. Out: the scores after each of them. It shares nothing with the decoder: no panels, no
+//! phases, no online softmax. Included by path where it is needed, as `mod textbook`.
+#![allow(dead_code)]
+
+use llmopt::kernels::Format;
+use llmopt::model::{
+    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Role, Rope, Weights,
+    roles,
+};
+use std::collections::HashMap;
+
+/// All weights in f64.
+struct Values(HashMap<Role, Vec<f64>>);
+
+impl Values {
+    fn of(spec: &ModelSpec, weights: &dyn Weights) -> Values {
+        let read = |role: Role, rows: usize| {
+            let mut bytes = Vec::new();
+            weights.read(role, 0..rows, Format::F32, &mut bytes).unwrap();
+            bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
+        };
+        Values(roles(spec).map(|(role, (rows, _))| (role, read(role, rows))).collect())
+    }
+
+    fn get(&self, role: Role) -> Option<&[f64]> {
+        self.0.get(&role).map(Vec::as_slice)
+    }
+
+    /// W x + b.
+    fn product(&self, weights: Role, bias: Role, x: &[f64]) -> Vec<f64> {
+        let weights = self.get(weights).unwrap_or_else(|| panic!("no {weights:?}"));
+        let mut y: Vec<f64> = weights.chunks(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+        if let Some(bias) = self.get(bias) {
+            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+        y
+    }
+}
+
+fn norm(norm: &Norm, weights: Option<&[f64]>, bias: Option<&[f64]>, x: &[f64]) -> Vec<f64> {
+    let Norm { kind, epsilon, weights: _, bias: _ } = norm;
+    let n = x.len() as f64;
+    let mean = match kind {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => x.iter().sum::<f64>() / n,
+    };
+    let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+    let scale = 1.0 / (variance + f64::from(*epsilon)).sqrt();
+    let at = |values: Option<&[f64]>, i: usize, default: f64| values.map_or(default, |v| v[i]);
+    x.iter().enumerate().map(|(i, x)| (x - mean) * scale * at(weights, i, 1.0) + at(bias, i, 0.0)).collect()
+}
+
+/// The error function by its series, as exact as f64 has it.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum, mut n) = (x, x, 0.0);
+    while f64::abs(term) > 1e-17 * f64::abs(sum).max(1e-30) && n < 200.0 {
+        n += 1.0;
+        term *= -x * x / n;
+        sum += term / (2.0 * n + 1.0);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+fn activate(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
+        Activation::Relu => x.max(0.0),
+        Activation::Relu2 => x.max(0.0).powi(2),
+    }
+}
+
+/// Turns the pairs (2i, 2i + 1) of one head; `positions` is what the request may take in all.
+fn rotate(rope: &Rope, head: &mut [f64], position: usize, positions: usize) {
+    let Rope { theta, dims, factors, magnitude, long } = rope;
+    let (factors, magnitude) = match long {
+        Some(LongRope { above, factors, magnitude }) if positions > *above => (factors, magnitude),
+        _ => (factors, magnitude),
+    };
+    for i in 0..dims / 2 {
+        let divisor = factors.get(i).map_or(1.0, |f| f64::from(*f));
+        let frequency = f64::from(*theta).powf(-2.0 * i as f64 / *dims as f64) / divisor;
+        let (sin, cos) = (position as f64 * frequency).sin_cos();
+        let (sin, cos) = (sin * f64::from(*magnitude), cos * f64::from(*magnitude));
+        let (a, b) = (head[2 * i], head[2 * i + 1]);
+        (head[2 * i], head[2 * i + 1]) = (a * cos - b * sin, a * sin + b * cos);
+    }
+}
+
+fn capped(cap: Option<f32>, x: f64) -> f64 {
+    cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
+}
+
+/// Scores after each token, of a request that takes `positions` positions in all.
+pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions: usize) -> Vec<Vec<f64>> {
+    let ModelSpec {
+        architecture: _,
+        hidden,
+        vocab: _,
+        context: _,
+        layers,
+        norm: norms_of,
+        ropes,
+        embedding_scale,
+        query_growth,
+        logit_scale,
+        logit_softcap,
+        output_bias: _,
+        tied_embeddings,
+    } = spec;
+    let values = Values::of(spec, weights);
+    let embedding = values.get(Role::TokenEmbedding).unwrap();
+    let mut xs: Vec<Vec<f64>> = tokens
+        .iter()
+        .map(|t| embedding[*t as usize * hidden..][..*hidden].iter().map(|x| x * f64::from(*embedding_scale)).collect())
+        .collect();
+    let normed = |weights: Role, bias: Role, x: &[f64]| norm(norms_of, values.get(weights), values.get(bias), x);
+    for (l, LayerSpec { mixer, ffn, norms, residual_scale }) in layers.iter().enumerate() {
+        let Mixer::Attention(attention) = mixer;
+        let (mut keys, mut all_values) = (Vec::new(), Vec::new());
+        for (p, x) in xs.iter_mut().enumerate() {
+            let input = match norms {
+                Norms::After => x.clone(),
+                _ => normed(Role::AttentionNorm(l), Role::AttentionNormBias(l), x),
+            };
+            let mixed = attend(&values, norms_of, ropes, query_growth, attention, l, &input, p, positions, (&mut keys, &mut all_values));
+            let mixed = match norms {
+                Norms::After | Norms::Both => norm(norms_of, values.get(Role::AttentionPostNorm(l)), None, &mixed),
+                _ => mixed,
+            };
+            let add = |x: &mut Vec<f64>, y: &[f64]| x.iter_mut().zip(y).for_each(|(x, y)| *x += f64::from(*residual_scale) * y);
+            let shared = x.clone();
+            add(x, &mixed);
+            let input = match norms {
+                Norms::After => x.clone(),
+                Norms::Parallel => input,
+                Norms::ParallelApart => normed(Role::FfnNorm(l), Role::FfnNormBias(l), &shared),
+                Norms::Before | Norms::Both => normed(Role::FfnNorm(l), Role::FfnNormBias(l), x),
+            };
+            let up = |input: &[f64]| values.product(Role::Up(l), Role::UpBias(l), input);
+            let inner: Vec<f64> = match *ffn {
+                Ffn::Gated { width: _, activation, input_bias: _, output_bias: _ } => {
+                    let gate = values.product(Role::Gate(l), Role::GateBias(l), &input);
+                    gate.iter().zip(up(&input)).map(|(g, u)| activate(activation, *g) * u).collect()
+                }
+                Ffn::Plain { width: _, activation, input_bias: _, output_bias: _ } => {
+                    up(&input).iter().map(|u| activate(activation, *u)).collect()
+                }
+            };
+            let down = values.product(Role::Down(l), Role::DownBias(l), &inner);
+            let down = match norms {
+                Norms::After | Norms::Both => norm(norms_of, values.get(Role::FfnPostNorm(l)), None, &down),
+                _ => down,
+            };
+            add(x, &down);
+        }
+    }
+    let output = if *tied_embeddings { Role::TokenEmbedding } else { Role::Output };
+    let score = |x: &Vec<f64>| {
+        let x = normed(Role::OutputNorm, Role::OutputNormBias, x);
+        let scores = values.product(output, Role::OutputBias, &x);
+        scores.iter().map(|s| capped(*logit_softcap, s * f64::from(*logit_scale))).collect()
+    };
+    xs.iter().map(score).collect()
+}
+
+/// Attention of the token at `position`, whose key and value join the others.
+fn attend(
+    values: &Values,
+    norm_of: &Norm,
+    ropes: &[Rope],
+    growth: &Option<QueryGrowth>,
+    attention: &Attention,
+    l: usize,
+    x: &[f64],
+    position: usize,
+    positions: usize,
+    (keys, all_values): (&mut Vec<Vec<f64>>, &mut Vec<Vec<f64>>),
+) -> Vec<f64> {
+    let Attention { heads, kv_heads, head_dim: hd, qkv_bias: _, output_bias: _, qk_norm, rope, window, scale, softcap, sinks } =
+        *attention;
+    let mut q = values.product(Role::Query(l), Role::QueryBias(l), x);
+    let mut k = values.product(Role::Key(l), Role::KeyBias(l), x);
+    let turn = |x: &mut [f64]| {
+        if let Some(rope) = rope {
+            x.chunks_mut(hd).for_each(|head| rotate(&ropes[rope], head, position, positions));
+        }
+    };
+    let each = |weights: Role, x: &[f64]| -> Vec<f64> {
+        x.chunks(hd).flat_map(|head| norm(norm_of, values.get(weights), None, head)).collect()
+    };
+    match qk_norm {
+        Some(QkNorm::PerHead) => (q, k) = (each(Role::QueryNorm(l), &q), each(Role::KeyNorm(l), &k)),
+        Some(QkNorm::Whole) => {
+            q = norm(norm_of, values.get(Role::QueryNorm(l)), None, &q);
+            k = norm(norm_of, values.get(Role::KeyNorm(l)), None, &k);
+        }
+        Some(QkNorm::PerHeadRotated) | None => {}
+    }
+    turn(&mut q);
+    turn(&mut k);
+    if qk_norm == Some(QkNorm::PerHeadRotated) {
+        (q, k) = (each(Role::QueryNorm(l), &q), each(Role::KeyNorm(l), &k));
+    }
+    if let Some(QueryGrowth { beta, original }) = growth {
+        let scale = 1.0 + f64::from(*beta) * (1.0 + (position / original) as f64).ln();
+        q.iter_mut().for_each(|q| *q *= scale);
+    }
+    keys.push(k);
+    all_values.push(values.product(Role::Value(l), Role::ValueBias(l), x));
+    let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+    let mut mixed = vec![0.0; heads * hd];
+    for head in 0..heads {
+        let kv = head / (heads / kv_heads) * hd;
+        let score = |key: &Vec<f64>| {
+            let dot: f64 = (0..hd).map(|d| q[head * hd + d] * key[kv + d]).sum();
+            capped(softcap, dot * f64::from(scale))
+        };
+        let scores: Vec<f64> = keys[first..].iter().map(score).collect();
+        let sink = if sinks { values.get(Role::Sinks(l)).map(|s| s[head]) } else { None };
+        let most = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+        let total: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - most).exp());
+        for (weight, value) in weights.iter().zip(&all_values[first..]) {
+            (0..hd).for_each(|d| mixed[head * hd + d] += weight / total * value[kv + d]);
+        }
+    }
+    values.product(Role::AttentionOutput(l), Role::AttentionOutputBias(l), &mixed)
+}
