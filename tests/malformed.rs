@@ -870,7 +870,7 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
     add("config_eps_missing", "rms_norm_eps", 1, edit("config.json", |c| c["rms_norm_eps"] = json!(null)));
     add("config_theta_0", "rope_theta", 1, edit("config.json", |c| c["rope_theta"] = json!(0)));
     add("config_theta_1e300", "rope_theta", 1, edit("config.json", |c| c["rope_theta"] = json!(1e300)));
-    add("config_type_qwen", "known: llama", 1, edit("config.json", |c| c["model_type"] = json!("qwen3")));
+    add("config_type_qwen", "known: llama", 1, edit("config.json", |c| c["model_type"] = json!("qwen9")));
     add("config_type_missing", "known: llama", 1, edit("config.json", |c| c["model_type"] = json!(null)));
     add(
         "config_class",

@@ -463,20 +463,6 @@ impl Gguf {
         }
     }
 
-    /// An integer that must be there.
-    pub(super) fn need_integer(&self, key: &str, range: std::ops::RangeInclusive<u64>) -> Result<usize, ModelError> {
-        self.integer(key, range)?.ok_or_else(|| self.missing(key))
-    }
-
-    /// An optional finite number for which `good` holds; `wanted` says what that is.
-    pub(super) fn float(&self, key: &str, wanted: &str, good: fn(f64) -> bool) -> Result<Option<f32>, ModelError> {
-        match self.metadata.get(key) {
-            None => Ok(None),
-            Some(Value::Float(x)) if x.is_finite() && good(*x) && (*x as f32).is_finite() => Ok(Some(*x as f32)),
-            Some(value) => Err(self.wrong(key, value, wanted)),
-        }
-    }
-
     /// An optional bool.
     pub(super) fn bool(&self, key: &str) -> Result<Option<bool>, ModelError> {
         match self.metadata.get(key) {

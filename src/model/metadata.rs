@@ -111,6 +111,11 @@ impl dyn Metadata + '_ {
         self.error(&format!("{name} is {}; it must be {wanted}", item.shown()))
     }
 
+    /// Whether a config lists what kind each layer is.
+    pub(in crate::model) fn has_layer_types(&self) -> bool {
+        self.find(key(&"", &"layer_types")).is_some()
+    }
+
     /// A refusal of what a field says.
     pub(in crate::model) fn refuse(&self, key: Key, what: &str) -> ModelError {
         self.error(&format!("{} {what}", self.name(key)))

@@ -139,7 +139,8 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, ModelError> {
 
 /// Leftovers of some exporters, and what a model that also sees or hears has beside its text part.
 fn is_harmless(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq")
+    let other = ["vision_tower.", "multi_modal_projector.", "embed_vision."];
+    name.ends_with(".rotary_emb.inv_freq") || other.iter().any(|part| name.contains(part))
 }
 
 /// The architecture that a config names.

@@ -36,6 +36,10 @@ const LAYER_EPSILON: Key = Key {
 /// The activation of the feed-forward part, where a config says it.
 pub(super) const ACTIVATION: Key = Key { gguf: &[], hf: &["hidden_activation", "hidden_act"] };
 
+const ATTENTION_BIAS: Key = Key { gguf: &[], hf: &["attention_bias", "use_qkv_bias"] };
+const MLP_BIAS: Key = key(&"", &"mlp_bias");
+const ALL_BIASES: Key = key(&"", &"use_bias");
+
 /// How a family differs from llama in what every family has.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dense {
@@ -117,7 +121,7 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
         };
         LayerSpec { ffn, norms, ..plain }
     });
-    Ok(ModelSpec {
+    let mut spec = ModelSpec {
         architecture: String::new(),
         hidden,
         vocab,
@@ -129,9 +133,48 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
         query_growth: None,
         logit_scale: 1.0,
         logit_softcap: None,
-        output_bias: false,
+        output_bias: m.has_tensor("output.bias", "lm_head.bias"),
         tied_embeddings: tied,
-    })
+    };
+    biases(m, &mut spec, "model.layers.0.mlp.up_proj.bias", "model.layers.0.mlp.down_proj.bias");
+    let attention = match m.bool(ATTENTION_BIAS)? {
+        Some(said) => Some(said),
+        None => m.bool(ALL_BIASES)?,
+    };
+    let inner = match m.bool(MLP_BIAS)? {
+        Some(said) => Some(said),
+        None => m.bool(ALL_BIASES)?,
+    };
+    for layer in &mut spec.layers {
+        let own = layer.attention_mut();
+        // What a config promises must be there; what it denies is refused as a tensor that nobody uses.
+        own.qkv_bias = attention.unwrap_or(own.qkv_bias);
+        own.output_bias &= attention != Some(false);
+        match &mut layer.ffn {
+            Ffn::Gated { input_bias, output_bias, .. } | Ffn::Plain { input_bias, output_bias, .. } => {
+                (*input_bias, *output_bias) = (inner.unwrap_or(*input_bias), inner.unwrap_or(*output_bias));
+            }
+        }
+    }
+    Ok(spec)
+}
+
+/// Gives all layers the biases that the first one has.
+pub(super) fn biases(m: &dyn Metadata, spec: &mut ModelSpec, up: &str, down: &str) {
+    let has = |gguf: &str, hf: &str| m.has_tensor(gguf, hf);
+    let qkv = has("blk.0.attn_q.bias", "model.layers.0.self_attn.q_proj.bias")
+        || has("blk.0.attn_qkv.bias", "model.layers.0.self_attn.qkv_proj.bias");
+    let output = has("blk.0.attn_output.bias", "model.layers.0.self_attn.o_proj.bias");
+    let (up, down) = (has("blk.0.ffn_up.bias", up), has("blk.0.ffn_down.bias", down));
+    for layer in &mut spec.layers {
+        let attention = layer.attention_mut();
+        (attention.qkv_bias, attention.output_bias) = (qkv, output);
+        match &mut layer.ffn {
+            Ffn::Gated { input_bias, output_bias, .. } | Ffn::Plain { input_bias, output_bias, .. } => {
+                (*input_bias, *output_bias) = (up, down);
+            }
+        }
+    }
 }
 
 /// The vocabulary's size, and whether the embedding is the output matrix.

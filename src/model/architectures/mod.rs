@@ -2,9 +2,25 @@
 //! In: metadata. Out: a blueprint. What their tensors are called is a table (`model/kinds.rs`), with the exceptions that an
 //! architecture lists. They read no weights.
 
+mod arcee;
 mod dense;
+mod ernie;
+mod exaone4;
+mod gemma;
+mod glm4;
+mod granite;
+mod helium;
+mod hunyuan;
+mod layernorm;
+mod layers;
 mod llama;
+mod mistral;
+mod olmo;
+mod phi3;
+mod qwen;
 mod rope;
+mod seed_oss;
+mod smollm3;
 
 
 use super::metadata::{Container, Metadata};
@@ -53,14 +69,41 @@ impl Renamed {
     }
 
     /// In GGUF files.
-    #[allow(dead_code)]
     const fn gguf(role: fn(usize) -> Role, name: &'static str) -> Renamed {
         Renamed { container: Container::Gguf, role, name }
     }
 }
 
 /// Every architecture that can be run.
-pub static ALL: &[&Architecture] = &[&llama::LLAMA];
+pub static ALL: &[&Architecture] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &mistral::MINISTRAL,
+    &mistral::MISTRAL3,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &gemma::GEMMA,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &phi3::PHI3,
+    &smollm3::SMOLLM3,
+    &granite::GRANITE,
+    &olmo::OLMO,
+    &olmo::OLMO2,
+    &olmo::OLMO3,
+    &glm4::GLM4,
+    &ernie::ERNIE,
+    &exaone4::EXAONE4,
+    &hunyuan::HUNYUAN,
+    &seed_oss::SEED_OSS,
+    &arcee::ARCEE,
+    &helium::HELIUM,
+    &layernorm::STARCODER2,
+    &layernorm::STABLELM,
+    &layernorm::NEMOTRON,
+    &layernorm::COHERE,
+    &layernorm::COHERE2,
+];
 
 /// The names of all, for messages and help.
 pub fn known() -> String {

@@ -95,6 +95,15 @@ pub(super) fn read(metadata: &dyn Metadata, wanted: Wanted) -> Result<Rope, Mode
     }
     let kind = parameters.kind()?;
     let gguf = metadata.container() == Container::Gguf;
+    if gguf && metadata.has_tensor("rope_factors_short.weight", "") {
+        // Files of phi 3 have the factors without a type.
+        return longrope(&parameters, rope, context);
+    }
+    if let Some(alpha) = parameters.positive(&[], "alpha")?.filter(|_| kind == "dynamic") {
+        // Hunyuan: the base is stretched once, whatever the length.
+        let stretched = theta * alpha.powf(dims as f64 / (dims as f64 - 2.0));
+        return Ok(Rope::plain(stretched as f32, dims));
+    }
     match kind.as_str() {
         // GGUF files of old have a factor without a type.
         "default" | "none" | "linear" | "dynamic" => {
@@ -252,7 +261,6 @@ fn longrope(parameters: &Parameters, rope: Rope, context: usize) -> Result<Rope,
 }
 
 /// Scale of queries that grows with their position (`llama_4_scaling_beta` of ministral 3).
-#[allow(dead_code)]
 pub(super) fn growth(metadata: &dyn Metadata) -> Result<Option<QueryGrowth>, ModelError> {
     let parameters = Parameters { metadata, layer_type: "full_attention" };
     let number = |key: Key| metadata.float(key, "a number from 0", |x| x >= 0.0);

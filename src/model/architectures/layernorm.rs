@@ -1,0 +1,98 @@
+//! Families with LayerNorm: StarCoder 2, StableLM 2, Nemotron (norms less 1, relu squared), Command R (both branches take one norm).
+
+use super::dense::{self, Dense};
+use super::{Architecture, Pairs, Renamed, layers};
+use crate::model::metadata::{Key, key};
+use crate::model::{Activation, NormKind, Norms, Role};
+
+const LOGIT: Key = key(&"logit_scale", &"logit_scale");
+
+pub(super) static STARCODER2: Architecture = Architecture {
+    name: "starcoder2",
+    model_types: &["starcoder2"],
+    classes: &["Starcoder2ForCausalLM"],
+    gguf_pairs: Pairs::HalfSplit,
+    hf_pairs: Pairs::HalfSplit,
+    norms_less_one: false,
+    renamed: &[
+        Renamed::hf(Role::Up, "model.layers.{}.mlp.c_fc.weight"),
+        Renamed::hf(Role::UpBias, "model.layers.{}.mlp.c_fc.bias"),
+        Renamed::hf(Role::Down, "model.layers.{}.mlp.c_proj.weight"),
+        Renamed::hf(Role::DownBias, "model.layers.{}.mlp.c_proj.bias"),
+    ],
+    build: |m| {
+        let dense = Dense { norm: NormKind::Layer, gated: false, activation: Activation::GeluTanh, ..Dense::default() };
+        let mut spec = dense::build(m, dense)?;
+        dense::biases(m, &mut spec, "model.layers.0.mlp.c_fc.bias", "model.layers.0.mlp.c_proj.bias");
+        spec.norm.bias = true;
+        layers::window_everywhere(m, &mut spec)?;
+        Ok(spec)
+    },
+};
+
+pub(super) static STABLELM: Architecture = Architecture {
+    name: "stablelm",
+    model_types: &["stablelm"],
+    classes: &["StableLmForCausalLM"],
+    renamed: &[],
+    build: |m| {
+        let mut spec = dense::build(m, Dense { norm: NormKind::Layer, partial: 0.25, ..Dense::default() })?;
+        spec.norm.bias = true;
+        Ok(spec)
+    },
+    ..STARCODER2
+};
+
+pub(super) static NEMOTRON: Architecture = Architecture {
+    name: "nemotron",
+    model_types: &["nemotron"],
+    classes: &["NemotronForCausalLM"],
+    norms_less_one: true,
+    renamed: &[],
+    build: |m| {
+        let dense = Dense {
+            norm: NormKind::Layer,
+            gated: false,
+            activation: Activation::Relu2,
+            partial: 0.5,
+            ..Dense::default()
+        };
+        let mut spec = dense::build(m, dense)?;
+        spec.norm.bias = true;
+        Ok(spec)
+    },
+    ..STARCODER2
+};
+
+pub(super) static COHERE: Architecture = Architecture {
+    name: "command-r",
+    model_types: &["cohere"],
+    classes: &["CohereForCausalLM"],
+    gguf_pairs: Pairs::Interleaved,
+    hf_pairs: Pairs::Interleaved,
+    renamed: &[],
+    build: |m| {
+        let dense = Dense { norm: NormKind::Layer, norms: Norms::Parallel, theta: 5e5, ..Dense::default() };
+        let mut spec = dense::build(m, dense)?;
+        spec.logit_scale = m.positive(LOGIT)?.unwrap_or(0.0625) as f32;
+        Ok(spec)
+    },
+    ..STARCODER2
+};
+
+pub(super) static COHERE2: Architecture = Architecture {
+    name: "cohere2",
+    model_types: &["cohere2"],
+    classes: &["Cohere2ForCausalLM"],
+    build: |m| {
+        let mut spec = (COHERE.build)(m)?;
+        // Only the layers with a window know positions.
+        let local = layers::local(m, spec.layers.len(), 4)?;
+        layers::set_windows(m, &mut spec, &local)?;
+        for (layer, local) in spec.layers.iter_mut().zip(local) {
+            layer.attention_mut().rope = local.then_some(0);
+        }
+        Ok(spec)
+    },
+    ..COHERE
+};
