@@ -198,7 +198,7 @@ fn tensor_cases(c: &mut Cases) {
         let extra = Tensor { name: "nobody.knows".into(), ..f.tensor("output_norm.weight").clone() };
         f.tensors.push(extra);
     });
-    c.change("name_bias", "attn_q.bias", |f| {
+    c.change("name_bias", "attn_k.bias is missing", |f| {
         let extra = Tensor { name: "blk.0.attn_q.bias".into(), ..f.tensor("output_norm.weight").clone() };
         f.tensors.push(extra);
     });
@@ -337,7 +337,18 @@ fn parameter_cases(c: &mut Cases) {
         c.set(format!("{short}_negative"), key, Value::I32(-1));
         c.set(format!("{short}_text"), key, Value::Str("2".into()));
         c.set(format!("{short}_float"), key, Value::F32(2.0));
-        c.set(format!("{short}_array"), key, Value::I32s(vec![2, 2]));
+        // Widths and heads may differ from layer to layer: the tensors then have to.
+        let per_layer = ["feed_forward_length", "head_count", "head_count_kv"].contains(&short);
+        if per_layer {
+            c.change(format!("{short}_array_too_long"), key, |f| {
+                f.set(key, Value::I32s(vec![2, 2, 2]));
+            });
+            c.change(format!("{short}_array_negative"), key, |f| {
+                f.set(key, Value::I32s(vec![2, -2]));
+            });
+        } else {
+            c.set(format!("{short}_array"), key, Value::I32s(vec![2, 2]));
+        }
         if !optional.contains(&key) {
             c.change(format!("{short}_missing"), key, |f| {
                 f.unset(key);
@@ -387,7 +398,9 @@ fn parameter_cases(c: &mut Cases) {
     });
     c.set("theta_0", "llama.rope.freq_base", Value::F32(0.0));
     c.set("theta_f64_max", "llama.rope.freq_base", Value::F64(1e300));
-    c.set("rope_scaling_yarn", "llama.rope.scaling.type", Value::Str("yarn".into()));
+    c.change("rope_scaling_yarn", "llama.rope.scaling.factor", |f| {
+        f.set("llama.rope.scaling.type", Value::Str("yarn".into()));
+    });
     c.set("rope_scaling_unknown", "llama.rope.scaling.type", Value::Str("\u{1b}[31m".into()));
     c.set("not_causal", "llama.attention.causal", Value::Bool(false));
     c.set("logit_scale", "llama.logit_scale", Value::F32(0.5));
@@ -878,11 +891,11 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
         1,
         edit("config.json", |c| c["architectures"] = json!(["LlamaForSequenceClassification"])),
     );
-    add("config_bias", "attention_bias", 1, edit("config.json", |c| c["attention_bias"] = json!(true)));
-    add("config_mlp_bias", "mlp_bias", 1, edit("config.json", |c| c["mlp_bias"] = json!(true)));
-    add("config_gelu", "hidden_act", 1, edit("config.json", |c| c["hidden_act"] = json!("gelu")));
+    add("config_bias", "q_proj.bias is missing", 1, edit("config.json", |c| c["attention_bias"] = json!(true)));
+    add("config_mlp_bias", "gate_proj.bias is missing", 1, edit("config.json", |c| c["mlp_bias"] = json!(true)));
+    add("config_gelu", "hidden_act", 1, edit("config.json", |c| c["hidden_act"] = json!("mish")));
     add("config_quantized", "quantization_config", 1, edit("config.json", |c| c["quantization_config"] = json!({"bits": 4})));
-    add("config_yarn", "yarn", 1, edit("config.json", |c| c["rope_scaling"] = json!({"rope_type": "yarn", "factor": 2.0})));
+    add("config_yarn", "factor", 1, edit("config.json", |c| c["rope_scaling"] = json!({"rope_type": "yarn"})));
     add("config_linear_0", "factor", 1, edit("config.json", |c| c["rope_scaling"] = json!({"type": "linear", "factor": 0.0})));
     add(
         "config_llama3_partial",
@@ -1001,7 +1014,7 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
     const INDEX: &str = "model.safetensors.index.json";
     add("shard_missing", "model-00002-of-00003", 3, remove("model-00002-of-00003.safetensors"));
     add("index_noise", INDEX, 3, write(INDEX, b"{\"weight_map\": 3}".to_vec()));
-    add("index_empty_map", "missing", 3, edit(INDEX, |i| i["weight_map"] = json!({})));
+    add("index_empty_map", "holds only 0 tensors", 3, edit(INDEX, |i| i["weight_map"] = json!({})));
     add(
         "index_entry_missing",
         "weight_map",

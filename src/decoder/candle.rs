@@ -5,7 +5,8 @@
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot, Want};
 use crate::kernels::Format;
 use crate::model::{
-    Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, Role, Rope, Weights, llama_name, roles,
+    Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, Role, Rope, Weights, llama_name,
+    roles,
 };
 use crate::units::TokenId;
 use candle_core::{DType, Device, Tensor};

@@ -73,9 +73,8 @@ pub(super) fn supported(spec: &ModelSpec) -> Result<(), ModelError> {
         output_bias,
         tied_embeddings: _,
     } = spec;
-    let refuse = |what: &str| {
-        Err(ModelError::Invalid(format!("this {architecture} model has {what}, which llmopt does not compute yet")))
-    };
+    let refuse =
+        |what: &str| Err(ModelError::Invalid(format!("this {architecture} model has {what}, which llmopt does not compute yet")));
     match () {
         _ if layers.is_empty() => return refuse("no layers"),
         _ if *kind != NormKind::Rms || !weights || *bias => return refuse("a norm that is not RMS with weights alone"),

@@ -4,6 +4,8 @@
 
 pub mod candle;
 pub mod fake;
+#[cfg(test)]
+mod flips;
 mod forward;
 pub mod kv;
 pub mod native;

@@ -237,9 +237,9 @@ impl Decoder for NativeDecoder {
 mod tests {
     use super::super::{Segment, Want};
     use super::*;
-    use crate::tiny::{Stored, Tiny, Values};
     use crate::kernels::Format;
     use crate::model::Model;
+    use crate::tiny::{Stored, Tiny, Values};
 
     fn load(tiny: &Tiny) -> Model {
         let folder = tempfile::tempdir().unwrap();

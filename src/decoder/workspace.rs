@@ -35,10 +35,7 @@ impl Widths {
             Mixer::Attention(attention) => attention.query_width(),
         };
         let layers = || model.spec().layers.iter();
-        Widths {
-            query: layers().map(query).max().unwrap_or(0),
-            ffn: layers().map(|l| l.ffn.width()).max().unwrap_or(0),
-        }
+        Widths { query: layers().map(query).max().unwrap_or(0), ffn: layers().map(|l| l.ffn.width()).max().unwrap_or(0) }
     }
 }
 

@@ -6,13 +6,13 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+use super::ModelError;
 use super::architectures::{Architecture, Pairs};
 use super::kinds::{self, FUSED, Shape, TensorKind};
 use super::metadata::Container;
 use super::source::Source;
 use super::spec::{LayerSpec, Mixer, ModelSpec};
 use super::tensors::{Encoding, FileWeights, RowOrder, Tensor};
-use super::ModelError;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -151,11 +151,7 @@ fn order(kind: &TensorKind, spec: &ModelSpec, layer: &LayerSpec, pairs: Pairs) -
 }
 
 /// All weights of a model. Refuses tensors that are missing, of another shape, or left over.
-pub(super) fn assemble(
-    architecture: &Architecture,
-    spec: &ModelSpec,
-    mut contents: Contents,
-) -> Result<FileWeights, ModelError> {
+pub(super) fn assemble(architecture: &Architecture, spec: &ModelSpec, mut contents: Contents) -> Result<FileWeights, ModelError> {
     contents.split_fused(architecture, spec)?;
     let pairs = match contents.container {
         Container::Gguf => architecture.gguf_pairs,

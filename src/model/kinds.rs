@@ -1,8 +1,8 @@
 //! The table of tensors: for each kind its role, its name in either container, its shape as the blueprint implies it, and whether it
 //! makes queries or keys (and so has a rotary order). Roles, names, shape checks, permutations and lists of matrices follow from it.
 
-use super::spec::{Attention, Ffn, LayerSpec, Mixer, ModelSpec, Norms, QkNorm};
 use super::Role;
+use super::spec::{Attention, Ffn, LayerSpec, Mixer, ModelSpec, Norms, QkNorm};
 
 /// Rows and columns.
 pub(crate) type Shape = (usize, usize);
@@ -35,15 +35,8 @@ pub(crate) struct Fused {
     pub roles: &'static [fn(usize) -> Role],
 }
 
-const MATRIX: TensorKind = TensorKind {
-    role: |_| Role::Output,
-    gguf: "",
-    hf: "",
-    vector: false,
-    rotary: false,
-    norm: false,
-    shape: |_, _| None,
-};
+const MATRIX: TensorKind =
+    TensorKind { role: |_| Role::Output, gguf: "", hf: "", vector: false, rotary: false, norm: false, shape: |_, _| None };
 const VECTOR: TensorKind = TensorKind { vector: true, ..MATRIX };
 const NORM: TensorKind = TensorKind { norm: true, ..VECTOR };
 
@@ -316,12 +309,13 @@ pub(crate) static FUSED: &[Fused] = &[
 pub(crate) fn present(spec: &ModelSpec) -> impl Iterator<Item = (&'static TensorKind, usize, Shape)> + '_ {
     // Kinds outside of layers do not look at the layer they are given; a model has at least one.
     let any = spec.layers.first();
-    let outer = move |kinds: &'static [TensorKind]| {
-        kinds.iter().filter_map(move |kind| Some((kind, 0, (kind.shape)(spec, any?)?)))
-    };
-    let layers = spec.layers.iter().enumerate().flat_map(move |(i, layer)| {
-        LAYER.iter().filter_map(move |kind| Some((kind, i, (kind.shape)(spec, layer)?)))
-    });
+    let outer =
+        move |kinds: &'static [TensorKind]| kinds.iter().filter_map(move |kind| Some((kind, 0, (kind.shape)(spec, any?)?)));
+    let layers = spec
+        .layers
+        .iter()
+        .enumerate()
+        .flat_map(move |(i, layer)| LAYER.iter().filter_map(move |kind| Some((kind, i, (kind.shape)(spec, layer)?))));
     outer(FIRST).chain(layers).chain(outer(LAST))
 }
 
@@ -353,11 +347,29 @@ impl Role {
         use Role::*;
         match self {
             TokenEmbedding | Output | OutputBias | OutputNorm | OutputNormBias => None,
-            AttentionNorm(i) | AttentionNormBias(i) | Query(i) | QueryBias(i) | Key(i) | KeyBias(i) | Value(i) | ValueBias(i)
-            | QueryNorm(i) | KeyNorm(i) | Sinks(i) | AttentionOutput(i) | AttentionOutputBias(i) | AttentionPostNorm(i)
-            | FfnNorm(i) | FfnNormBias(i) | Gate(i) | GateBias(i) | Up(i) | UpBias(i) | Down(i) | DownBias(i) | FfnPostNorm(i) => {
-                Some(i)
-            }
+            AttentionNorm(i)
+            | AttentionNormBias(i)
+            | Query(i)
+            | QueryBias(i)
+            | Key(i)
+            | KeyBias(i)
+            | Value(i)
+            | ValueBias(i)
+            | QueryNorm(i)
+            | KeyNorm(i)
+            | Sinks(i)
+            | AttentionOutput(i)
+            | AttentionOutputBias(i)
+            | AttentionPostNorm(i)
+            | FfnNorm(i)
+            | FfnNormBias(i)
+            | Gate(i)
+            | GateBias(i)
+            | Up(i)
+            | UpBias(i)
+            | Down(i)
+            | DownBias(i)
+            | FfnPostNorm(i) => Some(i),
         }
     }
 }

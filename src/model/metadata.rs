@@ -72,8 +72,6 @@ impl Item {
     fn unsigned(&self) -> Option<u64> {
         match self {
             Item::Integer(n) => u64::try_from(*n).ok(),
-            // Some exporters write counts as 4096.0.
-            Item::Float(x) if x.fract() == 0.0 && (0.0..=9e15).contains(x) => Some(*x as u64),
             _ => None,
         }
     }
@@ -245,7 +243,10 @@ enum Neutral {
 
 /// Fields that change what is computed: an architecture that does not ask for one refuses a file that sets it.
 const GUARDED: &[(Key<'static>, Neutral)] = &[
-    (Key { gguf: &["expert_count"], hf: &["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"] }, Neutral::Zero),
+    (
+        Key { gguf: &["expert_count"], hf: &["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"] },
+        Neutral::Zero,
+    ),
     (key(&"expert_used_count", &"num_experts_per_tok"), Neutral::Zero),
     (key(&"attention.sliding_window", &"sliding_window"), Neutral::Zero),
     (key(&"embedding_scale", &"embedding_multiplier"), Neutral::One),
@@ -287,7 +288,8 @@ fn guard(metadata: &dyn Metadata, asked: &HashSet<String>) -> Result<(), ModelEr
             _ => false,
         };
         if !harmless {
-            let what = if name.contains("expert") { "mixtures of experts are not supported" } else { "not computed by llmopt here" };
+            let what =
+                if name.contains("expert") { "mixtures of experts are not supported" } else { "not computed by llmopt here" };
             return Err(metadata.error(&format!("{name} is set to {}: {what}", item.shown())));
         }
     }

@@ -18,9 +18,9 @@ mod tensors;
 mod vocabulary;
 
 pub use cache::Environment;
+pub use kinds::{is_matrix, llama_name, roles};
 pub use load::{OpenOptions, Progress, Stage, open};
 pub use resolver::{ALIASES, Alias, Origin};
-pub use kinds::{is_matrix, llama_name, roles};
 pub use spec::{
     Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm, QueryGrowth, Rope,
 };

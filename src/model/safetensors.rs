@@ -98,7 +98,9 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, ModelError> {
     }
     let architecture = architecture(&config).map_err(|text| error(&text))?;
     if config.get("quantization_config").is_some_and(|v| !v.is_null()) {
-        return Err(error("quantization_config is set: only F32, F16 and BF16 checkpoints can be read; a GGUF file may be had instead"));
+        return Err(error(
+            "quantization_config is set: only F32, F16 and BF16 checkpoints can be read; a GGUF file may be had instead",
+        ));
     }
     let found = tensors(&mut folder)?;
     let prefix = Prefix::of(|name| found.contains_key(name));

@@ -193,7 +193,8 @@ mod tests {
     #[test]
     fn a_step_counts_what_a_hand_count_gives() {
         // One layer, hidden 2, ffn 4, 1 head of 2, vocabulary 3: 4·(2·2) + 3·(4·2) = 40 weights, head 6.
-        let spec = ModelSpec::plain(Plain { layers: 1, hidden: 2, ffn: 4, heads: 1, kv_heads: 1, head_dim: 2, vocab: 3, ..SMOLLM2 });
+        let spec =
+            ModelSpec::plain(Plain { layers: 1, hidden: 2, ffn: 4, heads: 1, kv_heads: 1, head_dim: 2, vocab: 3, ..SMOLLM2 });
         let work = Work::step(&spec, Formats::all(Format::F32), &[(3, 2)]);
         // Rows see 4 and 5 positions, 2 wide, scores and sums: 4·9·2 operations. 2·40·2 for the layer, 2·6 for one row of the head.
         assert_eq!(work.f32_ops, 72.0 + 160.0 + 12.0);

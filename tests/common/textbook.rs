@@ -5,8 +5,8 @@
 
 use llmopt::kernels::Format;
 use llmopt::model::{
-    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Role, Rope, Weights,
-    roles,
+    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Role, Rope,
+    Weights, roles,
 };
 use std::collections::HashMap;
 
@@ -69,9 +69,7 @@ fn activate(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
-        Activation::GeluTanh => {
-            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
-        }
+        Activation::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0).powi(2),
     }
@@ -130,7 +128,8 @@ pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions
                 Norms::After => x.clone(),
                 _ => normed(Role::AttentionNorm(l), Role::AttentionNormBias(l), x),
             };
-            let mixed = attend(&values, norms_of, ropes, query_growth, attention, l, &input, p, positions, (&mut keys, &mut all_values));
+            let mixed =
+                attend(&values, norms_of, ropes, query_growth, attention, l, &input, p, positions, (&mut keys, &mut all_values));
             let mixed = match norms {
                 Norms::After | Norms::Both => norm(norms_of, values.get(Role::AttentionPostNorm(l)), None, &mixed),
                 _ => mixed,

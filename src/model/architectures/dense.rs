@@ -7,7 +7,7 @@
 )]
 
 use super::rope::{self, Wanted};
-use crate::model::metadata::{Key, Metadata, key};
+use crate::model::metadata::{Container, Key, Metadata, key};
 use crate::model::spec::{Activation, Ffn, LayerSpec, Mixer, ModelSpec, Norm, NormKind, Norms};
 use crate::model::{ModelError, Rope};
 
@@ -29,10 +29,8 @@ const VALUE_DIM: Key = key(&"attention.value_length", &"");
 const VOCAB: Key = key(&"vocab_size", &"vocab_size");
 const TIED: Key = key(&"", &"tie_word_embeddings");
 const RMS_EPSILON: Key = key(&"attention.layer_norm_rms_epsilon", &"rms_norm_eps");
-const LAYER_EPSILON: Key = Key {
-    gguf: &["attention.layer_norm_epsilon"],
-    hf: &["layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"],
-};
+const LAYER_EPSILON: Key =
+    Key { gguf: &["attention.layer_norm_epsilon"], hf: &["layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"] };
 /// The activation of the feed-forward part, where a config says it.
 pub(super) const ACTIVATION: Key = Key { gguf: &[], hf: &["hidden_activation", "hidden_act"] };
 
@@ -193,7 +191,12 @@ fn vocabulary(m: &dyn Metadata) -> Result<(usize, bool), ModelError> {
 }
 
 fn read_epsilon(m: &dyn Metadata, key: Key, default: Option<f64>) -> Result<f32, ModelError> {
-    let found = m.float(key, "a number from 0, below 1", |x| (0.0..1.0).contains(&x))?.or(default);
+    // GGUF files may say 0; transformers has no norm without one.
+    let found = match m.container() {
+        Container::Gguf => m.float(key, "a number from 0, below 1", |x| (0.0..1.0).contains(&x))?,
+        Container::Checkpoint => m.float(key, "a number above 0, below 1", |x| x > 0.0 && x < 1.0)?,
+    };
+    let found = found.or(default);
     found.map(|x| x as f32).ok_or_else(|| m.missing(key))
 }
 

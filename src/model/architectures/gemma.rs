@@ -23,8 +23,7 @@ pub(super) static GEMMA: Architecture = Architecture {
 };
 
 /// Here the llama name of the feed-forward norm belongs to the norm of attention's output.
-const SANDWICH: &[Renamed] =
-    &[Renamed::hf(Role::FfnNorm, "model.layers.{}.pre_feedforward_layernorm.weight")];
+const SANDWICH: &[Renamed] = &[Renamed::hf(Role::FfnNorm, "model.layers.{}.pre_feedforward_layernorm.weight")];
 
 pub(super) static GEMMA2: Architecture = Architecture {
     name: "gemma2",

@@ -50,13 +50,8 @@ pub(super) static NEMOTRON: Architecture = Architecture {
     norms_less_one: true,
     renamed: &[],
     build: |m| {
-        let dense = Dense {
-            norm: NormKind::Layer,
-            gated: false,
-            activation: Activation::Relu2,
-            partial: 0.5,
-            ..Dense::default()
-        };
+        let dense =
+            Dense { norm: NormKind::Layer, gated: false, activation: Activation::Relu2, partial: 0.5, ..Dense::default() };
         let mut spec = dense::build(m, dense)?;
         spec.norm.bias = true;
         Ok(spec)

@@ -39,9 +39,7 @@ pub(super) fn local(m: &dyn Metadata, layers: usize, every: usize) -> Result<Vec
     }
     match m.find(PATTERN) {
         Some((_, crate::model::metadata::Item::List(_))) => Ok(m.flags(PATTERN, layers)?.unwrap_or_default()),
-        Some((_, crate::model::metadata::Item::Integer(_))) => {
-            Ok(repeated(m.integer(PATTERN, 0..=1 << 16)?.unwrap_or(every)))
-        }
+        Some((_, crate::model::metadata::Item::Integer(_))) => Ok(repeated(m.integer(PATTERN, 0..=1 << 16)?.unwrap_or(every))),
         _ => Ok(repeated(every)),
     }
 }

@@ -22,7 +22,6 @@ mod rope;
 mod seed_oss;
 mod smollm3;
 
-
 use super::metadata::{Container, Metadata};
 use super::{ModelError, ModelSpec, Role};
 
@@ -125,11 +124,9 @@ pub(super) fn of_config(model_type: &str, classes: &[String]) -> Result<&'static
     let found = ALL.iter().copied().find(|a| a.model_types.contains(&model_type));
     let found = found.ok_or_else(|| format!("model_type: {}", unknown(model_type)))?;
     match classes.iter().find(|class| !found.classes.contains(&class.as_str())) {
-        Some(other) => Err(format!(
-            "architectures: '{}' is not supported; known: {}",
-            crate::units::shown(other),
-            found.classes.join(", ")
-        )),
+        Some(other) => {
+            Err(format!("architectures: '{}' is not supported; known: {}", crate::units::shown(other), found.classes.join(", ")))
+        }
         None => Ok(found),
     }
 }

@@ -200,18 +200,15 @@ fn yarn(parameters: &Parameters, theta: f64, dims: usize, context: usize) -> Res
         }
     } else {
         let own = parameters.positive(&[], "attention_factor")?;
-        let number = |name: &str| {
-            parameters.with(&[], name, |key| parameters.metadata.float(key, "a number from 0", |x| x >= 0.0))
-        };
+        let number =
+            |name: &str| parameters.with(&[], name, |key| parameters.metadata.float(key, "a number from 0", |x| x >= 0.0));
         match (own, number("mscale")?.filter(|x| *x != 0.0), number("mscale_all_dim")?.filter(|x| *x != 0.0)) {
             (Some(own), _, _) => own,
             (None, Some(mscale), Some(all)) => yarn_magnitude(factor, mscale) / yarn_magnitude(factor, all),
             _ => yarn_magnitude(factor, 1.0),
         }
     };
-    let at = |rotations: f64| {
-        dims as f64 * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
-    };
+    let at = |rotations: f64| dims as f64 * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());
     let (low, high) = (at(fast), at(slow));
     let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
     let (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
@@ -229,8 +226,7 @@ fn longrope(parameters: &Parameters, rope: Rope, context: usize) -> Result<Rope,
     let top = Key { gguf: &["rope.scaling.original_context_length"], hf: &["original_max_position_embeddings"] };
     let original = match metadata.integer(top, 1..=1 << 27)? {
         Some(n) => Some(n),
-        None => parameters
-            .with(&[], "original_max_position_embeddings", |key| metadata.integer(key, 1..=1 << 27))?,
+        None => parameters.with(&[], "original_max_position_embeddings", |key| metadata.integer(key, 1..=1 << 27))?,
     };
     let original = original.ok_or_else(|| metadata.missing(top))?;
     let half = rope.dims.checked_div(2).unwrap_or(0);
@@ -245,7 +241,9 @@ fn longrope(parameters: &Parameters, rope: Rope, context: usize) -> Result<Rope,
         match found {
             Some(set) if set.len() == half => Ok(set),
             Some(set) => Err(metadata.error(&format!("{hf} has {} elements; {half} dimensions rotate in pairs", set.len()))),
-            None => Err(metadata.error(&format!("{} is missing", if metadata.container() == Container::Gguf { gguf } else { hf }))),
+            None => {
+                Err(metadata.error(&format!("{} is missing", if metadata.container() == Container::Gguf { gguf } else { hf })))
+            }
         }
     };
     let (short, long) = (set("rope_factors_short.weight", "short_factor")?, set("rope_factors_long.weight", "long_factor")?);

@@ -1,0 +1,238 @@
+//! Every field of a blueprint is computed or refused: each is changed, one at a time, on a tiny model; then the scores must change and be
+//! those of the textbook (`tests/common/textbook.rs`), or the model must be refused by name.
+
+use super::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
+use super::{Batch, Decoder, Output, Segment, Want};
+use crate::kernels::{Format, KernelSet};
+use crate::model::{
+    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, Model, ModelError, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm,
+    QueryGrowth, Role, Rope, Vocabulary, Weights, is_matrix,
+};
+use crate::textbook;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Weights made up from their role and place.
+struct MadeUp(ModelSpec);
+
+impl Weights for MadeUp {
+    fn shape(&self, role: Role) -> (usize, usize) {
+        self.0.shape(role)
+    }
+
+    fn format(&self, _: Role) -> Option<Format> {
+        Some(Format::F32)
+    }
+
+    fn type_name(&self, _: Role) -> String {
+        "F32".into()
+    }
+
+    fn read(&self, role: Role, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        assert_eq!(format, Format::F32);
+        let (_, columns) = self.shape(role);
+        let mut random = crate::tiny::Random::new(7, &format!("{role:?}"));
+        // `normal` takes twelve numbers.
+        (0..12 * rows.start * columns).for_each(|_| drop(random.next()));
+        for _ in rows.start * columns..rows.end * columns {
+            let normal = random.normal();
+            let value = match role {
+                Role::TokenEmbedding => normal,
+                _ if is_matrix(role) => 1.5 * normal / (columns as f32).sqrt(),
+                // Norms around 1, biases and sinks around 0.
+                _ if format!("{role:?}").contains("Bias") || matches!(role, Role::Sinks(_)) => 0.5 * normal,
+                _ => 1.0 + 0.3 * normal,
+            };
+            out.extend(value.to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+fn model(spec: &ModelSpec) -> Model {
+    Model {
+        name: String::new(),
+        path: Default::default(),
+        digest: String::new(),
+        spec: spec.clone(),
+        vocabulary: Vocabulary::default(),
+        weights: Box::new(MadeUp(spec.clone())),
+    }
+}
+
+const POSITIONS: usize = 90;
+
+fn tokens() -> Vec<u32> {
+    (0..POSITIONS as u32).map(|i| (i * 37 + i * i) % 61).collect()
+}
+
+/// Scores after each token, or why the model is refused.
+fn scores(spec: &ModelSpec, chunk: usize) -> Result<Vec<Vec<f32>>, String> {
+    let packed = PackedModel::pack(&model(spec), FormatPlan::AsStored, 1).map_err(|e| e.to_string())?;
+    let options = NativeOptions {
+        threads: 2,
+        kernels: KernelSet::best(),
+        slots: 1,
+        rows: 64,
+        kv_bytes: 8 << 20,
+        memory: Memory::Preallocated,
+    };
+    let mut decoder = NativeDecoder::new(Arc::new(packed), options).map_err(|e| e.to_string())?;
+    let tokens = tokens();
+    let slot = decoder.open(&tokens, tokens.len(), false).expect("room").slot;
+    let mut all = Vec::new();
+    for (i, part) in tokens.chunks(chunk).enumerate() {
+        let tokens = 0..part.len();
+        let segment = Segment { slot, start: i * chunk, tokens, want: Want::AllLogits, padding_rows: 0, padded_context: 0 };
+        let mut outputs = Vec::new();
+        decoder.forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs).expect("a step");
+        let Output::Logits(scores) = &outputs[0] else { panic!("logits were asked for") };
+        all.extend(scores.chunks(spec.vocab).map(<[f32]>::to_vec));
+    }
+    Ok(all)
+}
+
+/// Two layers; the second is one that no flip touches alone.
+fn base() -> ModelSpec {
+    let sizes = Plain {
+        layers: 2,
+        hidden: 48,
+        ffn: 72,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        vocab: 61,
+        context: 256,
+        theta: 1e4,
+        epsilon: 1e-5,
+    };
+    ModelSpec { tied_embeddings: false, ..ModelSpec::plain(sizes) }
+}
+
+/// The base with each field changed in turn; sizes are changed together with what they imply.
+fn flips() -> Vec<(String, ModelSpec)> {
+    let mut all: Vec<(String, ModelSpec)> = Vec::new();
+    let mut add = |name: &str, change: &dyn Fn(&mut ModelSpec)| {
+        let mut spec = base();
+        change(&mut spec);
+        all.push((name.to_string(), spec));
+    };
+    // Without `..`: a new field has to be flipped here.
+    let ModelSpec {
+        architecture: _,
+        hidden: _,
+        vocab: _,
+        context: _,
+        layers,
+        norm: Norm { kind: _, epsilon: _, weights: _, bias: _ },
+        ropes,
+        embedding_scale: _,
+        query_growth: _,
+        logit_scale: _,
+        logit_softcap: _,
+        output_bias: _,
+        tied_embeddings: _,
+    } = base();
+    let LayerSpec { mixer: Mixer::Attention(attention), ffn: _, norms: _, residual_scale: _ } = layers[0].clone();
+    let Attention {
+        heads: _,
+        kv_heads: _,
+        head_dim: _,
+        qkv_bias: _,
+        output_bias: _,
+        qk_norm: _,
+        rope: _,
+        window: _,
+        scale: _,
+        softcap: _,
+        sinks: _,
+    } = attention;
+    let Rope { theta: _, dims: _, factors: _, magnitude: _, long: _ } = ropes[0].clone();
+
+    add("hidden", &|s| s.hidden = 64);
+    add("norm.kind", &|s| s.norm.kind = NormKind::Layer);
+    add("norm.kind and bias", &|s| s.norm = Norm { kind: NormKind::Layer, bias: true, ..s.norm });
+    add("norm.epsilon", &|s| s.norm.epsilon = 0.5);
+    add("norm.weights", &|s| s.norm.weights = false);
+    add("norm.kind without weights", &|s| s.norm = Norm { kind: NormKind::Layer, weights: false, ..s.norm });
+    add("rope.theta", &|s| s.ropes[0].theta = 100.0);
+    add("rope.dims", &|s| s.ropes[0].dims = 8);
+    add("rope.factors", &|s| s.ropes[0].factors = vec![2.0; 8]);
+    add("rope.magnitude", &|s| s.ropes[0].magnitude = 1.25);
+    add("rope.long", &|s| {
+        s.ropes[0].long = Some(LongRope { above: 64, factors: vec![4.0; 8], magnitude: 1.1 });
+    });
+    add("embedding_scale", &|s| s.embedding_scale = 3.0);
+    add("query_growth", &|s| s.query_growth = Some(QueryGrowth { beta: 0.5, original: 8 }));
+    add("logit_scale", &|s| s.logit_scale = 0.25);
+    add("logit_softcap", &|s| s.logit_softcap = Some(1.5));
+    add("output_bias", &|s| s.output_bias = true);
+    add("tied_embeddings", &|s| s.tied_embeddings = true);
+    let mut of_attention = |name: &str, change: &dyn Fn(&mut Attention)| {
+        add(&format!("attention.{name}"), &|s| s.layers.iter_mut().for_each(|l| change(l.attention_mut())));
+        add(&format!("attention.{name} of one layer"), &|s| change(s.layers[0].attention_mut()));
+    };
+    of_attention("heads", &|a| a.heads = 6);
+    of_attention("kv_heads", &|a| a.kv_heads = 4);
+    of_attention("head_dim", &|a| a.head_dim = 20);
+    of_attention("qkv_bias", &|a| a.qkv_bias = true);
+    of_attention("output_bias", &|a| a.output_bias = true);
+    of_attention("qk_norm per head", &|a| a.qk_norm = Some(QkNorm::PerHead));
+    of_attention("qk_norm per head, rotated", &|a| a.qk_norm = Some(QkNorm::PerHeadRotated));
+    of_attention("qk_norm whole", &|a| a.qk_norm = Some(QkNorm::Whole));
+    of_attention("rope", &|a| a.rope = None);
+    of_attention("window", &|a| a.window = Some(20));
+    of_attention("window of one", &|a| a.window = Some(1));
+    of_attention("scale", &|a| a.scale = 0.5);
+    of_attention("softcap", &|a| a.softcap = Some(1.0));
+    of_attention("sinks", &|a| a.sinks = true);
+    let mut of_layer = |name: &str, change: &dyn Fn(&mut LayerSpec)| {
+        add(name, &|s| s.layers.iter_mut().for_each(change));
+        add(&format!("{name} of one layer"), &|s| change(&mut s.layers[0]));
+    };
+    for norms in [Norms::After, Norms::Both, Norms::Parallel, Norms::ParallelApart] {
+        of_layer(&format!("norms {norms:?}"), &|l| l.norms = norms);
+    }
+    of_layer("residual_scale", &|l| l.residual_scale = 0.3);
+    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2] {
+        for (input_bias, output_bias) in [(false, false), (true, false), (false, true)] {
+            let gated = Ffn::Gated { width: 72, activation, input_bias, output_bias };
+            let plain = Ffn::Plain { width: 72, activation, input_bias, output_bias };
+            of_layer(&format!("{plain:?}"), &|l| l.ffn = plain);
+            if gated != base().layers[0].ffn {
+                of_layer(&format!("{gated:?}"), &|l| l.ffn = gated);
+            }
+        }
+    }
+    of_layer("ffn.width", &|l| {
+        l.ffn = Ffn::Gated { width: 80, activation: Activation::Silu, input_bias: false, output_bias: false }
+    });
+    all
+}
+
+#[test]
+fn every_field_of_a_blueprint_is_computed_as_the_textbook_has_it_or_refused() {
+    let plain = scores(&base(), 64).expect("the base is computed");
+    let (mut computed, mut refused) = (0, Vec::new());
+    for (name, spec) in std::iter::once(("nothing".to_string(), base())).chain(flips()) {
+        let got = match scores(&spec, 23) {
+            Ok(got) => got,
+            Err(text) => {
+                assert!(text.contains("does not compute"), "{name}: refused, but not by name: {text}");
+                refused.push(name);
+                continue;
+            }
+        };
+        computed += 1;
+        let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        if name != "nothing" {
+            assert!(far(&got.concat(), &plain.concat()) > 1e-3, "{name} changes nothing");
+        }
+        let want = textbook::logits(&spec, &MadeUp(spec.clone()), &tokens(), POSITIONS);
+        let want: Vec<f32> = want.concat().iter().map(|s| *s as f32).collect();
+        let spread = want.iter().fold(0f32, |most, s| most.max(s.abs()));
+        let off = far(&got.concat(), &want);
+        assert!(off < 2e-4 * spread, "{name}: off by {off} of {spread}");
+    }
+    assert!(computed > 10, "{computed} computed; refused: {}", refused.join(", "));
+}
