@@ -14,8 +14,8 @@ use clap::Parser;
 use llmopt::bench::speed;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::kernels::{
-    Activations, Arena, COLUMNS, Context, Format, KernelSet, KvArena, KvShape, PAGE, Panels, Rotation, Row, Rows, Team, Want,
-    attention_units, pack_panel, padded, panel_bytes,
+    Activation, Activations, Arena, Attending, COLUMNS, Context, Format, KernelSet, KvArena, KvShape, NormWeights, PAGE, Panels,
+    Rotation, Row, Rows, Scoring, Team, Want, attention_units, pack_panel, padded, panel_bytes,
 };
 use llmopt::model::{self, Model, ModelError, ModelSpec, OpenOptions, Plain, Role, Vocabulary, Weights};
 use llmopt::roofline::{Effort, Formats, Limits, Rates, Work};
@@ -220,7 +220,7 @@ impl Table<'_> {
 fn activations(team: &mut Team, rows: usize, width: usize, quantized: bool) -> Activations {
     let (x, ones) = (made_up_rows(rows, width), ones(width));
     let mut out = Activations::new(rows, width, quantized);
-    team.norm(&x, None, rows, &ones, width, 1e-5, &mut out);
+    team.norm(&x, None, rows, &NormWeights::rms(&ones, 1e-5), width, &mut out);
     out
 }
 
@@ -335,21 +335,21 @@ fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format
         // The three matrices lie side by side, as in the model.
         table.time(&names[0], m, Cost::product(format, m, q + 2 * kv, h), |i| {
             let [query, key, value] = copies(region, format, [q, kv, kv], h, i);
-            team.qkv([&query, &key, &value], &input, &rows, &rotation, &mut pages, 0, &mut queries);
+            team.qkv([&query, &key, &value], [None; 3], &input, &rows, &rotation, &mut pages, 0, &mut queries);
         });
     }
     for m in sizes {
         let input = activations(team, m, h, quantized);
         let mut out = Activations::new(m, f, quantized);
         table.time(&names[2], m, Cost::product(format, m, 2 * padded(f), h), |i| {
-            team.gate_up(&copy(region, format, 2 * padded(f), h, i), &input, m, &mut out);
+            team.gate_up(&copy(region, format, 2 * padded(f), h, i), &input, m, Activation::Silu, &mut out);
         });
     }
     for m in sizes {
         let input = activations(team, m, h, quantized);
         table.time(&names[4], m, Cost::product(format, m, spec.vocab, h), |i| {
             let mut wants: Vec<Want> = (0..m).map(|_| Want::Argmax).collect();
-            team.head(&copy(region, format, spec.vocab, h, i), &input, &mut wants);
+            team.head(&copy(region, format, spec.vocab, h, i), &input, &Scoring::PLAIN, &mut wants);
         });
     }
     for (name, k) in [(&names[1], q), (&names[3], f)] {
@@ -357,7 +357,7 @@ fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format
         for m in sizes {
             let (input, mut x) = (activations(team, m, k, quantized), made_up_rows(m, h));
             table.time(name, m, Cost::product(format, m, h, k), |i| {
-                team.add_product(&copy(region, format, h, k, i), &input, m, &mut x);
+                team.add_product(&copy(region, format, h, k, i), &input, m, &mut x, None, 1.0);
             });
         }
     }
@@ -389,7 +389,7 @@ fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
             let mut out = Activations::new(m, h, quantized);
             let ops = if quantized { 7.0 } else { 4.0 };
             table.time(&format!("{name} of {h}"), m, elements(m, h, bytes, ops), |_| {
-                team.norm(&x, None, m, &w, h, 1e-5, &mut out)
+                team.norm(&x, None, m, &NormWeights::rms(&w, 1e-5), h, &mut out)
             });
         }
         // Magnitude, times the scale, sum.
@@ -407,7 +407,7 @@ fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
             let name = format!("RoPE, scale, {} pages of {}", if half { "f16" } else { "f32" }, q + 2 * kv);
             // One multiply-add of the product, three operations of the rotation, one of the scale.
             table.time(&name, m, elements(m, q + 2 * kv, 16.0, 6.0), |_| {
-                team.qkv([&query, &key, &value], &input, &rows, &rotation, &mut pages, 0, &mut queries);
+                team.qkv([&query, &key, &value], [None; 3], &input, &rows, &rotation, &mut pages, 0, &mut queries);
             });
         }
     }
@@ -418,7 +418,7 @@ fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
             let panels = Panels::new(Format::F32, 2 * padded(f), 1, &data);
             // Two multiply-adds of the product; the exponential takes 24, the rest of silu and the product with up 4.
             let name = format!("silu · up{} of {f}", if quantized { ", to int8" } else { "" });
-            table.time(&name, m, elements(m, f, 12.0, 32.0), |_| team.gate_up(&panels, &input, m, &mut out));
+            table.time(&name, m, elements(m, f, 12.0, 32.0), |_| team.gate_up(&panels, &input, m, Activation::Silu, &mut out));
         }
     }
     let data = one_row(spec.vocab);
@@ -434,7 +434,7 @@ fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
                     usize::MAX => scores.chunks_mut(spec.vocab).map(Want::All).collect(),
                     k => (0..m).map(|_| Want::TopK(k)).collect(),
                 };
-                team.head(&panels, &input, &mut wants);
+                team.head(&panels, &input, &Scoring::PLAIN, &mut wants);
             });
         }
     }
@@ -483,7 +483,7 @@ fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, t
         [q, kv, kv].map(|n| Panels::new(Format::F32, n, 1, &data[..n.div_ceil(COLUMNS) * panel_bytes(Format::F32, 1)]));
     let (input, all, mut queries) = (activations(&mut filler, positions, 1, false), places(positions), Rows::new(positions, q));
     for layer in 0..layers {
-        filler.qkv([&query, &key, &value], &input, &all, &rotation, &mut arena, layer, &mut queries);
+        filler.qkv([&query, &key, &value], [None; 3], &input, &all, &rotation, &mut arena, layer, &mut queries);
     }
     for case in cases {
         let (sequences, rows, before) = case;
@@ -510,7 +510,16 @@ fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, t
             let lists: Vec<Vec<u32>> =
                 (0..sequences).map(|s| ((first + s * each) as u32..(first + (s + 1) * each) as u32).collect()).collect();
             let contexts: Vec<Context> = lists.iter().map(|l| Context::Pages(l)).collect();
-            team.attention(&units, &row, &contexts, &arena, i % layers, spec.layers[0].attention().heads, &queries, &mut out);
+            team.attention(
+                &units,
+                &row,
+                &contexts,
+                &arena,
+                i % layers,
+                Attending::plain(spec.layers[0].attention().heads),
+                &queries,
+                &mut out,
+            );
         });
     }
 }

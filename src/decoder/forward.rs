@@ -5,7 +5,7 @@
 use super::packed::{Layer, Packed, PackedModel};
 use super::workspace::{Step, Workspace};
 use super::{Batch, DecodeError, Output};
-use crate::kernels::{COLUMNS, Context, KvArena, PAGE, Panels, Rotation, Scores, Team};
+use crate::kernels::{self, Attending, COLUMNS, Context, KvArena, NormWeights, PAGE, Panels, Rotation, Scores, Scoring, Team};
 use crate::model::{Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, Rope};
 
 /// Cosines and signed sines of one rope for the positions so far.
@@ -154,7 +154,7 @@ impl Pass<'_> {
             self.norm(&layer.attention_norm.weights, w);
             self.attention(batch, l, layer, attention, w);
             let m = panels_of(self.model, &layer.output, self.team, &mut w.wide);
-            self.team.add_product(&m, &w.attended, rows, &mut w.x);
+            self.team.add_product(&m, &w.attended, rows, &mut w.x, None, 1.0);
             self.norm(&layer.ffn_norm.weights, w);
             self.ffn(layer, ffn, w);
         }
@@ -165,7 +165,7 @@ impl Pass<'_> {
         let spec = self.model.spec();
         let Norm { kind: _, epsilon, weights: _, bias: _ } = spec.norm;
         let weights = weights.as_ref().expect("`supported` wants weights");
-        self.team.norm(&w.x, None, self.step.rows.len(), weights, spec.hidden, epsilon, &mut w.normed);
+        self.team.norm(&w.x, None, self.step.rows.len(), &NormWeights::rms(weights, epsilon), spec.hidden, &mut w.normed);
     }
 
     /// Queries, keys and values of `w.normed`, and attention into `w.attended`.
@@ -198,7 +198,7 @@ impl Pass<'_> {
             } else {
                 (q, k, v)
             };
-            team.qkv([&q, &k, &v], &w.normed, &step.rows, &rotation, self.kv, l, &mut w.queries);
+            team.qkv([&q, &k, &v], [None; 3], &w.normed, &step.rows, &rotation, self.kv, l, &mut w.queries);
         }
         let mut copies: Vec<Vec<u8>> = Vec::new();
         if self.copies {
@@ -214,7 +214,7 @@ impl Pass<'_> {
             false => self.pages.iter().map(|p| Context::Pages(p)).collect(),
             true => copies.iter().map(|c| Context::Copy(c)).collect(),
         };
-        team.attention(&step.units, &step.rows, &contexts, self.kv, l, heads, &w.queries, &mut w.attended);
+        team.attention(&step.units, &step.rows, &contexts, self.kv, l, Attending::plain(heads), &w.queries, &mut w.attended);
     }
 
     /// The feed-forward part of `w.normed`, added to the residual stream.
@@ -224,9 +224,9 @@ impl Pass<'_> {
         };
         let rows = self.step.rows.len();
         let m = panels_of(self.model, &layer.gate_up, self.team, &mut w.wide);
-        self.team.gate_up(&m, &w.normed, rows, &mut w.product);
+        self.team.gate_up(&m, &w.normed, rows, kernels::Activation::Silu, &mut w.product);
         let m = panels_of(self.model, &layer.down, self.team, &mut w.wide);
-        self.team.add_product(&m, &w.product, rows, &mut w.x);
+        self.team.add_product(&m, &w.product, rows, &mut w.x, None, 1.0);
     }
 
     /// Scores of the rows that want them.
@@ -247,7 +247,7 @@ impl Pass<'_> {
             Vec::new()
         } else {
             let weights = model.output_norm.weights.as_ref().expect("`supported` wants weights");
-            team.norm(&w.x, Some(&step.scored), step.scored.len(), weights, spec.hidden, epsilon, &mut w.last);
+            team.norm(&w.x, Some(&step.scored), step.scored.len(), &NormWeights::rms(weights, epsilon), spec.hidden, &mut w.last);
             let mut places: Vec<_> = logits.iter_mut().map(|l| l.chunks_exact_mut(spec.vocab)).collect();
             let mut wants = Vec::with_capacity(step.scored.len());
             for &s in &step.scored_for {
@@ -261,7 +261,7 @@ impl Pass<'_> {
                 });
             }
             let m = panels_of(model, &model.output, team, &mut w.wide);
-            team.head(&m, &w.last, &mut wants)
+            team.head(&m, &w.last, &Scoring::PLAIN, &mut wants)
         };
         if let Some(i) = scores.iter().position(|s| *s == Scores::NotFinite) {
             return Err(DecodeError::NotFinite(batch.segments[step.scored_for[i]].slot));

@@ -21,7 +21,10 @@ mod x86;
 
 pub use arena::{Arena, NoMemory};
 pub use gemm::ActBlock;
-pub use ops::{Activations, Context, KvArena, Rotation, Rows, Scores, Team, Want, attention_units};
+pub use math::Activation;
+pub use ops::{
+    Activations, Attending, Context, HeadsBy, KvArena, NormWeights, Rotation, Rows, Scores, Scoring, Team, Want, attention_units,
+};
 pub use panels::{COLUMNS, Panels, pack_panel, padded, panel_bytes};
 pub use pool::Pool;
 pub use table::KernelSet;

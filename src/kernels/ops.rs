@@ -6,6 +6,7 @@
 use super::Format;
 use super::arena::{Arena, NoMemory};
 use super::gemm::ActBlock;
+use super::math::Activation;
 use super::panels::{COLUMNS, Panels, padded};
 use super::pool::{PerWorker, Pool};
 use super::table::KernelSet;
@@ -180,6 +181,94 @@ pub struct Rotation<'a> {
     pub scale: f32,
 }
 
+/// Weights of a norm: vectors padded to 16 with zeros.
+#[derive(Clone, Copy)]
+pub struct NormWeights<'a> {
+    /// What the normed values are multiplied with; ones where a model has no weights.
+    pub weights: &'a [f32],
+    /// What is added then (LayerNorm).
+    pub bias: Option<&'a [f32]>,
+    /// Added to the mean square or the variance.
+    pub epsilon: f32,
+    /// The mean is taken away first: LayerNorm instead of RMS norm.
+    pub centred: bool,
+}
+
+impl<'a> NormWeights<'a> {
+    /// An RMS norm.
+    pub fn rms(weights: &'a [f32], epsilon: f32) -> NormWeights<'a> {
+        NormWeights { weights, bias: None, epsilon, centred: false }
+    }
+
+    /// As raw parts, for `n` values. Panics on vectors that are not `n` values up to 16.
+    fn by(&self, n: usize, round: bool) -> NormBy {
+        assert!(n > 0 && self.weights.len() == padded(n) && self.bias.is_none_or(|b| b.len() == padded(n)));
+        let bias = self.bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
+        NormBy { w: self.weights.as_ptr(), bias, n, epsilon: self.epsilon, centred: self.centred, round }
+    }
+}
+
+/// No norm.
+const UNNORMED: NormBy = NormBy { w: std::ptr::null(), bias: std::ptr::null(), n: 0, epsilon: 0.0, centred: false, round: false };
+
+/// How queries and keys that were computed apart become what attention reads.
+pub struct HeadsBy<'a> {
+    /// Norms of each query head and of each key head.
+    pub norms: Option<[NormWeights<'a>; 2]>,
+    /// The norms come after the rotation.
+    pub rotated_first: bool,
+    /// As [`Rotation::table`]; `None` for no positions.
+    pub table: Option<&'a [f32]>,
+    /// What queries are multiplied with.
+    pub scale: f32,
+    /// One more factor of each row's queries.
+    pub row_scales: Option<&'a [f32]>,
+}
+
+/// What is particular about a layer's attention.
+#[derive(Clone, Copy)]
+pub struct Attending<'a> {
+    /// Query heads.
+    pub heads: usize,
+    /// A query at position q sees the keys above q - window.
+    pub window: Option<usize>,
+    /// Scores become cap * tanh(score / cap).
+    pub cap: Option<f32>,
+    /// Of each head, one more score in the softmax's denominator.
+    pub sinks: Option<&'a [f32]>,
+}
+
+impl Attending<'_> {
+    /// All positions, no cap, no sinks.
+    pub fn plain(heads: usize) -> Attending<'static> {
+        Attending { heads, window: None, cap: None, sinks: None }
+    }
+}
+
+/// What happens to scores behind the output matrix.
+#[derive(Clone, Copy)]
+pub struct Scoring<'a> {
+    /// Padded to 16.
+    pub bias: Option<&'a [f32]>,
+    /// What they are multiplied with.
+    pub scale: f32,
+    /// Then they become cap * tanh(score / cap).
+    pub cap: Option<f32>,
+}
+
+impl Scoring<'_> {
+    /// As the matrix gives them.
+    pub const PLAIN: Scoring<'static> = Scoring { bias: None, scale: 1.0, cap: None };
+}
+
+/// A bias as a raw part. Panics if it is not as long as the matrix has columns, up to 16.
+fn bias_of(bias: Option<&[f32]>, m: &Panels) -> *const f32 {
+    bias.map_or(std::ptr::null(), |bias| {
+        assert_eq!(bias.len(), padded(m.n), "a bias as long as its matrix has outputs, up to 16");
+        bias.as_ptr()
+    })
+}
+
 /// Workers, their scratch memory and a kernel set.
 pub struct Team {
     pool: Pool,
@@ -273,27 +362,15 @@ impl Team {
         grid
     }
 
-    /// RMS norm of the first `rows` rows of `x` (or of those in `pick`) by `w`, into `out`.
-    pub fn norm(
-        &mut self,
-        x: &Rows,
-        pick: Option<&[u32]>,
-        rows: usize,
-        w: &[f32],
-        n: usize,
-        epsilon: f32,
-        out: &mut Activations,
-    ) {
-        assert!(padded(n) == x.stride && w.len() == x.stride && pick.map_or(rows <= x.count(), |p| p.len() == rows));
+    /// Norm of the first `rows` rows of `x` (or of those in `pick`), `n` wide, into `out`.
+    pub fn norm(&mut self, x: &Rows, pick: Option<&[u32]>, rows: usize, norm: &NormWeights, n: usize, out: &mut Activations) {
+        assert!(padded(n) == x.stride && pick.map_or(rows <= x.count(), |p| p.len() == rows));
         assert!(pick.is_none_or(|p| p.iter().all(|&r| (r as usize) < x.count())));
         let to_q = out.has_blocks();
         let args = Shared(NormArgs {
             x: x.data.as_ptr(),
             x_stride: x.stride,
-            w: w.as_ptr(),
-            n,
-            epsilon,
-            round: self.round,
+            by: norm.by(n, self.round),
             pick: pick.map_or(std::ptr::null(), <[u32]>::as_ptr),
             rows,
             rows_per_unit: self.rows_per_unit(rows),
@@ -303,6 +380,118 @@ impl Team {
         let norm = self.set.table().norm;
         // SAFETY: the set's features are there (`KernelSet`); a unit writes its own rows of `out` only; all rows were checked above.
         self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { norm(args.get(), unit) });
+    }
+
+    /// Norm of the first `rows` rows of `x`, `n` wide, in place.
+    pub fn norm_in_place(&mut self, x: &mut Rows, rows: usize, norm: &NormWeights, n: usize) {
+        assert!(padded(n) == x.stride && rows <= x.count());
+        let data = x.data.as_mut_ptr();
+        let args = Shared(NormArgs {
+            x: data,
+            x_stride: x.stride,
+            by: norm.by(n, self.round),
+            pick: std::ptr::null(),
+            rows,
+            rows_per_unit: self.rows_per_unit(rows),
+            out: Sink { f: data, f_stride: x.stride, q: std::ptr::null_mut(), q_stride: 0 },
+            to_q: false,
+        });
+        let norm = self.set.table().norm;
+        // SAFETY: as in `norm`; a row is read before its values are replaced, 16 at a time (`rms_norm`, `layer_norm`).
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { norm(args.get(), unit) });
+    }
+
+    /// x += scale * norm(branch), or x += scale * branch without a norm, on the first `rows` rows, `n` wide. `branch` is left normed.
+    pub fn add_normed(&mut self, branch: &mut Rows, norm: Option<&NormWeights>, n: usize, scale: f32, rows: usize, x: &mut Rows) {
+        assert!(padded(n) == x.stride && x.stride == branch.stride && rows <= x.count() && rows <= branch.count());
+        let args = Shared(AddArgs {
+            branch: branch.data.as_mut_ptr(),
+            stride: x.stride,
+            by: norm.map_or(NormBy { round: self.round, ..UNNORMED }, |norm| norm.by(n, self.round)),
+            scale,
+            x: x.data.as_mut_ptr(),
+            rows,
+            rows_per_unit: self.rows_per_unit(rows),
+        });
+        let add = self.set.table().add;
+        // SAFETY: features as in `norm`; a unit reads and writes its own rows of `branch` and `x` only.
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { add(args.get(), unit) });
+    }
+
+    /// activation(gate) * up, or activation(up) without a gate, of the first `rows` rows into `out`.
+    pub fn activate(&mut self, gate: Option<&Rows>, up: &Rows, activation: Activation, rows: usize, out: &mut Activations) {
+        let n = out.width;
+        assert!(up.stride == padded(n) && rows <= up.count() && gate.is_none_or(|g| g.stride == up.stride && rows <= g.count()));
+        let to_q = out.has_blocks();
+        assert!(!to_q || n.is_multiple_of(32));
+        let args = Shared(ActivateArgs {
+            gate: gate.map_or(std::ptr::null(), |g| g.data.as_ptr()),
+            up: up.data.as_ptr(),
+            stride: up.stride,
+            activation,
+            n,
+            rows,
+            rows_per_unit: self.rows_per_unit(rows),
+            out: out.sink(rows, n),
+            to_q,
+            round: self.round,
+        });
+        let activate = self.set.table().activate;
+        // SAFETY: features as in `norm`; a unit writes its own rows of `out` only, whose stride is that of `up`.
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { activate(args.get(), unit) });
+    }
+
+    /// From rows of queries, keys and values: queries normed, rotated, scaled in place; keys likewise and values into the pages that
+    /// `rows` name.
+    pub fn heads(
+        &mut self,
+        q: &mut Rows,
+        k: &Rows,
+        v: &Rows,
+        rows: &[Row],
+        by: &HeadsBy,
+        kv: &mut KvArena,
+        layer: usize,
+        heads: usize,
+    ) {
+        let shape = kv.shape;
+        let hd = shape.head_dim;
+        assert!(layer < shape.layers && hd > 0);
+        assert!(q.stride == padded(heads * hd) && k.stride == padded(shape.kv_heads * hd) && v.stride == k.stride);
+        assert!([q.count(), k.count(), v.count()].iter().all(|c| *c >= rows.len()));
+        assert!(by.row_scales.is_none_or(|s| s.len() == rows.len()));
+        check_places(rows, kv.pages, by.table.map(|t| t.len() / (2 * hd)));
+        for scratch in self.scratch.iter_mut() {
+            scratch.fit(hd);
+        }
+        let norms = by.norms.as_ref().map_or([UNNORMED; 2], |norms| [norms[0].by(hd, self.round), norms[1].by(hd, self.round)]);
+        let args = Shared(HeadsArgs {
+            q: q.data.as_mut_ptr(),
+            q_stride: q.stride,
+            heads,
+            k: k.data.as_ptr(),
+            k_stride: k.stride,
+            v: v.data.as_ptr(),
+            v_stride: v.stride,
+            norms,
+            rotated_first: by.rotated_first,
+            rotation: by.table.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            scale: by.scale,
+            row_scale: by.row_scales.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            rows: rows.len(),
+            rows_per_unit: self.rows_per_unit(rows.len()),
+            row: rows.as_ptr(),
+            shape,
+            kv: kv.arena.bytes_mut()[layer * shape.layer_bytes()..].as_mut_ptr(),
+            page_bytes: shape.page_bytes(),
+            round: self.round,
+        });
+        let (run, scratch) = (self.set.table().heads, &self.scratch);
+        // SAFETY: features as in `norm`; a unit writes its own rows of `q` and, of each row, the one place in the pages that no other row
+        // has (`check_places`); sizes were checked above, the scratch has room for a head (`fit`), scratch by worker number.
+        self.pool.run(rows.len().div_ceil(args.get().rows_per_unit), |worker, unit| unsafe {
+            run(args.get(), scratch.get(worker), unit)
+        });
     }
 
     /// Makes the int8 blocks of the first `rows` rows.
@@ -325,10 +514,11 @@ impl Team {
         self.pool.run(rows.div_ceil(rows_per_unit), |_, unit| unsafe { quantize(args.get(), unit) });
     }
 
-    /// Queries (rotated, scaled) into `q`, keys (rotated) and values into the pages that `rows` name.
+    /// Queries (rotated, scaled) into `q`, keys (rotated) and values into the pages that `rows` name; each with its bias, padded to 16.
     pub fn qkv(
         &mut self,
         parts: [&Panels; 3],
+        biases: [Option<&[f32]>; 3],
         input: &Activations,
         rows: &[Row],
         rotation: &Rotation,
@@ -345,17 +535,17 @@ impl Team {
                 && parts[0].n.is_multiple_of(hd)
         );
         assert!(q.count() >= rows.len() && q.stride == padded(parts[0].n));
-        for row in rows {
-            assert!(rotation.table.len() >= (row.position as usize + 1) * 2 * hd, "rotation of position {}", row.position);
-            assert!(row.page == Row::NOWHERE || (row.page as usize) < kv.pages);
-        }
-        assert!(distinct_places(rows), "two rows write the same place of a page");
+        check_places(rows, kv.pages, Some(rotation.table.len() / (2 * hd).max(1)));
         let inputs = parts.map(|p| input.input(rows.len(), p));
         let panels = parts.iter().map(|p| p.count()).sum();
         let grid = self.grid(rows.len(), panels, 2);
         let units: usize = parts.iter().map(|p| p.count().div_ceil(grid.panels) * grid.row_groups).sum();
         let args = Shared(QkvArgs {
-            parts: [(Part::Query, matrix(parts[0])), (Part::Key, matrix(parts[1])), (Part::Value, matrix(parts[2]))],
+            parts: [
+                (Part::Query, matrix(parts[0]), bias_of(biases[0], parts[0])),
+                (Part::Key, matrix(parts[1]), bias_of(biases[1], parts[1])),
+                (Part::Value, matrix(parts[2]), bias_of(biases[2], parts[2])),
+            ],
             input: inputs[0],
             grid,
             rows: rows.len(),
@@ -383,11 +573,16 @@ impl Team {
         contexts: &[Context],
         kv: &KvArena,
         layer: usize,
-        heads: usize,
+        by: Attending,
         q: &Rows,
         out: &mut Activations,
     ) {
-        let shape = kv.shape;
+        let (shape, heads) = (kv.shape, by.heads);
+        assert!(shape.kv_heads > 0 && shape.head_dim > 0 && by.window != Some(0));
+        assert!(by.sinks.is_none_or(|s| s.len() >= heads) && by.cap.is_none_or(|c| c > 0.0));
+        for scratch in self.scratch.iter_mut() {
+            scratch.fit(shape.head_dim);
+        }
         assert!(layer < shape.layers && heads.is_multiple_of(shape.kv_heads) && q.count() >= rows.len());
         assert!(q.stride == padded(heads * shape.head_dim));
         let group = heads / shape.kv_heads;
@@ -414,9 +609,12 @@ impl Team {
             })
             .collect();
         for u in units {
-            let (first, last) = (u.row as usize, (u.row + u.rows) as usize);
-            assert!(u.rows > 0 && u.heads > 0 && (u.rows * u.heads) as usize <= ATTENTION_ROWS && last <= rows.len());
-            assert!((u.head + u.heads) as usize <= heads && u.head as usize / group == (u.head + u.heads - 1) as usize / group);
+            let [first, count, head, of_them] = [u.row, u.rows, u.head, u.heads].map(|n| n as usize);
+            let (last, last_head) = (first + count, head + of_them);
+            assert!(
+                count > 0 && of_them > 0 && count <= ATTENTION_ROWS && of_them <= ATTENTION_ROWS / count && last <= rows.len()
+            );
+            assert!(last_head <= heads && head / group == (last_head - 1) / group, "heads of one kv head");
             assert!(rows[first..last].is_sorted_by_key(|r| r.position));
             assert!((rows[last - 1].position as usize) < views[u.segment as usize].count * PAGE, "attention past the pages");
         }
@@ -433,6 +631,9 @@ impl Team {
             q_stride: q.stride,
             out: out.sink(rows.len(), heads * shape.head_dim),
             to_q,
+            window: by.window.unwrap_or(usize::MAX),
+            cap: by.cap.unwrap_or(0.0),
+            sinks: by.sinks.map_or(std::ptr::null(), <[f32]>::as_ptr),
             round: self.round,
         });
         let (run, scratch) = (self.set.table().attention, &self.scratch);
@@ -444,8 +645,26 @@ impl Team {
         }
     }
 
-    /// x += input · m.
-    pub fn add_product(&mut self, m: &Panels, input: &Activations, rows: usize, x: &mut Rows) {
+    /// x += scale * (input · m + bias); `bias` is padded to 16.
+    pub fn add_product(&mut self, m: &Panels, input: &Activations, rows: usize, x: &mut Rows, bias: Option<&[f32]>, scale: f32) {
+        self.residual(m, input, rows, x, bias, scale, false);
+    }
+
+    /// out = input · m + bias; `bias` is padded to 16.
+    pub fn product(&mut self, m: &Panels, input: &Activations, rows: usize, bias: Option<&[f32]>, out: &mut Rows) {
+        self.residual(m, input, rows, out, bias, 1.0, true);
+    }
+
+    fn residual(
+        &mut self,
+        m: &Panels,
+        input: &Activations,
+        rows: usize,
+        x: &mut Rows,
+        bias: Option<&[f32]>,
+        scale: f32,
+        store: bool,
+    ) {
         assert!(x.count() >= rows && x.stride == padded(m.n));
         let grid = self.grid(rows, m.count(), 2);
         let units = m.count().div_ceil(grid.panels) * grid.row_groups;
@@ -454,8 +673,11 @@ impl Team {
             input: input.input(rows, m),
             grid,
             rows,
+            bias: bias_of(bias, m),
+            scale,
             x: x.data.as_mut_ptr(),
             x_stride: x.stride,
+            store,
             round: self.round,
         });
         let (run, scratch) = (self.set.table().residual, &self.scratch);
@@ -463,8 +685,8 @@ impl Team {
         self.pool.run(units, |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
     }
 
-    /// silu(gate) * up into `out`; `m` holds gate and up panels in turn.
-    pub fn gate_up(&mut self, m: &Panels, input: &Activations, rows: usize, out: &mut Activations) {
+    /// activation(gate) * up into `out`; `m` holds gate and up panels in turn.
+    pub fn gate_up(&mut self, m: &Panels, input: &Activations, rows: usize, activation: Activation, out: &mut Activations) {
         assert!(m.n == 2 * padded(out.width), "gate and up panels in turn");
         let to_q = out.has_blocks();
         assert!(!to_q || out.width.is_multiple_of(32));
@@ -476,6 +698,7 @@ impl Team {
             input: input.input(rows, m),
             grid,
             rows,
+            activation,
             out: out.sink(rows, width),
             to_q,
             round: self.round,
@@ -486,7 +709,7 @@ impl Team {
     }
 
     /// The output matrix on the rows of `input`, one for each of `wants`.
-    pub fn head(&mut self, m: &Panels, input: &Activations, wants: &mut [Want]) -> Vec<Scores> {
+    pub fn head(&mut self, m: &Panels, input: &Activations, scoring: &Scoring, wants: &mut [Want]) -> Vec<Scores> {
         let rows = wants.len();
         let scores: Vec<Score> = wants
             .iter_mut()
@@ -505,8 +728,17 @@ impl Team {
             scratch.best.clear();
             scratch.best.resize(rows, Best::new());
         }
-        let args =
-            Shared(HeadArgs { m: matrix(m), input: input.input(rows, m), grid, rows, score: scores.as_ptr(), round: self.round });
+        let args = Shared(HeadArgs {
+            m: matrix(m),
+            input: input.input(rows, m),
+            grid,
+            rows,
+            score: scores.as_ptr(),
+            bias: bias_of(scoring.bias, m),
+            scale: scoring.scale,
+            cap: scoring.cap.unwrap_or(0.0),
+            round: self.round,
+        });
         let (run, scratch) = (self.set.table().head, &self.scratch);
         // SAFETY: features as in `norm`; a unit writes its own columns of the places in `wants` (distinct borrows of `n` floats) and its
         // worker's scratch.
@@ -550,6 +782,15 @@ impl Team {
 const ROW_GROUP: usize = 128;
 /// Panels of one unit at most.
 const MOST_PANELS: usize = 8;
+
+/// Every row's page is there, its position within the `positions` that a table of rotations has, and no two rows write the same place.
+fn check_places(rows: &[Row], pages: usize, positions: Option<usize>) {
+    for row in rows {
+        assert!(positions.is_none_or(|p| (row.position as usize) < p), "rotation of position {}", row.position);
+        assert!(row.page == Row::NOWHERE || (row.page as usize) < pages);
+    }
+    assert!(distinct_places(rows), "two rows write the same place of a page");
+}
 
 /// No two rows write the same place.
 fn distinct_places(rows: &[Row]) -> bool {

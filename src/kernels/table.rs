@@ -25,6 +25,9 @@ pub(crate) struct Table {
     pub residual: unsafe fn(&ResidualArgs, &mut Scratch, usize),
     pub gate_up: unsafe fn(&GateUpArgs, &mut Scratch, usize),
     pub head: unsafe fn(&HeadArgs, &mut Scratch, usize),
+    pub heads: unsafe fn(&HeadsArgs, &mut Scratch, usize),
+    pub add: unsafe fn(&AddArgs, usize),
+    pub activate: unsafe fn(&ActivateArgs, usize),
     pub widen: unsafe fn(&WidenArgs, usize),
 }
 
@@ -66,6 +69,18 @@ macro_rules! table {
                 unsafe { units::head::<$isa>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
+            unsafe fn heads(a: &HeadsArgs, s: &mut Scratch, unit: usize) {
+                unsafe { units::heads::<$isa>(a, s, unit) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn add(a: &AddArgs, unit: usize) {
+                unsafe { units::add::<$isa>(a, unit) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn activate(a: &ActivateArgs, unit: usize) {
+                unsafe { units::activate_rows::<$isa>(a, unit) }
+            }
+            $(#[target_feature(enable = $feature)])?
             unsafe fn widen(a: &WidenArgs, unit: usize) {
                 unsafe { units::widen::<$isa>(a, unit) }
             }
@@ -82,6 +97,9 @@ macro_rules! table {
                 residual,
                 gate_up,
                 head,
+                heads,
+                add,
+                activate,
                 widen,
             };
         }

@@ -191,7 +191,7 @@ fn norms_and_blocks_are_the_same_in_all_sets() {
             .map(|set| {
                 let mut team = Team::new(set, 2, 16, false).unwrap();
                 let mut out = Activations::new(rows, n, true);
-                team.norm(&x, None, rows, &w, n, 1e-5, &mut out);
+                team.norm(&x, None, rows, &NormWeights::rms(&w, 1e-5), n, &mut out);
                 out
             })
             .collect();
@@ -218,7 +218,7 @@ fn a_nan_survives_quantization() {
             x.row_mut(0).fill(1.0);
             x.row_mut(0)[at] = f32::NAN;
             let mut out = Activations::new(1, 32, true);
-            team.norm(&x, None, 1, &[1.0; 32], 32, 1e-5, &mut out);
+            team.norm(&x, None, 1, &NormWeights::rms(&[1.0; 32], 1e-5), 32, &mut out);
             assert!(out.blocks(0)[0].d.is_nan(), "{set:?} {at}");
         }
     }
@@ -249,17 +249,17 @@ fn attention_is_the_textbooks_and_the_same_in_all_sets() {
                 let mut team = Team::new(set, 2, head_dim, false).unwrap();
                 let mut kv = KvArena::new(shape, 14).unwrap();
                 let mut normed = Activations::new(positions, hidden, false);
-                team.norm(&x, None, positions, &vec![0.2; hidden], hidden, 1e-5, &mut normed);
+                team.norm(&x, None, positions, &NormWeights::rms(&vec![0.2; hidden], 1e-5), hidden, &mut normed);
                 let mut q = Rows::new(positions, heads * head_dim);
                 let r = Rotation { table: &rotation, scale: 1.0 / (head_dim as f32).sqrt() };
-                team.qkv([&panels[0], &panels[1], &panels[2]], &normed, &rows, &r, &mut kv, 1, &mut q);
+                team.qkv([&panels[0], &panels[1], &panels[2]], [None; 3], &normed, &rows, &r, &mut kv, 1, &mut q);
                 let mut units = Vec::new();
                 attention_units(0, 0, positions, if heads_apart { 500 } else { 0 }, heads, kv_heads, heads_apart, &mut units);
                 let mut out = Activations::new(positions, heads * head_dim, false);
-                team.attention(&units, &rows, &[Context::Pages(&pages)], &kv, 1, heads, &q, &mut out);
+                team.attention(&units, &rows, &[Context::Pages(&pages)], &kv, 1, Attending::plain(heads), &q, &mut out);
                 let copy = kv.copy_layer(1, &pages);
                 let mut again = Activations::new(positions, heads * head_dim, false);
-                team.attention(&units, &rows, &[Context::Copy(&copy)], &kv, 1, heads, &q, &mut again);
+                team.attention(&units, &rows, &[Context::Copy(&copy)], &kv, 1, Attending::plain(heads), &q, &mut again);
                 assert!(out.same_bits(&again), "{set:?}: a copy of the pages is as good");
                 results.push((set, normed, out));
             }

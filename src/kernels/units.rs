@@ -7,7 +7,7 @@
 use super::Format;
 use super::gemm::{ActBlock, Element, F16, F32, Gemm, WIDE, score_tile, value_tile, with_rows};
 use super::isa::Isa;
-use super::math::{exp, quantize_block, quantize_row, rms_norm, rounded, silu};
+use super::math::{Activation, activate, exp, layer_norm, quantize_block, quantize_row, rms_norm, rounded, soft_cap};
 use std::collections::BinaryHeap;
 
 /// Positions of a page of keys and values.
@@ -60,29 +60,63 @@ pub(crate) struct Scratch {
     queries: Vec<f32>,
     scores: Vec<f32>,
     sums: Vec<f32>,
-    /// Of each (row, head): the running maximum, the running sum, the positions it sees of the span.
-    state: Vec<(f32, f32, usize)>,
+    /// One head, up to 16.
+    head: Vec<f32>,
+    /// The width of heads that the vectors above have room for.
+    head_dim: usize,
+    state: Vec<State>,
     /// Of each scored row: its best so far.
     pub best: Vec<Best>,
 }
 
+/// The running softmax of a (row, head).
+#[derive(Clone, Copy)]
+struct State {
+    maximum: f32,
+    sum: f32,
+    /// The positions that it sees of the span: from `first` up to `limit`.
+    first: usize,
+    limit: usize,
+}
+
+impl State {
+    const NOTHING: State = State { maximum: f32::NEG_INFINITY, sum: 0.0, first: 0, limit: 0 };
+}
+
 impl Scratch {
     pub(crate) fn new(head_dim: usize) -> Scratch {
-        let pairs = 2 * ATTENTION_ROWS;
-        Scratch {
+        let mut scratch = Scratch {
             wide: vec![0.0; WIDE],
             tile: Vec::new(),
-            queries: vec![0.0; ATTENTION_ROWS * head_dim],
+            queries: Vec::new(),
             scores: vec![0.0; ATTENTION_ROWS * SPAN],
-            sums: vec![0.0; pairs * head_dim.next_multiple_of(16)],
-            state: vec![(0.0, 0.0, 0); pairs],
+            sums: Vec::new(),
+            head: Vec::new(),
+            head_dim: 0,
+            state: vec![State::NOTHING; 2 * ATTENTION_ROWS],
             best: Vec::new(),
+        };
+        scratch.fit(head_dim);
+        scratch
+    }
+
+    /// Makes room for heads of this width; called before every phase that works on heads, so that no caller need promise a width.
+    pub(crate) fn fit(&mut self, head_dim: usize) {
+        if self.head_dim < head_dim {
+            let padded = head_dim.next_multiple_of(16);
+            self.queries = vec![0.0; ATTENTION_ROWS * head_dim];
+            self.sums = vec![0.0; 2 * ATTENTION_ROWS * padded];
+            self.head = vec![0.0; padded];
+            self.head_dim = head_dim;
         }
     }
 
     /// Bytes it holds with tiles of `floats`.
     pub(crate) fn bytes(head_dim: usize, floats: usize) -> usize {
-        4 * (WIDE + floats + ATTENTION_ROWS * (head_dim + SPAN + 2 * head_dim.next_multiple_of(16) + 8))
+        4 * (WIDE
+            + floats
+            + ATTENTION_ROWS * (head_dim + SPAN + 2 * head_dim.next_multiple_of(16) + 16)
+            + head_dim.next_multiple_of(16))
     }
 
     pub(crate) fn tile(&mut self, floats: usize) {
@@ -122,14 +156,38 @@ fn cut(grid: &Grid, unit: usize, count: usize, rows: usize) -> (usize, usize, us
     (row, grid.rows.min(rows - row), panel, grid.panels.min(count - panel))
 }
 
-/// RMS norm of rows, to f32 rows and/or int8 blocks.
+/// Which norm, and what it is multiplied with: `weights` are padded to 16 with zeros.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NormBy {
+    pub w: *const f32,
+    /// Null: an RMS norm or a layer norm without bias.
+    pub bias: *const f32,
+    pub n: usize,
+    pub epsilon: f32,
+    /// The mean is taken away first (LayerNorm).
+    pub centred: bool,
+    pub round: bool,
+}
+
+impl NormBy {
+    /// Norm of one row; `out` may be `x`.
+    #[inline(always)]
+    unsafe fn row<S: Isa>(&self, x: *const f32, out: *mut f32) {
+        unsafe {
+            if self.centred {
+                layer_norm::<S>(x, self.w, self.bias, self.n, self.epsilon, self.round, out);
+            } else {
+                rms_norm::<S>(x, self.w, self.n, self.epsilon, self.round, out);
+            }
+        }
+    }
+}
+
+/// Norm of rows, to f32 rows and/or int8 blocks.
 pub(crate) struct NormArgs {
     pub x: *const f32,
     pub x_stride: usize,
-    pub w: *const f32,
-    pub n: usize,
-    pub epsilon: f32,
-    pub round: bool,
+    pub by: NormBy,
     /// Row i reads row `pick[i]` if not null.
     pub pick: *const u32,
     pub rows: usize,
@@ -144,9 +202,9 @@ pub(crate) unsafe fn norm<S: Isa>(a: &NormArgs, unit: usize) {
         for r in unit * a.rows_per_unit..((unit + 1) * a.rows_per_unit).min(a.rows) {
             let from = if a.pick.is_null() { r } else { *a.pick.add(r) as usize };
             let out = a.out.f.add(r * a.out.f_stride);
-            rms_norm::<S>(a.x.add(from * a.x_stride), a.w, a.n, a.epsilon, a.round, out);
+            a.by.row::<S>(a.x.add(from * a.x_stride), out);
             if a.to_q {
-                quantize_row::<S>(out, a.n, a.out.q.add(r * a.out.q_stride));
+                quantize_row::<S>(out, a.by.n, a.out.q.add(r * a.out.q_stride));
             }
         }
     }
@@ -221,6 +279,12 @@ impl KvShape {
     }
 }
 
+/// v + the bias of its 16 columns, if there is one.
+#[inline(always)]
+unsafe fn biased<S: Isa>(v: S::F, bias: *const f32, column: usize, round: bool) -> S::F {
+    if bias.is_null() { v } else { unsafe { rounded::<S>(round, S::add(v, S::load(bias.add(column)))) } }
+}
+
 /// Which of the three a part of the q/k/v product is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Part {
@@ -231,7 +295,8 @@ pub(crate) enum Part {
 
 /// q, k, v of all rows: rotated, scaled, written to workspace and pages.
 pub(crate) struct QkvArgs {
-    pub parts: [(Part, Matrix); 3],
+    /// Each with its bias, padded to 16; null for none.
+    pub parts: [(Part, Matrix, *const f32); 3],
     pub input: Input,
     pub grid: Grid,
     pub rows: usize,
@@ -251,7 +316,7 @@ pub(crate) struct QkvArgs {
 #[inline(always)]
 pub(crate) unsafe fn qkv<S: Isa>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
     let mut unit = unit;
-    for (part, m) in &a.parts {
+    for (part, m, bias) in &a.parts {
         let count = m.n.div_ceil(16);
         let units = count.div_ceil(a.grid.panels) * a.grid.row_groups;
         if unit >= units {
@@ -267,7 +332,12 @@ pub(crate) unsafe fn qkv<S: Isa>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
                     let v = rounded::<S>(a.round, S::load(s.tile.as_ptr().add((r * panels + p) * 16)));
                     let column = (panel + p) * 16;
                     let columns = (m.n - column).min(16);
-                    let v = if *part == Part::Value { v } else { rotate::<S>(a, v, column, info.position as usize) };
+                    let v = biased::<S>(v, *bias, column, a.round);
+                    let v = if *part == Part::Value {
+                        v
+                    } else {
+                        rotate::<S>(a.rotation, a.shape.head_dim, a.round, v, column, info.position as usize)
+                    };
                     if *part == Part::Query {
                         S::store(a.q.add((row + r) * a.q_stride + column), S::mul(v, S::splat(a.scale)));
                     } else if info.page != Row::NOWHERE {
@@ -288,10 +358,9 @@ pub(crate) unsafe fn qkv<S: Isa>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
 
 /// Rotates the pairs of 16 columns that begin at `column` of all heads side by side.
 #[inline(always)]
-unsafe fn rotate<S: Isa>(a: &QkvArgs, v: S::F, column: usize, position: usize) -> S::F {
+unsafe fn rotate<S: Isa>(rotation: *const f32, hd: usize, round: bool, v: S::F, column: usize, position: usize) -> S::F {
     unsafe {
-        let hd = a.shape.head_dim;
-        let table = a.rotation.add(position * 2 * hd);
+        let table = rotation.add(position * 2 * hd);
         let (cos, sin) = if hd.is_multiple_of(16) {
             let d = column % hd;
             (S::load(table.add(d)), S::load(table.add(hd + d)))
@@ -304,7 +373,7 @@ unsafe fn rotate<S: Isa>(a: &QkvArgs, v: S::F, column: usize, position: usize) -
             }
             (S::load(cos.as_ptr()), S::load(sin.as_ptr()))
         };
-        rounded::<S>(a.round, S::fma(v, cos, S::mul(S::swap_pairs(v), sin)))
+        rounded::<S>(round, S::fma(v, cos, S::mul(S::swap_pairs(v), sin)))
     }
 }
 
@@ -336,6 +405,112 @@ unsafe fn keep<S: Isa, E: Element<S>>(
             d += 1;
             if d == hd {
                 (head, d) = (head + 1, 0);
+            }
+        }
+    }
+}
+
+/// Queries, keys and values that were computed apart: norms of heads, rotation, scale, and where they go. A unit is some rows.
+pub(crate) struct HeadsArgs {
+    pub q: *mut f32,
+    pub q_stride: usize,
+    pub heads: usize,
+    pub k: *const f32,
+    pub k_stride: usize,
+    pub v: *const f32,
+    pub v_stride: usize,
+    /// Of queries and of keys; `n` is the head's width. A null `w` is none.
+    pub norms: [NormBy; 2],
+    /// The norm comes after the rotation.
+    pub rotated_first: bool,
+    /// Null: no positions.
+    pub rotation: *const f32,
+    pub scale: f32,
+    /// One more factor of each row's queries; null for none.
+    pub row_scale: *const f32,
+    pub rows: usize,
+    pub rows_per_unit: usize,
+    pub row: *const Row,
+    pub shape: KvShape,
+    pub kv: *mut u8,
+    pub page_bytes: usize,
+    pub round: bool,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn heads<S: Isa>(a: &HeadsArgs, s: &mut Scratch, unit: usize) {
+    unsafe {
+        let hd = a.shape.head_dim;
+        let padded = hd.next_multiple_of(16);
+        let head = s.head.as_mut_ptr();
+        for r in unit * a.rows_per_unit..((unit + 1) * a.rows_per_unit).min(a.rows) {
+            let info = *a.row.add(r);
+            let more = if a.row_scale.is_null() { 1.0 } else { *a.row_scale.add(r) };
+            for h in 0..a.heads {
+                let q = a.q.add(r * a.q_stride + h * hd);
+                one_head::<S>(a, q, head, 0, info.position as usize);
+                let scale = S::splat(a.scale);
+                for c in 0..padded / 16 {
+                    let v = S::mul(S::load(head.add(c * 16)), scale);
+                    let v = if a.row_scale.is_null() { v } else { rounded::<S>(a.round, S::mul(v, S::splat(more))) };
+                    S::store(head.add(c * 16), v);
+                }
+                std::ptr::copy_nonoverlapping(head, q, hd);
+            }
+            if info.page == Row::NOWHERE {
+                continue;
+            }
+            let page = a.kv.add(info.page as usize * a.page_bytes);
+            for h in 0..a.shape.kv_heads {
+                one_head::<S>(a, a.k.add(r * a.k_stride + h * hd), head, 1, info.position as usize);
+                put_head::<S>(a, true, page, info.position as usize, h, head);
+                std::ptr::copy_nonoverlapping(a.v.add(r * a.v_stride + h * hd), head, hd);
+                put_head::<S>(a, false, page, info.position as usize, h, head);
+            }
+        }
+    }
+}
+
+/// One head into `out`, whose end up to 16 is zero: norm and rotation in their order.
+#[inline(always)]
+unsafe fn one_head<S: Isa>(a: &HeadsArgs, from: *const f32, out: *mut f32, which: usize, position: usize) {
+    unsafe {
+        let hd = a.shape.head_dim;
+        let padded = hd.next_multiple_of(16);
+        S::store(out.add(padded - 16), S::zero());
+        std::ptr::copy_nonoverlapping(from, out, hd);
+        let norm = &a.norms[which];
+        if !norm.w.is_null() && !a.rotated_first {
+            norm.row::<S>(out, out);
+        }
+        if !a.rotation.is_null() {
+            for c in 0..padded / 16 {
+                let v = rotate::<S>(a.rotation, hd, a.round, S::load(out.add(c * 16)), c * 16, position);
+                S::store(out.add(c * 16), v);
+            }
+            // What lies past the head was turned with its beginning.
+            for d in hd..padded {
+                *out.add(d) = 0.0;
+            }
+        }
+        if !norm.w.is_null() && a.rotated_first {
+            norm.row::<S>(out, out);
+        }
+    }
+}
+
+/// Puts a head's key or value into its page.
+#[inline(always)]
+unsafe fn put_head<S: Isa>(a: &HeadsArgs, key: bool, page: *mut u8, position: usize, head: usize, from: *const f32) {
+    unsafe {
+        let hd = a.shape.head_dim;
+        for c in 0..hd.div_ceil(16) {
+            let (v, columns) = (S::load(from.add(c * 16)), (hd - c * 16).min(16));
+            let column = head * hd + c * 16;
+            if a.shape.half {
+                keep::<S, F16>(&a.shape, key, page, position % PAGE, column, columns, v);
+            } else {
+                keep::<S, F32>(&a.shape, key, page, position % PAGE, column, columns, v);
             }
         }
     }
@@ -381,6 +556,12 @@ pub(crate) struct AttentionArgs {
     pub out: Sink,
     /// Heads are whole blocks of 32: quantize here.
     pub to_q: bool,
+    /// A row at position q sees the positions above q - window; `usize::MAX` for all.
+    pub window: usize,
+    /// Scores become cap * tanh(score / cap); 0 for no cap.
+    pub cap: f32,
+    /// Of each head, one more score in the softmax's denominator; null for none.
+    pub sinks: *const f32,
     pub round: bool,
 }
 
@@ -402,36 +583,52 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize>(a: &AttentionArgs, s: &
             std::ptr::copy_nonoverlapping(from, s.queries.as_mut_ptr().add(i * hd), hd);
         }
         s.sums[..n * padded].fill(0.0);
-        s.state[..n].fill((f32::NEG_INFINITY, 0.0, 0));
+        for i in 0..n {
+            s.state[i] = State::NOTHING;
+            if !a.sinks.is_null() {
+                // e^(sink - maximum) of a maximum that is the sink so far.
+                (s.state[i].maximum, s.state[i].sum) = (*a.sinks.add(u.head as usize + i % heads), 1.0);
+            }
+        }
         let position = |i: usize| (*a.row.add(first + i / heads)).position as usize;
+        // The first position that a row sees: neither it nor the spans it falls into depend on the other rows of the unit.
+        let begin = |i: usize| (position(i) + 1).saturating_sub(a.window);
         let spans = position(n - 1) / SPAN + 1;
+        let behind = begin(0) / SPAN;
         // While a span is scored, the one that comes next is fetched: of this unit, then of the unit this worker most likely runs next.
-        let mut next = Span::of(a, &u, 0);
-        for span in 0..spans {
+        let mut next = Span::of(a, &u, behind);
+        for span in behind..spans {
             let now = next;
             if span + 1 < spans {
                 next = Span::of(a, &u, span + 1);
             } else if unit + 1 < a.count {
-                next = Span::of(a, &*a.units.add(unit + 1), 0);
+                let after = *a.units.add(unit + 1);
+                let seen = ((*a.row.add(after.row as usize)).position as usize + 1).saturating_sub(a.window);
+                next = Span::of(a, &after, seen / SPAN);
             }
             let mut from = 0;
             while position(from) < span * SPAN {
                 from += 1;
             }
-            for i in from..n {
-                s.state[i].2 = (position(i) + 1 - span * SPAN).min(SPAN);
+            let mut to = n;
+            while begin(to - 1) >= (span + 1) * SPAN {
+                to -= 1;
             }
-            span_step::<S, E, NP>(s, &now, &next, from, n, 0, hd, a.round);
+            for i in from..to {
+                s.state[i].first = begin(i).saturating_sub(span * SPAN);
+                s.state[i].limit = (position(i) + 1 - span * SPAN).min(SPAN);
+            }
+            span_step::<S, E, NP>(s, &now, &next, from, to, 0, hd, a.cap, a.round);
         }
         // The audit's padding: the same work on positions nobody needs, its result left behind in the second half of the state.
         for span in spans..(u.padded_context as usize).div_ceil(SPAN) {
-            s.state[ATTENTION_ROWS..ATTENTION_ROWS + n].fill((f32::NEG_INFINITY, 0.0, SPAN));
+            s.state[ATTENTION_ROWS..ATTENTION_ROWS + n].fill(State { limit: SPAN, ..State::NOTHING });
             let padding = Span::padding(a, &u, span);
-            span_step::<S, E, NP>(s, &padding, &padding, 0, n, ATTENTION_ROWS, hd, a.round);
+            span_step::<S, E, NP>(s, &padding, &padding, 0, n, ATTENTION_ROWS, hd, a.cap, a.round);
         }
         for i in 0..n {
             let (row, column) = (first + i / heads, (u.head as usize + i % heads) * hd);
-            let inverse = S::splat(1.0 / s.state[i].1);
+            let inverse = S::splat(1.0 / s.state[i].sum);
             let sums = s.sums.as_mut_ptr().add(i * padded);
             for c in 0..padded / 16 {
                 S::store(sums.add(c * 16), rounded::<S>(a.round, S::mul(S::load(sums.add(c * 16)), inverse)));
@@ -486,7 +683,8 @@ impl Span {
     }
 }
 
-/// One span of up to 64 positions for rows `from..n`, which see `state.2` of them (not decreasing): scores, running softmax, values.
+/// One span of up to 64 positions for rows `from..n`, which see those that their state says (both ends not decreasing): scores, running
+/// softmax, values (online softmax: Milakov and Gimelshein, arXiv 1805.02867).
 #[inline(always)]
 unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
     s: &mut Scratch,
@@ -496,6 +694,7 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
     n: usize,
     state: usize,
     hd: usize,
+    cap: f32,
     round: bool,
 ) {
     unsafe {
@@ -526,13 +725,15 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
         let lanes = S::load(LANES.as_ptr());
         let nothing = S::splat(f32::NEG_INFINITY);
         for r in from..n {
-            let (maximum, total, limit) = s.state[state + r];
+            let State { maximum, sum: total, first, limit } = s.state[state + r];
             let row = scores.add(r * SPAN);
             let mut v = [nothing; SPAN / PAGE];
-            for c in 0..limit.div_ceil(PAGE) {
+            for c in first / PAGE..limit.div_ceil(PAGE) {
                 let x = rounded::<S>(round, S::load(row.add(c * PAGE)));
+                let x = if cap > 0.0 { rounded::<S>(round, soft_cap::<S>(x, cap)) } else { x };
                 let left = limit - c * PAGE;
-                v[c] = if left >= PAGE { x } else { S::select_gt(S::splat(left as f32), lanes, x, nothing) };
+                let x = if left >= PAGE { x } else { S::select_gt(S::splat(left as f32), lanes, x, nothing) };
+                v[c] = if first <= c * PAGE { x } else { S::select_gt(S::splat((first - c * PAGE) as f32), lanes, nothing, x) };
             }
             let largest = S::largest(S::max(S::max(v[0], v[1]), S::max(v[2], v[3])));
             let maximum_now = if largest > maximum { largest } else { maximum };
@@ -540,7 +741,7 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
             let mut parts = [S::zero(); SPAN / PAGE];
             for c in 0..pages.len() {
                 // Pages it does not see weigh nothing.
-                if c * PAGE < limit {
+                if c * PAGE < limit && (c + 1) * PAGE > first {
                     parts[c] = rounded::<S>(round, exp::<S>(S::sub(v[c], m)));
                 }
                 S::store(row.add(c * PAGE), parts[c]);
@@ -548,14 +749,14 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
             let sum = S::sum(S::add(S::add(parts[0], parts[1]), S::add(parts[2], parts[3])));
             if maximum_now == maximum {
                 // e^0 is 1 exactly.
-                s.state[state + r] = (maximum, total + sum, limit);
+                s.state[state + r].sum = total + sum;
                 continue;
             }
             let correction = exp::<S>(S::splat(maximum - maximum_now));
             let sums = s.sums.as_mut_ptr().add((state + r) * padded);
-            let mut first = [0f32; 16];
-            S::store(first.as_mut_ptr(), correction);
-            s.state[state + r] = (maximum_now, total.mul_add(first[0], sum), limit);
+            let mut lane = [0f32; 16];
+            S::store(lane.as_mut_ptr(), correction);
+            (s.state[state + r].maximum, s.state[state + r].sum) = (maximum_now, total.mul_add(lane[0], sum));
             for c in 0..padded / 16 {
                 S::store(sums.add(c * 16), S::mul(S::load(sums.add(c * 16)), correction));
             }
@@ -565,7 +766,7 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
         while r < n {
             let rows = (n - r).min(S::ATTENTION_ROWS);
             // No further than the tile's last row sees: what lies behind may never have been written.
-            let count = s.state[state + r + rows - 1].2;
+            let count = s.state[state + r + rows - 1].limit;
             let (x, out) = (scores.add(r * SPAN), s.sums.as_mut_ptr().add((state + r) * padded));
             macro_rules! tile {
                 ($mr:literal) => {
@@ -652,8 +853,14 @@ pub(crate) struct ResidualArgs {
     pub input: Input,
     pub grid: Grid,
     pub rows: usize,
+    /// Padded to 16; null for none.
+    pub bias: *const f32,
+    /// What the branch is multiplied with; 1 changes no bit.
+    pub scale: f32,
     pub x: *mut f32,
     pub x_stride: usize,
+    /// The product takes the place of `x` instead of being added to it.
+    pub store: bool,
     pub round: bool,
 }
 
@@ -665,32 +872,103 @@ pub(crate) unsafe fn residual<S: Isa>(a: &ResidualArgs, s: &mut Scratch, unit: u
         for r in 0..rows {
             for p in 0..panels {
                 let v = rounded::<S>(a.round, S::load(s.tile.as_ptr().add((r * panels + p) * 16)));
-                let x = a.x.add((row + r) * a.x_stride + (panel + p) * 16);
-                S::store(x, rounded::<S>(a.round, S::add(S::load(x), v)));
+                let column = (panel + p) * 16;
+                let v = biased::<S>(v, a.bias, column, a.round);
+                let v = rounded::<S>(a.round, S::mul(v, S::splat(a.scale)));
+                let x = a.x.add((row + r) * a.x_stride + column);
+                S::store(x, if a.store { v } else { rounded::<S>(a.round, S::add(S::load(x), v)) });
             }
         }
     }
 }
 
-/// silu(gate) * up; the matrix holds gate and up panels in turn.
+/// x += scale * branch, or the branch's norm. A unit is some rows.
+pub(crate) struct AddArgs {
+    /// Normed in place.
+    pub branch: *mut f32,
+    pub stride: usize,
+    /// A null `w` is none.
+    pub by: NormBy,
+    pub scale: f32,
+    pub x: *mut f32,
+    pub rows: usize,
+    pub rows_per_unit: usize,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn add<S: Isa>(a: &AddArgs, unit: usize) {
+    unsafe {
+        for r in unit * a.rows_per_unit..((unit + 1) * a.rows_per_unit).min(a.rows) {
+            let (branch, x) = (a.branch.add(r * a.stride), a.x.add(r * a.stride));
+            if !a.by.w.is_null() {
+                a.by.row::<S>(branch, branch);
+            }
+            for c in 0..a.stride / 16 {
+                let v = rounded::<S>(a.by.round, S::mul(S::load(branch.add(c * 16)), S::splat(a.scale)));
+                let x = x.add(c * 16);
+                S::store(x, rounded::<S>(a.by.round, S::add(S::load(x), v)));
+            }
+        }
+    }
+}
+
+/// activation(gate) * up, or activation(up), of rows that were computed apart. A unit is some rows.
+pub(crate) struct ActivateArgs {
+    /// Null: no gate.
+    pub gate: *const f32,
+    pub up: *const f32,
+    pub stride: usize,
+    pub activation: Activation,
+    pub n: usize,
+    pub rows: usize,
+    pub rows_per_unit: usize,
+    pub out: Sink,
+    pub to_q: bool,
+    pub round: bool,
+}
+
+#[inline(always)]
+pub(crate) unsafe fn activate_rows<S: Isa>(a: &ActivateArgs, unit: usize) {
+    unsafe {
+        for r in unit * a.rows_per_unit..((unit + 1) * a.rows_per_unit).min(a.rows) {
+            let out = a.out.f.add(r * a.out.f_stride);
+            for c in 0..a.stride / 16 {
+                let up = S::load(a.up.add(r * a.stride + c * 16));
+                let v = if a.gate.is_null() {
+                    rounded::<S>(a.round, activate::<S>(a.activation, up))
+                } else {
+                    let gate = S::load(a.gate.add(r * a.stride + c * 16));
+                    rounded::<S>(a.round, S::mul(rounded::<S>(a.round, activate::<S>(a.activation, gate)), up))
+                };
+                S::store(out.add(c * 16), v);
+            }
+            if a.to_q {
+                quantize_row::<S>(out, a.n, a.out.q.add(r * a.out.q_stride));
+            }
+        }
+    }
+}
+
+/// activation(gate) * up; the matrix holds gate and up panels in turn.
 pub(crate) struct GateUpArgs {
     pub m: Matrix,
     pub input: Input,
     /// `panels` is a multiple of 4: whole blocks of 32 outputs.
     pub grid: Grid,
     pub rows: usize,
+    pub activation: Activation,
     pub out: Sink,
     pub to_q: bool,
     pub round: bool,
 }
 
-/// silu(gate) * up of the j-th pair of panels of a tile's row.
+/// activation(gate) * up of the j-th pair of panels of a tile's row.
 #[inline(always)]
-unsafe fn swiglu<S: Isa>(tile: *const f32, j: usize, round: bool) -> S::F {
+unsafe fn gated<S: Isa>(activation: Activation, tile: *const f32, j: usize, round: bool) -> S::F {
     unsafe {
         let gate = rounded::<S>(round, S::load(tile.add(j * 32)));
         let up = rounded::<S>(round, S::load(tile.add(j * 32 + 16)));
-        rounded::<S>(round, S::mul(rounded::<S>(round, silu::<S>(gate)), up))
+        rounded::<S>(round, S::mul(rounded::<S>(round, activate::<S>(activation, gate)), up))
     }
 }
 
@@ -704,11 +982,16 @@ pub(crate) unsafe fn gate_up<S: Isa>(a: &GateUpArgs, s: &mut Scratch, unit: usiz
             if a.to_q {
                 for b in 0..panels / 4 {
                     let out = a.out.q.add((row + r) * a.out.q_stride + panel / 4 + b);
-                    quantize_block::<S>(swiglu::<S>(tile, 2 * b, a.round), swiglu::<S>(tile, 2 * b + 1, a.round), out);
+                    let (first, second) =
+                        (gated::<S>(a.activation, tile, 2 * b, a.round), gated::<S>(a.activation, tile, 2 * b + 1, a.round));
+                    quantize_block::<S>(first, second, out);
                 }
             } else {
                 for j in 0..panels / 2 {
-                    S::store(a.out.f.add((row + r) * a.out.f_stride + (panel / 2 + j) * 16), swiglu::<S>(tile, j, a.round));
+                    S::store(
+                        a.out.f.add((row + r) * a.out.f_stride + (panel / 2 + j) * 16),
+                        gated::<S>(a.activation, tile, j, a.round),
+                    );
                 }
             }
         }
@@ -764,6 +1047,12 @@ pub(crate) struct HeadArgs {
     pub grid: Grid,
     pub rows: usize,
     pub score: *const Score,
+    /// Padded to 16; null for none.
+    pub bias: *const f32,
+    /// What scores are multiplied with; 1 changes no bit.
+    pub scale: f32,
+    /// Scores become cap * tanh(score / cap); 0 for no cap.
+    pub cap: f32,
     pub round: bool,
 }
 
@@ -783,8 +1072,12 @@ pub(crate) unsafe fn head<S: Isa>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
             let mut finite = S::zero();
             for p in 0..panels {
                 let v = rounded::<S>(a.round, S::load(tile.add(p * 16)));
-                S::store(tile.add(p * 16), v);
+                let v = biased::<S>(v, a.bias, (panel + p) * 16, a.round);
+                let v = rounded::<S>(a.round, S::mul(v, S::splat(a.scale)));
+                // A cap would make an infinite score finite.
                 finite = S::fma(v, S::zero(), finite);
+                let v = if a.cap > 0.0 { rounded::<S>(a.round, soft_cap::<S>(v, a.cap)) } else { v };
+                S::store(tile.add(p * 16), v);
             }
             best.bad |= S::sum(finite) != 0.0;
             match *a.score.add(row + r) {
