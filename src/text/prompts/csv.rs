@@ -3,9 +3,8 @@
 //! `prompt` too. A row of another length than the header is one bad record. Blank lines are none.
 
 use super::fields::{self, GenerationFields};
-use super::lines::{prompt, too_long, utf8};
+use super::record::{Asked, Fault, Given, InputError, LONGEST_RECORD, Parsed, prompt, too_long, utf8};
 use super::source::{Reader, Source};
-use super::{Asked, Fault, Given, InputError, LONGEST_RECORD, Parsed};
 use crate::units::shown;
 use std::io::{self, BufRead};
 use std::sync::Arc;
@@ -189,7 +188,7 @@ impl Cutter {
 }
 
 /// Reads the header, and an ordinary file to its end. Gives the header and the names of the columns that are carried through.
-pub(super) fn check(source: &mut Source) -> Result<(Header, Vec<String>), InputError> {
+pub(super) fn check(source: &Source) -> Result<(Header, Vec<String>), InputError> {
     let name = shown(source.name());
     let io = |e: io::Error| InputError::Bad(format!("{name}: {}", super::source::why(&e)));
     let bad = |line: u64, what: String| InputError::Bad(format!("{name}:{line}: {what}"));
@@ -294,13 +293,9 @@ pub(super) struct Rows {
 
 impl Rows {
     /// Opens a file that [`check`] has seen.
-    pub fn open(source: &Source, columns: &[String]) -> Result<Rows, InputError> {
+    pub fn open(source: &Source, header: Arc<Header>, columns: &[String]) -> Result<Rows, InputError> {
         let mut cutter = Cutter::new(source.open()?);
         let mut row = Row::default();
-        let header = match source.header() {
-            Some(header) => header,
-            None => return Err(InputError::Io(format!("{}: the header is gone", shown(source.name())))),
-        };
         if source.is_regular() {
             cutter.next(&mut row).map_err(|e| InputError::Io(format!("{}: {e}", shown(source.name()))))?;
         } else {

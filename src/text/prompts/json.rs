@@ -2,9 +2,8 @@
 //! with another, and a field that is there twice is seen.
 
 use super::fields::{self, GenerationFields};
-use super::lines::prompt;
-use super::{Asked, Content, Fault, Given, Parsed, Warnings};
-use crate::text::Message;
+use super::record::{Asked, Fault, Given, Parsed, Warnings, prompt};
+use crate::text::{Content, Message};
 use crate::units::shown;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};

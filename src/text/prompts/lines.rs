@@ -1,9 +1,8 @@
 //! Files of one record a line: cut into lines of bounded length, each as UTF-8 text. A byte order mark at the beginning and CR before
 //! LF do not count.
 
+use super::record::{Fault, LONGEST_RECORD, too_long, utf8};
 use super::source::Reader;
-use super::{Content, Fault, Given, InputFormat, LONGEST_RECORD, Parsed, Warnings, json, openai};
-use crate::text::prompts::{Asked, GenerationFields};
 use std::io::{self, BufRead};
 
 /// A line so long that there will be no end to it, such as `/dev/zero`.
@@ -22,7 +21,7 @@ impl Lines {
     }
 
     /// The next line's number, and its text or what is wrong with it; `None` at the end.
-    fn next_line(&mut self) -> io::Result<Option<(u64, Result<&str, Fault>)>> {
+    pub fn next_line(&mut self) -> io::Result<Option<(u64, Result<&str, Fault>)>> {
         self.buffer.clear();
         // A line of megabytes is rare: its memory is not kept.
         self.buffer.shrink_to(1 << 16);
@@ -67,44 +66,4 @@ impl Lines {
         let bytes = bytes.strip_suffix(b"\r").filter(|_| ended).unwrap_or(bytes);
         Ok(Some((self.line, utf8(bytes))))
     }
-
-    /// The next record; blank lines are none in JSON.
-    pub fn next_record(&mut self, format: InputFormat, warnings: &mut Warnings) -> io::Result<Option<(u64, Parsed)>> {
-        loop {
-            let Some((line, text)) = self.next_line()? else { return Ok(None) };
-            let parsed = match (text, format) {
-                (Err((code, message)), _) => Parsed::bad(code, message),
-                (Ok(text), InputFormat::Txt) => plain(text),
-                (Ok(text), _) if text.trim().is_empty() => continue,
-                (Ok(text), InputFormat::OpenAi) => openai::read(text, warnings),
-                (Ok(text), _) => json::read(text, warnings),
-            };
-            return Ok(Some((line, parsed)));
-        }
-    }
-}
-
-/// A record longer than is read at all.
-pub(super) fn too_long(length: u64) -> Fault {
-    ("record_too_long", format!("the record has {length} bytes; the limit is {LONGEST_RECORD}"))
-}
-
-/// Bytes as text, or where they are not.
-pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
-    std::str::from_utf8(bytes).map_err(|e| ("not_utf8", format!("byte {} of the record is not UTF-8", e.valid_up_to() + 1)))
-}
-
-fn plain(text: &str) -> Parsed {
-    Parsed {
-        id: None,
-        given: Given::Prompt(text.to_string()),
-        carried: Vec::new(),
-        openai: None,
-        asked: prompt(text).map(|content| Asked { content, generation: GenerationFields::default() }),
-    }
-}
-
-/// White space is a prompt; nothing is not.
-pub(super) fn prompt(text: &str) -> Result<Content, Fault> {
-    if text.is_empty() { Err(("empty_prompt", "the prompt is empty".to_string())) } else { Ok(Content::Text(text.to_string())) }
 }

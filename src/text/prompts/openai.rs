@@ -3,18 +3,9 @@
 
 use super::fields::GenerationFields;
 use super::json::{Fields, messages};
-use super::lines::prompt;
-use super::{Asked, Content, Fault, Given, OpenAiRequest, Parsed, Warnings};
+use super::record::{Asked, Endpoint, Fault, Given, OpenAiRequest, Parsed, Warnings, prompt};
+use crate::text::Content;
 use serde_json::Value;
-
-/// Which kind of completion is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `/v1/chat/completions`: `messages`.
-    Chat,
-    /// `/v1/completions`: `prompt`, continued without a chat template.
-    Completions,
-}
 
 /// Settings that mean what the flag of that name means.
 const SETTINGS: [&str; 5] = ["temperature", "top_p", "top_k", "seed", "stop"];

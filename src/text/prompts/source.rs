@@ -1,7 +1,7 @@
 //! Where prompts are read from: an ordinary file, a pipe, standard input. In: a path as typed. Out: bytes. It refuses what is no text
 //! before anything waits on it: folders, UTF-16, archives, model files, a FIFO that nobody writes to.
 
-use super::InputError;
+use super::record::InputError;
 use crate::units::shown;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
@@ -22,8 +22,6 @@ pub(super) struct Source {
     path: PathBuf,
     /// For what can be read only once: the stream, until it is taken, and what was read of it while looking.
     once: Option<Arc<Mutex<Option<Reader>>>>,
-    /// The header of a CSV file, read already.
-    header: Option<Arc<super::csv::Header>>,
 }
 
 impl Source {
@@ -34,7 +32,6 @@ impl Source {
             name: name.clone(),
             path: path.to_path_buf(),
             once: once.map(|reader| Arc::new(Mutex::new(Some(reader)))),
-            header: None,
         };
         if path.as_os_str() == "-" {
             return Ok(source(Some(Box::new(BufReader::new(io::stdin())))));
@@ -115,16 +112,6 @@ impl Source {
         if let Some(once) = &self.once {
             *once.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader);
         }
-    }
-
-    /// Keeps a header for [`Source::header`].
-    pub fn keep_header(&mut self, header: super::csv::Header) {
-        self.header = Some(Arc::new(header));
-    }
-
-    /// The header kept.
-    pub fn header(&self) -> Option<Arc<super::csv::Header>> {
-        self.header.clone()
     }
 }
 

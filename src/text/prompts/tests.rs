@@ -1,9 +1,12 @@
 //! What the readers make of good and of nasty files.
 
+use super::files::next_in;
+use super::record::{MOST_WARNINGS, Warnings};
 use super::*;
+use crate::text::Content;
 use proptest::prelude::*;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 struct Folder(TempDir);
@@ -449,7 +452,7 @@ fn a_stream_is_read_no_further_than_the_record_at_hand() {
     static READ: AtomicUsize = AtomicUsize::new(0);
     let text = b"first\nsecond\n";
     let mut lines = lines::Lines::new(Box::new(std::io::BufReader::new(Slow(text, &READ))));
-    let first = lines.next_record(InputFormat::Txt, &mut Warnings::default()).unwrap().unwrap();
+    let first = next_in(&mut lines, InputFormat::Txt, &mut Warnings::default()).unwrap().unwrap();
     assert_eq!((first.0, READ.load(Ordering::Relaxed)), (1, 6));
 }
 

@@ -1,0 +1,189 @@
+//! What a record of a prompt file is, whatever the format: its id, its place, the prompt as given, what is asked or what is wrong, and
+//! the checks that all formats share. No reader is known here.
+// What it reads is a stranger's.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+use super::fields::GenerationFields;
+use crate::text::Content;
+use crate::units::shown;
+use serde_json::value::RawValue;
+use std::collections::{BTreeSet, VecDeque};
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Longest record in bytes. 16 M tokens of ordinary text do not fit a model, and a file may be made of nothing but such records.
+pub const LONGEST_RECORD: usize = 8 << 20;
+/// Different unknown names that are warned of.
+pub(super) const MOST_WARNINGS: usize = 20;
+
+/// How a file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InputFormat {
+    /// An object a line.
+    Jsonl,
+    /// A header with `prompt`, then a record a row.
+    Csv,
+    /// A prompt a line.
+    Txt,
+    /// OpenAI Batch API requests.
+    OpenAi,
+}
+
+impl FromStr for InputFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "jsonl" => Ok(InputFormat::Jsonl),
+            "csv" => Ok(InputFormat::Csv),
+            "txt" => Ok(InputFormat::Txt),
+            "openai" => Ok(InputFormat::OpenAi),
+            _ => Err("known are jsonl, csv, txt, openai".to_string()),
+        }
+    }
+}
+
+/// Why no more prompts can be had: one line that names the file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InputError {
+    /// The file is not one of prompts (exit status 2).
+    #[error("{0}")]
+    Bad(String),
+    /// Reading failed (exit status 1).
+    #[error("{0}")]
+    Io(String),
+}
+
+/// The prompt as the file had it.
+#[derive(Debug, Clone)]
+pub enum Given {
+    /// Text.
+    Prompt(String),
+    /// The JSON of `messages`, byte for byte.
+    Messages(Box<RawValue>),
+    /// It was not found or could not be read.
+    Nothing,
+}
+
+impl PartialEq for Given {
+    fn eq(&self, other: &Given) -> bool {
+        match (self, other) {
+            (Given::Prompt(a), Given::Prompt(b)) => a == b,
+            (Given::Messages(a), Given::Messages(b)) => a.get() == b.get(),
+            (Given::Nothing, Given::Nothing) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What an answer to an OpenAI request repeats of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenAiRequest {
+    /// Where it was to be sent.
+    pub endpoint: Endpoint,
+    /// `body.model`.
+    pub model: Option<String>,
+    /// The line, byte for byte.
+    pub line: String,
+}
+
+/// Which kind of completion is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/chat/completions`: `messages`.
+    Chat,
+    /// `/v1/completions`: `prompt`, continued without a chat template.
+    Completions,
+}
+
+/// A record of a prompt file, good or bad: where it stands and what its answer repeats of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Its id; `file:line` if it has none, or none of its own.
+    pub id: String,
+    /// As given on the command line.
+    pub file: Arc<str>,
+    /// The line on which it begins, from 1.
+    pub line: u64,
+    /// The prompt as the file had it.
+    pub given: Given,
+    /// Values of [`PromptFiles::columns`]; empty where the file lacks the column.
+    pub carried: Vec<String>,
+    /// Set for OpenAI requests whose envelope could be read.
+    pub openai: Option<OpenAiRequest>,
+    /// What to answer, or why it cannot be.
+    pub asked: Result<Asked, RecordError>,
+}
+
+/// What a good record asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    /// The prompt.
+    pub content: Content,
+    /// Settings of its own.
+    pub generation: GenerationFields,
+}
+
+/// Why a record has no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordError {
+    /// A word for programs: `bad_json`, `bad_field`, `missing_prompt`, `empty_prompt`, `duplicate_id`, `not_utf8`, `record_too_long`, `bad_csv`, `unsupported`.
+    pub code: &'static str,
+    /// One line for people, the file and line in it.
+    pub message: String,
+}
+
+/// A record's fault before its place is known.
+pub(super) type Fault = (&'static str, String);
+
+/// What one format's reader makes of one record.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    pub id: Option<String>,
+    pub given: Given,
+    pub carried: Vec<String>,
+    pub openai: Option<OpenAiRequest>,
+    pub asked: Result<Asked, Fault>,
+}
+
+impl Parsed {
+    pub fn bad(code: &'static str, message: impl Into<String>) -> Parsed {
+        Parsed { id: None, given: Given::Nothing, carried: Vec::new(), openai: None, asked: Err((code, message.into())) }
+    }
+}
+
+/// Things worth saying once.
+#[derive(Default)]
+pub(super) struct Warnings {
+    pub said: BTreeSet<String>,
+    pub waiting: VecDeque<String>,
+}
+
+impl Warnings {
+    /// A field or column that means nothing here.
+    pub fn unknown_field(&mut self, name: &str) {
+        if self.said.len() < MOST_WARNINGS && !self.said.contains(name) {
+            let short: String = name.chars().take(60).collect();
+            self.said.insert(name.chars().take(1000).collect());
+            self.waiting.push_back(format!("field '{}' is unknown and ignored", shown(&short)));
+            if self.said.len() == MOST_WARNINGS {
+                self.waiting.push_back("more unknown fields are not told of".to_string());
+            }
+        }
+    }
+}
+
+/// A record longer than is read at all.
+pub(super) fn too_long(length: u64) -> Fault {
+    ("record_too_long", format!("the record has {length} bytes; the limit is {LONGEST_RECORD}"))
+}
+
+/// Bytes as text, or where they are not.
+pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
+    std::str::from_utf8(bytes).map_err(|e| ("not_utf8", format!("byte {} of the record is not UTF-8", e.valid_up_to() + 1)))
+}
+
+/// White space is a prompt; nothing is not.
+pub(super) fn prompt(text: &str) -> Result<Content, Fault> {
+    if text.is_empty() { Err(("empty_prompt", "the prompt is empty".to_string())) } else { Ok(Content::Text(text.to_string())) }
+}
