@@ -128,8 +128,9 @@ fn a_batch_and_a_tokenizer_for_one_request_give_the_ids_of_the_shared_one() {
     for record in files.reader() {
         let content = record.unwrap().asked.unwrap().content;
         let shared = prompting.prompt_ids(&content, Some("Be brief."), false).unwrap();
-        assert_eq!(prompting.prompt_ids_rebuilt(&content, Some("Be brief."), false).unwrap(), shared);
-        let again = llmopt::text::Prompt { content: &content, system: Some("Be brief."), raw: false };
+        let turn = llmopt::text::Turn::default();
+        let again = llmopt::text::Prompt { content: &content, system: Some("Be brief."), raw: false, turn: &turn };
+        assert_eq!(prompting.prompt_ids_rebuilt(again).unwrap(), shared);
         assert_eq!(prompting.prompt_ids_batch(&[again, again]), [Ok(shared.clone()), Ok(shared.clone())]);
         assert_eq!(shared.iter().filter(|&&i| i == 1).count(), 3, "one <|im_start|> a turn");
     }

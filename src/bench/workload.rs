@@ -138,6 +138,7 @@ mod tests {
             stop: StopRules { eos: true, strings: vec![], sentence: true, repetition: true },
             system: None,
             raw: false,
+            turn: crate::text::Turn::default(),
         }
     }
 

@@ -7,6 +7,7 @@ use crate::engine::{Sampling, StopRules};
 use crate::kernels::Format;
 use crate::optimizations::{ALL, Expected, Phase, Set};
 use crate::pipeline::{DtypePolicy, Generation, Options, PipelineConfig, Sizes};
+use crate::text::Turn;
 use crate::text::prompts::{GenerationFields, StopOn};
 use crate::units::Bytes;
 
@@ -61,6 +62,13 @@ pub struct Shared {
     #[arg(long, help_heading = "Generation")]
     pub raw: bool,
 
+    /// Where a conversation ends with the assistant, the answer goes on with that message instead of opening a new turn
+    #[arg(long, help_heading = "Generation", conflicts_with = "raw")]
+    pub continue_final_message: bool,
+    /// Which flags were typed; set by [`Shared::note_typed`].
+    #[arg(skip)]
+    pub typed: Typed,
+
     /// Only the first N prompts
     #[arg(long, value_name = "N", help_heading = "Amount")]
     pub limit: Option<u64>,
@@ -82,6 +90,19 @@ pub struct Shared {
     pub progress: Progress,
 }
 
+/// Which generation flags stand on the command line: those that do not are OpenAI's defaults for OpenAI requests.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Typed {
+    pub max_tokens: bool,
+    pub temperature: bool,
+    pub top_p: bool,
+    pub top_k: bool,
+    pub stop_on: bool,
+}
+
+/// Tokens of an answer to an OpenAI request that gives no limit: the rest of the context, at most this many.
+pub const OPENAI_MOST_TOKENS: usize = 2048;
+
 /// `run`'s choice of optimizations, as typed.
 #[derive(clap::Args, Debug, Clone, Default)]
 pub struct Toggles {
@@ -97,6 +118,32 @@ impl Shared {
     /// The generation settings of a prompt that has none of its own.
     pub fn generation(&self) -> Generation {
         self.generation_with(&GenerationFields::default())
+    }
+
+    /// Remembers which flags were typed.
+    pub fn note_typed(&mut self, matches: &clap::ArgMatches) {
+        let typed = |name: &str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
+        self.typed = Typed {
+            max_tokens: typed("max_tokens"),
+            temperature: typed("temperature"),
+            top_p: typed("top_p"),
+            top_k: typed("top_k"),
+            stop_on: typed("stop_on"),
+        };
+    }
+
+    /// The flags as OpenAI requests see them: OpenAI's defaults where no flag was typed.
+    pub fn for_openai(&self) -> Shared {
+        let mut flags = self.clone();
+        let Typed { max_tokens, temperature, top_p, top_k, stop_on } = self.typed;
+        flags.max_tokens = if max_tokens { self.max_tokens } else { OPENAI_MOST_TOKENS };
+        flags.temperature = if temperature { self.temperature } else { 1.0 };
+        flags.top_p = if top_p { self.top_p } else { 1.0 };
+        flags.top_k = if top_k { self.top_k } else { 0 };
+        if !stop_on {
+            flags.stop_on = StopOn { eos: true, strings: true, sentence: false, repetition: false };
+        }
+        flags
     }
 
     /// The generation settings of a prompt: its own ones win over the flags.
@@ -119,6 +166,11 @@ impl Shared {
             },
             system: own.system.clone().or_else(|| self.system.clone()),
             raw: own.raw.unwrap_or(self.raw),
+            turn: Turn {
+                continue_final: own.continue_final_message.unwrap_or(false),
+                generation_prompt: own.add_generation_prompt.unwrap_or(true),
+                variables: own.chat_template_kwargs.clone().filter(|variables| !variables.is_empty()),
+            },
         }
     }
 
@@ -293,6 +345,38 @@ mod tests {
         assert!(dtype("q4_k").unwrap_err().contains("q4_1"));
         assert!(stop_on("eos,words").is_err());
         assert_eq!(stop_on("eos, loop"), Ok(StopOn { eos: true, strings: false, sentence: false, repetition: true }));
+    }
+
+    #[test]
+    fn openai_requests_have_openais_defaults_where_no_flag_was_typed() {
+        use clap::{CommandFactory, FromArgMatches, Parser};
+        #[derive(Parser)]
+        struct Flags {
+            #[command(flatten)]
+            shared: Shared,
+        }
+        let parse = |args: &[&str]| {
+            let matches = Flags::command().get_matches_from(std::iter::once("x").chain(args.iter().copied()));
+            let mut shared = Flags::from_arg_matches(&matches).unwrap().shared;
+            shared.note_typed(&matches);
+            shared
+        };
+        let of = |shared: &Shared| {
+            let g = shared.generation();
+            (
+                g.max_tokens,
+                g.sampling.temperature,
+                g.sampling.top_p,
+                g.sampling.top_k,
+                g.stop.eos,
+                g.stop.sentence,
+                g.stop.repetition,
+            )
+        };
+        assert_eq!(of(&parse(&[])), (128, 0.2, 0.95, 50, true, true, true));
+        assert_eq!(of(&parse(&[]).for_openai()), (2048, 1.0, 1.0, 0, true, false, false));
+        let typed = ["--max-tokens", "128", "--temperature", "0.2", "--top-p", "0.95", "--top-k", "50", "--stop-on", "all"];
+        assert_eq!(of(&parse(&typed).for_openai()), (128, 0.2, 0.95, 50, true, true, true));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::machine::Files;
 use crate::units::Bytes;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 pub mod args;
@@ -38,7 +38,7 @@ enum Command {
 
 /// Runs the program and returns its exit status.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version end with 0, everything else with 2. A closed pipe is not worth a word.
@@ -60,6 +60,16 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// The command line, with a note of which flags were typed.
+fn parse() -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches()?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let (Command::Run(args), Some((_, matches))) = (&mut cli.command, matches.subcommand()) {
+        args.shared.note_typed(matches);
+    }
+    Ok(cli)
 }
 
 /// The least address space to begin with.

@@ -187,6 +187,8 @@ pub fn base_flags(base: &Shared) -> Vec<(String, String)> {
         stop_on,
         system,
         raw,
+        continue_final_message,
+        typed: _,
         limit: _,
         dry_run: _,
         max_time: _,
@@ -207,6 +209,7 @@ pub fn base_flags(base: &Shared) -> Vec<(String, String)> {
         ("seed", Some(seed.to_string())),
         ("system", system.clone()),
         ("raw", raw.then(|| "true".to_string())),
+        ("continue-final-message", continue_final_message.then(|| "true".to_string())),
     ];
     flags.extend(stop.iter().map(|s| ("stop", Some(s.clone()))));
     let on: Vec<&str> =

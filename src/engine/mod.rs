@@ -56,9 +56,9 @@ pub enum StoppingPolicy {
 pub struct StopRules {
     /// The model's end-of-sequence tokens.
     pub eos: bool,
-    /// The strings of `--stop`.
+    /// The strings of `--stop`; one that spells a control token means the token.
     pub strings: Vec<String>,
-    /// End of a sentence in the last 10 % of the limit.
+    /// End of a sentence in the last tenth of the limit, rounded down.
     pub sentence: bool,
     /// The text goes round in circles.
     pub repetition: bool,

@@ -13,6 +13,11 @@ pub trait TextDecoder: Send {
 
     /// Appends what was held back; adds nothing when called again.
     fn finish(&mut self, text: &mut String);
+
+    /// The control token that is spelled like this: it has no text of its own, so a stop string of that spelling means the token.
+    fn control(&self, _text: &str) -> Option<TokenId> {
+        None
+    }
 }
 
 impl TextDecoder for Detokenizer {
@@ -44,10 +49,13 @@ pub struct StopWatch {
     policy: StoppingPolicy,
     rules: Arc<StopRules>,
     eos: Arc<[TokenId]>,
+    /// Control tokens that stop strings spell.
+    controls: Vec<TokenId>,
     limit: usize,
     decoder: Box<dyn TextDecoder>,
     tokens: Vec<TokenId>,
     text: String,
+    fences: Fences,
     /// `repeats[p - 1]`: how many of the last tokens equal the one `p` before them.
     repeats: [usize; LONGEST_PERIOD],
 }
@@ -61,7 +69,19 @@ impl StopWatch {
         limit: usize,
         decoder: Box<dyn TextDecoder>,
     ) -> StopWatch {
-        StopWatch { policy, rules, eos, limit, decoder, tokens: Vec::new(), text: String::new(), repeats: [0; LONGEST_PERIOD] }
+        let controls = rules.strings.iter().filter_map(|s| decoder.control(s)).collect();
+        StopWatch {
+            policy,
+            rules,
+            eos,
+            controls,
+            limit,
+            decoder,
+            tokens: Vec::new(),
+            text: String::new(),
+            fences: Fences::default(),
+            repeats: [0; LONGEST_PERIOD],
+        }
     }
 
     /// The tokens so far.
@@ -79,12 +99,15 @@ impl StopWatch {
             if self.rules.eos && self.eos.contains(&token) {
                 return Some(Stop(FinishReason::Stop));
             }
+            if self.controls.contains(&token) {
+                return Some(Stop(FinishReason::StopString));
+            }
             if let Some(start) = stop_string(&self.text, before, &self.rules.strings) {
                 self.cut(start);
                 return Some(Stop(FinishReason::StopString));
             }
             let watched = self.rules.sentence && self.near_limit();
-            if let Some(end) = watched.then(|| sentence_end(&self.text, before)).flatten() {
+            if let Some(end) = watched.then(|| sentence_end(&self.text, before, &mut self.fences)).flatten() {
                 self.cut(end);
                 return Some(Stop(FinishReason::Sentence));
             }
@@ -107,9 +130,9 @@ impl StopWatch {
         self.text.truncate(at);
     }
 
-    /// In the last 10 % of the limit, at least 8 tokens.
+    /// In the last tenth of the limit, rounded down: a limit below 10 has none.
     fn near_limit(&self) -> bool {
-        self.tokens.len() + (self.limit / 10).max(8) > self.limit
+        self.tokens.len() + self.limit / 10 > self.limit
     }
 
     fn count_repeats(&mut self) {
@@ -138,21 +161,77 @@ fn stop_string(text: &str, from: usize, strings: &[String]) -> Option<usize> {
     found.min()
 }
 
-/// Where the first sentence ends whose following white space begins at or after byte `from`; code fences hold no sentences.
-fn sentence_end(text: &str, from: usize) -> Option<usize> {
-    let spaces = text[from..].char_indices().filter(|(_, c)| c.is_whitespace()).map(|(i, _)| from + i);
-    for end in spaces {
-        let words = text[..end].trim_end_matches(['"', '\'', '”', '’', '»', '」']);
-        if words.ends_with(['.', '?', '!']) && !in_code(&text[..end]) {
-            return Some(end);
-        }
-    }
-    None
+/// Quotes and brackets that belong to the sentence before them.
+const CLOSING: [char; 12] = ['"', '\'', '”', '’', '»', '」', '』', '）', '】', '》', '〉', '＂'];
+/// Ends of sentences that no white space follows.
+const FULL_WIDTH: [char; 4] = ['。', '！', '？', '｡'];
+/// Ends of sentences that white space follows: of Latin, Greek and Cyrillic text, Arabic, Urdu, Hindi, Armenian, Amharic.
+const SPACED: [char; 9] = ['.', '?', '!', '؟', '۔', '।', '॥', '։', '።'];
+
+/// Words that end with a period inside a sentence, as they are written.
+const ABBREVIATIONS: &[&str] = &[
+    "Mr", "Mrs", "Ms", "Mx", "Dr", "Prof", "St", "Ste", "Sr", "Jr", "Rev", "Hon", "Gen", "Col", "Maj", "Capt", "Cpt", "Lt",
+    "Sgt", "Cpl", "Adm", "Gov", "Sen", "Rep", "Pres", "Mt", "Ft", "Ave", "Blvd", "Rd", "Inc", "Ltd", "Co", "Corp", "Bros",
+    "Dept", "Univ", "Assn", "Jan", "Feb", "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Sept", "Oct", "Nov", "Dec", "Mon", "Tue",
+    "Tues", "Wed", "Thu", "Thur", "Thurs", "Fri", "No", "Nr", "Nos", "Fig", "Figs", "Eq", "Eqs", "Sec", "Ch", "Vol", "Art", "Ed",
+    "Eds", "fig", "eq", "sec", "vol", "vs", "etc", "approx", "cf", "pp", "al", "viz", "esp", "resp", "est", "ca", "bzw", "usw",
+    "Hr", "Fr", "Str", "Sra", "Mme", "Mlle", "им", "гл", "стр",
+];
+
+/// Where the first sentence ends that is seen to end at or after byte `from`: at the white space behind it, or after a full-width mark at
+/// whatever is no closing quote. Code fences hold no sentences.
+fn sentence_end(text: &str, from: usize, fences: &mut Fences) -> Option<usize> {
+    text[from..].char_indices().map(|(i, c)| (from + i, c)).find_map(|(end, next)| {
+        let words = text[..end].trim_end_matches(CLOSING);
+        let ends = if CLOSING.contains(&next) {
+            false
+        } else if words.ends_with(FULL_WIDTH) {
+            !FULL_WIDTH.contains(&next)
+        } else {
+            next.is_whitespace() && words.ends_with(SPACED) && !(words.ends_with('.') && is_mark(words))
+        };
+        (ends && !fences.open_at(text, end)).then_some(end)
+    })
 }
 
-/// Whether a text ends inside a fenced block of code.
-fn in_code(text: &str) -> bool {
-    text.lines().filter(|line| line.trim_start().starts_with("```")).count() % 2 == 1
+/// Whether the period at the end of `text` is no sentence's: it stands after a list number, a lone letter or an abbreviation.
+fn is_mark(text: &str) -> bool {
+    let before = text.trim_end_matches('.');
+    if text.len() - before.len() > 1 {
+        return false;
+    }
+    let word = before.rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+    let whole = before.rsplit(char::is_whitespace).next().unwrap_or_default();
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    // A number that is all of its line so far, whatever marks the list or table stand before it; or a short one anywhere.
+    let digits = |s: &str| !s.is_empty() && s.chars().all(char::is_numeric);
+    let first =
+        line.trim_start_matches(|c: char| !c.is_alphanumeric()) == whole.trim_start_matches(|c: char| !c.is_alphanumeric());
+    let roman = |s: &str| !s.is_empty() && s.len() <= 5 && s.chars().all(|c| "ivxlcIVXLC".contains(c));
+    let number = digits(word)
+        && (word.chars().count() <= 3 && !whole.contains(['.', ',']) || first && whole.chars().all(|c| !c.is_alphabetic()));
+    number || (first && roman(word)) || word.chars().count() == 1 && !digits(word) || ABBREVIATIONS.contains(&word)
+}
+
+/// Whether a place lies in a fenced block of code; each line is looked at once.
+#[derive(Default)]
+struct Fences {
+    /// Where the first line begins that was not whole yet.
+    at: usize,
+    /// Inside a block there.
+    inside: bool,
+}
+
+impl Fences {
+    /// Whether `text[..end]` ends inside a block; `end` never goes back.
+    fn open_at(&mut self, text: &str, end: usize) -> bool {
+        let is_fence = |line: &str| line.trim_start().starts_with("```");
+        while let Some(length) = text[self.at..end].find('\n') {
+            self.inside ^= is_fence(&text[self.at..self.at + length]);
+            self.at += length + 1;
+        }
+        self.inside ^ is_fence(&text[self.at..end])
+    }
 }
 
 #[cfg(test)]
@@ -170,6 +249,10 @@ pub(super) mod tests {
             }
         }
         fn finish(&mut self, _: &mut String) {}
+
+        fn control(&self, text: &str) -> Option<TokenId> {
+            (text == "<end>").then_some(200)
+        }
     }
 
     pub(in crate::engine) fn rules(strings: &[&str], eos: bool, sentence: bool, repetition: bool) -> Arc<StopRules> {
@@ -226,18 +309,105 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_sentence_ends_only_near_the_limit_before_white_space_and_outside_code() {
+    fn a_sentence_ends_only_in_the_last_tenth_before_white_space_and_outside_code() {
         let r = || rules(&[], true, true, false);
         let long = "One. Two. Three. ".repeat(12);
         // Limit 100: the last 10 tokens begin at 91; the first white space after a period there is token 94.
         let (reason, used, text) = early(r(), 100, &long).unwrap();
         assert_eq!((reason, used), (FinishReason::Sentence, 95));
         assert_eq!(text, &long[..94]);
-        assert_eq!(early(r(), 9, "he said \"Go.\" and").unwrap().0, FinishReason::Length);
-        assert_eq!(early(r(), 14, "he said \"Go.\" and").unwrap(), (FinishReason::Sentence, 14, "he said \"Go.\"".into()));
-        assert_eq!(early(r(), 12, "pi = 3.14159 x"), Some((FinishReason::Length, 12, "pi = 3.14159".into())));
-        assert_eq!(early(r(), 16, "a\n```\nb. c.\n```\n").unwrap().0, FinishReason::Length);
-        assert_eq!(early(r(), 18, "a\n```\nb.\n```\nOK. .").unwrap().0, FinishReason::Sentence);
+        // Rounded down: none below 10, one token of 19, two of 20.
+        for (limit, space, reason) in [
+            (9, 9, FinishReason::Length),
+            (19, 18, FinishReason::Length),
+            (19, 19, FinishReason::Sentence),
+            (20, 18, FinishReason::Length),
+            (20, 19, FinishReason::Sentence),
+            (20, 20, FinishReason::Sentence),
+        ] {
+            let text = format!("{} Xyz. {}", "x".repeat(space - 6), "y".repeat(30));
+            let found = early(r(), limit, &text).unwrap();
+            assert_eq!(found.0, reason, "limit {limit}, white space at {space}: {found:?}");
+        }
+        let near = |text: &str| ends(text).map(|end| text[..end].to_string());
+        assert_eq!(near("he said \"Go.\" and").as_deref(), Some("he said \"Go.\""));
+        assert_eq!(near("pi = 3.14159 x"), None);
+        assert_eq!(near("a\n```\nbb. cc.\n```\n"), None);
+        assert_eq!(near("a\n```\nbb.\n```\nOK. .").as_deref(), Some("a\n```\nbb.\n```\nOK."));
+    }
+
+    /// Where the sentence rule would stop if all of the text were near the limit, given a character at a time.
+    fn ends(text: &str) -> Option<usize> {
+        let mut fences = Fences::default();
+        text.char_indices().find_map(|(at, c)| sentence_end(&text[..at + c.len_utf8()], at, &mut fences))
+    }
+
+    #[test]
+    fn list_numbers_lone_letters_and_abbreviations_end_no_sentence() {
+        for text in [
+            "1. Dog\n2. Cat\n",
+            "9. ",
+            "animals:\n  10. Owl\n",
+            "- 3. x",
+            "**12. x",
+            "| 1. | Dog |\n| 2. | Cat |",
+            "1.2. Scope\n1.2.10. More\n",
+            "2024. Year\n",
+            "iv. fourth\nVII. seventh",
+            "a. first\nB. second",
+            "Dogs 1. bark 2. bite 3. sleep",
+            "Meet Dr. Smith and Mr. Jones at St. Paul on Jan. 5 at 3 p.m. sharp",
+            "cats, dogs, etc. are animals, e.g. owls, i.e. birds",
+            "See Fig. 3 and Eq. 2, vol. 7, pp. 3, J. R. R. Tolkien vs. the U.S. army",
+            "call obj.method( x ); a.b = 3.0 ; f(\"x.\"); ",
+            "```py\nprint('Done.')\n# Done. Really.\nx",
+            "версия им. Ленина и т. д. и",
+        ] {
+            assert_eq!(ends(text).map(|end| &text[..end]), None, "{text:?}");
+        }
+        for (text, sentence) in [
+            ("8. Cat.\n9. Dog", "8. Cat."),
+            ("It was in 1999. Then", "It was in 1999."),
+            ("It costs 3.50. Then", "It costs 3.50."),
+            ("He said no. Then", "He said no."),
+            ("| Dogs bark. | Cats", "| Dogs bark."),
+            ("Is it you and I? Yes", "Is it you and I?"),
+            ("Well... Then", "Well..."),
+            ("Go!\n", "Go!"),
+            ("这是一句话。下一句", "这是一句话。"),
+            ("他说：「走吧。」然后", "他说：「走吧。」"),
+            ("行きますか？はい", "行きますか？"),
+            ("すごい！！次", "すごい！！"),
+            ("Это конец. Да", "Это конец."),
+            ("Αυτό είναι. Ναι", "Αυτό είναι."),
+            ("यह एक वाक्य है। दूसरा", "यह एक वाक्य है।"),
+            ("ما هذا؟ هذا", "ما هذا؟"),
+            ("이것은 문장입니다. 다음", "이것은 문장입니다."),
+        ] {
+            assert_eq!(ends(text).map(|end| &text[..end]), Some(sentence), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn fences_are_counted_once_a_line() {
+        let text = "a\n```\nb\n```\nc ```\n  ```x\nd";
+        for cut in (0..=text.len()).filter(|&i| text.is_char_boundary(i)) {
+            let plain = text[..cut].lines().filter(|line| line.trim_start().starts_with("```")).count() % 2 == 1;
+            assert_eq!(Fences::default().open_at(text, cut), plain, "{:?}", &text[..cut]);
+        }
+        let mut fences = Fences::default();
+        let inside: Vec<bool> = (0..=text.len()).map(|cut| fences.open_at(text, cut)).collect();
+        assert_eq!(inside, (0..=text.len()).map(|cut| Fences::default().open_at(text, cut)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_stop_string_that_spells_a_control_token_stops_on_the_token() {
+        let tokens = [ids("ab"), vec![200], ids("cd")].concat();
+        let spelled = rules(&["<end>"], false, false, false);
+        assert_eq!(run(StoppingPolicy::Early, spelled.clone(), 9, &tokens), Some((FinishReason::StopString, 3, "ab".into())));
+        assert_eq!(run(StoppingPolicy::MaxTokensOnly, spelled.clone(), 5, &tokens).unwrap().0, FinishReason::Length);
+        // Typed out in the text it is a stop string like any other.
+        assert_eq!(early(spelled, 9, "ab<end>cd"), Some((FinishReason::StopString, 7, "ab".into())));
     }
 
     #[test]

@@ -27,6 +27,33 @@ pub struct ResolvedDtype {
     pub(super) plan: FormatPlan,
 }
 
+/// What is computed with a file's weights where they are taken as stored: those without a kernel are widened to f32.
+fn computed(model: &Model, as_stored: &str) -> String {
+    let of = |role: Role| {
+        let (rows, columns) = model.weights.shape(role);
+        (rows * columns, model.weights.format(role).is_none().then(|| model.weights.type_name(role)))
+    };
+    with_widened(as_stored, matrices(&model.spec).map(of))
+}
+
+/// `as_stored`, and what is not. `weights`: of each matrix how many, and the name of their type if they are widened.
+fn with_widened(as_stored: &str, weights: impl Iterator<Item = (usize, Option<String>)>) -> String {
+    let (mut names, mut widened, mut whole) = (std::collections::BTreeSet::new(), 0, 0);
+    for (count, name) in weights {
+        whole += count;
+        widened += if name.is_some() { count } else { 0 };
+        names.extend(name);
+    }
+    let names = names.into_iter().collect::<Vec<_>>().join(", ");
+    match widened {
+        0 => as_stored.to_string(),
+        _ if widened == whole => {
+            format!("the file's {names} weights are widened at load: no kernel computes with them as stored")
+        }
+        _ => format!("{as_stored}, but for its {names} weights, which are widened to f32 at load"),
+    }
+}
+
 /// All matrices of a model; the output matrix also where it is the embedding.
 fn matrices(spec: &ModelSpec) -> impl Iterator<Item = Role> {
     let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
@@ -70,8 +97,10 @@ impl ResolvedDtype {
                 (FormatPlan::All(Format::F32), "f32", "'quantized' is off: weights are widened at load".into())
             }
             DtypePolicy::Fixed(_) => (FormatPlan::All(Format::F32), "f32", "'quantized' is off".into()),
-            DtypePolicy::Native => (FormatPlan::AsStored, stored_name, "as stored in the file".into()),
-            DtypePolicy::Auto if quantized_file => (FormatPlan::AsStored, stored_name, "a quantized file runs as stored".into()),
+            DtypePolicy::Native => (FormatPlan::AsStored, stored_name, computed(model, "as stored in the file")),
+            DtypePolicy::Auto if quantized_file => {
+                (FormatPlan::AsStored, stored_name, computed(model, "a quantized file runs as stored"))
+            }
             DtypePolicy::Auto => match only_format(model) {
                 Some(format) if format != Format::F32 => {
                     let (format, reason) = faster(&model.spec, format, config, kernels);
@@ -207,4 +236,21 @@ fn time_layers(spec: &ModelSpec, format: Format, rows: usize, threads: usize, ke
         best = best.min(since.elapsed().as_secs_f64());
     }
     Some(best / copies as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_says_what_is_widened_and_never_that_it_runs_as_stored() {
+        let told = |weights: &[(usize, Option<&str>)]| {
+            with_widened("a quantized file runs as stored", weights.iter().map(|(n, name)| (*n, name.map(String::from))))
+        };
+        assert_eq!(told(&[(8, None), (4, None)]), "a quantized file runs as stored");
+        let mixed = told(&[(8, None), (4, Some("IQ2_XS"))]);
+        assert_eq!(mixed, "a quantized file runs as stored, but for its IQ2_XS weights, which are widened to f32 at load");
+        let all = told(&[(8, Some("Q3_K")), (4, Some("IQ2_XS")), (4, Some("Q3_K"))]);
+        assert_eq!(all, "the file's IQ2_XS, Q3_K weights are widened at load: no kernel computes with them as stored");
+    }
 }

@@ -112,12 +112,14 @@ fn record_error(error: text::PromptError) -> RecordError {
     RecordError::new(error.code(), error.to_string())
 }
 
+fn presented(prompt: &Prompt) -> text::Prompt<'_> {
+    let Generation { system, raw, turn, .. } = &prompt.generation;
+    text::Prompt { content: &prompt.content, system: system.as_deref(), raw: *raw, turn }
+}
+
 impl Encode for SharedTokenizer {
     fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>> {
-        let prompt = |p: &&Prompt| (p.content.clone(), p.generation.system.clone(), p.generation.raw);
-        let owned: Vec<_> = prompts.iter().map(prompt).collect();
-        let prompts: Vec<_> =
-            owned.iter().map(|(content, system, raw)| text::Prompt { content, system: system.as_deref(), raw: *raw }).collect();
+        let prompts: Vec<_> = prompts.iter().map(|p| presented(p)).collect();
         self.0.prompt_ids_batch(&prompts).into_iter().map(|ids| ids.map_err(record_error)).collect()
     }
 
@@ -128,12 +130,37 @@ impl Encode for SharedTokenizer {
 
 impl Encode for RebuiltTokenizer {
     fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>> {
-        let one = |p: &&Prompt| self.0.prompt_ids_rebuilt(&p.content, p.generation.system.as_deref(), p.generation.raw);
+        let one = |p: &&Prompt| self.0.prompt_ids_rebuilt(presented(p));
         prompts.iter().map(|p| one(p).map_err(record_error)).collect()
     }
 
     fn at_once(&self) -> usize {
         1
+    }
+}
+
+/// A sequence's text, and what its stop strings mean in this model.
+struct Text {
+    detokenizer: text::Detokenizer,
+    prompting: Arc<Prompting>,
+}
+
+impl TextDecoder for Text {
+    fn push(&mut self, token: TokenId, text: &mut String) {
+        self.detokenizer.push(token, text);
+    }
+
+    fn finish(&mut self, text: &mut String) {
+        self.detokenizer.finish(text);
+    }
+
+    fn control(&self, text: &str) -> Option<TokenId> {
+        let tokenizer = self.prompting.tokenizer();
+        let ids = tokenizer.encode_with_control(text).ok().filter(|_| text == text.trim())?;
+        let mut controls = ids.iter().copied().filter(|id| tokenizer.is_control(*id));
+        let only = controls.next().filter(|_| controls.next().is_none())?;
+        // Some vocabularies put a space before all text.
+        tokenizer.decode(&ids).trim().is_empty().then_some(only)
     }
 }
 
@@ -220,7 +247,10 @@ impl Pipeline {
             eos: model.vocabulary.eos.clone().into(),
         };
         let prompting = loaded.prompting.clone();
-        let text = Box::new(move || Box::new(prompting.tokenizer().detokenizer()) as Box<dyn TextDecoder>);
+        let text = Box::new(move || {
+            let detokenizer = prompting.tokenizer().detokenizer();
+            Box::new(Text { detokenizer, prompting: prompting.clone() }) as Box<dyn TextDecoder>
+        });
         let encoder: Arc<dyn Encode> = match config.tokenizer {
             TokenizerPolicy::Shared => Arc::new(SharedTokenizer(loaded.prompting.clone())),
             TokenizerPolicy::RebuiltPerRequest => Arc::new(RebuiltTokenizer(loaded.prompting.clone())),

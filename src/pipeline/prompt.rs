@@ -2,7 +2,7 @@
 //! Plain data; no file formats (those are `text`'s and `cli`'s).
 
 use crate::engine::{FinishReason, Sampling, StopRules};
-use crate::text::Content;
+use crate::text::{Content, Turn};
 use crate::units::TokenId;
 
 /// Generation settings of one prompt: the flags, with the record's own fields of the same name put over them.
@@ -18,6 +18,8 @@ pub struct Generation {
     pub system: Option<String>,
     /// No chat template: BOS only if the file says so, control-token text is parsed.
     pub raw: bool,
+    /// How a conversation is handed to the chat template.
+    pub turn: Turn,
 }
 
 /// A prompt, accepted for answering.

@@ -531,7 +531,8 @@ mod tests {
     fn prompt(text: &str) -> Input {
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
         let stop = StopRules { eos: true, strings: vec![], sentence: false, repetition: false };
-        let generation = Generation { max_tokens: 5, sampling, stop, system: None, raw: false };
+        let generation =
+            Generation { max_tokens: 5, sampling, stop, system: None, raw: false, turn: crate::text::Turn::default() };
         Input::Prompt(Prompt { id: text.into(), content: Content::Text(text.into()), generation })
     }
 

@@ -5,6 +5,7 @@
 
 use super::Generation;
 use crate::engine::{SamplingPolicy, StoppingPolicy};
+use crate::text::NEW_TURN;
 use sha2::{Digest, Sha256};
 
 /// Both halves.
@@ -25,7 +26,7 @@ impl Settings {
     /// The half that needs only the flags and the record. All fields count as given, also those that have no effect on a
     /// greedy answer; under [`StoppingPolicy::MaxTokensOnly`] the stop rules are not read and do not count.
     pub fn generation_half(generation: &Generation, sampling: SamplingPolicy, stopping: StoppingPolicy) -> u32 {
-        let Generation { max_tokens, sampling: s, stop, system, raw } = generation;
+        let Generation { max_tokens, sampling: s, stop, system, raw, turn } = generation;
         let early = match stopping {
             StoppingPolicy::MaxTokensOnly => "max-tokens-only".to_string(),
             StoppingPolicy::Early => {
@@ -36,12 +37,14 @@ impl Settings {
             SamplingPolicy::AlwaysSample => "sample".to_string(),
             SamplingPolicy::GreedyBelow(t) => format!("greedy-below-{t}"),
         };
+        // Nothing for a new turn, so that answers from before there were others are found again.
+        let turn = if *turn == NEW_TURN { String::new() } else { format!(" turn={turn:?}") };
         digest([
             &format!("max_tokens={max_tokens}"),
             &format!("temperature={} top_p={} top_k={} seed={}", s.temperature, s.top_p, s.top_k, s.seed),
             &greedy,
             &early,
-            &format!("system={system:?} raw={raw}"),
+            &format!("system={system:?} raw={raw}{turn}"),
         ])
     }
 
@@ -84,6 +87,7 @@ mod tests {
             stop: StopRules { eos: true, strings: vec![], sentence: true, repetition: true },
             system: None,
             raw: false,
+            turn: NEW_TURN.clone(),
         }
     }
 
@@ -91,7 +95,7 @@ mod tests {
     fn every_generation_setting_changes_the_second_half() {
         let half = |g: &Generation| Settings::generation_half(g, SamplingPolicy::GreedyBelow(0.3), StoppingPolicy::Early);
         let base = generation();
-        let edits: [fn(&mut Generation); 12] = [
+        let edits: [fn(&mut Generation); 15] = [
             |g| g.max_tokens = 127,
             |g| g.sampling.temperature = 0.3,
             |g| g.sampling.top_p = 0.9,
@@ -104,6 +108,9 @@ mod tests {
             |g| g.system = Some(String::new()),
             |g| g.system = Some("None".into()),
             |g| g.raw = true,
+            |g| g.turn.continue_final = true,
+            |g| g.turn.generation_prompt = false,
+            |g| g.turn.variables = Some(serde_json::Map::new()),
         ];
         let mut seen = std::collections::HashSet::from([half(&base)]);
         for (i, edit) in edits.iter().enumerate() {

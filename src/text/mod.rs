@@ -12,5 +12,5 @@ mod tokenizer_json;
 
 pub use detokenizer::Detokenizer;
 pub use prompting::{Content, Prompt, PromptError, Prompting};
-pub use template::{ChatTemplate, Message, Segment};
+pub use template::{ChatTemplate, Message, NEW_TURN, Segment, Turn};
 pub use tokenizer::{TextError, Tokenizer};

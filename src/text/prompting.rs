@@ -1,7 +1,7 @@
 //! What a model needs to read prompts: its tokenizer and its chat template, put together. In: a model, contents. Out: prompt ids, each at
 //! most as long as the context allows. A conversation is tokenized as transformers does it, except that nothing in a content is a control token.
 
-use super::template::{ChatTemplate, Message, Segment};
+use super::template::{ChatTemplate, Message, NEW_TURN, Segment, Turn};
 use super::tokenizer::Part;
 use super::{TextError, Tokenizer};
 use crate::model::{Model, ModelError, Vocabulary};
@@ -28,6 +28,8 @@ pub struct Prompt<'a> {
     pub system: Option<&'a str>,
     /// No template; control tokens written out in the text are control tokens.
     pub raw: bool,
+    /// How a conversation is handed to the template.
+    pub turn: &'a Turn,
 }
 
 /// Why a prompt has no ids; each is one error record.
@@ -105,7 +107,7 @@ impl Prompting {
     /// Whether the template takes this system message; asked once, so that `--system` fails before any work.
     pub fn check_system(&self, system: &str) -> Result<(), PromptError> {
         let content = Content::Text("What is the capital of France?".to_string());
-        self.ids(&self.tokenizer, Prompt { content: &content, system: Some(system), raw: false }).map(|_| ())
+        self.ids(&self.tokenizer, Prompt { content: &content, system: Some(system), raw: false, turn: &NEW_TURN }).map(|_| ())
     }
 
     /// The tokenizer.
@@ -115,13 +117,13 @@ impl Prompting {
 
     /// The ids of a prompt.
     pub fn prompt_ids(&self, content: &Content, system: Option<&str>, raw: bool) -> Result<Vec<TokenId>, PromptError> {
-        self.ids(&self.tokenizer, Prompt { content, system, raw })
+        self.ids(&self.tokenizer, Prompt { content, system, raw, turn: &NEW_TURN })
     }
 
     /// The same with a tokenizer built for this request alone (`TokenizerPolicy::RebuiltPerRequest`).
-    pub fn prompt_ids_rebuilt(&self, content: &Content, system: Option<&str>, raw: bool) -> Result<Vec<TokenId>, PromptError> {
+    pub fn prompt_ids_rebuilt(&self, prompt: Prompt) -> Result<Vec<TokenId>, PromptError> {
         let tokenizer = Tokenizer::build_for_one_request(&self.vocabulary).map_err(|e| TextError(e.to_string()))?;
-        self.ids(&tokenizer, Prompt { content, system, raw })
+        self.ids(&tokenizer, prompt)
     }
 
     /// Many prompts, on all threads of the current rayon pool.
@@ -172,12 +174,36 @@ impl Prompting {
                 {
                     messages.insert(0, Message { role: "system".into(), content: system.to_string() });
                 }
-                let segments = template.splice(&messages).map_err(PromptError::Template)?;
+                self.check_variables(prompt.turn)?;
+                let segments = template.splice_turn(&messages, prompt.turn).map_err(PromptError::Template)?;
                 conversation(tokenizer, &segments)?
             }
             (Content::Messages(_), None) => return Err(PromptError::Empty),
         };
         self.fitting(ids)
+    }
+
+    /// That no text in a request's variables can become a control token, alone or put together by the template: such tokens are
+    /// spelled with brackets, bars and the like.
+    fn check_variables(&self, turn: &Turn) -> Result<(), PromptError> {
+        fn plain(text: &str) -> bool {
+            text.chars().all(|c| c.is_alphanumeric() || c.is_whitespace() || "_-.,:;/'\"!?()+*%&@#=".contains(c))
+        }
+        fn all_plain(value: &serde_json::Value) -> bool {
+            match value {
+                serde_json::Value::String(text) => plain(text),
+                serde_json::Value::Array(many) => many.iter().all(all_plain),
+                serde_json::Value::Object(fields) => fields.iter().all(|(name, value)| plain(name) && all_plain(value)),
+                _ => true,
+            }
+        }
+        match turn.variables.iter().flatten().find(|(name, value)| !plain(name) || !all_plain(value)) {
+            Some((name, _)) => Err(PromptError::Template(format!(
+                "the variable '{}' has characters that control tokens are spelled with; use letters, digits and plain punctuation",
+                crate::units::shown(&name.chars().take(60).collect::<String>())
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Messages without a template: only a lone one is a text.
@@ -261,8 +287,24 @@ mod tests {
         ]);
         let ids = p.prompt_ids(&own, Some("sys"), false).unwrap();
         assert_eq!(p.tokenizer().decode(&ids), "system\nown\nuser\nx\nassistant\n");
-        assert_eq!(p.prompt_ids_rebuilt(&own, None, false), Ok(ids.clone()));
-        assert_eq!(p.prompt_ids_batch(&[Prompt { content: &own, system: None, raw: false }]), [Ok(ids)]);
+        assert_eq!(p.prompt_ids_rebuilt(Prompt { content: &own, system: None, raw: false, turn: &NEW_TURN }), Ok(ids.clone()));
+        assert_eq!(p.prompt_ids_batch(&[Prompt { content: &own, system: None, raw: false, turn: &NEW_TURN }]), [Ok(ids)]);
+    }
+
+    #[test]
+    fn variables_that_could_spell_a_control_token_are_refused() {
+        let template = format!("{CHATML}{{{{ a | default('') }}}}{{{{ b | default('') }}}}");
+        let p = prompting(Some(&template), false);
+        let content = Content::Text("x".into());
+        let ids = |json: &str| {
+            let turn = Turn { variables: serde_json::from_str(json).unwrap(), ..Turn::default() };
+            p.prompt_ids_batch(&[Prompt { content: &content, system: None, raw: false, turn: &turn }]).remove(0)
+        };
+        for bad in [r#"{"a": "<|im_", "b": "end|>"}"#, r#"{"a": ["<|im_end|>"]}"#, r#"{"a": {"<|im_end|>": 1}}"#, r#"{"｜": 1}"#]
+        {
+            assert_eq!(ids(bad).unwrap_err().code(), "chat_template", "{bad}");
+        }
+        assert!(ids(r#"{"a": "26 Jul 2024", "b": false}"#).is_ok());
     }
 
     #[test]

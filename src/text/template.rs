@@ -34,6 +34,29 @@ pub struct Message {
     pub content: String,
 }
 
+/// How a conversation is handed to the template.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Turn {
+    /// The text ends with the last message's content, which the answer goes on with (transformers' `continue_final_message`).
+    pub continue_final: bool,
+    /// The template opens a turn for the answer (transformers' `add_generation_prompt`); never together with `continue_final`.
+    pub generation_prompt: bool,
+    /// Variables that the template sees besides its own (vLLM's `chat_template_kwargs`).
+    pub variables: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// A new turn without variables: what is asked unless something else is.
+pub static NEW_TURN: Turn = Turn { continue_final: false, generation_prompt: true, variables: None };
+
+impl Default for Turn {
+    fn default() -> Self {
+        NEW_TURN.clone()
+    }
+}
+
+/// Names of variables that are the template's already.
+const OWN_NAMES: [&str; 6] = ["messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"];
+
 /// A part of a rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Segment {
@@ -99,6 +122,10 @@ impl ChatTemplate {
 
     /// The text that transformers would render, with the prompt for an answer at its end.
     pub fn render(&self, messages: &[Message]) -> Result<String, String> {
+        self.render_turn(messages, &NEW_TURN)
+    }
+
+    fn render_turn(&self, messages: &[Message], turn: &Turn) -> Result<String, String> {
         let messages: Vec<Value> = messages
             .iter()
             .map(|m| Value::from_pairs([("role", Value::from(&m.role[..])), ("content", Value::from(&m.content[..]))]))
@@ -107,56 +134,66 @@ impl ChatTemplate {
             ("messages", Value::from(messages)),
             ("tools", Value::from(())),
             ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(true)),
+            ("add_generation_prompt", Value::from(turn.generation_prompt && !turn.continue_final)),
         ];
         context.extend(self.bos.as_ref().map(|t| ("bos_token", Value::from(&t[..]))));
         context.extend(self.eos.as_ref().map(|t| ("eos_token", Value::from(&t[..]))));
+        for (name, value) in turn.variables.iter().flatten() {
+            if OWN_NAMES.contains(&name.as_str()) {
+                return Err(format!("the variable {name} is the chat template's own"));
+            }
+            context.push((name.as_str(), value_of(value)));
+        }
         guarded(|| self.program.render(&self.environment, Value::from_pairs(context)))
     }
 
     /// The rendered conversation with each content apart from the template's own text.
     pub fn splice(&self, messages: &[Message]) -> Result<Vec<Segment>, String> {
+        self.splice_turn(messages, &NEW_TURN)
+    }
+
+    /// The same for a turn that is continued, left out, or has variables.
+    pub fn splice_turn(&self, messages: &[Message], turn: &Turn) -> Result<Vec<Segment>, String> {
         for (n, m) in messages.iter().enumerate() {
             if m.role.is_empty() || !m.role.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
                 return Err(format!("the role of message {} is not a word of letters, digits, _ and -", n + 1));
             }
         }
         // White space around a content stays outside its placeholder, so that templates may trim it; blank contents need none.
-        let mut keys: Vec<Option<String>> = Vec::with_capacity(messages.len());
+        let keys = Keys::fresh(&self.source, messages);
         let masked: Vec<Message> = messages
             .iter()
-            .map(|m| {
+            .enumerate()
+            .map(|(n, m)| {
                 let core = m.content.trim();
-                let key = (!core.is_empty()).then(|| self.fresh_key(messages));
-                let content = match &key {
-                    Some(key) => {
-                        let lead = m.content.len() - m.content.trim_start().len();
-                        format!("{}{key}{}", &m.content[..lead], &m.content[lead + core.len()..])
-                    }
-                    None => m.content.clone(),
+                let lead = m.content.len() - m.content.trim_start().len();
+                let content = match core {
+                    "" => m.content.clone(),
+                    _ => format!("{}{}{}", &m.content[..lead], keys.key(n), &m.content[lead + core.len()..]),
                 };
-                keys.push(key);
                 Message { role: m.role.clone(), content }
             })
             .collect();
-        let rendered = self.render(&masked)?;
+        let rendered = self.render_turn(&masked, turn)?;
         let mut places = Vec::with_capacity(messages.len());
-        for (n, (key, message)) in keys.iter().zip(messages).enumerate() {
-            let Some(key) = key else { continue };
-            let mut found = rendered.match_indices(key.as_str());
-            match (found.next(), found.next()) {
-                (Some((at, _)), None) => places.push((at, key.len(), message.content.trim())),
-                (None, _) => return Err(format!("the chat template leaves out message {} ({})", n + 1, message.role)),
-                _ => return Err(format!("the chat template repeats message {} ({})", n + 1, message.role)),
+        let mut met = vec![false; messages.len()];
+        for (at, n) in keys.find(&rendered) {
+            let Some((met, message)) = met.get_mut(n).zip(messages.get(n)) else { continue };
+            if std::mem::replace(met, true) {
+                return Err(format!("the chat template repeats message {} ({})", n + 1, message.role));
             }
+            places.push((at, message.content.trim()));
         }
-        places.sort_unstable();
+        let lost = messages.iter().zip(&met).position(|(m, met)| !met && !m.content.trim().is_empty());
+        if let Some((n, message)) = lost.and_then(|n| messages.get(n).map(|m| (n, m))) {
+            return Err(format!("the chat template leaves out message {} ({})", n + 1, message.role));
+        }
         let mut segments = Vec::with_capacity(2 * places.len() + 1);
         let mut at = 0;
-        for (start, length, content) in places {
+        for (start, content) in places {
             segments.push(Segment::Scaffold(rendered[at..start].to_string()));
             segments.push(Segment::Content(content.to_string()));
-            at = start + length;
+            at = start + Keys::LENGTH;
         }
         segments.push(Segment::Scaffold(rendered[at..].to_string()));
         let whole: String = segments
@@ -165,25 +202,103 @@ impl ChatTemplate {
                 Segment::Scaffold(t) | Segment::Content(t) => &t[..],
             })
             .collect();
-        if whole != self.render(messages)? {
+        if whole != self.render_turn(messages, turn)? {
             return Err(
                 "the chat template rewrites a message, so that its text cannot be told from the template's own".to_string()
             );
         }
+        if turn.continue_final {
+            cut_after_last(&mut segments, messages)?;
+        }
         Ok(segments)
     }
+}
 
-    /// A text that occurs neither in the template nor in a message; unguessable, so that no prompt can be made to contain it.
-    fn fresh_key(&self, messages: &[Message]) -> String {
+/// JSON as the template engine has it.
+fn value_of(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(on) => Value::from(*on),
+        Json::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(whole), _) => Value::from(whole),
+            (_, Some(whole)) => Value::from(whole),
+            _ => Value::from(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(&text[..]),
+        Json::Array(many) => Value::from(many.iter().map(value_of).collect::<Vec<_>>()),
+        Json::Object(fields) => Value::from_pairs(fields.iter().map(|(name, value)| (name.clone(), value_of(value)))),
+    }
+}
+
+/// Cuts a rendered conversation after the last message's content, its own white space at the end kept where the template keeps it
+/// (transformers' `chat_template_utils.py` does the same).
+fn cut_after_last(segments: &mut Vec<Segment>, messages: &[Message]) -> Result<(), String> {
+    let last = messages.last().filter(|m| !m.content.trim().is_empty());
+    let content = last.map(|m| m.content.trim());
+    let Some(at) = segments.iter().rposition(|s| matches!(s, Segment::Content(_))) else {
+        return Err("there is no last message to continue".to_string());
+    };
+    if !matches!((segments.get(at), content), (Some(Segment::Content(text)), Some(content)) if text == content) {
+        return Err("the chat template does not end with the last message, so that it cannot be continued".to_string());
+    }
+    let tail = last.map_or("", |m| &m.content[m.content.trim_end().len()..]);
+    let keep = matches!(segments.get(at + 1), Some(Segment::Scaffold(text)) if text.starts_with(tail));
+    segments.truncate(at + 1);
+    if keep && !tail.is_empty() {
+        segments.push(Segment::Scaffold(tail.to_string()));
+    }
+    Ok(())
+}
+
+/// Placeholders for contents: a text that occurs neither in the template nor in a message, unguessable, so that no prompt can be made to
+/// contain it, then a message's number. One is drawn for all messages, and all are found in one pass.
+struct Keys(String);
+
+impl Keys {
+    /// `x`, 32 digits, 8 digits of the number, `x`.
+    const LENGTH: usize = 42;
+
+    fn fresh(source: &str, messages: &[Message]) -> Keys {
+        let random = || RandomState::new().build_hasher().finish();
         loop {
-            let random = || RandomState::new().build_hasher().finish();
-            let key = format!("x{:016x}{:016x}x", random(), random());
-            if !self.source.contains(&key) && messages.iter().all(|m| !m.content.contains(&key) && !m.role.contains(&key)) {
-                return key;
+            let key = format!("x{:016x}{:016x}", random(), random());
+            let free = |text: &str| {
+                work(text.len());
+                !text.contains(&key)
+            };
+            if free(source) && messages.iter().all(|m| free(&m.content) && free(&m.role)) {
+                return Keys(key);
             }
         }
     }
+
+    fn key(&self, n: usize) -> String {
+        format!("{}{n:08x}x", self.0)
+    }
+
+    /// Where keys stand in a text, and whose they are.
+    fn find(&self, text: &str) -> Vec<(usize, usize)> {
+        work(text.len());
+        let number = |at: usize| {
+            let rest = text.get(at + self.0.len()..at + Self::LENGTH)?.strip_suffix('x')?;
+            usize::from_str_radix(rest, 16).ok()
+        };
+        text.match_indices(self.0.as_str()).filter_map(|(at, _)| Some((at, number(at)?))).collect()
+    }
 }
+
+#[cfg(test)]
+thread_local!(static WORK: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
+
+/// Counts bytes that are searched, for a test.
+#[cfg(test)]
+fn work(bytes: usize) {
+    WORK.set(WORK.get() + bytes);
+}
+
+#[cfg(not(test))]
+fn work(_bytes: usize) {}
 
 /// One line for every way in which a template can fail, a panic included.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, String> {
@@ -334,6 +449,55 @@ mod tests {
             Err(error) => error.to_string(),
             Ok(_) => panic!("accepted: {source}"),
         }
+    }
+
+    const TURNS: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}{{ mark | default('') }}";
+
+    #[test]
+    fn twice_as_many_messages_are_searched_for_with_about_twice_the_work() {
+        let template = ChatTemplate::compile(TURNS, "", "").unwrap();
+        let searched = |count: usize| {
+            let messages: Vec<Message> = (0..count).map(|n| message("user", &format!("message {n}"))).collect();
+            WORK.set(0);
+            assert_eq!(template.splice(&messages).unwrap().len(), 2 * count + 1);
+            WORK.get()
+        };
+        let (once, twice) = (searched(2_000), searched(4_000));
+        assert!(once >= 2_000 * 10 && twice < 3 * once, "{once} bytes for 2,000 messages, {twice} for 4,000");
+    }
+
+    #[test]
+    fn a_last_message_is_continued_where_it_ends_and_a_turn_is_opened_only_if_asked_for() {
+        let template = ChatTemplate::compile(TURNS, "", "").unwrap();
+        let text = |messages: &[Message], turn: &Turn| -> Result<String, String> {
+            let segments = template.splice_turn(messages, turn)?;
+            Ok(segments
+                .into_iter()
+                .map(|s| match s {
+                    Segment::Scaffold(t) | Segment::Content(t) => t,
+                })
+                .collect())
+        };
+        let go_on = Turn { continue_final: true, ..Turn::default() };
+        let asked = [message("user", "Name one."), message("assistant", " Sure, it is ")];
+        assert_eq!(text(&asked, &go_on).unwrap(), "<user>Name one.</user><assistant> Sure, it is ");
+        assert_eq!(text(&asked, &NEW_TURN).unwrap(), "<user>Name one.</user><assistant> Sure, it is </assistant><assistant>");
+        let closed = Turn { generation_prompt: false, ..Turn::default() };
+        assert_eq!(text(&asked[..1], &closed).unwrap(), "<user>Name one.</user>");
+        let trims = ChatTemplate::compile(&TURNS.replace("m.content", "m.content | trim"), "", "").unwrap();
+        let segments = trims.splice_turn(&asked, &go_on).unwrap();
+        assert_eq!(segments.last(), Some(&Segment::Content("Sure, it is".into())), "what the template trims stays away");
+        assert!(text(&[message("user", "x"), message("assistant", " ")], &go_on).is_err());
+    }
+
+    #[test]
+    fn variables_reach_the_template_and_never_replace_its_own() {
+        let template = ChatTemplate::compile(TURNS, "", "").unwrap();
+        let with = |json: &str| Turn { variables: serde_json::from_str(json).unwrap(), ..Turn::default() };
+        let asked = [message("user", "x")];
+        let segments = template.splice_turn(&asked, &with(r#"{"mark": "!", "other": [1, {"a": null}]}"#)).unwrap();
+        assert_eq!(segments.last(), Some(&Segment::Scaffold("</user><assistant>!".into())));
+        assert!(template.splice_turn(&asked, &with(r#"{"messages": []}"#)).unwrap_err().contains("messages"));
     }
 
     #[test]

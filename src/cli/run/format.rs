@@ -55,6 +55,8 @@ impl OpenAi {
 /// An answer with everything its line says.
 pub struct Line<'a> {
     pub answer: &'a Answer,
+    /// The input has the id as a number.
+    pub id_is_number: bool,
     pub given: &'a Given,
     /// Alias or file name.
     pub model: &'a str,
@@ -86,9 +88,17 @@ const COLUMNS: [&str; 15] = [
     "error",
 ];
 
+/// An id as its file gave it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum JsonId<'a> {
+    Number(Box<RawValue>),
+    Text(&'a str),
+}
+
 #[derive(Serialize)]
 struct JsonLine<'a> {
-    id: &'a str,
+    id: JsonId<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt: Option<Option<&'a str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,7 +151,10 @@ impl Line<'_> {
             _ => Some(None),
         };
         let line = JsonLine {
-            id: &a.id,
+            id: match RawValue::from_string(a.id.clone()) {
+                Ok(number) if self.id_is_number => JsonId::Number(number),
+                _ => JsonId::Text(&a.id),
+            },
             prompt,
             messages: messages.as_deref(),
             answer: a.error.is_none().then_some(&a.text),
@@ -201,7 +214,11 @@ impl Line<'_> {
         let settings = self.settings.to_string();
         let (status, body) = match &a.error {
             None => {
-                let reason = if a.finish_reason == FinishReason::Length { "length" } else { "stop" };
+                // OpenAI knows two ends: the model's or the caller's, and one that something cut.
+                let reason = match a.finish_reason {
+                    FinishReason::Stop | FinishReason::StopString => "stop",
+                    FinishReason::Length | FinishReason::Sentence | FinishReason::Loop | FinishReason::Error => "length",
+                };
                 let (kind, prefix, choice) = if request.chat {
                     let message = json!({"role": "assistant", "content": a.text});
                     let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": reason});
@@ -255,6 +272,7 @@ fn csv_row<'a>(fields: impl Iterator<Item = &'a str>) -> Vec<u8> {
 /// A record of an output file, read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Past {
+    /// [`Format::id_key`] of its id.
     pub id: String,
     /// [`Format::key`] of its prompt.
     pub key: String,
@@ -267,7 +285,8 @@ pub struct Past {
 
 #[derive(Deserialize)]
 struct PastJson<'a> {
-    id: serde_json::Value,
+    #[serde(borrow)]
+    id: &'a RawValue,
     prompt: Option<Option<String>>,
     #[serde(borrow)]
     messages: Option<&'a RawValue>,
@@ -306,6 +325,15 @@ impl Format {
     pub fn csv(names: impl IntoIterator<Item = String>) -> Format {
         let rename = |name: String| if COLUMNS.contains(&name.as_str()) { format!("input_{name}") } else { name };
         Format::Csv { carried: names.into_iter().map(rename).collect() }
+    }
+
+    /// What a resume finds a record by: its id. In JSON the number 1 and the text "1" are two ids; CSV and OpenAI know text only.
+    pub fn id_key(&self, id: &str, is_number: bool) -> String {
+        match self {
+            Format::Jsonl if is_number => format!("\0n{id}"),
+            Format::Jsonl if id.starts_with('\0') => format!("\0t{id}"),
+            _ => id.to_string(),
+        }
     }
 
     /// What a resume compares: the same for an input record and for the line that it led to. A CSV file does not say whether
@@ -357,9 +385,11 @@ fn read_json(record: &[u8]) -> Result<Past, String> {
         (Some(None), None) | (None, None) if past.error.is_some() => Given::Nothing,
         _ => return Err("it has no prompt".into()),
     };
-    let id = match past.id {
-        serde_json::Value::String(id) => id,
-        serde_json::Value::Number(id) => id.to_string(),
+    let id = match past.id.get() {
+        text if text.starts_with('"') => {
+            Format::Jsonl.id_key(&serde_json::from_str::<String>(text).map_err(|e| plain(&e))?, false)
+        }
+        number if number.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => Format::Jsonl.id_key(number, true),
         _ => return Err("its id is not a text".into()),
     };
     Ok(Past {
@@ -445,7 +475,7 @@ pub(super) mod tests {
 
     pub fn line<'a>(answer: &'a Answer, given: &'a Given, carried: &'a [String]) -> Line<'a> {
         let settings = Settings { model: 1, generation: 2 };
-        Line { answer, given, model: "tiny", dtype: "f32", settings, carried, created: 1_700_000_000 }
+        Line { answer, id_is_number: false, given, model: "tiny", dtype: "f32", settings, carried, created: 1_700_000_000 }
     }
 
     fn write(format: &Format, answer: &Answer, given: &Given) -> String {
@@ -501,6 +531,39 @@ pub(super) mod tests {
         assert!(value["error"].is_null() && value["response"]["status_code"] == 200);
         assert_eq!(value["response"]["body"]["choices"][0]["message"]["content"], "yes");
         assert_eq!(value["response"]["body"]["system_fingerprint"], "0000000100000002");
+    }
+
+    #[test]
+    fn an_id_is_a_number_where_the_input_has_one_and_is_found_again_as_it_was() {
+        let given = Given::Prompt("q".into());
+        let number = |id: &str| Format::Jsonl.line(&Line { id_is_number: true, ..line(&answer(id, "x"), &given, &[]) });
+        for id in ["1", "-7", "1.0", "18446744073709551617", "1e400"] {
+            let text = String::from_utf8(number(id)).unwrap();
+            assert!(text.starts_with(&format!("{{\"id\":{id},")), "{text}");
+            assert_eq!(Format::Jsonl.read(text.as_bytes()).unwrap().id, Format::Jsonl.id_key(id, true));
+            assert_ne!(Format::Jsonl.id_key(id, true), Format::Jsonl.id_key(id, false));
+            assert_eq!(Format::csv([]).id_key(id, true), Format::csv([]).id_key(id, false));
+        }
+        for id in ["\0n1", "\0", "n1"] {
+            let past = Format::Jsonl.read(write(&Format::Jsonl, &answer(id, "x"), &given).as_bytes()).unwrap();
+            assert_eq!(past.id, Format::Jsonl.id_key(id, false));
+            assert_ne!(past.id, Format::Jsonl.id_key("1", true));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_was_cut_is_length_for_openai_and_one_that_ended_is_stop() {
+        for (reason, word) in [
+            (FinishReason::Stop, "stop"),
+            (FinishReason::StopString, "stop"),
+            (FinishReason::Length, "length"),
+            (FinishReason::Sentence, "length"),
+            (FinishReason::Loop, "length"),
+        ] {
+            let text = write(&Format::OpenAi, &Answer { finish_reason: reason, ..answer("a", "x") }, &Given::Nothing);
+            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(value["response"]["body"]["choices"][0]["finish_reason"], word, "{reason:?}");
+        }
     }
 
     #[test]

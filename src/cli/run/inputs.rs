@@ -3,8 +3,8 @@
 
 use super::format::{Given, OpenAi};
 use crate::cli::Failure;
-use crate::cli::args::Shared;
-use crate::pipeline::{Prompt, RecordError};
+use crate::cli::args::{OPENAI_MOST_TOKENS, Shared};
+use crate::pipeline::{Content, Prompt, RecordError};
 use crate::text::prompts::{self, Endpoint, InputError, InputFormat, PromptFiles};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +13,8 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Record {
     pub id: String,
+    /// The file has the id as a number.
+    pub id_is_number: bool,
     pub given: Given,
     /// Values of the CSV columns that are carried through.
     pub carried: Vec<String>,
@@ -47,6 +49,11 @@ impl Inputs {
         self.files.are_openai()
     }
 
+    /// That the number 1 and the text "1" are one id, as in CSV output.
+    pub fn take_ids_as_text(&mut self) {
+        self.files.take_ids_as_text();
+    }
+
     /// Whether there may be a look ahead: all are ordinary files.
     pub fn can_be_read_twice(&self) -> bool {
         self.files.can_be_read_twice()
@@ -64,16 +71,54 @@ impl Inputs {
         mut warn: W,
     ) -> impl Iterator<Item = Result<Record, Failure>> + Send + use<W> {
         let mut reader = self.files.reader();
+        let flags = if self.open_ai() { Arc::new(flags.for_openai()) } else { flags };
+        let mut left = self.limit;
+        let mut counts = Some(Counts::default());
         std::iter::from_fn(move || {
-            let next = reader.next();
+            let next = if left == 0 { None } else { reader.next() };
+            left = left.saturating_sub(1);
             reader.take_warnings().into_iter().for_each(&mut warn);
-            Some(next?.map(|record| prepare(record, &flags)).map_err(Failure::from))
+            let Some(record) = next else {
+                counts.take().into_iter().flat_map(Counts::lines).for_each(&mut warn);
+                return None;
+            };
+            Some(record.map(|record| prepare(record, &flags, counts.get_or_insert_default())).map_err(Failure::from))
         })
-        .take(self.limit)
     }
 }
 
-fn prepare(record: prompts::Record, flags: &Shared) -> Record {
+/// What is said once, with how many records it concerns.
+#[derive(Default)]
+struct Counts {
+    /// Conversations that end with the assistant and are answered in a new turn.
+    new_turns: u64,
+    /// OpenAI requests without a limit.
+    unlimited: u64,
+}
+
+impl Counts {
+    fn lines(self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let conversations = if self.new_turns == 1 { "conversation ends" } else { "conversations end" };
+        if self.new_turns > 0 {
+            lines.push(format!(
+                "{} {conversations} with the assistant and got a new turn; continue_final_message or --continue-final-message goes on with it",
+                self.new_turns
+            ));
+        }
+        let requests = if self.unlimited == 1 { "request gives" } else { "requests give" };
+        if self.unlimited > 0 {
+            lines.push(format!(
+                "{} {requests} no max_tokens: the rest of the context, at most {OPENAI_MOST_TOKENS} tokens",
+                self.unlimited
+            ));
+        }
+        lines
+    }
+}
+
+fn prepare(record: prompts::Record, flags: &Shared, counts: &mut Counts) -> Record {
+    let openai = record.openai.is_some();
     let given = match (record.openai, record.given) {
         (Some(request), _) => Given::OpenAi(Box::new(OpenAi {
             digest: OpenAi::digest(&request.line),
@@ -86,9 +131,20 @@ fn prepare(record: prompts::Record, flags: &Shared) -> Record {
     };
     let prompt = match record.asked {
         Ok(asked) => {
-            Ok(Prompt { id: record.id.clone(), content: asked.content, generation: flags.generation_with(&asked.generation) })
+            let mut generation = flags.generation_with(&asked.generation);
+            if assistant_is_last(&asked.content) && !generation.raw {
+                generation.turn.continue_final = asked.generation.continue_final_message.unwrap_or(flags.continue_final_message);
+                counts.new_turns += u64::from(!generation.turn.continue_final && generation.turn.generation_prompt);
+            }
+            counts.unlimited += u64::from(openai && asked.generation.max_tokens.is_none() && !flags.typed.max_tokens);
+            Ok(Prompt { id: record.id.clone(), content: asked.content, generation })
         }
         Err(error) => Err(RecordError::new(error.code, error.message)),
     };
-    Record { id: record.id, given, carried: record.carried, prompt }
+    Record { id: record.id, id_is_number: record.id_is_number, given, carried: record.carried, prompt }
+}
+
+/// Whether a conversation ends with something said by the assistant.
+fn assistant_is_last(content: &Content) -> bool {
+    matches!(content, Content::Messages(messages) if messages.last().is_some_and(|m| m.role == "assistant" && !m.content.trim().is_empty()))
 }

@@ -495,6 +495,7 @@ mod tests {
             stop: StopRules { eos: true, strings: vec![], sentence: true, repetition: true },
             system: None,
             raw: false,
+            turn: crate::text::Turn::default(),
         };
         let half = |g: &crate::pipeline::Generation| Settings::generation_half(g, GreedyBelow(0.3), Early);
         let explain = |digest| what_differs(&now, GreedyBelow(0.3), Early, digest).unwrap_or_default();

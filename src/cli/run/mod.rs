@@ -17,6 +17,7 @@ use super::failure::status;
 use super::loading::open_under;
 use crate::engine::StoppingPolicy;
 use crate::pipeline::{Answer, Control, Ended, Generation, Loaded, Order, Pipeline, PipelineConfig, Settings};
+use crate::text::Prompt as Presented;
 use crate::text::prompts::InputFormat;
 use crate::units;
 use format::{Format, Given, Line};
@@ -38,7 +39,7 @@ use std::time::{Duration, Instant, SystemTime};
 #[derive(clap::Args, Debug)]
 #[command(after_help = optimizations_help(), args_override_self = true)]
 pub struct Args {
-    /// Prompt files: .jsonl, .csv, .txt; '-' is standard input
+    /// Prompt files: .jsonl, .json, .csv, .txt; '-' is standard input
     #[arg(required = true)]
     pub prompts: Vec<PathBuf>,
     /// Format of the files, whatever their names
@@ -73,12 +74,15 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let control = Arc::new(Control::until(deadline));
     let flags = Arc::new(args.shared.clone());
     let mut run = Run { args, flags, config, control, console: Console::new(args.shared.level()) };
-    let inputs = Inputs::open(&args.prompts, args.input_format, args.shared.limit)?;
+    let mut inputs = Inputs::open(&args.prompts, args.input_format, args.shared.limit)?;
     if let Some(stats) = &args.stats {
         summary::check(stats)?;
     }
     let signals = Signals::watch(run.control.clone())?;
     let format = run.format(&inputs);
+    if matches!(format, Format::Csv { .. }) {
+        inputs.take_ids_as_text();
+    }
     let prepared = match &args.output {
         Some(path) if !args.shared.dry_run => Some(Prepared::open(path, run.existing())?),
         _ => None,
@@ -273,7 +277,9 @@ impl Run<'_> {
     /// The line for a record that the output has otherwise.
     fn conflict(&self, verdict: Verdict, record: &Record, format: &Format, prepared: Option<&Prepared>) -> Failure {
         let path = self.args.output.clone().unwrap_or_default();
-        let past = prepared.and_then(|p| p.content().ok()).and_then(|f| Ledger::look_up(format, BufReader::new(f), &record.id));
+        let past = prepared
+            .and_then(|p| p.content().ok())
+            .and_then(|f| Ledger::look_up(format, BufReader::new(f), &format.id_key(&record.id, record.id_is_number)));
         let line = past.as_ref().map(|(_, line)| format!("line {line}: ")).unwrap_or_default();
         let what = match (verdict, &record.prompt, past.and_then(|(past, _)| past.settings)) {
             (Verdict::OtherSettings, Ok(prompt), Some(settings)) => {
@@ -418,7 +424,7 @@ impl Run<'_> {
                 };
                 let half = |g: &Generation| Settings::generation_half(g, sampling, stopping);
                 let verdict = judge(&record, &format, &ledger, &half);
-                let Record { id, given, carried, prompt, .. } = record;
+                let Record { id, id_is_number, given, carried, prompt, .. } = record;
                 match verdict {
                     Verdict::Done => return None,
                     Verdict::New | Verdict::Retry => {}
@@ -435,7 +441,7 @@ impl Run<'_> {
                 flying
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .insert(index, Flying { given, carried, generation, retry: verdict == Verdict::Retry });
+                    .insert(index, Flying { id_is_number, given, carried, generation, retry: verdict == Verdict::Retry });
                 index += 1;
                 Some(match prompt {
                     Ok(prompt) => crate::pipeline::Input::Prompt(crate::pipeline::Prompt { id, ..prompt }),
@@ -454,9 +460,10 @@ impl Run<'_> {
         let mut replacements = Replacements::default();
         let mut sink = |answer: Answer| {
             let flown = flying.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.index);
-            let Flying { given, carried, generation, retry } = flown.unwrap_or_default();
+            let Flying { id_is_number, given, carried, generation, retry } = flown.unwrap_or_default();
             let line = format.line(&Line {
                 answer: &answer,
+                id_is_number,
                 given: &given,
                 model: &model,
                 dtype: &dtype,
@@ -475,7 +482,9 @@ impl Run<'_> {
             let due = synced.elapsed() >= Duration::from_secs(1);
             let outcome = display
                 .suspend(|| match retry {
-                    true => replacements.add(&answer.id, line, &format, writer).map_err(WriteError::Failed),
+                    true => replacements
+                        .add(&format.id_key(&answer.id, id_is_number), line, &format, writer)
+                        .map_err(WriteError::Failed),
                     false => writer.line(&line),
                 })
                 .and_then(|()| writer.sync(due).map_err(WriteError::Failed));
@@ -519,7 +528,9 @@ impl Run<'_> {
             let record = record?;
             let ids = record.prompt.as_ref().ok().and_then(|p| {
                 let g = &p.generation;
-                loaded.prompting().prompt_ids(&p.content, g.system.as_deref(), g.raw).ok().filter(|ids| ids.len() < context)
+                let prompt = Presented { content: &p.content, system: g.system.as_deref(), raw: g.raw, turn: &g.turn };
+                let ids = loaded.prompting().prompt_ids_batch(&[prompt]).pop()?;
+                ids.ok().filter(|ids| ids.len() < context)
             });
             prompts += 1;
             let (Some(ids), Ok(prompt)) = (ids, record.prompt) else {
@@ -560,6 +571,7 @@ type Sink = Writer<File>;
 
 /// What a line needs of its record besides the answer.
 struct Flying {
+    id_is_number: bool,
     given: Given,
     carried: Vec<String>,
     /// Second half of the settings.
@@ -570,7 +582,7 @@ struct Flying {
 
 impl Default for Flying {
     fn default() -> Self {
-        Flying { given: Given::Nothing, carried: Vec::new(), generation: 0, retry: false }
+        Flying { id_is_number: false, given: Given::Nothing, carried: Vec::new(), generation: 0, retry: false }
     }
 }
 
@@ -582,8 +594,9 @@ struct Outcome {
 }
 
 fn judge(record: &Record, format: &Format, ledger: &Ledger, half: &dyn Fn(&Generation) -> u32) -> Verdict {
+    let id = format.id_key(&record.id, record.id_is_number);
     match &record.prompt {
-        Ok(prompt) => ledger.judge(&record.id, format, &record.given, half(&prompt.generation)),
-        Err(error) => ledger.judge_rejected(&record.id, error),
+        Ok(prompt) => ledger.judge(&id, format, &record.given, half(&prompt.generation)),
+        Err(error) => ledger.judge_rejected(&id, error),
     }
 }

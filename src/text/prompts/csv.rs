@@ -6,6 +6,8 @@ use super::fields::{self, GenerationFields};
 use super::record::{Asked, Fault, Given, InputError, LONGEST_RECORD, Parsed, prompt, too_long, utf8};
 use super::source::{Reader, Source};
 use crate::units::shown;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::io::{self, BufRead};
 use std::sync::Arc;
 
@@ -15,6 +17,8 @@ pub(super) struct Header {
     names: Vec<String>,
     prompt: usize,
     id: Option<usize>,
+    /// Columns that are settings.
+    settings: Vec<usize>,
     /// Lines that it took.
     lines: u64,
 }
@@ -187,14 +191,18 @@ impl Cutter {
     }
 }
 
-/// Reads the header, and an ordinary file to its end. Gives the header and the names of the columns that are carried through.
-pub(super) fn check(source: &Source) -> Result<(Header, Vec<String>), InputError> {
+/// Reads the header, and an ordinary file to its end. Gives the header and the names of the columns that are carried through;
+/// nothing for an empty stream.
+pub(super) fn check(source: &Source) -> Result<Option<(Header, Vec<String>)>, InputError> {
     let name = shown(source.name());
     let io = |e: io::Error| InputError::Bad(format!("{name}: {}", super::source::why(&e)));
     let bad = |line: u64, what: String| InputError::Bad(format!("{name}:{line}: {what}"));
     let mut cutter = Cutter::new(source.open()?);
     let mut row = Row::default();
     if !cutter.next(&mut row).map_err(io)? {
+        if !source.is_regular() {
+            return Ok(None);
+        }
         return Err(bad(1, "the file is empty; a header with a column prompt is needed".to_string()));
     }
     let header = header(&row, cutter.line).map_err(|what| bad(row.line, what))?;
@@ -208,7 +216,7 @@ pub(super) fn check(source: &Source) -> Result<(Header, Vec<String>), InputError
         source.put_back(Box::new(Resumed { reader: cutter.reader, skip_lf: cutter.skip_lf }));
     }
     let carried = header.carried().map(|(_, name)| name.to_string()).collect();
-    Ok((header, carried))
+    Ok(Some((header, carried)))
 }
 
 /// A stream after its header; the LF of a header's CR LF may still be in it.
@@ -273,13 +281,24 @@ fn header(row: &Row, next_line: u64) -> Result<Header, String> {
         };
         return Err(format!("the header has no column prompt, but {}{hint}", shown(&some.join(", "))));
     };
-    Ok(Header { names, prompt, id, lines: next_line })
+    let is_setting = |i: usize, name: &str| i != prompt && Some(i) != id && fields::NAMES.contains(&name);
+    let settings = names.iter().enumerate().filter(|(i, n)| is_setting(*i, n)).map(|(i, _)| i).collect();
+    Ok(Header { names, prompt, id, settings, lines: next_line })
 }
 
 impl Header {
     fn carried(&self) -> impl Iterator<Item = (usize, &str)> {
         self.names.iter().enumerate().filter(|(i, _)| *i != self.prompt && Some(*i) != self.id).map(|(i, n)| (i, &n[..]))
     }
+}
+
+/// Where each of these names stands first among others, in time that grows with the names as they do.
+pub(super) fn places<N: Hash + Eq, P: Copy>(wanted: &[N], among: impl IntoIterator<Item = (P, N)>) -> Vec<Option<P>> {
+    let mut first = HashMap::new();
+    for (place, name) in among {
+        first.entry(name).or_insert(place);
+    }
+    wanted.iter().map(|name| first.get(name).copied()).collect()
 }
 
 /// The rows of a file.
@@ -301,8 +320,8 @@ impl Rows {
         } else {
             (cutter.line, cutter.at_start) = (header.lines, false);
         }
-        let carried =
-            columns.iter().map(|column| header.carried().find(|(_, name)| name == column).map(|(place, _)| place)).collect();
+        let names: Vec<&str> = columns.iter().map(String::as_str).collect();
+        let carried = places(&names, header.carried());
         Ok(Rows { cutter, header, carried, row })
     }
 
@@ -311,40 +330,105 @@ impl Rows {
         if !self.cutter.next(&mut self.row)? {
             return Ok(None);
         }
-        let parsed = self.read().unwrap_or_else(|(code, message)| Parsed::bad(code, message));
-        Ok(Some((self.row.line, parsed)))
+        Ok(Some((self.row.line, self.read())))
     }
 
-    fn read(&self) -> Result<Parsed, Fault> {
-        if let Some(line) = self.row.unclosed {
-            return Err(("bad_csv", format!("a quote opens on line {line} and is never closed; what follows it is lost")));
-        }
+    fn read(&self) -> Parsed {
+        let fields = self.row.ends.len();
+        let columns = self.header.names.len();
+        let prompt_place = self.header.prompt;
         if self.row.is_too_long() {
-            return Err(too_long(self.row.length));
+            let (code, message) = too_long(self.row.length);
+            return Parsed::bad(code, message);
         }
-        if self.row.ends.len() != self.header.names.len() {
-            let message = format!("the row has {} fields, the header {}", self.row.ends.len(), self.header.names.len());
-            return Err(("bad_csv", message));
-        }
-        let cells = self.row.fields().map(utf8).collect::<Result<Vec<&str>, Fault>>()?;
-        // The row has as many cells as the header has names.
-        let cell = |place: usize| cells.get(place).copied().unwrap_or_default();
-        let text = cell(self.header.prompt);
-        let mut generation = GenerationFields::default();
-        let mut set = || -> Result<(), Fault> {
-            for (place, name) in self.header.carried().filter(|(_, name)| fields::NAMES.contains(name)) {
+        let cells: Vec<Result<&str, Fault>> = self.row.fields().map(utf8).collect();
+        // Programs fill rows up with empty cells, or leave the last ones out.
+        let surplus = cells.get(columns..).unwrap_or_default().iter().any(|cell| *cell != Ok(""));
+        let wrong = if let Some(line) = self.row.unclosed {
+            Some(format!("a quote opens on line {line} and is never closed; what follows it is lost"))
+        } else if surplus {
+            Some(format!("the row has {fields} fields, the header {columns}"))
+        } else if fields <= prompt_place {
+            Some(format!("the row has {fields} fields and no prompt, which is field {}", prompt_place + 1))
+        } else {
+            None
+        };
+        // What stands left of the first thing that is wrong is what it seems; a comma too many is most likely the prompt's.
+        let sure = match (&wrong, self.row.unclosed) {
+            (None, _) => columns,
+            (Some(_), None) => prompt_place.min(fields),
+            (Some(_), Some(_)) => prompt_place.min(fields.saturating_sub(1)),
+        };
+        let cell = |place: usize| match cells.get(place) {
+            Some(Ok(text)) if place < sure => *text,
+            _ => "",
+        };
+        let asked = || -> Result<Asked, Fault> {
+            if let Some(message) = wrong {
+                return Err(("bad_csv", message));
+            }
+            if let Some(Err(fault)) = cells.iter().find(|cell| cell.is_err()) {
+                return Err(fault.clone());
+            }
+            let content = prompt(cell(prompt_place))?;
+            let mut generation = GenerationFields::default();
+            for &place in &self.header.settings {
+                let name = self.header.names.get(place).map_or("", String::as_str);
                 generation.set_text(name, cell(place))?;
             }
-            Ok(())
+            Ok(Asked { content, generation })
         };
-        let settings = set();
-        Ok(Parsed {
+        let readable = prompt_place < sure && matches!(cells.get(prompt_place), Some(Ok(_)));
+        Parsed {
             // An empty cell is no id.
             id: self.header.id.map(|place| cell(place).to_string()).filter(|id| !id.is_empty()),
-            given: Given::Prompt(text.to_string()),
+            id_is_number: false,
+            given: if readable { Given::Prompt(cell(prompt_place).to_string()) } else { Given::Nothing },
             carried: self.carried.iter().map(|place| place.map_or(String::new(), |p| cell(p).to_string())).collect(),
             openai: None,
-            asked: prompt(text).and_then(|content| settings.map(|()| Asked { content, generation })),
-        })
+            asked: asked(),
+            usable: readable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    thread_local!(static COMPARED: Cell<usize> = const { Cell::new(0) });
+
+    /// A name that counts how often names are compared.
+    struct Counted(String);
+
+    impl PartialEq for Counted {
+        fn eq(&self, other: &Counted) -> bool {
+            COMPARED.set(COMPARED.get() + 1);
+            self.0 == other.0
+        }
+    }
+
+    impl Eq for Counted {}
+
+    impl Hash for Counted {
+        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+            self.0.hash(state);
+        }
+    }
+
+    #[test]
+    fn twice_as_many_columns_are_compared_about_twice_as_often() {
+        let compared = |count: usize| {
+            let names = || (0..count).map(|n| Counted(format!("column {n}")));
+            let wanted: Vec<Counted> = names().collect();
+            COMPARED.set(0);
+            let found = places(&wanted, names().enumerate());
+            assert!(found.iter().enumerate().all(|(n, place)| *place == Some(n)));
+            COMPARED.get()
+        };
+        let (once, twice) = (compared(5_000), compared(10_000));
+        assert!(once >= 5_000 && twice < 3 * once, "{once} comparisons of 5,000 names, {twice} of 10,000");
+        assert_eq!(places(&["b", "c", "a"], [(0, "a"), (1, "b"), (2, "a")]), [Some(1), None, Some(0)]);
     }
 }

@@ -2,7 +2,7 @@
 //! setting, or what it must be. `null` and an empty cell mean that the record has no setting of its own.
 
 use super::record::Fault;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// What `stop_on` lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,14 +38,27 @@ pub struct GenerationFields {
     pub system: Option<String>,
     /// No chat template.
     pub raw: Option<bool>,
+    /// The answer goes on with the last message, which is the assistant's.
+    pub continue_final_message: Option<bool>,
+    /// Whether the template opens a turn for the answer.
+    pub add_generation_prompt: Option<bool>,
+    /// Variables of the chat template.
+    pub chat_template_kwargs: Option<Map<String, Value>>,
 }
 
 /// Names of the settings.
-pub(super) const NAMES: [&str; 9] = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stop_on", "system", "raw"];
+pub(super) const NAMES: [&str; 10] =
+    ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stop_on", "system", "raw", "continue_final_message"];
 
 const MOST_TOKENS: u64 = 1 << 20;
 /// Stop strings of one record; OpenAI allows 4.
 const MOST_STOPS: usize = 64;
+
+/// A whole number of 0 or more, `8.0` too: programs whose columns have gaps write whole numbers so.
+fn whole(value: &Value) -> Option<u64> {
+    let float = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(x));
+    value.as_u64().or_else(|| float().map(|x| x as u64))
+}
 
 fn must(name: &str, what: &str) -> Fault {
     ("bad_field", format!("{name} must be {what}"))
@@ -59,7 +72,7 @@ impl GenerationFields {
         }
         match name {
             "max_tokens" => {
-                let n = value.as_u64().filter(|n| (1..=MOST_TOKENS).contains(n));
+                let n = whole(value).filter(|n| (1..=MOST_TOKENS).contains(n));
                 self.max_tokens = Some(n.ok_or_else(|| must(name, "a whole number from 1 to 1048576"))? as usize);
             }
             "temperature" => {
@@ -71,12 +84,10 @@ impl GenerationFields {
                 self.top_p = Some(x.ok_or_else(|| must(name, "a number above 0 and at most 1"))? as f32);
             }
             "top_k" => {
-                let n = value.as_u64().and_then(|n| usize::try_from(n).ok());
+                let n = whole(value).and_then(|n| usize::try_from(n).ok());
                 self.top_k = Some(n.ok_or_else(|| must(name, "a whole number, 0 or more"))?);
             }
-            "seed" => {
-                self.seed = Some(value.as_u64().ok_or_else(|| must(name, "a whole number from 0 to 18446744073709551615"))?)
-            }
+            "seed" => self.seed = Some(whole(value).ok_or_else(|| must(name, "a whole number from 0 to 18446744073709551615"))?),
             "stop" => {
                 let strings: Option<Vec<String>> = match value {
                     Value::String(one) => Some(vec![one.clone()]),
@@ -99,7 +110,13 @@ impl GenerationFields {
                 );
             }
             "system" => self.system = Some(value.as_str().ok_or_else(|| must(name, "a string"))?.to_string()),
-            "raw" => self.raw = Some(value.as_bool().ok_or_else(|| must(name, "true or false"))?),
+            "raw" => self.raw = Some(boolean(name, value)?),
+            "continue_final_message" => self.continue_final_message = Some(boolean(name, value)?),
+            "add_generation_prompt" => self.add_generation_prompt = Some(boolean(name, value)?),
+            "chat_template_kwargs" => {
+                let Value::Object(variables) = value else { return Err(must(name, "an object")) };
+                self.chat_template_kwargs = Some(variables.clone());
+            }
             _ => {}
         }
         Ok(())
@@ -111,16 +128,18 @@ impl GenerationFields {
             (_, "") => return Ok(()),
             ("stop" | "system", _) => Value::String(text.to_string()),
             ("stop_on", list) => Value::String(list.to_string()),
-            ("raw", "true" | "1" | "yes") => Value::Bool(true),
-            ("raw", "false" | "0" | "no") => Value::Bool(false),
+            ("raw" | "continue_final_message", "true" | "True" | "1" | "yes") => Value::Bool(true),
+            ("raw" | "continue_final_message", "false" | "False" | "0" | "no") => Value::Bool(false),
+            ("raw" | "continue_final_message", _) => return Err(must(name, "true or false")),
             // A number as JSON writes it; anything else is told to be none.
             (_, number) => serde_json::from_str(number).ok().filter(Value::is_number).unwrap_or(Value::Bool(false)),
         };
-        if name == "raw" && !matches!(text.trim(), "true" | "1" | "yes" | "false" | "0" | "no") {
-            return Err(must(name, "true or false"));
-        }
         self.set(name, &value)
     }
+}
+
+fn boolean(name: &str, value: &Value) -> Result<bool, Fault> {
+    value.as_bool().ok_or_else(|| must(name, "true or false"))
 }
 
 fn stop_on(names: &[&str]) -> Option<StopOn> {

@@ -20,11 +20,12 @@ impl Default for Ids {
 }
 
 impl Ids {
-    /// Whether the id is new.
-    pub fn insert(&mut self, id: &str) -> bool {
+    /// Whether the id is new; a number and the same characters as text are two ids.
+    pub fn insert(&mut self, id: &str, is_number: bool) -> bool {
         let [a, b] = self.keys.each_ref().map(|key| {
             let mut hasher = key.build_hasher();
             hasher.write(id.as_bytes());
+            hasher.write_u8(u8::from(is_number));
             hasher.finish()
         });
         self.insert_hash([a as u32, (a >> 32) as u32, b as u32])
@@ -96,13 +97,14 @@ mod tests {
     fn an_id_is_new_once_and_takes_twenty_bytes_at_most() {
         let mut ids = Ids::default();
         for i in 0..300_000u32 {
-            assert!(ids.insert(&format!("r{i}")), "{i}");
+            assert!(ids.insert(&format!("r{i}"), false), "{i}");
             if i >= 20_000 {
                 assert!(ids.slots() * 12 <= 20 * (i as usize + 1), "{i}");
             }
         }
-        assert!((0..300_000u32).all(|i| !ids.insert(&format!("r{i}"))));
-        assert!(ids.insert("") && !ids.insert("") && ids.insert("r300000"));
+        assert!((0..300_000u32).all(|i| !ids.insert(&format!("r{i}"), false)));
+        assert!(ids.insert("7", false) && ids.insert("7", true) && !ids.insert("7", true));
+        assert!(ids.insert("", false) && !ids.insert("", false) && ids.insert("r300000", false));
     }
 
     proptest::proptest! {

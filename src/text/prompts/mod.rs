@@ -4,11 +4,13 @@
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod array;
 mod csv;
 mod fields;
 mod files;
 mod ids;
 mod json;
+mod labels;
 mod lines;
 mod openai;
 mod record;
@@ -16,9 +18,7 @@ mod source;
 
 pub use fields::{GenerationFields, StopOn};
 pub use files::{PromptFiles, PromptReader};
-pub use record::{
-    Asked, Endpoint, Given, InputError, InputFormat, LONGEST_RECORD, OpenAiRequest, Record, RecordError,
-};
+pub use record::{Asked, Endpoint, Given, InputError, InputFormat, LONGEST_RECORD, OpenAiRequest, Record, RecordError};
 
 #[cfg(test)]
 mod tests;

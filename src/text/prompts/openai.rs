@@ -1,44 +1,39 @@
-//! A line of an OpenAI Batch API file to a record: `custom_id`, `method`, `url`, `body`. Whatever the body asks for that would change
-//! the answer and is not supported is refused by its name, never ignored.
+//! An OpenAI Batch API request to a record: `custom_id`, `method`, `url`, `body`. The fields of body and messages are an allow-list:
+//! whatever is not on it could change the answer, and is refused by its name, never ignored.
 
 use super::fields::GenerationFields;
-use super::json::{Fields, messages};
+use super::json::{Extra, Fields, Found, check_turn, messages};
 use super::record::{Asked, Endpoint, Fault, Given, OpenAiRequest, Parsed, Warnings, prompt};
 use crate::text::Content;
+use crate::units::shown;
 use serde_json::Value;
 
 /// Settings that mean what the flag of that name means.
 const SETTINGS: [&str; 5] = ["temperature", "top_p", "top_k", "seed", "stop"];
-/// Fields that do not change an answer.
-const HARMLESS: [&str; 8] =
-    ["model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"];
-/// Fields that would change an answer, and the values that mean "as usual" (`null` always does).
-const UNSUPPORTED: [(&str, &[&str]); 22] = [
-    ("n", &["1"]),
-    ("best_of", &["1"]),
-    ("tools", &["[]"]),
-    ("tool_choice", &["\"none\"", "\"auto\""]),
-    ("parallel_tool_calls", &["true", "false"]),
-    ("functions", &["[]"]),
-    ("function_call", &["\"none\"", "\"auto\""]),
-    ("response_format", &[]),
-    ("logprobs", &["false"]),
-    ("top_logprobs", &[]),
-    ("stream", &["false"]),
-    ("logit_bias", &["{}"]),
-    ("frequency_penalty", &["0", "0.0"]),
-    ("presence_penalty", &["0", "0.0"]),
-    ("suffix", &[]),
-    ("echo", &["false"]),
-    ("modalities", &["[\"text\"]"]),
-    ("audio", &[]),
-    ("prediction", &[]),
-    ("web_search_options", &[]),
-    ("reasoning_effort", &["\"none\""]),
-    ("verbosity", &["\"medium\""]),
+/// Settings of a conversation only.
+const TURN: [&str; 3] = ["continue_final_message", "add_generation_prompt", "chat_template_kwargs"];
+/// Fields that never change an answer.
+const INERT: [&str; 7] = ["model", "user", "metadata", "store", "service_tier", "stream_options", "parallel_tool_calls"];
+/// Fields taken at the one value that does nothing (`null` does nothing anywhere).
+const IDLE: [(&str, &str); 15] = [
+    ("tools", "[]"),
+    ("logit_bias", "{}"),
+    ("stream", "false"),
+    ("echo", "false"),
+    ("best_of", "1"),
+    ("ignore_eos", "false"),
+    ("tool_calls", "[]"),
+    ("n", "1"),
+    ("logprobs", "false"),
+    ("top_logprobs", "0"),
+    ("presence_penalty", "0"),
+    ("frequency_penalty", "0"),
+    ("repetition_penalty", "1"),
+    ("min_p", "0"),
+    ("response_format", "{\"type\":\"text\"}"),
 ];
 
-/// A line of the file.
+/// A request's text.
 pub(super) fn read(text: &str, warnings: &mut Warnings) -> Parsed {
     let fields = match Fields::of(text) {
         Ok(fields) => fields,
@@ -49,22 +44,53 @@ pub(super) fn read(text: &str, warnings: &mut Warnings) -> Parsed {
         Ok(None) => (None, Some(("bad_field", "custom_id is missing".to_string()))),
         Err(fault) => (None, Some(fault)),
     };
-    let mut given = Given::Nothing;
+    let mut found = Found::default();
     let mut request = OpenAiRequest { endpoint: Endpoint::Chat, model: None, line: text.trim().to_string() };
-    let asked = ask(&fields, &mut given, &mut request, warnings);
-    Parsed { id, given, carried: Vec::new(), openai: Some(request), asked: id_fault.map_or(asked, Err) }
+    let asked = ask(&fields, &mut found, &mut request, warnings);
+    Parsed {
+        id,
+        id_is_number: false,
+        given: found.given,
+        carried: Vec::new(),
+        openai: Some(request),
+        asked: id_fault.map_or(asked, Err),
+        usable: found.usable,
+    }
 }
 
-fn ask(fields: &Fields, given: &mut Given, request: &mut OpenAiRequest, warnings: &mut Warnings) -> Result<Asked, Fault> {
+/// What a URL asks for: a path with or without `/v1`, a whole address, Azure's path of a deployment.
+fn endpoint(url: &str) -> Option<Endpoint> {
+    let address = url.split(['?', '#']).next().unwrap_or_default();
+    let (path, whole) = match address.split_once("://") {
+        None => (address, false),
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http") => {
+            (rest.find('/').and_then(|at| rest.get(at..))?, true)
+        }
+        Some(_) => return None,
+    };
+    let path = path.trim_end_matches('/');
+    let (before, endpoint) = match path.strip_suffix("/chat/completions") {
+        Some(before) => (before, Endpoint::Chat),
+        None => (path.strip_suffix("/completions")?, Endpoint::Completions),
+    };
+    let parts: Vec<&str> = before.split('/').collect();
+    let known = match &parts[..] {
+        [""] | ["", "v1"] | ["", "openai", "v1"] | ["", "openai", "deployments", _] => true,
+        [.., "v1"] => whole,
+        _ => false,
+    };
+    known.then_some(endpoint)
+}
+
+fn ask(fields: &Fields, found: &mut Found, request: &mut OpenAiRequest, warnings: &mut Warnings) -> Result<Asked, Fault> {
     let refuse = |message: String| Err(("unsupported", message));
-    request.endpoint = match fields.text("url")?.as_deref() {
-        Some("/v1/chat/completions") => Endpoint::Chat,
-        Some("/v1/completions") => Endpoint::Completions,
-        Some(_) => return refuse("url: only /v1/chat/completions and /v1/completions are supported".to_string()),
+    request.endpoint = match fields.text("url")?.as_deref().map(endpoint) {
+        Some(Some(endpoint)) => endpoint,
+        Some(None) => return refuse("url: only /v1/chat/completions and /v1/completions are supported".to_string()),
         None => return Err(("bad_field", "url is missing".to_string())),
     };
-    match fields.text("method")?.as_deref() {
-        Some("POST") => {}
+    match fields.text("method")? {
+        Some(method) if method.eq_ignore_ascii_case("POST") => {}
         Some(_) => return refuse("method: only POST is supported".to_string()),
         None => return Err(("bad_field", "method is missing".to_string())),
     }
@@ -77,43 +103,78 @@ fn ask(fields: &Fields, given: &mut Given, request: &mut OpenAiRequest, warnings
     let body = Fields::of(body.get()).map_err(|(_, message)| ("bad_field", format!("body: {message}")))?;
     request.model = body.text("model")?;
     // What is asked is told before what is wrong with the settings, so that an error line can repeat it.
-    let content = match request.endpoint {
-        Endpoint::Chat => match body.get("messages")? {
-            Some(raw) => {
-                *given = Given::Messages(raw.to_owned());
-                messages(raw, warnings)?
-            }
-            None => return Err(("missing_prompt", "body.messages is missing".to_string())),
-        },
-        Endpoint::Completions => {
-            let text = match body.value("prompt")? {
-                Some(Value::String(text)) => text,
-                Some(Value::Array(many)) if matches!(&many[..], [Value::String(_)]) => many
-                    .into_iter()
-                    .find_map(|text| if let Value::String(text) = text { Some(text) } else { None })
-                    .unwrap_or_default(),
-                Some(_) => return refuse("prompt: only one string is supported".to_string()),
-                None => return Err(("missing_prompt", "body.prompt is missing".to_string())),
-            };
-            *given = Given::Prompt(text.clone());
-            match prompt(&text)? {
-                Content::Text(text) => Content::Completion(text),
-                other => other,
-            }
+    let content = content(&body, found, request.endpoint)?;
+    allowed(&body, request.endpoint)?;
+    let generation = generation(&body, request.endpoint)?;
+    check_turn(&content, &generation)?;
+    Ok(Asked { content, generation })
+}
+
+fn content(body: &Fields, found: &mut Found, endpoint: Endpoint) -> Result<Content, Fault> {
+    if endpoint == Endpoint::Chat {
+        let Some(raw) = body.get("messages")? else {
+            return Err(("missing_prompt", "body.messages is missing".to_string()));
+        };
+        found.usable = true;
+        found.given = Given::Messages(raw.to_owned());
+        return messages(raw, Extra::Refused);
+    }
+    let text = match body.value("prompt")? {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(many)) if matches!(&many[..], [Value::String(_)]) => {
+            many.into_iter().find_map(|text| if let Value::String(text) = text { Some(text) } else { None }).unwrap_or_default()
         }
+        Some(_) => {
+            found.usable = true;
+            return Err(("unsupported", "prompt: only one string is supported".to_string()));
+        }
+        None => return Err(("missing_prompt", "body.prompt is missing".to_string())),
     };
-    for (name, usual) in UNSUPPORTED {
-        let Some(raw) = body.get(name)? else { continue };
-        let written: String = raw.get().chars().filter(|c| !c.is_whitespace()).collect();
-        let text_format = name == "response_format" && written == "{\"type\":\"text\"}";
-        if !usual.contains(&&*written) && !text_format {
-            return refuse(format!("{name}: this value is not supported"));
+    found.usable = true;
+    found.given = Given::Prompt(text.clone());
+    Ok(match prompt(&text)? {
+        Content::Text(text) => Content::Completion(text),
+        other => other,
+    })
+}
+
+/// That every field of a body is one whose meaning is kept.
+fn allowed(body: &Fields, endpoint: Endpoint) -> Result<(), Fault> {
+    let chat = endpoint == Endpoint::Chat;
+    for (name, raw) in &body.0 {
+        let name = &**name;
+        let known = SETTINGS.contains(&name)
+            || INERT.contains(&name)
+            || matches!(name, "max_tokens" | "max_completion_tokens")
+            || name == if chat { "messages" } else { "prompt" }
+            || (chat && TURN.contains(&name));
+        if known || raw.get() == "null" {
+            continue;
+        }
+        let short = shown(&name.chars().take(60).collect::<String>());
+        let Some((_, usual)) = IDLE.iter().find(|(n, _)| *n == name) else {
+            return Err(("unsupported", format!("{short}: this field is not supported")));
+        };
+        let value: Value = serde_json::from_str(raw.get()).unwrap_or_default();
+        let nothing: Value = serde_json::from_str(usual).unwrap_or_default();
+        let same = value == nothing || (value.is_number() && value.as_f64() == nothing.as_f64());
+        if !same {
+            return Err(("unsupported", format!("{short}: this value is not supported, only {usual}")));
         }
     }
+    Ok(())
+}
+
+fn generation(body: &Fields, endpoint: Endpoint) -> Result<GenerationFields, Fault> {
     let mut generation = GenerationFields::default();
-    for name in SETTINGS {
-        if let Some(value) = body.value(name)? {
-            generation.set(name, &value)?;
+    for name in SETTINGS.into_iter().chain(TURN.into_iter().filter(|_| endpoint == Endpoint::Chat)) {
+        let Some(value) = body.value(name)? else { continue };
+        match (name, value.as_i64().filter(|n| *n < 0)) {
+            // As vLLM has it: off.
+            ("top_k", Some(-1)) => generation.top_k = Some(0),
+            // Any 64 bits are a key.
+            ("seed", Some(seed)) => generation.seed = Some(seed as u64),
+            _ => generation.set(name, &value)?,
         }
     }
     for name in ["max_tokens", "max_completion_tokens"] {
@@ -124,16 +185,5 @@ fn ask(fields: &Fields, given: &mut Given, request: &mut OpenAiRequest, warnings
             return Err(("bad_field", "max_tokens and max_completion_tokens differ; give one".to_string()));
         }
     }
-    let content_name = if request.endpoint == Endpoint::Chat { "messages" } else { "prompt" };
-    for (name, _) in &body.0 {
-        let known = HARMLESS.contains(&&**name)
-            || SETTINGS.contains(&&**name)
-            || UNSUPPORTED.iter().any(|(n, _)| n == name)
-            || matches!(&**name, "max_tokens" | "max_completion_tokens")
-            || name == content_name;
-        if !known {
-            warnings.unknown_field(&format!("body.{name}"));
-        }
-    }
-    Ok(Asked { content, generation })
+    Ok(generation)
 }

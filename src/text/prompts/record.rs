@@ -25,8 +25,10 @@ pub enum InputFormat {
     Csv,
     /// A prompt a line.
     Txt,
-    /// OpenAI Batch API requests.
+    /// OpenAI Batch API requests, a line each.
     OpenAi,
+    /// An array of objects.
+    Json,
 }
 
 impl FromStr for InputFormat {
@@ -38,7 +40,8 @@ impl FromStr for InputFormat {
             "csv" => Ok(InputFormat::Csv),
             "txt" => Ok(InputFormat::Txt),
             "openai" => Ok(InputFormat::OpenAi),
-            _ => Err("known are jsonl, csv, txt, openai".to_string()),
+            "json" => Ok(InputFormat::Json),
+            _ => Err("known are jsonl, json, csv, txt, openai".to_string()),
         }
     }
 }
@@ -99,8 +102,10 @@ pub enum Endpoint {
 /// A record of a prompt file, good or bad: where it stands and what its answer repeats of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// Its id; `file:line` if it has none, or none of its own.
+    /// Its id; `<label>:<line>` if it has none, or none of its own. See [`super::PromptFiles::labels`].
     pub id: String,
+    /// The file has it as a number.
+    pub id_is_number: bool,
     /// As given on the command line.
     pub file: Arc<str>,
     /// The line on which it begins, from 1.
@@ -140,15 +145,27 @@ pub(super) type Fault = (&'static str, String);
 #[derive(Debug)]
 pub(super) struct Parsed {
     pub id: Option<String>,
+    pub id_is_number: bool,
     pub given: Given,
     pub carried: Vec<String>,
     pub openai: Option<OpenAiRequest>,
     pub asked: Result<Asked, Fault>,
+    /// It has the form of a record, whatever else is wrong with it: a prompt is there.
+    pub usable: bool,
 }
 
 impl Parsed {
     pub fn bad(code: &'static str, message: impl Into<String>) -> Parsed {
-        Parsed { id: None, given: Given::Nothing, carried: Vec::new(), openai: None, asked: Err((code, message.into())) }
+        let usable = code == TOO_LONG;
+        Parsed {
+            id: None,
+            id_is_number: false,
+            given: Given::Nothing,
+            carried: Vec::new(),
+            openai: None,
+            asked: Err((code, message.into())),
+            usable,
+        }
     }
 }
 
@@ -160,6 +177,11 @@ pub(super) struct Warnings {
 }
 
 impl Warnings {
+    /// Whatever it is, once.
+    pub fn say(&mut self, line: String) {
+        self.waiting.push_back(line);
+    }
+
     /// A field or column that means nothing here.
     pub fn unknown_field(&mut self, name: &str) {
         if self.said.len() < MOST_WARNINGS && !self.said.contains(name) {
@@ -173,9 +195,11 @@ impl Warnings {
     }
 }
 
+const TOO_LONG: &str = "record_too_long";
+
 /// A record longer than is read at all.
 pub(super) fn too_long(length: u64) -> Fault {
-    ("record_too_long", format!("the record has {length} bytes; the limit is {LONGEST_RECORD}"))
+    (TOO_LONG, format!("the record has {length} bytes; the limit is {LONGEST_RECORD}"))
 }
 
 /// Bytes as text, or where they are not.

@@ -1,7 +1,6 @@
 //! What the readers make of good and of nasty files.
 
-use super::files::next_in;
-use super::record::{MOST_WARNINGS, Warnings};
+use super::record::MOST_WARNINGS;
 use super::*;
 use crate::text::Content;
 use proptest::prelude::*;
@@ -35,6 +34,12 @@ fn records(name: &str, bytes: impl AsRef<[u8]>) -> Vec<Record> {
 fn openai(bytes: &str) -> Vec<Record> {
     let folder = Folder::new();
     read(&folder.put("x.jsonl", bytes), Some(InputFormat::OpenAi))
+}
+
+/// The record of a request that stands beside a good one.
+fn request(line: &str) -> Record {
+    let good = r#"{"custom_id":"good","method":"POST","url":"/v1/chat/completions","body":{"messages":[{"role":"user","content":"x"}]}}"#;
+    openai(&format!("{line}\n{good}\n")).remove(0)
 }
 
 fn refusal(name: &str, bytes: impl AsRef<[u8]>) -> String {
@@ -100,23 +105,49 @@ fn ids_are_kept_exactly_and_each_is_used_once() {
 "#;
     let folder = Folder::new();
     let path = folder.put("x.jsonl", lines);
-    let name = path.to_string_lossy().into_owned();
     let got = read(&path, None);
-    let ids: Vec<&str> = got.iter().map(|r| &r.id[..]).collect();
-    let place = |n: u64| format!("{name}:{n}");
-    let (six, seven, eight, nine) = (place(6), place(7), place(8), place(9));
-    assert_eq!(ids, ["a", "18446744073709551616", "18446744073709551617", "1.0", "1", &six, &seven, &eight, &nine, "x.jsonl:8"]);
-    assert_eq!(told(&got), ["1", "2", "3", "4", "5", "!duplicate_id", "!duplicate_id", "8", "!bad_field", "10"]);
-    assert!(got[5].asked.as_ref().unwrap_err().message.starts_with(&six));
-    // The id that another record has for want of its own.
-    let taken = folder.put(
-        "y.jsonl",
-        format!(
-            "{{\"prompt\":\"1\"}}\n{{\"id\":\"{0}:1\",\"prompt\":\"2\"}}\n{{\"id\":\"{0}:3\",\"prompt\":\"3\"}}\n",
-            folder.0.path().join("y.jsonl").display()
-        ),
+    let ids: Vec<(&str, bool)> = got.iter().map(|r| (&r.id[..], r.id_is_number)).collect();
+    assert_eq!(
+        ids,
+        [
+            ("a", false),
+            ("18446744073709551616", true),
+            ("18446744073709551617", true),
+            ("1.0", true),
+            ("1", true),
+            ("1", false),
+            ("x.jsonl:7", false),
+            ("x.jsonl:8", false),
+            ("x.jsonl:9", false),
+            ("x.jsonl:10", false)
+        ]
     );
+    assert_eq!(told(&got), ["1", "2", "3", "4", "5", "6", "!duplicate_id", "8", "!bad_field", "!duplicate_id"]);
+    assert!(got[6].asked.as_ref().unwrap_err().message.starts_with("x.jsonl:7: "));
+    assert!(matches!(&got[6].given, Given::Prompt(text) if text == "7"), "what could be read stays");
+    // Where the output is CSV, the number and the text are one id.
+    let mut files = PromptFiles::open(&[path], None).unwrap();
+    files.take_ids_as_text();
+    let as_text: Vec<Record> = files.reader().map(Result::unwrap).collect();
+    assert_eq!((told(&as_text)[5].as_str(), &as_text[5].id[..]), ("!duplicate_id", "x.jsonl:6"));
+    // The id that another record has for want of its own.
+    let taken = folder
+        .put("y.jsonl", "{\"prompt\":\"1\"}\n{\"id\":\"y.jsonl:1\",\"prompt\":\"2\"}\n{\"id\":\"y.jsonl:3\",\"prompt\":\"3\"}\n");
     assert_eq!(told(&read(&taken, None)), ["1", "!duplicate_id", "3"]);
+}
+
+#[test]
+fn default_ids_are_the_same_however_a_path_is_typed_and_differ_between_files() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.0.path().join("sub")).unwrap();
+    let (a, b) = (folder.put("p.txt", "x\ny\n"), folder.put("sub/p.txt", "x\n"));
+    let ids =
+        |paths: &[PathBuf]| -> Vec<String> { PromptFiles::open(paths, None).unwrap().reader().map(|r| r.unwrap().id).collect() };
+    for typed in [a.clone(), folder.0.path().join("./p.txt"), folder.0.path().join("sub/../p.txt")] {
+        assert_eq!(ids(&[typed]), ["p.txt:1", "p.txt:2"]);
+    }
+    let above = folder.0.path().file_name().unwrap().to_str().unwrap().to_string();
+    assert_eq!(ids(&[a, b]), [format!("{above}/p.txt:1"), format!("{above}/p.txt:2"), "sub/p.txt:1".into()]);
 }
 
 #[test]
@@ -192,7 +223,18 @@ fn settings_of_a_record_have_bounds() {
     assert_eq!((asked.seed, asked.system.as_deref(), asked.raw), (Some(u64::MAX), Some("s"), Some(false)));
     assert_eq!(asked.stop, Some(vec!["a".to_string(), "b".to_string()]));
     assert_eq!(asked.stop_on, Some(StopOn { eos: true, strings: false, sentence: false, repetition: true }));
+    let whole = r#"{"prompt":"x","max_tokens":8.0,"top_k":3.0,"seed":4e0,"continue_final_message":false}"#;
+    let asked = records("a.jsonl", whole).remove(0).asked.unwrap().generation;
+    assert_eq!(
+        (asked.max_tokens, asked.top_k, asked.seed, asked.continue_final_message),
+        (Some(8), Some(3), Some(4), Some(false))
+    );
     for bad in [
+        r#""max_tokens":8.5"#,
+        r#""seed":1e300"#,
+        r#""seed":-0.5"#,
+        r#""continue_final_message":1"#,
+        r#""continue_final_message":true"#,
         r#""temperature":NaN"#,
         r#""temperature":"NaN""#,
         r#""temperature":-1"#,
@@ -252,14 +294,21 @@ fn unknown_fields_are_told_once_a_name() {
 fn csv_columns_are_carried_and_quotes_may_span_lines() {
     let got = records(
         "a.csv",
-        "id, prompt ,note\n1,\"two\nlines\",n1\n\n2,\"a\"\"b\",\"x,y\"\n,three,\n2,again,\n4,too,many,fields\n5\n\"6\",nul \0,z",
+        "id, prompt ,note\n1,\"two\nlines\",n1\n\n2,\"a\"\"b\",\"x,y\"\n,three,\n2,again,kept\n4,too,many,fields\n5\n\"6\",nul \0,z\n7,short\n8,long,z,,\n",
     );
-    assert_eq!(told(&got), ["two\nlines", "a\"b", "three", "!duplicate_id", "!bad_csv", "!bad_csv", "nul \0"]);
-    assert_eq!(got.iter().map(|r| r.line).collect::<Vec<_>>(), [2, 5, 6, 7, 8, 9, 10]);
-    assert_eq!(got[0].carried, ["n1"]);
-    assert_eq!(got[1].carried, ["x,y"]);
+    assert_eq!(told(&got), ["two\nlines", "a\"b", "three", "!duplicate_id", "!bad_csv", "!bad_csv", "nul \0", "short", "long"]);
+    assert_eq!(got.iter().map(|r| r.line).collect::<Vec<_>>(), [2, 5, 6, 7, 8, 9, 10, 11, 12]);
+    let carried: Vec<&str> = got.iter().map(|r| &r.carried[0][..]).collect();
+    assert_eq!(carried, ["n1", "x,y", "", "kept", "", "", "z", "", "z"]);
+    let ids: Vec<&str> = got.iter().map(|r| &r.id[..]).collect();
+    assert_eq!(ids, ["1", "2", "a.csv:6", "a.csv:7", "4", "5", "6", "7", "8"], "what stands left of the fault is read");
     assert!(got[4].asked.as_ref().unwrap_err().message.contains("4 fields, the header 3"));
-    assert!(got[6].id == "6" && got[2].id.ends_with("a.csv:6"));
+    assert!(got[5].asked.as_ref().unwrap_err().message.contains("no prompt"));
+    assert_eq!((&got[3].given, &got[4].given), (&Given::Prompt("again".into()), &Given::Nothing));
+    let bytes = b"id,prompt,note\n1,\xff,n\n2,fine,\xff\n3,good,n\n";
+    let bad = records("a.csv", bytes);
+    assert_eq!(told(&bad), ["!not_utf8", "!not_utf8", "good"]);
+    assert_eq!((&bad[0].id[..], &bad[0].carried[0][..], &bad[1].given), ("1", "n", &Given::Prompt("fine".into())));
     let folder = Folder::new();
     let (a, b) = (folder.put("a.csv", "prompt,x,y\n1,2,3\n"), folder.put("b.csv", "z,prompt,x\n4,5,6\n"));
     let files = PromptFiles::open(&[a, b], None).unwrap();
@@ -306,19 +355,99 @@ fn files_that_are_none_of_prompts_are_refused_before_any_work() {
     };
     assert!(refused(&[folder.0.path().to_path_buf()], None).contains("is a folder"));
     assert!(refused(&[folder.0.path().join("none.txt")], None).contains("no such file"));
-    assert!(refused(&[PathBuf::from("-")], None).contains("--input-format"));
     let good = folder.put("a.txt", "x");
     assert!(refused(&[good.clone(), good.clone()], None).contains("twice"));
     std::os::unix::fs::symlink(folder.0.path().join("loop.txt"), folder.0.path().join("loop.txt")).unwrap();
     assert!(!refused(&[folder.0.path().join("loop.txt")], None).is_empty());
-    assert_eq!(
-        records("a.jsonl", "").len()
-            + records("a.txt", "").len()
-            + records("a.txt", "\u{feff}").len()
-            + records("a.csv", "prompt\n").len(),
-        0
-    );
+    for (name, bytes) in
+        [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", "[]"), ("a.txt", ""), ("a.txt", "\u{feff}"), ("a.csv", "prompt\n")]
+    {
+        assert!(refusal(name, bytes).contains("there is no record in it"), "{name} {bytes:?}");
+    }
     assert_eq!(told(&records("a.txt", "a\n\n\nb\n")), ["a", "!empty_prompt", "!empty_prompt", "b"]);
+}
+
+#[test]
+fn a_file_none_of_whose_first_records_has_the_form_of_one_is_refused_with_what_it_seems_to_be() {
+    let request = r#"{"custom_id":"c","method":"POST","url":"/v1/embeddings","body":{"input":"x"}}"#;
+    for (name, bytes, words) in [
+        (
+            "a.jsonl",
+            r#"{"instruction":"Name a fruit.","input":"","output":"Apple"}"#,
+            &["a.jsonl:1: ", "Alpaca", "its one record"][..],
+        ),
+        ("a.jsonl", r#"{"conversations":[{"from":"human","value":"Hi"}]}"#, &["ShareGPT", "messages"]),
+        ("a.jsonl", "{\"question\":\"a\"}\n{\"question\":\"b\"}", &["call its field question prompt", "none of its 2 records"]),
+        ("a.jsonl", r#"{"text":"a"}"#, &["call its field text prompt"]),
+        ("a.jsonl", r#"{"instruction":"a"}"#, &["call its field instruction prompt"]),
+        ("a.jsonl", r#"{"a":1,"b":2}"#, &["its fields are a, b"]),
+        ("a.jsonl", "plain\ntext\n", &["not a JSON object", "none of its 2 records"]),
+        ("a.jsonl", r#"{"prompt":7}"#, &["prompt must be a string"]),
+        ("a.jsonl", request, &["url"]),
+        ("a.json", "[1, 2]", &["not a JSON object"]),
+        ("a.txt", "caf\u{e9}", &[]),
+    ] {
+        let bytes = if name == "a.txt" { b"caf\xe9\n".to_vec() } else { bytes.as_bytes().to_vec() };
+        let error = refusal(name, &bytes);
+        assert!(words.iter().all(|word| error.contains(word)) && !error.contains('\n'), "{error}");
+    }
+    // One that has it among the first hundred is enough; one after them is not.
+    let after = |count: usize| "{\"question\":\"a\"}\n".repeat(count) + "{\"prompt\":\"b\"}\n";
+    assert_eq!(records("a.jsonl", after(99)).len(), 100);
+    assert!(refusal("a.jsonl", after(100)).contains("none of its first 100 records"));
+    // Errors of single records are no wrong file.
+    for fine in [r#"{"prompt":""}"#, r#"{"prompt":"x","seed":-1}"#, r#"{"messages":[]}"#, r#"{"prompt":"\ud800"}"#] {
+        assert_eq!(told(&records("a.jsonl", fine)).len(), 1, "{fine}");
+    }
+}
+
+#[test]
+fn the_kind_of_a_file_is_told_by_its_content_where_its_name_says_otherwise_or_nothing() {
+    let request =
+        r#"{"custom_id":"c","method":"post","url":"/chat/completions","body":{"messages":[{"role":"user","content":"x"}]}}"#;
+    let folder = Folder::new();
+    let read = |name: &str, bytes: &str| {
+        let files = PromptFiles::open(&[folder.put(name, bytes)], None).unwrap();
+        let mut reader = files.reader();
+        let got: Vec<Record> = reader.by_ref().map(Result::unwrap).collect();
+        (told(&got), files.are_openai(), reader.take_warnings().len())
+    };
+    let texts = |all: &[&str]| all.iter().map(|t| t.to_string()).collect::<Vec<_>>();
+    assert_eq!(read("a.jsonl", request), (texts(&["user:x"]), true, 0));
+    assert_eq!(read("a.jsonl", &format!("\n\u{feff}not json\n{request}\n")), (texts(&["!bad_json", "user:x"]), true, 0));
+    assert_eq!(read("a.json", &format!("[{request},\n {request}]")).0, ["user:x", "!duplicate_id"]);
+    assert_eq!(read("a.json", "[\n {\n  \"prompt\": \"a\"\n },\n {\"prompt\": \"b\"}\n]\n"), (texts(&["a", "b"]), false, 0));
+    assert_eq!(read("a.json", "{\"prompt\":\"a\"}\n{\"prompt\":\"b\"}"), (texts(&["a", "b"]), false, 1));
+    assert_eq!(read("a.jsonl", "[{\"prompt\":\"a\"},{\"prompt\":\"b\""), (texts(&["a", "!bad_json"]), false, 1));
+    assert_eq!(read("a.csv", "{\"prompt\":\"a\"}\n"), (texts(&["a"]), false, 1));
+    assert_eq!(read("a.dat", "id,prompt\n1,a\n"), (texts(&["a"]), false, 0));
+    assert_eq!(read("a.dat", "{\"prompt\":\"a\"}\n"), (texts(&["a"]), false, 0));
+    // TRL's data sets have conversations under the name of prompt.
+    assert_eq!(
+        read("a.jsonl", r#"{"prompt":[{"role":"user","content":"x"},{"role":"developer","content":"y"}]}"#).0,
+        ["user:x|system:y"]
+    );
+    let array = folder.put("x.json", "[{\"prompt\":\"a\"},{\"id\":3,\"prompt\":\"b\"}]");
+    let ids: Vec<String> =
+        PromptFiles::open(std::slice::from_ref(&array), None).unwrap().reader().map(|r| r.unwrap().id).collect();
+    assert_eq!(ids, ["x.json:1", "3"]);
+    let both = PromptFiles::open(&[array, folder.put("y.jsonl", request)], None);
+    assert!(matches!(both, Err(InputError::Bad(message)) if message.contains("OpenAI") && message.contains("two runs")));
+}
+
+#[test]
+fn half_a_surrogate_pair_is_named() {
+    for (line, half) in [
+        (r#"{"id":"a","prompt":"half \ud83d emoji"}"#, r"prompt: \ud83d"),
+        (r#"{"id":"a","prompt":"\ud83d\ude00 \\ud83d \ude00"}"#, r"prompt: \ude00"),
+        (r#"{"id":"a","messages":[{"role":"user","content":"\ud83d\n"}]}"#, r"messages: \ud83d"),
+        (r#"{"id":"\udc00","prompt":"x"}"#, r"id: \udc00"),
+    ] {
+        let got = records("a.jsonl", line);
+        let error = got[0].asked.as_ref().unwrap_err();
+        assert!(error.code == "bad_field" && error.message.contains(half) && error.message.contains("surrogate"), "{error:?}");
+    }
+    assert_eq!(told(&records("a.jsonl", r#"{"prompt":"\ud83d\ude00 \\ud83d"}"#)), ["😀 \\ud83d"]);
 }
 
 #[test]
@@ -367,69 +496,167 @@ fn huge_records_are_refused_in_bounded_memory_and_the_rest_is_read() {
     assert_eq!(told(&records("a.txt", " ".repeat(1_200_000))), [" ".repeat(1_200_000)]);
 }
 
+const CHAT: &str = "/v1/chat/completions";
+
+fn body_line(url: &str, body: &str) -> String {
+    format!("{{\"custom_id\":\"c\",\"method\":\"POST\",\"url\":\"{url}\",\"body\":{body}}}")
+}
+
+fn chat_line(extra: &str) -> String {
+    body_line(CHAT, &format!("{{\"model\":\"m\",\"messages\":[{{\"role\":\"user\",\"content\":\"x\"}}]{extra}}}"))
+}
+
 #[test]
-fn openai_requests_that_cannot_be_met_name_the_field() {
-    let line =
-        |body: &str| format!("{{\"custom_id\":\"c\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{body}}}");
-    let ask = |extra: &str| line(&format!("{{\"model\":\"m\",\"messages\":[{{\"role\":\"user\",\"content\":\"x\"}}]{extra}}}"));
+fn fields_of_openai_requests_are_an_allow_list() {
+    // Inert, or at the value that does nothing.
     for harmless in [
         "",
-        ",\"n\":1",
-        ",\"stream\":false",
-        ",\"tools\":[]",
-        ",\"logprobs\":null",
-        ",\"response_format\":{ \"type\": \"text\" }",
-        ",\"user\":\"u\"",
-        ",\"presence_penalty\":0",
+        ",\"user\":\"u\",\"metadata\":{\"a\":\"b\"},\"store\":true,\"service_tier\":\"flex\",\"stream_options\":{}",
+        ",\"parallel_tool_calls\":true,\"tools\":[ ],\"logit_bias\":{},\"stream\":false,\"echo\":false,\"best_of\":1",
+        ",\"ignore_eos\":false,\"tool_calls\":[],\"n\":1,\"logprobs\":false,\"top_logprobs\":0,\"min_p\":0.0",
+        ",\"presence_penalty\":0,\"frequency_penalty\":0.0,\"repetition_penalty\":1.0,\"response_format\":{ \"type\": \"text\" }",
+        ",\"tools\":null,\"tool_choice\":null,\"suffix\":null,\"whatever\":null,\"logprobs\":null",
     ] {
-        let got = openai(&ask(harmless));
-        assert!(got[0].asked.is_ok() && got[0].id == "c", "{harmless}: {:?}", got[0]);
-        assert_eq!(got[0].openai.as_ref().unwrap().model.as_deref(), Some("m"));
+        let got = request(&chat_line(harmless));
+        assert!(got.asked.is_ok() && got.id == "c", "{harmless}: {:?}", got.asked);
+        assert_eq!(got.openai.as_ref().unwrap().model.as_deref(), Some("m"));
+        assert_eq!(got.asked.unwrap().generation, GenerationFields::default());
     }
     for (field, value) in [
         ("n", "2"),
         ("n", "0"),
         ("tools", "[{}]"),
+        ("tool_choice", "\"auto\""),
         ("response_format", "{\"type\":\"json_object\"}"),
+        ("structured_outputs", "{\"regex\":\"a\"}"),
+        ("guided_choice", "[\"a\"]"),
         ("logprobs", "true"),
         ("top_logprobs", "3"),
         ("stream", "true"),
         ("frequency_penalty", "0.5"),
+        ("repetition_penalty", "1.2"),
+        ("min_p", "0.1"),
+        ("ignore_eos", "true"),
         ("logit_bias", "{\"1\":2}"),
+        ("reasoning_effort", "\"low\""),
+        ("safety_identifier", "\"x\""),
+        ("temprature", "1"),
+        ("prompt", "\"x\""),
         ("temperature", "-1"),
         ("max_completion_tokens", "0"),
         ("max_tokens", "\"x\""),
+        ("top_k", "-2"),
+        ("seed", "1.5"),
+        ("seed", "18446744073709551616"),
+        ("chat_template_kwargs", "[]"),
     ] {
-        let got = openai(&ask(&format!(",\"{field}\":{value}")));
-        let error = got[0].asked.as_ref().expect_err(field);
+        let got = request(&chat_line(&format!(",\"{field}\":{value}")));
+        let error = got.asked.as_ref().expect_err(field);
         assert!(error.message.contains(field), "{field}: {}", error.message);
-        assert!(got[0].openai.is_some() && got[0].id == "c" && matches!(got[0].given, Given::Messages(_)));
+        assert!(got.openai.is_some() && got.id == "c" && matches!(got.given, Given::Messages(_)));
     }
-    assert_eq!(openai(&ask(",\"max_completion_tokens\":7")).remove(0).asked.unwrap().generation.max_tokens, Some(7));
-    assert!(openai(&ask(",\"max_tokens\":8,\"max_completion_tokens\":7"))[0].asked.is_err());
-    let completion = line("{\"prompt\":\"Once\"}").replace("chat/", "");
-    let got = openai(&completion);
-    assert_eq!(got[0].asked.as_ref().unwrap().content, Content::Completion("Once".into()));
-    assert_eq!(got[0].openai.as_ref().unwrap().endpoint, Endpoint::Completions);
-    for (bad, message) in [
-        (line("{}"), "body.messages"),
-        (line("[]"), "body"),
-        (ask("").replace("POST", "GET"), "method"),
-        (ask("").replace("/v1/chat", "/v2/chat"), "url"),
-        (ask("").replace("custom_id", "id"), "custom_id"),
-        (ask("").replace("\"c\"", "5"), "custom_id"),
-        ("x".to_string(), "JSON"),
-        (line("{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}"), "content"),
+    let generation = |extra: &str| request(&chat_line(extra)).asked.unwrap().generation;
+    assert_eq!(generation(",\"max_completion_tokens\":7").max_tokens, Some(7));
+    assert_eq!(generation(",\"top_k\":-1,\"seed\":-1").top_k, Some(0));
+    assert_eq!(generation(",\"seed\":-1").seed, Some(u64::MAX));
+    assert_eq!(generation(",\"seed\":18446744073709551615").seed, Some(u64::MAX));
+    let kwargs = generation(",\"chat_template_kwargs\":{\"enable_thinking\":false},\"add_generation_prompt\":false");
+    assert_eq!(kwargs.chat_template_kwargs.unwrap()["enable_thinking"], false);
+    assert_eq!(kwargs.add_generation_prompt, Some(false));
+    assert!(request(&chat_line(",\"max_tokens\":8,\"max_completion_tokens\":7")).asked.is_err());
+}
+
+#[test]
+fn messages_of_openai_requests_are_an_allow_list_too() {
+    let with = |message: &str| {
+        request(&body_line(CHAT, &format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"x\"}},{message}]}}"))).asked
+    };
+    for fine in [
+        r#"{"role":"user","content":"y","name":"Ann","refusal":null}"#,
+        r#"{"role":"assistant","content":"y","tool_calls":[],"audio":null,"refusal":"no"}"#,
+        r#"{"role":"developer","content":[{"type":"text","text":"y"}]}"#,
     ] {
-        let got = openai(&bad);
-        assert!(got[0].asked.as_ref().unwrap_err().message.contains(message), "{:?}", got[0]);
+        assert!(with(fine).is_ok(), "{fine}: {:?}", with(fine));
     }
-    let parts = line(
+    for (bad, word) in [
+        (r#"{"role":"assistant","content":"","tool_calls":[{"id":"c1"}]}"#, "messages[1].tool_calls"),
+        (r#"{"role":"tool","tool_call_id":"c1","content":"apple"}"#, "messages[1].tool_call_id"),
+        (r#"{"role":"user","content":"y","cache_control":{}}"#, "messages[1].cache_control"),
+        (r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:x"}}]}"#, "messages[1].content"),
+        (r#"{"role":"user","content":null}"#, "messages[1].content"),
+        (r#"{"role":"robot","content":"y"}"#, "messages[1].role"),
+    ] {
+        let error = with(bad).unwrap_err();
+        assert!(error.message.contains(word), "{error:?}");
+    }
+    let go_on = |last: &str, extra: &str| {
+        let body = format!("{{\"messages\":[{{\"role\":\"{last}\",\"content\":\"x\"}}],\"continue_final_message\":true{extra}}}");
+        request(&body_line(CHAT, &body)).asked.map(|asked| asked.generation.continue_final_message)
+    };
+    assert_eq!(go_on("assistant", ",\"add_generation_prompt\":false"), Ok(Some(true)));
+    assert!(go_on("user", "").unwrap_err().message.contains("continue_final_message"));
+    assert!(go_on("assistant", ",\"add_generation_prompt\":true").unwrap_err().message.contains("both"));
+}
+
+#[test]
+fn openai_requests_are_known_by_every_address_that_servers_use() {
+    let got = |url: &str, method: &str| {
+        let body = if url.contains("chat") {
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"Once\"}]}"
+        } else {
+            "{\"prompt\":\"Once\"}"
+        };
+        let record = request(&body_line(url, body).replace("POST", method));
+        record.asked.map(|asked| (asked.content, record.openai.unwrap().endpoint)).map_err(|e| e.message)
+    };
+    for url in [
+        CHAT,
+        "/chat/completions",
+        "/v1/chat/completions/",
+        "https://api.openai.com/v1/chat/completions",
+        "HTTP://127.0.0.1:8000/v1/chat/completions?x=1",
+        "https://host.example/api/v1/chat/completions",
+        "/openai/deployments/gpt-4o/chat/completions?api-version=2024-02-01",
+        "https://x.example/openai/v1/chat/completions",
+    ] {
+        for method in ["POST", "post", "Post"] {
+            assert!(matches!(got(url, method), Ok((Content::Messages(_), Endpoint::Chat))), "{url}");
+        }
+        let plain = url.replace("chat/", "");
+        assert_eq!(got(&plain, "POST"), Ok((Content::Completion("Once".into()), Endpoint::Completions)), "{plain}");
+    }
+    for url in [
+        "/v2/chat/completions",
+        "/v1/embeddings",
+        "chat/completions",
+        "ftp://x/v1/chat/completions",
+        "https://x",
+        "/v1/chatcompletions",
+        "",
+    ] {
+        assert!(got(url, "POST").unwrap_err().contains("url"), "{url}");
+    }
+    assert!(got(CHAT, "GET").unwrap_err().contains("method"));
+    for (bad, message) in [
+        (body_line(CHAT, "{}"), "body.messages"),
+        (body_line(CHAT, "[]"), "body"),
+        (chat_line("").replace("custom_id", "id"), "custom_id"),
+        (chat_line("").replace("\"c\"", "5"), "custom_id"),
+        ("x".to_string(), "JSON"),
+        (body_line("/v1/completions", "{\"prompt\":[\"a\",\"b\"]}"), "prompt"),
+        (body_line("/v1/completions", "{\"prompt\":\"a\",\"add_generation_prompt\":false}"), "add_generation_prompt"),
+    ] {
+        let got = request(&bad);
+        assert!(got.asked.as_ref().unwrap_err().message.contains(message), "{got:?}");
+    }
+    let parts = body_line(
+        CHAT,
         "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}]}]}",
     );
     assert_eq!(told(&openai(&parts)), ["user:a\nb"]);
-    let hint = records("a.jsonl", ask(""));
-    assert!(hint[0].asked.as_ref().unwrap_err().message.contains("--input-format openai"));
+    let folder = Folder::new();
+    let hint = PromptFiles::open(&[folder.put("a.jsonl", chat_line(""))], Some(InputFormat::Jsonl));
+    assert!(matches!(hint, Err(InputError::Bad(message)) if message.contains("--input-format openai")));
 }
 
 /// A stream that gives one byte at a time counts how far it was read.
@@ -452,7 +679,7 @@ fn a_stream_is_read_no_further_than_the_record_at_hand() {
     static READ: AtomicUsize = AtomicUsize::new(0);
     let text = b"first\nsecond\n";
     let mut lines = lines::Lines::new(Box::new(std::io::BufReader::new(Slow(text, &READ))));
-    let first = next_in(&mut lines, InputFormat::Txt, &mut Warnings::default()).unwrap().unwrap();
+    let first = super::files::text(&mut lines).unwrap().unwrap();
     assert_eq!((first.0, READ.load(Ordering::Relaxed)), (1, 6));
 }
 

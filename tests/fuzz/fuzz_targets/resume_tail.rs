@@ -45,7 +45,7 @@ fn line(format: &Format, id: &str, prompt: &str) -> Vec<u8> {
     };
     let given = Given::Prompt(prompt.into());
     let settings = Settings { model: 1, generation: 2 };
-    format.line(&Line { answer: &answer, given: &given, model: "tiny", dtype: "f32", settings, carried: &[], created: 1 })
+    format.line(&Line { answer: &answer, id_is_number: false, given: &given, model: "tiny", dtype: "f32", settings, carried: &[], created: 1 })
 }
 
 fn read(format: &Format, bytes: &[u8]) -> Result<(Ledger, Scan), cli::Failure> {
