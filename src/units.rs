@@ -74,6 +74,16 @@ pub fn rate(r: f64) -> String {
     }
 }
 
+/// A number of things: `1 prompt`, `2 prompts`, `1 process`, `2 processes`.
+pub fn counted(count: u64, thing: &str) -> String {
+    let ending = match (count, thing.ends_with('s')) {
+        (1, _) => "",
+        (_, true) => "es",
+        _ => "s",
+    };
+    format!("{count} {thing}{ending}")
+}
+
 /// Text that may be shown on a terminal or in a log: control characters become visible escapes, one line only.
 pub fn shown(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
@@ -93,6 +103,12 @@ mod tests {
         }
         assert_eq!(Bytes(3 << 29).to_string(), "1.5 GiB");
         assert_eq!(Bytes(12).to_string(), "12 B");
+    }
+
+    #[test]
+    fn one_thing_is_not_two() {
+        assert_eq!(["0 prompts", "1 prompt", "2 prompts"], [0, 1, 2].map(|n| counted(n, "prompt")));
+        assert_eq!((counted(1, "process"), counted(3, "process")), ("1 process".to_string(), "3 processes".to_string()));
     }
 
     #[test]

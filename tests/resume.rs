@@ -141,18 +141,75 @@ fn a_complete_output_is_left_as_it_is_and_no_model_is_loaded() {
     bench.run(&[input, "-o", "out.jsonl", "-q"]).expect(4);
     let stamp = |path| std::fs::metadata(path).unwrap().modified().unwrap();
     let (before, text) = (stamp(bench.path("out.jsonl")), bench.text("out.jsonl"));
-    let ran = bench.run(&[input, "-o", "out.jsonl", "--resume", "-m", "no-such-model.gguf"]).expect(4);
+    // So much memory is not there: whoever loads the model ends with 75.
+    let no_room = ["--kv-memory", "900T"];
+    bench.run(&[&[input, "-o", "other.jsonl"][..], &no_room].concat()).expect(75);
+    let ran = bench.run(&[&[input, "-o", "out.jsonl", "--resume"][..], &no_room].concat()).expect(4);
     assert!(ran.stderr.contains("complete"), "{}", ran.stderr);
     assert_eq!((stamp(bench.path("out.jsonl")), bench.text("out.jsonl")), (before, text));
     bench.file("in.jsonl", prompts(6));
     bench.run(&[input, "-o", "good.jsonl", "-q"]).expect(0);
     let before = stamp(bench.path("good.jsonl"));
-    bench.run(&[input, "-o", "good.jsonl", "--resume", "-m", "no-such-model.gguf"]).expect(0);
+    bench.run(&[&[input, "-o", "good.jsonl", "--resume"][..], &no_room].concat()).expect(0);
     assert_eq!(stamp(bench.path("good.jsonl")), before);
     // Refused because it exists, and replaced if that is wanted.
     bench.run(&[input, "-o", "good.jsonl"]).refused("--resume");
     bench.run(&[input, "-o", "good.jsonl", "--overwrite", "--limit", "2", "-q"]).expect(0);
     assert_eq!(records(&bench.text("good.jsonl")).len(), 2);
+}
+
+#[test]
+fn a_complete_output_is_compared_with_model_dtype_and_settings_all_the_same() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(4));
+    bench.run(&[input, "-o", "out.jsonl", "-q"]).expect(0);
+    let before = bench.text("out.jsonl");
+    let other = common::Tiny { seed: 9, name: "tiny".into(), ..tiny() }.write(&bench.path("."));
+    let template = Some("{% for m in messages %}{{ m['content'] }}!{% endfor %}".to_string());
+    let templated = common::Tiny { chat_template: template, name: "templated".into(), ..tiny() }.write(&bench.path("."));
+    for (args, word) in [
+        (&["-m", "no-such-model.gguf"][..], "no-such-model.gguf"),
+        (&["-m", other.to_str().unwrap()], "model"),
+        (&["-m", templated.to_str().unwrap()], "templated.gguf"),
+        (&["--dtype", "q8_0"], "dtype f32, this run has q8_0"),
+        (&["--dtype", "bf16-emulated"], "dtype"),
+        (&["--seed", "7"], "--seed"),
+    ] {
+        bench.run(&[&[input, "-o", "out.jsonl", "--resume"], args].concat()).refused(word);
+        assert_eq!(bench.text("out.jsonl"), before);
+    }
+    // Shards are joined by cat and one more run.
+    let lines: Vec<&str> = before.split_inclusive('\n').collect();
+    bench.file("all.jsonl", [lines[1], lines[3], lines[0], lines[2]].concat());
+    let ran = bench.run(&[input, "-o", "all.jsonl", "--resume"]).expect(0);
+    assert!(ran.stderr.contains("4 answers kept"), "{}", ran.stderr);
+}
+
+#[test]
+fn an_output_of_other_prompts_is_refused_and_one_by_another_spelling_is_not() {
+    let bench = Bench::new();
+    bench.file("p.txt", "one\ntwo\nthree\n");
+    bench.file("q.txt", "uno\ndue\ntre\n");
+    bench.run(&["p.txt", "-o", "out.jsonl", "-q", "--limit", "2"]).expect(0);
+    let before = bench.text("out.jsonl");
+    let ran = bench.run(&["q.txt", "-o", "out.jsonl", "--resume"]).refused("none of its 2 records is of these prompts");
+    assert!(ran.stderr.contains("'p.txt:1'") && ran.stderr.contains("'q.txt:1'"), "{}", ran.stderr);
+    assert_eq!(bench.text("out.jsonl"), before);
+    // What an earlier version wrote under the path as typed is found, its errors are replaced.
+    let long = "y".repeat(600);
+    bench.file("p.txt", format!("one\ntwo\n{long}\nfour\n"));
+    bench.run(&["./p.txt", "-o", "all.jsonl", "-q", "--ordered"]).expect(4);
+    let whole = bench.text("all.jsonl");
+    let old = whole.replace("\"id\":\"p.txt:", "\"id\":\"./p.txt:");
+    let cut: String = old.split_inclusive('\n').take(3).collect();
+    bench.file("old.jsonl", &cut);
+    for spelling in ["p.txt", "./p.txt"] {
+        bench.file("old.jsonl", &cut);
+        bench.run(&[spelling, "-o", "old.jsonl", "-q", "--resume"]).expect(4);
+        let all = bench.text("old.jsonl");
+        assert_eq!(records(&all).len(), 4, "{spelling}: {all}");
+        assert!(all.starts_with(cut.split_inclusive('\n').next().unwrap()), "{all}");
+    }
 }
 
 #[test]
@@ -232,7 +289,7 @@ fn an_output_without_settings_is_matched_by_id_prompt_model_and_dtype() {
         .collect();
     bench.file("out.jsonl", &bare);
     let ran = bench.run(&[input, "-o", "out.jsonl", "--resume"]).expect(0);
-    assert!(ran.stderr.contains("2 kept records have no settings"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("2 records kept without settings"), "{}", ran.stderr);
     assert_eq!(records(&bench.text("out.jsonl")).len(), 4);
     bench.file("out.jsonl", bare.replace("\"dtype\":\"f32\"", "\"dtype\":\"q4_1\""));
     bench.run(&[input, "-o", "out.jsonl", "--resume"]).refused("dtype");
@@ -440,6 +497,32 @@ fn a_run_killed_while_its_model_is_fetched_leaves_no_half_model_and_the_next_one
     silent.store(false, Ordering::SeqCst);
     finish(bench.start(command("600"))).expect(0);
     assert_eq!(records(&bench.text("out.jsonl")).len(), 3);
+}
+
+#[test]
+fn two_processes_that_fetch_one_model_at_once_both_get_it_whole() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(3));
+    let silent = Arc::new(AtomicBool::new(true));
+    let address = hub(std::fs::read(process::model()).unwrap(), silent.clone());
+    let start = |out: &str| {
+        let mut command = bench.command(&[input, "-o", out, "-m", "org/name", "-q"]);
+        command.env("HF_HOME", bench.path("hf")).env("HF_ENDPOINT", &address).env("HF_HUB_DOWNLOAD_TIMEOUT", "600");
+        bench.start(command)
+    };
+    let first = start("first.jsonl");
+    let second = start("second.jsonl");
+    // One of them is in the middle of the file, the other one waits for it or is there too.
+    while !below(&bench.path("hf")).iter().any(|p| std::fs::metadata(p).is_ok_and(|m| m.len() > 0)) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    silent.store(false, Ordering::SeqCst);
+    finish(first).expect(0);
+    finish(second).expect(0);
+    assert_eq!(essences(&bench.text("first.jsonl")), essences(&bench.text("second.jsonl")));
+    let left = below(&bench.path("hf"));
+    assert!(left.iter().all(|p| p.components().all(|c| c.as_os_str() != ".llmopt.fetch")), "nothing half stays: {left:?}");
 }
 
 #[test]

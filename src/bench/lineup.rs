@@ -3,7 +3,7 @@
 //! compared, never times of different machines or moments.
 
 use super::comparison::{self, Comparison};
-use super::result::BenchResult;
+use super::result::{BenchResult, without_mark};
 use super::rows::{self, Ratio};
 use super::statistics::Interval;
 use crate::machine::Machine;
@@ -30,15 +30,18 @@ pub struct Results {
     pub smallest: Option<f64>,
 }
 
+/// Smaller effects are none, however narrow the interval: peak memory repeats to a tenth of a percent, and nobody would act on that.
+const LEAST: f64 = 0.01;
+
 /// What a change is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
-    /// The whole interval lies above 1.
+    /// The whole interval lies above 1, and the ratio by [`LEAST`] or more.
     Better,
-    /// The whole interval lies below 1.
+    /// The whole interval lies below 1, and the ratio by [`LEAST`] or more.
     Worse,
-    /// It contains 1.
+    /// Neither.
     Same,
 }
 
@@ -111,6 +114,7 @@ impl Results {
 
     /// Reads text.
     pub fn parse(text: &str) -> Result<Results, String> {
+        let text = without_mark(text);
         let value: serde_json::Value = serde_json::from_str(text)
             .map_err(|e| format!("line {}: is not JSON ({})", e.line(), crate::units::shown(&e.to_string())))?;
         let results = if value.is_array() {
@@ -279,6 +283,7 @@ pub fn line_up(results: &[Results]) -> Result<LineUp, String> {
                 let log = (b.ratio / a.ratio).ln();
                 let ratio = Interval { low: (log - half).exp(), ratio: log.exp(), high: (log + half).exp() };
                 let change = match ratio {
+                    _ if log.abs() < LEAST.ln_1p() => Change::Same,
                     Interval { low, .. } if low > 1.0 => Change::Better,
                     Interval { high, .. } if high < 1.0 => Change::Worse,
                     _ => Change::Same,
@@ -332,6 +337,19 @@ mod tests {
             (found.others[0].only_first.as_slice(), found.others[0].only_other.as_slice()),
             (&["gone".to_string()][..], &["new".to_string()][..])
         );
+    }
+
+    #[test]
+    fn a_tenth_of_a_percent_is_no_change_however_sure_it_is() {
+        let table = |ratio: f64| {
+            let (low, high) = (ratio * 0.9999, ratio * 1.0001);
+            let text =
+                format!("\u{feff}[{{\"optimization\":\"x\",\"alone\":{ratio},\"alone_low\":{low},\"alone_high\":{high}}}]");
+            speedup(&text).unwrap()
+        };
+        let change = |ratio: f64| line_up(&[table(1.0), table(ratio)]).unwrap().others[0].rows[0].change;
+        assert_eq!([0.999, 1.001, 1.009].map(change), [Change::Same; 3]);
+        assert_eq!([0.98, 1.02].map(change), [Change::Worse, Change::Better]);
     }
 
     #[test]

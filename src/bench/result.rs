@@ -199,6 +199,11 @@ pub struct Clients {
     pub ttft_ms: Vec<f64>,
 }
 
+/// Text without the byte order mark that some editors put in front.
+pub fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
 impl Round {
     /// The trial of this configuration.
     pub fn of(&self, config: usize) -> Option<&Sample> {
@@ -246,6 +251,7 @@ impl BenchResult {
 
     /// Reads and checks text.
     pub fn parse(text: &str) -> Result<BenchResult, String> {
+        let text = without_mark(text);
         let value: serde_json::Value = serde_json::from_str(text)
             .map_err(|e| format!("line {}: is not JSON ({e}); a result.json of llmopt bench would work", e.line()))?;
         match (value["schema_name"].as_str(), value["schema"].as_u64()) {
@@ -336,6 +342,7 @@ mod tests {
         let before = result(3, 0.0, 1, |label| if label == "baseline" { 4.5 } else { 1.5 });
         let text = before.to_json();
         assert!(BenchResult::parse(&text).unwrap() == before);
+        assert!(BenchResult::parse(&format!("\u{feff}{text}")).unwrap() == before, "a byte order mark does not count");
         assert_eq!(text.lines().filter(|l| l.contains("\"generated_tokens\"")).count(), 27, "a line per sample");
     }
 

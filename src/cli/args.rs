@@ -22,32 +22,74 @@ pub struct Shared {
     pub dtype: DtypePolicy,
 
     /// Worker threads [default: physical cores this process may use]
-    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Machine")]
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true, help_heading = "Machine")]
     pub threads: Option<usize>,
     /// Most sequences decoded together
-    #[arg(long, value_name = "N", default_value = "16", value_parser = at_least_one, help_heading = "Machine")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "16",
+        value_parser = batch_size,
+        allow_negative_numbers = true,
+        help_heading = "Machine"
+    )]
     pub batch_size: usize,
     /// Most memory for keys and values, such as 512M [default: a quarter of usable memory, at most batch × 2048 positions]
-    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, help_heading = "Machine")]
     pub kv_memory: Option<Bytes>,
     /// Force a kernel set
     #[arg(long, value_name = "SET", hide = true)]
     pub kernels: Option<String>,
 
     /// Most tokens of an answer
-    #[arg(long, value_name = "N", default_value = "128", value_parser = at_least_one, help_heading = "Generation")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "128",
+        value_parser = at_least_one,
+        allow_negative_numbers = true,
+        help_heading = "Generation"
+    )]
     pub max_tokens: usize,
     /// 0 is argmax; below 0.3 too, unless `greedy` is off
-    #[arg(long, value_name = "X", default_value = "0.2", value_parser = temperature, help_heading = "Generation")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value = "0.2",
+        value_parser = temperature,
+        allow_negative_numbers = true,
+        help_heading = "Generation"
+    )]
     pub temperature: f32,
     /// Smallest set of tokens whose probability reaches this; 1 is off
-    #[arg(long, value_name = "X", default_value = "0.95", value_parser = top_p, help_heading = "Generation")]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value = "0.95",
+        value_parser = top_p,
+        allow_negative_numbers = true,
+        help_heading = "Generation"
+    )]
     pub top_p: f32,
     /// Only the N most probable tokens; 0 is off
-    #[arg(long, value_name = "N", default_value = "50", help_heading = "Generation")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "50",
+        value_parser = top_k,
+        allow_negative_numbers = true,
+        help_heading = "Generation"
+    )]
     pub top_k: usize,
     /// Key of the sampler's draws
-    #[arg(long, value_name = "N", default_value = "0", help_heading = "Generation")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "0",
+        value_parser = whole,
+        allow_negative_numbers = true,
+        help_heading = "Generation"
+    )]
     pub seed: u64,
     /// End an answer before this text; repeatable
     #[arg(long, value_name = "S", value_parser = stop_string, help_heading = "Generation")]
@@ -70,13 +112,13 @@ pub struct Shared {
     pub typed: Typed,
 
     /// Only the first N prompts
-    #[arg(long, value_name = "N", help_heading = "Amount")]
+    #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "Amount")]
     pub limit: Option<u64>,
     /// Count prompts and tokens, estimate the time, then stop
     #[arg(long, help_heading = "Amount")]
     pub dry_run: bool,
     /// Stop in this many seconds
-    #[arg(long, value_name = "S", value_parser = positive_seconds, help_heading = "Amount")]
+    #[arg(long, value_name = "S", value_parser = positive_seconds, allow_negative_numbers = true, help_heading = "Amount")]
     pub max_time: Option<f64>,
 
     /// Errors only
@@ -256,6 +298,42 @@ pub fn dtype(text: &str) -> Result<DtypePolicy, String> {
     }
 }
 
+/// More threads than this for each usable core only wait for one another.
+const THREADS_PER_CORE: usize = 4;
+
+/// More sequences at a time than this take memory and no longer make a step's rows cheaper.
+const MOST_BATCH: usize = 4096;
+
+fn threads(text: &str) -> Result<usize, String> {
+    threads_of(text, crate::machine::usable_threads())
+}
+
+fn threads_of(text: &str, cores: usize) -> Result<usize, String> {
+    let most = cores.saturating_mul(THREADS_PER_CORE);
+    match text.parse::<usize>() {
+        Ok(n) if (1..=most).contains(&n) => Ok(n),
+        _ => Err(format!(
+            "must be a whole number from 1 to {most}: {THREADS_PER_CORE} for each of the {} that this process may use",
+            crate::units::counted(cores as u64, "core")
+        )),
+    }
+}
+
+fn batch_size(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if (1..=MOST_BATCH).contains(&n) => Ok(n),
+        _ => Err(format!("must be a whole number from 1 to {MOST_BATCH}")),
+    }
+}
+
+fn top_k(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "must be a whole number; 0 is off".to_string())
+}
+
+fn whole(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("must be a whole number from 0 to {}", u64::MAX))
+}
+
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(n) if (1..=1 << 20).contains(&n) => Ok(n),
@@ -342,6 +420,16 @@ mod tests {
         for bad in ["0", "-1", "x", "99999999999999999999", "2000000"] {
             assert!(at_least_one(bad).is_err(), "{bad}");
         }
+        for (bad, cores) in [("0", 2), ("9", 2), ("10000", 2), ("5", 1), ("-1", 2), ("99999999999999999999", 2), ("x", 2)] {
+            let error = threads_of(bad, cores).unwrap_err();
+            assert!(error.contains(if cores == 1 { "1 to 4: 4 for each of the 1 core " } else { "1 to 8" }), "{error}");
+        }
+        assert_eq!((threads_of("8", 2), threads_of("4", 1), batch_size("4096")), (Ok(8), Ok(4), Ok(4096)));
+        for bad in ["0", "4097", "1048576", "-3"] {
+            assert!(batch_size(bad).unwrap_err().contains("4096"), "{bad}");
+        }
+        assert!(whole("-1").is_err() && top_k("-1").is_err() && whole("18446744073709551616").is_err());
+        assert_eq!(whole("18446744073709551615"), Ok(u64::MAX));
         assert!(dtype("q4_k").unwrap_err().contains("q4_1"));
         assert!(stop_on("eos,words").is_err());
         assert_eq!(stop_on("eos, loop"), Ok(StopOn { eos: true, strings: false, sentence: false, repetition: true }));

@@ -4,6 +4,7 @@
 use super::args::Shared;
 use super::console::{self, Console, Level};
 use super::failure::status;
+use super::files::Touched;
 use super::loading::open_model;
 use super::run::inputs::Inputs;
 use super::run::progress::{Style, style};
@@ -24,7 +25,7 @@ use crate::optimizations::Set;
 use crate::pipeline::{Control, DtypePolicy, Latencies, Loaded, Options, Pipeline, PipelineConfig};
 use crate::report::{self, Align, Cell, Format, Table, histograms, speedup};
 use crate::roofline::{Effort, Limits};
-use crate::units::seconds;
+use crate::units::{counted, seconds};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,10 +51,10 @@ pub struct Args {
     #[arg(long, help_heading = "Plan")]
     pub quick: bool,
     /// Exactly this many rounds (if there is time) instead of until the intervals are narrow
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=10_000), help_heading = "Plan")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=10_000), allow_negative_numbers = true, help_heading = "Plan")]
     pub rounds: Option<u64>,
     /// Most seconds [default: 105 with --quick, 285 for a single phase, 1140 for all]
-    #[arg(long, value_name = "S", value_parser = super::args::positive_seconds, help_heading = "Plan")]
+    #[arg(long, value_name = "S", value_parser = super::args::positive_seconds, allow_negative_numbers = true, help_heading = "Plan")]
     pub time_budget: Option<f64>,
     /// Closed-loop clients to simulate, such as 1,4,16; or none [default: 1,4,16 where phase 3 is measured]
     #[arg(long, value_name = "LIST", value_parser = client_list, help_heading = "Plan")]
@@ -63,13 +64,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Gate")]
     pub baseline: Option<PathBuf>,
     /// Percent that a ratio may lose against the baseline
-    #[arg(long, value_name = "PCT", default_value = "10", value_parser = percent, help_heading = "Gate")]
+    #[arg(long, value_name = "PCT", default_value = "10", value_parser = percent, allow_negative_numbers = true, help_heading = "Gate")]
     pub max_regression: f64,
     /// Refuse a baseline of another machine instead of comparing ratios only
     #[arg(long, requires = "baseline", help_heading = "Gate")]
     pub same_machine: bool,
     /// Fail if the total speedup is certainly below this
-    #[arg(long, value_name = "X", value_parser = positive, help_heading = "Gate")]
+    #[arg(long, value_name = "X", value_parser = positive, allow_negative_numbers = true, help_heading = "Gate")]
     pub min_speedup: Option<f64>,
 
     /// What is written to standard output
@@ -142,6 +143,7 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     }
     let mut console = Console::new(args.shared.level());
     // Everything that can be refused without the model is refused first.
+    touched(args).check()?;
     let baseline =
         args.baseline.as_deref().map(BenchResult::read).transpose().map_err(|e| Failure::usage(format!("--baseline {e}")))?;
     if args.quick && (baseline.is_some() || args.min_speedup.is_some()) {
@@ -167,22 +169,25 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     }
     let (prompts, tokens) = run::count(&loaded, &workload)?;
     let budget = budget(args);
-    let counted = format!(
-        "{prompts} prompts with {tokens} tokens in {} slices; {} configurations, {}; at most {}",
-        workload.slices.len(),
-        plan.configs.len(),
+    let amount = format!(
+        "{} with {} in {}; {}, {}; at most {}",
+        counted(prompts as u64, "prompt"),
+        counted(tokens as u64, "token"),
+        counted(workload.slices.len() as u64, "slice"),
+        counted(plan.configs.len() as u64, "configuration"),
         args.rounds
             .map_or(format!("at least {LEAST_ROUNDS} rounds if there is time"), |n| format!("{n} rounds if there is time")),
         seconds(budget)
     );
     if args.shared.dry_run {
         console.release();
-        console.say(format!("llmopt: bench --phase {}: {counted}", args.phase.name()));
+        console.say(format!("llmopt: bench --phase {}: {amount}", args.phase.name()));
         return Ok(status::DONE);
     }
     let options = Options { test_delay_percent: args.test_delay, ..args.shared.options() };
     let base = pinned(args, &loaded, &options)?;
     let folder = results::Folder::new(&args.out, &format!("{}-phase-{}{}", machine.label(), args.phase.name(), quick(args)))?;
+    signals.created(Some(folder.path().to_path_buf()));
     let mut result = BenchResult {
         schema_name: SCHEMA_NAME.into(),
         schema: SCHEMA,
@@ -214,8 +219,10 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
         notes: Vec::new(),
     };
     console.release();
-    console.say(format!("llmopt: bench --phase {}: {counted}", args.phase.name()));
+    console.say(format!("llmopt: bench --phase {}: {amount}", args.phase.name()));
     signals.begin();
+    // A signal ends the trial; analysis and report come after it.
+    signals.end();
     let job = Job {
         loaded,
         options,
@@ -261,7 +268,15 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let analysis = analyse(&result);
     let report = speedup::report(&result, &analysis, &latencies);
     write(&folder, &result, &report, &latencies)?;
-    let (lines, failed) = judge(args, baseline.as_ref(), &result, &analysis)?;
+    // An interrupted run judges nothing; one that cannot be judged is shown all the same.
+    let judged = match interrupted {
+        Some(_) => Ok((vec!["no verdict: the run was interrupted".to_string()], false)),
+        None => judge(args, baseline.as_ref(), &result, &analysis),
+    };
+    let (lines, failed, refused) = match judged {
+        Ok((lines, failed)) => (lines, failed, None),
+        Err(failure) => (vec![format!("no verdict: {}", failure.message)], false, Some(failure)),
+    };
     summary_page(&result, &analysis, &lines);
     let printed = results::print(&report.render(args.format, results::width()));
     console.say(format!("llmopt: results are in {}", folder.shown()));
@@ -274,15 +289,34 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     printed?;
     match interrupted {
         Some((signal, status)) => {
-            console::line(&format!("llmopt: interrupted by {signal}: {} whole rounds are kept", result.rounds.len()));
+            let rounds = counted(result.rounds.len() as u64, "whole round");
+            console::line(&format!("llmopt: interrupted by {signal}: {rounds} kept, no verdict"));
             Ok(status)
         }
+        None if refused.is_some() => refused.map_or(Ok(status::DONE), Err),
         None => Ok(if failed { status::GATE } else { status::DONE }),
     }
 }
 
+/// Every file that the command reads and writes. Results go into a folder of their own, which is new.
+fn touched(args: &Args) -> Touched {
+    let mut touched = Touched::default();
+    args.prompts.iter().for_each(|path| touched.reads("", path));
+    args.baseline.iter().for_each(|path| touched.reads("--baseline", path));
+    touched.reads_model(&args.shared.model);
+    touched.writes_standard_output();
+    step_summary().iter().for_each(|path| touched.writes("GITHUB_STEP_SUMMARY", path));
+    touched
+}
+
+/// The page that GitHub shows for a job.
+fn step_summary() -> Option<PathBuf> {
+    std::env::var_os("GITHUB_STEP_SUMMARY").filter(|p| !p.is_empty()).map(PathBuf::from)
+}
+
 /// A fresh process's part.
 fn fresh_process(args: &Args, set: &str, begun: Instant) -> Result<u8, Failure> {
+    super::leave_with_parent();
     let names = set.split('+').filter(|n| *n != "none");
     let set = Set::named(names).map_err(Failure::usage)?;
     let loaded = Loaded::open(open_model(&args.shared, Level::Quiet)?)?;
@@ -523,7 +557,7 @@ fn write(
 
 /// Appends the short report to the page that GitHub shows for a job; a page that cannot be written is not worth a failure.
 fn summary_page(result: &BenchResult, analysis: &Analysis, gate: &[String]) {
-    if let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|p| !p.is_empty()) {
+    if let Some(path) = step_summary() {
         let text = speedup::summary(result, analysis, gate).render(Format::Md, 80);
         let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
         let _ = file.and_then(|mut f| std::io::Write::write_all(&mut f, text.as_bytes()));
@@ -554,7 +588,7 @@ impl Display {
             Progress::Preparing { done, of } => (format!("preparing configuration {} of {of}", done + 1), false),
             Progress::Starts { done, of } => (format!("fresh processes, pair {} of {of}", done + 1), false),
             Progress::Yardstick => ("the yardstick: our storages and candle".to_string(), true),
-            Progress::Clients { clients } => (format!("{clients} clients"), true),
+            Progress::Clients { clients } => (counted(clients as u64, "client"), true),
             Progress::Estimate { round_s, rounds } => {
                 (format!("a round takes {}, so {rounds} rounds at most", seconds(round_s)), true)
             }

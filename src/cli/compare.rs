@@ -5,8 +5,10 @@
 use super::Failure;
 use super::args::{self, Shared};
 use super::console::{Console, Level, Progress};
+use super::files::Touched;
 use super::loading;
 use super::results::{self, Folder};
+use super::run::signals::Signals;
 use super::setting::{self, Setting};
 use crate::bench::comparison::{self as comparison, Auto, ChildReport, Comparison, Figure, Plan, SCHEMA, Subject};
 use crate::bench::lineup::{self, Results};
@@ -19,7 +21,7 @@ use crate::machine::{Activity, Machine};
 use crate::pipeline::{Control, DtypePolicy, Ended, Input, Loaded, Order, Pipeline, Prompt};
 use crate::report::{self, Format, Report};
 use crate::roofline::{Effort, Limits, Work};
-use crate::units::{TokenId, seconds, shown};
+use crate::units::{TokenId, counted, seconds, shown};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -117,6 +119,7 @@ impl Budget {
 /// Runs it; the result is the exit status.
 pub fn main(args: &Args) -> Result<u8, Failure> {
     if let Some([prompts, tokens]) = args.child.as_deref() {
+        super::leave_with_parent();
         return child(args, *prompts, *tokens);
     }
     match classify(&args.what)? {
@@ -147,6 +150,10 @@ fn classify(what: &[String]) -> Result<bool, Failure> {
 }
 
 fn files(args: &Args) -> Result<u8, Failure> {
+    let mut touched = Touched::default();
+    args.what.iter().for_each(|path| touched.reads("", Path::new(path)));
+    touched.writes_standard_output();
+    touched.check()?;
     let results: Vec<Results> =
         args.what.iter().map(|w| Results::read(Path::new(w))).collect::<Result<_, _>>().map_err(Failure::usage)?;
     let lined_up = lineup::line_up(&results).map_err(Failure::usage)?;
@@ -169,7 +176,14 @@ fn settings(args: &Args) -> Result<u8, Failure> {
     let mut settings = Setting::parse_all(&args.what, &args.shared)?;
     let machine = Machine::detect();
     add_emulated(&mut settings, &machine, &args.shared)?;
+    let mut touched = Touched::default();
+    args.text.iter().for_each(|path| touched.reads("--text", path));
+    settings.iter().for_each(|s| touched.reads_model(&s.shared.model));
+    touched.writes_standard_output();
+    touched.check()?;
     let text = read_text(args)?;
+    let signals = Signals::watch(Arc::default())?;
+    signals.advise("; nothing was measured to its end, and nothing is written");
     let loaded = open_models(&settings)?;
     let windows = if args.quick { None } else { Some(windows(&text, &settings, &loaded, args)?) };
     let budget = Budget::of(args, args.what.len());
@@ -178,23 +192,37 @@ fn settings(args: &Args) -> Result<u8, Failure> {
         true => None,
         false => Some(Folder::new(args.out.as_deref().unwrap_or(Path::new("results")), &format!("{}-compare", machine.label()))?),
     };
+    signals.created(folder.as_ref().map(|f| f.path().to_path_buf()));
     console.release();
     let plan = format!(
-        "llmopt: comparing {} with {}: {} fresh processes, {}rounds of forward passes; about {}",
-        settings[0].name,
-        settings[1..].iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", "),
-        budget.passes * settings.len(),
+        "llmopt: {}: {}, {}rounds of forward passes; about {}",
+        task(&settings),
+        counted((budget.passes * settings.len()) as u64, "fresh process"),
         windows.as_ref().map_or(String::new(), |w| format!("{} tokens of text, ", w.predictions())),
         seconds(budget.total.as_secs_f64())
     );
     console.say(plan);
     let Some(folder) = folder else {
         let prompts = workload(&settings[0], budget.prompts, budget.tokens);
-        console.say(format!("llmopt: {} prompts of at most {} tokens each; nothing was run", prompts.len(), budget.tokens));
+        let prompts = counted(prompts.len() as u64, "prompt");
+        console.say(format!("llmopt: {prompts} of at most {} each; nothing was run", counted(budget.tokens as u64, "token")));
         return Ok(0);
     };
     let measured = measure(args, &mut console, &settings, &loaded, machine, windows.as_ref(), &budget, begin);
-    let comparison = measured.inspect_err(|_| folder.remove_if_empty())?;
+    let comparison = match measured {
+        Ok(comparison) => comparison,
+        Err(failure) => {
+            folder.remove_if_empty();
+            // Ctrl-C in a terminal ends the fresh processes too: their end is no failure of its own.
+            if let Some((_, status)) = signals.got() {
+                std::thread::sleep(Duration::from_secs(2));
+                return Ok(status);
+            }
+            return Err(failure);
+        }
+    };
+    // From here on there is something to write, which takes no time.
+    signals.begin();
     let verdicts = verdict::verdicts(&comparison);
     let report = report::compare::report(&comparison, &verdicts);
     let json = as_json(&comparison, &verdicts);
@@ -205,6 +233,18 @@ fn settings(args: &Args) -> Result<u8, Failure> {
     console.say(format!("llmopt: results in {}", folder.shown()));
     show(args.format, &report, &json)?;
     Ok(0)
+}
+
+/// What is done with these settings.
+fn task(settings: &[Setting]) -> String {
+    match settings {
+        [alone] => format!("measuring {} alone (no ratios, no verdict)", alone.name),
+        [first, others @ ..] => {
+            let others: Vec<&str> = others.iter().map(|s| s.name.as_str()).collect();
+            format!("comparing {} with {}", first.name, others.join(", "))
+        }
+        [] => "nothing to measure".into(),
+    }
 }
 
 /// `f32 bf16` alone, on a CPU that cannot multiply bf16: what most programs do there comes along.
@@ -236,6 +276,9 @@ fn read_text(args: &Args) -> Result<String, Failure> {
         Ok(_) => bytes.len(),
     };
     bytes.truncate(valid);
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
     String::from_utf8(bytes).map_err(|e| Failure::usage(format!("--text {name}: {e}")))
 }
 
@@ -580,6 +623,22 @@ mod tests {
         assert_eq!(what(&["a.json", "results/x"]), Ok(true));
         assert!(what(&["a.json", "f32"]).unwrap_err().message.contains("'f32' is a setting"));
         assert!(what(&["a.json"]).unwrap_err().message.contains("two or more"));
+    }
+
+    #[test]
+    fn a_setting_alone_is_not_compared_with_nothing() {
+        #[derive(clap::Parser)]
+        struct Flags {
+            #[command(flatten)]
+            shared: Shared,
+        }
+        let shared = <Flags as clap::Parser>::parse_from(["x"]).shared;
+        let said = |typed: &[&str]| {
+            let typed: Vec<String> = typed.iter().map(|s| s.to_string()).collect();
+            task(&Setting::parse_all(&typed, &shared).unwrap())
+        };
+        assert_eq!(said(&["f32"]), "measuring f32 alone (no ratios, no verdict)");
+        assert_eq!(said(&["f32", "bf16", "q8_0"]), "comparing f32 with bf16, q8_0");
     }
 
     #[test]

@@ -66,8 +66,8 @@ impl From<PipelineError> for Failure {
 /// The first panic's place and message.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
-/// Runs `work`; a panic in it becomes a [`Failure`], and no panic of any thread is printed from now on.
-pub fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+/// Runs `work`; a panic in it becomes a [`Failure`] that ends with `advice`, and no panic of any thread is printed from now on.
+pub fn guarded<T>(advice: &str, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     std::panic::set_hook(Box::new(|info| {
         let message = info.payload().downcast_ref::<&str>().map(|s| s.to_string());
         let message = message.or_else(|| info.payload().downcast_ref::<String>().cloned()).unwrap_or_default();
@@ -78,7 +78,7 @@ pub fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failur
     }));
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
         let what = PANIC.lock().ok().and_then(|mut p| p.take()).unwrap_or_default();
-        Err(Failure::failed(format!("internal error: {what}; what is written is whole, --resume goes on")))
+        Err(Failure::failed(format!("internal error: {what}{advice}")))
     })
 }
 
@@ -88,8 +88,9 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_one_line_with_status_1() {
-        let failure = guarded::<()>(|| panic!("the {} broke", "pump")).unwrap_err();
+        let failure = guarded::<()>("; --resume goes on", || panic!("the {} broke", "pump")).unwrap_err();
         assert_eq!(failure.status, 1);
+        assert!(failure.message.ends_with("; --resume goes on"), "{}", failure.message);
         assert!(failure.message.contains("the pump broke") && failure.message.contains("failure.rs"), "{}", failure.message);
         let _ = std::panic::take_hook();
     }

@@ -11,6 +11,7 @@ mod bench;
 mod compare;
 pub mod console;
 mod failure;
+mod files;
 mod loading;
 pub mod results;
 mod run;
@@ -42,11 +43,16 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version end with 0, everything else with 2. A closed pipe is not worth a word.
-            let _ = error.print();
-            return ExitCode::from(error.exit_code() as u8);
+            let status = error.exit_code() as u8;
+            let _ = plainly(error).print();
+            return ExitCode::from(status);
         }
     };
-    let outcome = guarded(|| {
+    let advice = match &cli.command {
+        Command::Run(args) if args.output.is_some() => run::signals::RESUME,
+        _ => "",
+    };
+    let outcome = guarded(advice, || {
         within_limits().and_then(|()| match cli.command {
             Command::Run(args) => run::main(&args),
             Command::Bench(args) => bench::main(&args),
@@ -72,12 +78,66 @@ fn parse() -> Result<Cli, clap::Error> {
     Ok(cli)
 }
 
+/// clap's own tip for a value that begins with a hyphen, `-- -x`, makes a prompt file of it: the one that works is `--flag=-x`.
+fn plainly(mut error: clap::Error) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let Some(ContextValue::String(odd)) = error.get(ContextKind::InvalidArg).cloned() else { return error };
+    let typed: Vec<String> = std::env::args().collect();
+    let before = typed.iter().position(|a| *a == odd).and_then(|at| at.checked_sub(1)).and_then(|at| typed.get(at));
+    let flag = before.filter(|b| b.starts_with("--") && b.len() > 2 && !b.contains('='));
+    if error.kind() == ErrorKind::UnknownArgument && odd.starts_with('-') {
+        error.remove(ContextKind::Suggested);
+        if let Some(flag) = flag {
+            let plain = odd.chars().all(|c| c.is_ascii_alphanumeric() || "-_.,:/+".contains(c));
+            let value = if plain { odd.clone() } else { format!("'{}'", odd.replace('\'', r"'\''")) };
+            let tip = format!("a value that begins with a hyphen is written {flag}={value}");
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+        }
+    }
+    error
+}
+
+/// Descriptors that a command opens beyond its standard streams: prompts, output, signals, a model of a few files, and one to look up memory.
+const DESCRIPTORS: usize = 10;
+
+/// A limit on open files that would be met half-way, and then taken for something else, is said here.
+fn enough_descriptors() -> Result<(), Failure> {
+    let mut open = Vec::new();
+    for _ in 0..DESCRIPTORS {
+        match std::fs::File::open("/dev/null") {
+            Ok(file) => open.push(file),
+            Err(e) if e.raw_os_error() == Some(libc::EMFILE) => {
+                return Err(Failure::failed(format!(
+                    "too many open files: {} more can be opened and {DESCRIPTORS} are needed; raise the limit (ulimit -n)",
+                    open.len()
+                )));
+            }
+            // A system without it has other limits.
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+/// For a fresh process that measures for another one: it ends when that one does.
+fn leave_with_parent() {
+    let parent = std::os::unix::process::parent_id();
+    let watch = move || {
+        while std::os::unix::process::parent_id() == parent {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        std::process::exit(i32::from(status::FAILED));
+    };
+    let _ = std::thread::Builder::new().name("parent watch".into()).spawn(watch);
+}
+
 /// The least address space to begin with.
 const LEAST: Bytes = Bytes(40 << 20);
 
 /// Under a limit on the address space (`ulimit -v`) glibc's heaps, 64 MB of addresses for each thread, would use it up, and small
 /// allocations fail: the program then starts itself again with one heap for all. Too low a limit to begin with is said here.
 fn within_limits() -> Result<(), Failure> {
+    enough_descriptors()?;
     let Some(left) = Files::system().resource_limit_left().map(Bytes) else { return Ok(()) };
     if left < LEAST {
         let message = format!("the limit on memory (ulimit -v or -d) leaves {left}, and {LEAST} are needed to begin: raise it");

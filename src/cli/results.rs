@@ -7,7 +7,6 @@ use crate::pipeline::DtypePolicy;
 use crate::units::shown;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A new folder for the results of one run.
@@ -98,21 +97,9 @@ fn utc(since_1970: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", time / 3600, time / 60 % 60, time % 60)
 }
 
-/// Commit of the source tree that this program lies in (`target/…` of its own checkout), with `+` if files were changed.
+/// Commit that the program was built from, with `+` if files were changed; known since the build (`build.rs`), if at all.
 pub fn commit() -> Option<String> {
-    let program = std::env::current_exe().ok()?;
-    let git = |args: &[&str]| {
-        let mut command = Command::new("git");
-        command.arg("-C").arg(program.parent()?).args(args).stdin(Stdio::null()).stderr(Stdio::null());
-        let output = command.output().ok().filter(|o| o.status.success())?;
-        Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
-    };
-    // A program that was installed into somebody's own repository is not built from that.
-    let manifest = std::fs::read_to_string(Path::new(&git(&["rev-parse", "--show-toplevel"])?).join("Cargo.toml")).ok()?;
-    manifest.lines().any(|l| l.trim() == "name = \"llmopt\"").then_some(())?;
-    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|s| !s.is_empty());
-    Some(format!("{commit}{}", if changed { "+" } else { "" }))
+    option_env!("LLMOPT_COMMIT").map(String::from)
 }
 
 /// As typed after `--dtype`.

@@ -81,8 +81,9 @@ fn only_format(model: &Model) -> Option<Format> {
 }
 
 impl ResolvedDtype {
-    /// Resolves a configuration's dtype for a model. `kernels` and the sizes are what a timing would use.
-    pub(super) fn resolve(model: &Model, config: &PipelineConfig, kernels: KernelSet) -> ResolvedDtype {
+    /// Resolves a configuration's dtype for a model. `kernels` and the sizes are what a timing would use; without them nothing is timed,
+    /// and of two storages with the same bits the file's own is named.
+    pub(super) fn resolve(model: &Model, config: &PipelineConfig, kernels: Option<KernelSet>) -> ResolvedDtype {
         let quantized_file = matrices(&model.spec).any(|r| model.weights.format(r).is_none_or(Format::is_quantized));
         let widened = config.quantized == QuantizedPolicy::Widened;
         let stored_name = main_format(model).unwrap_or(Format::F32).name();
@@ -103,7 +104,8 @@ impl ResolvedDtype {
             }
             DtypePolicy::Auto => match only_format(model) {
                 Some(format) if format != Format::F32 => {
-                    let (format, reason) = faster(&model.spec, format, config, kernels);
+                    let as_stored = (format, "as stored in the file".into());
+                    let (format, reason) = kernels.map_or(as_stored, |k| faster(&model.spec, format, config, k));
                     (FormatPlan::All(format), format.name(), reason)
                 }
                 _ => (FormatPlan::All(Format::F32), "f32", "the only storage that holds every weight of the file exactly".into()),

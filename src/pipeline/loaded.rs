@@ -11,6 +11,7 @@ use super::{
     Settings, TokenizerPolicy, WarmupPolicy,
 };
 use crate::decoder::Decoder;
+use crate::decoder::kv::PAGE;
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeError, NativeOptions, PackedModel};
 use crate::engine::{Engine, EngineConfig, Request, Sampling, StopRules, TextDecoder};
 use crate::kernels::KernelSet;
@@ -164,6 +165,30 @@ impl TextDecoder for Text {
     }
 }
 
+/// What the records of one output have in common, and a resume compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The model's name.
+    pub model: String,
+    /// Name of the storage in use.
+    pub dtype: String,
+    /// First half of the settings: model file, numeric path, template.
+    pub half: u32,
+}
+
+impl Identity {
+    /// That of a pipeline of this configuration, without building one: no weight is read.
+    pub fn of(model: &Model, config: &PipelineConfig) -> Identity {
+        Identity::with(model, &ResolvedDtype::resolve(model, config, None))
+    }
+
+    fn with(model: &Model, dtype: &ResolvedDtype) -> Identity {
+        let template = model.vocabulary.chat_template.as_deref().unwrap_or("");
+        let half = Settings::model_half(&model.digest, &dtype.numeric_path, template);
+        Identity { model: model.name.clone(), dtype: dtype.name.clone(), half }
+    }
+}
+
 /// One configuration, ready to run. Pipelines of different configurations live side by side.
 pub struct Pipeline {
     loaded: Arc<Loaded>,
@@ -190,7 +215,7 @@ impl Pipeline {
             None => KernelSet::best(),
         };
         let model = &loaded.model;
-        let mut dtype = ResolvedDtype::resolve(model, config, kernels);
+        let mut dtype = ResolvedDtype::resolve(model, config, Some(kernels));
         let have = options.memory_limit.unwrap_or(u64::MAX).min(machine::usable_memory());
         let weights = if loaded.is_packed(dtype.plan) { 0 } else { PackedModel::estimate(model, dtype.plan) };
         let refuse = |kv: u64, scratch: u64, have: u64| {
@@ -203,6 +228,10 @@ impl Pipeline {
                 Bytes(have)
             ))
         };
+        // No memory at all is left only where nobody could look it up.
+        if let (0, Err(e)) = (machine::usable_memory(), std::fs::File::open("/proc/meminfo")) {
+            return Err(PipelineError::Internal(format!("the memory that is left cannot be looked up: /proc/meminfo: {e}")));
+        }
         if weights + OTHER_BYTES > have {
             return Err(refuse(0, OTHER_BYTES, have));
         }
@@ -210,6 +239,16 @@ impl Pipeline {
         let left = have - weights;
         let rows = config.sizes.chunk.max(config.sizes.batch);
         let position = packed.kv_bytes_per_position();
+        let page = position * PAGE as u64;
+        if config.sizes.kv_bytes.is_some_and(|bytes| bytes < page) {
+            let given = Bytes(config.sizes.kv_bytes.unwrap_or(0));
+            return Err(PipelineError::Config(format!(
+                "--kv-memory {given}: holds not one page: {PAGE} positions of this model take {} ({page} bytes); \
+                 leave it out, or give {} for one answer of a whole context",
+                Bytes(page),
+                Bytes(position * (model.spec.context as u64).next_multiple_of(PAGE as u64))
+            )));
+        }
         // A prompt of the whole context must fit whatever the batch size: the answer to it must not depend on that.
         let wanted = position * (config.sizes.batch as u64 * 2048).max(model.spec.context as u64 + 16);
         let mut native = NativeOptions {
@@ -343,9 +382,12 @@ impl Pipeline {
 
     /// Its first half: model, numeric path, template.
     pub fn model_settings(&self) -> u32 {
-        let model = &self.loaded.model;
-        let template = model.vocabulary.chat_template.as_deref().unwrap_or("");
-        Settings::model_half(&model.digest, &self.dtype.numeric_path, template)
+        self.identity().half
+    }
+
+    /// What a resume compares.
+    pub fn identity(&self) -> Identity {
+        Identity::with(&self.loaded.model, &self.dtype)
     }
 
     /// Empties the answer cache and forgets shared prefixes (between trials of a benchmark).

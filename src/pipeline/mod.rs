@@ -15,7 +15,7 @@ mod settings;
 pub use crate::text::{Content, Message};
 pub use control::{Control, Stopping};
 pub use dtype::ResolvedDtype;
-pub use loaded::{Loaded, Options, Pipeline, PipelineError};
+pub use loaded::{Identity, Loaded, Options, Pipeline, PipelineError};
 pub use prompt::{Answer, Generation, Input, Prompt, RecordError};
 pub use report::{Ended, Latencies, RunReport, StageTimes};
 pub use run::{GRACE, Order};

@@ -78,8 +78,12 @@ pub fn report(found: &LineUp) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::lineup::{Against, Change, LinedUp};
+    use crate::bench::example::result;
+    use crate::bench::gate::{self, Thresholds};
+    use crate::bench::lineup::{Against, Change, LinedUp, Results, line_up};
+    use crate::bench::result::BenchResult;
     use crate::bench::statistics::Interval;
+    use crate::bench::verdict::tests::{comparison, setting};
     use crate::report::Format;
 
     #[test]
@@ -101,5 +105,70 @@ mod tests {
             assert!(differs < number && text.contains("better") && text.contains("Only in old.json: greedy"), "{text}");
         }
         assert!(report(&found).render(Format::Csv, 80).lines().nth(1).unwrap().starts_with("new.json,cache,2,1.8,2.2,4,"));
+    }
+
+    /// Every place of a JSON value; of lists the first element and the last one.
+    fn places(value: &serde_json::Value, at: String, found: &mut Vec<String>) {
+        found.push(at.clone());
+        match value {
+            serde_json::Value::Object(fields) => fields.iter().for_each(|(name, v)| places(v, format!("{at}/{name}"), found)),
+            serde_json::Value::Array(items) => {
+                let some = items.iter().enumerate().filter(|(i, _)| *i == 0 || i + 1 == items.len());
+                some.for_each(|(i, v)| places(v, format!("{at}/{i}"), found));
+            }
+            _ => {}
+        }
+    }
+
+    /// What `compare` and `--baseline` do with a text. An error is one line, and a gate compares something.
+    fn used(text: &str, good: &Results, now: &BenchResult) {
+        match Results::parse(text) {
+            Ok(results) => {
+                for pair in [[good.clone(), results.clone()], [results, good.clone()]] {
+                    if let Ok(lined_up) = line_up(&pair) {
+                        let report = report(&lined_up);
+                        [Format::Table, Format::Csv, Format::Md].iter().for_each(|f| drop(report.render(*f, 80)));
+                    }
+                }
+            }
+            Err(error) => assert!(!error.is_empty() && !error.contains('\n'), "{error}"),
+        }
+        if let Ok(before) = BenchResult::parse(text) {
+            match gate::compare(&before, now, Thresholds { max_regression: 3.0, same_machine: false }) {
+                Ok(outcome) => assert!(!outcome.checks.is_empty(), "a gate that compares nothing passes everything"),
+                Err(error) => assert!(!error.is_empty() && !error.contains('\n'), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_is_changed_in_a_results_file_it_is_refused_or_lined_up_and_never_a_panic() {
+        let now = result(2, 0.05, 1, |label| if label == "baseline" { 4.5 } else { 1.5 });
+        let settings = vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), Some(true))];
+        let mut tried = 0;
+        for text in [now.to_json(), serde_json::to_string(&comparison(settings)).unwrap()] {
+            let good = Results::parse(&text).unwrap();
+            let whole: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let mut found = Vec::new();
+            places(&whole, String::new(), &mut found);
+            for (n, place) in found.iter().enumerate() {
+                // Three of nine changes at each place: an analysis takes milliseconds.
+                let changes = ["null", "-1", "0", "1e308", "18446744073709551615", r#""\u001b[2J\n""#, "[]", "{}", "true"];
+                for change in changes.iter().skip(n % 3).step_by(3) {
+                    let mut changed = whole.clone();
+                    *changed.pointer_mut(place).unwrap() = serde_json::from_str(change).unwrap();
+                    used(&changed.to_string(), &good, &now);
+                    tried += 1;
+                }
+            }
+            // Cut off and flipped.
+            for at in (0..text.len()).step_by(499).filter(|at| text.is_char_boundary(*at)) {
+                used(&text[..at], &good, &now);
+                let flipped: String = text.char_indices().map(|(i, c)| if i == at { '9' } else { c }).collect();
+                used(&flipped, &good, &now);
+                tried += 2;
+            }
+        }
+        assert!(tried > 500, "{tried}");
     }
 }

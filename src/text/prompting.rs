@@ -144,17 +144,14 @@ impl Prompting {
                 return self.one_text(
                     tokenizer,
                     messages,
-                    prompt.raw,
                     "the model has no chat template to write 'messages' with; give 'prompt'",
                 );
             }
-            (Content::Messages(messages), _) if prompt.raw => {
-                return self.one_text(
-                    tokenizer,
-                    messages,
-                    prompt.raw,
-                    "raw prompts are written without the chat template; give 'prompt' instead of 'messages'",
-                );
+            // Roles mean nothing without the template, and whoever wrote them did not write control tokens.
+            (Content::Messages(_), _) if prompt.raw => {
+                return Err(PromptError::NoTemplate(
+                    "raw prompts are written without the chat template; give 'prompt' instead of 'messages', or leave --raw out",
+                ));
             }
             (Content::Completion(text), _) => self.plain(tokenizer, text, prompt.raw)?,
             (Content::Text(text), _) if prompt.raw => self.plain(tokenizer, text, true)?,
@@ -211,11 +208,10 @@ impl Prompting {
         &self,
         tokenizer: &Tokenizer,
         messages: &[Message],
-        raw: bool,
         otherwise: &'static str,
     ) -> Result<Vec<TokenId>, PromptError> {
         match messages {
-            [only] => self.fitting(self.plain(tokenizer, &only.content, raw)?),
+            [only] => self.fitting(self.plain(tokenizer, &only.content, false)?),
             _ => Err(PromptError::NoTemplate(otherwise)),
         }
     }
@@ -332,7 +328,9 @@ mod tests {
             Content::Messages(roles.iter().map(|r| Message { role: r.to_string(), content: "x".into() }).collect())
         };
         assert_eq!(p.prompt_ids(&messages(&["user", "user"]), None, true).unwrap_err().code(), "no_chat_template");
-        assert!(p.prompt_ids(&messages(&["user"]), None, true).is_ok());
+        // One message alone was not written by somebody who knows the template either.
+        assert_eq!(p.prompt_ids(&messages(&["user"]), None, true).unwrap_err().code(), "no_chat_template");
+        assert!(prompting(None, false).prompt_ids(&messages(&["user"]), None, false).is_ok());
         assert_eq!(
             prompting(None, false).prompt_ids(&messages(&["a", "b"]), None, false).unwrap_err().code(),
             "no_chat_template"

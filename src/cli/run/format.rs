@@ -9,6 +9,7 @@ use crate::units::shown;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 
 /// What an output file is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,6 +262,24 @@ impl Line<'_> {
     }
 }
 
+/// The same JSON on one line for every reader: NEL and the separators of lines and paragraphs, which JSON allows inside strings and many
+/// programs take for line ends, are escaped; line ends between tokens become spaces.
+fn one_line(json: &str) -> Cow<'_, str> {
+    const ENDS: [char; 5] = ['\u{85}', '\u{2028}', '\u{2029}', '\n', '\r'];
+    if !json.contains(ENDS) {
+        return Cow::Borrowed(json);
+    }
+    let mut line = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        match c {
+            '\u{85}' | '\u{2028}' | '\u{2029}' => line.push_str(&format!("\\u{:04x}", u32::from(c))),
+            '\n' | '\r' => line.push(' '),
+            c => line.push(c),
+        }
+    }
+    Cow::Owned(line)
+}
+
 /// One CSV row with its line end.
 fn csv_row<'a>(fields: impl Iterator<Item = &'a str>) -> Vec<u8> {
     let mut writer = csv::WriterBuilder::new().from_writer(Vec::new());
@@ -340,9 +359,9 @@ impl Format {
     /// a prompt was given as text or as messages.
     pub fn key(&self, given: &Given) -> String {
         match (given, self) {
-            (Given::Messages(json), Format::Csv { .. }) => format!("p{json}"),
+            (Given::Messages(json), Format::Csv { .. }) => format!("p{}", one_line(json)),
             (Given::Prompt(text), _) => format!("p{text}"),
-            (Given::Messages(json), _) => format!("m{json}"),
+            (Given::Messages(json), _) => format!("m{}", one_line(json)),
             (Given::OpenAi(request), _) => format!("o{}", request.digest),
             (Given::Nothing, _) => "n".into(),
         }
@@ -352,8 +371,8 @@ impl Format {
     pub fn line(&self, line: &Line) -> Vec<u8> {
         match self {
             Format::Csv { .. } => line.csv(),
-            Format::Jsonl => (line.json() + "\n").into_bytes(),
-            Format::OpenAi => (line.open_ai() + "\n").into_bytes(),
+            Format::Jsonl => (one_line(&line.json()).into_owned() + "\n").into_bytes(),
+            Format::OpenAi => (one_line(&line.open_ai()).into_owned() + "\n").into_bytes(),
         }
     }
 
@@ -518,6 +537,24 @@ pub(super) mod tests {
                 assert_eq!(past.settings, Some(Settings { model: 1, generation: 2 }));
             }
         }
+    }
+
+    #[test]
+    fn a_record_is_one_line_for_every_reader_and_is_found_again() {
+        let odd = "a\u{2028}b\u{2029}c\u{85}d\n\r\u{b}\u{c}\u{1c}e";
+        let messages = "[{\"role\":\"user\",\r\n \"content\":\"x\u{2028}y\"}]".to_string();
+        for given in [Given::Prompt(odd.into()), Given::Messages(messages)] {
+            let text = write(&Format::Jsonl, &answer(odd, odd), &given);
+            let ends =
+                |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+            assert_eq!((text.matches(ends).count(), text.ends_with('\n')), (1, true), "{text}");
+            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!((value["id"].as_str(), value["answer"].as_str()), (Some(odd), Some(odd)));
+            let past = Format::Jsonl.read(text.as_bytes()).unwrap();
+            assert_eq!((past.id.as_str(), past.key), (odd, Format::Jsonl.key(&given)));
+        }
+        let line = write(&Format::OpenAi, &answer(odd, odd), &Given::Nothing);
+        assert_eq!(line.matches(['\u{85}', '\u{2028}', '\u{2029}', '\n']).count(), 1, "{line}");
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct Record {
     pub id: String,
     /// The file has the id as a number.
     pub id_is_number: bool,
+    /// Where it stands: the path as typed and the line.
+    pub place: String,
     pub given: Given,
     /// Values of the CSV columns that are carried through.
     pub carried: Vec<String>,
@@ -141,7 +143,8 @@ fn prepare(record: prompts::Record, flags: &Shared, counts: &mut Counts) -> Reco
         }
         Err(error) => Err(RecordError::new(error.code, error.message)),
     };
-    Record { id: record.id, id_is_number: record.id_is_number, given, carried: record.carried, prompt }
+    let place = format!("{}:{}", record.file, record.line);
+    Record { id: record.id, id_is_number: record.id_is_number, place, given, carried: record.carried, prompt }
 }
 
 /// Whether a conversation ends with something said by the assistant.

@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::format::{Format, Given, Past};
+use super::inputs::Record;
 use super::output::Writer;
 use crate::cli::Failure;
 use crate::pipeline::{RecordError, Settings};
@@ -80,6 +81,8 @@ pub struct Scan {
     pub dtypes: BTreeSet<String>,
     /// Answers without settings.
     pub bare: u64,
+    /// Id of the first record.
+    pub first_id: Option<String>,
 }
 
 /// Calls `each` for every whole record with its bytes, its first line (from 1) and whether it ends with a line end; returns the
@@ -204,13 +207,41 @@ impl Ledger {
                 scan.model_halves.push((s.model, line));
             }
         }
+        if scan.first_id.is_none() {
+            scan.first_id = Some(past.id.clone());
+        }
         let generation = past.settings.map_or(0, |s| s.generation);
         Entry { id: self.hash(&past.id), key, generation, kind }
+    }
+
+    /// Whether the output had no records.
+    pub fn is_empty(&self) -> bool {
+        self.past.is_empty()
     }
 
     fn find(&self, id: u64) -> Option<&Entry> {
         let at = self.past.partition_point(|e| e.id < id);
         self.past.get(at).filter(|e| e.id == id)
+    }
+
+    /// A record whose default id an output of an earlier version spells otherwise, with the path in it, under that id: so it is found, and
+    /// its error is replaced.
+    pub fn as_known(&self, mut record: Record) -> Record {
+        let default = record.id != record.place && record.place.strip_suffix(&record.id).is_some_and(|path| path.ends_with('/'));
+        if self.past.is_empty() || !(default || record.id == record.place) || self.find(self.hash(&record.id)).is_some() {
+            return record;
+        }
+        let absolute = std::path::absolute(&record.place).map(|p| p.to_string_lossy().into_owned());
+        // An id without a folder in it is that of the only input of this name, however its path is typed now.
+        let here = (!record.id.contains('/')).then(|| format!("./{}", record.id));
+        let spellings = [Some(record.place.clone()), Some(format!("./{}", record.place)), absolute.ok(), here];
+        if let Some(known) = spellings.into_iter().flatten().find(|id| self.find(self.hash(id)).is_some()) {
+            if let Ok(prompt) = &mut record.prompt {
+                prompt.id = known.clone();
+            }
+            record.id = known;
+        }
+        record
     }
 
     /// Judges a record that can be answered.
@@ -439,6 +470,37 @@ mod tests {
         assert_eq!(ledger.judge_rejected("c", &RecordError::new("x", "broke")), Verdict::Done);
         assert_eq!(ledger.judge_rejected("a", &RecordError::new("x", "broke")), Verdict::OtherPrompt);
         assert_eq!(ledger.judge_rejected("e", &RecordError::new("x", "broke")), Verdict::New);
+    }
+
+    #[test]
+    fn a_default_id_is_found_however_earlier_versions_spelt_the_path() {
+        let here = std::path::absolute("in/p.txt").unwrap();
+        let record = |id: &str, place: &str| Record {
+            id: id.into(),
+            id_is_number: false,
+            place: place.into(),
+            given: Given::Prompt("q".into()),
+            carried: vec![],
+            prompt: Err(RecordError::new("x", "broke")),
+        };
+        for (then, id, place, found) in [
+            ("in/p.txt:1", "p.txt:1", "in/p.txt:1", true),
+            ("./in/p.txt:1", "p.txt:1", "in/p.txt:1", true),
+            ("./p.txt:1", "p.txt:1", "p.txt:1", true),
+            ("./p.txt:1", "p.txt:1", "/somewhere/p.txt:1", true),
+            ("./p.txt:1", "in/p.txt:1", "in/p.txt:1", false),
+            (&format!("{}:1", here.display()), "p.txt:1", "in/p.txt:1", true),
+            ("in/p.txt:1", "p.txt:2", "in/p.txt:2", false),
+            ("in/p.txt:1", "mine", "in/p.txt:1", false),
+            ("in/p.txt:1", "t:1", "in/p.txt:1", false),
+        ] {
+            let (ledger, scan) = read(&Format::Jsonl, &written(&Format::Jsonl, &[(then, "q")]).concat()).unwrap();
+            assert_eq!(scan.first_id.as_deref(), Some(then));
+            assert_eq!(ledger.as_known(record(id, place)).id, if found { then } else { id }, "{then} {id} {place}");
+        }
+        // The id as it is now comes first.
+        let (ledger, _) = read(&Format::Jsonl, &written(&Format::Jsonl, &[("in/p:1", "q"), ("p:1", "q")]).concat()).unwrap();
+        assert_eq!(ledger.as_known(record("p:1", "in/p:1")).id, "p:1");
     }
 
     #[test]

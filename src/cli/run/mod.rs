@@ -14,12 +14,13 @@ use super::Failure;
 use super::args::{Shared, Toggles, optimizations_help};
 use super::console::{self, Console};
 use super::failure::status;
+use super::files::Touched;
 use super::loading::open_under;
 use crate::engine::StoppingPolicy;
-use crate::pipeline::{Answer, Control, Ended, Generation, Loaded, Order, Pipeline, PipelineConfig, Settings};
+use crate::pipeline::{Answer, Control, Ended, Generation, Identity, Loaded, Order, Pipeline, PipelineConfig, Settings};
 use crate::text::Prompt as Presented;
 use crate::text::prompts::InputFormat;
-use crate::units;
+use crate::units::{self, counted};
 use format::{Format, Given, Line};
 use inputs::{Inputs, Record};
 use ledger::{Ledger, Replacements, Scan, Verdict};
@@ -31,9 +32,11 @@ use std::fs::File;
 use std::io::BufReader;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use summary::Faults;
 
 /// `run`'s flags, as typed.
 #[derive(clap::Args, Debug)]
@@ -45,7 +48,7 @@ pub struct Args {
     /// Format of the files, whatever their names
     #[arg(long, value_name = "F", help_heading = "Files")]
     pub input_format: Option<InputFormat>,
-    /// Write answers here (CSV if the name ends in .csv, else JSONL) instead of to standard output
+    /// Write answers here (a name in .jsonl or .csv, a device or a pipe) instead of to standard output
     #[arg(short, long, value_name = "FILE", help_heading = "Files")]
     pub output: Option<PathBuf>,
     /// Replace an output that exists
@@ -73,13 +76,16 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let deadline = args.shared.max_time.map(|s| begin + Duration::from_secs_f64(s));
     let control = Arc::new(Control::until(deadline));
     let flags = Arc::new(args.shared.clone());
-    let mut run = Run { args, flags, config, control, console: Console::new(args.shared.level()) };
+    let touched = touched(args);
+    touched.check()?;
+    let csv = args.output.as_deref().map_or(Ok(false), output_is_csv)?;
+    let mut run = Run { args, flags, config, control, touched, console: Console::new(args.shared.level()) };
     let mut inputs = Inputs::open(&args.prompts, args.input_format, args.shared.limit)?;
     if let Some(stats) = &args.stats {
-        summary::check(stats)?;
+        summary::check(stats, args.overwrite || args.resume)?;
     }
     let signals = Signals::watch(run.control.clone())?;
-    let format = run.format(&inputs);
+    let format = run.format(&inputs, csv);
     if matches!(format, Format::Csv { .. }) {
         inputs.take_ids_as_text();
     }
@@ -87,10 +93,43 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
         Some(path) if !args.shared.dry_run => Some(Prepared::open(path, run.existing())?),
         _ => None,
     };
+    if prepared.as_ref().is_some_and(Prepared::is_regular) {
+        signals.advise(signals::RESUME);
+    }
     signals.created(prepared.as_ref().and_then(Prepared::created_path));
     // A file that was made here goes away again if the run never begins.
     let mut prepared = Abandon(prepared);
     run.all(inputs, format, &mut prepared, &signals)
+}
+
+/// Every file that the command reads and writes, as far as it is known before the model is there.
+fn touched(args: &Args) -> Touched {
+    let mut touched = Touched::default();
+    args.prompts.iter().for_each(|path| touched.reads("", path));
+    touched.reads_model(&args.shared.model);
+    if !args.shared.dry_run {
+        match &args.output {
+            Some(path) => touched.writes("-o", path),
+            None => touched.writes_standard_output(),
+        }
+        args.stats.iter().flat_map(|stats| summary::files(stats)).for_each(|path| touched.writes("--stats", &path));
+    }
+    touched
+}
+
+/// Whether an output's name says CSV; a name that says nothing known is bad usage, unless it is that of a device or pipe.
+fn output_is_csv(path: &Path) -> Result<bool, Failure> {
+    let device = std::fs::metadata(path).is_ok_and(|meta| !meta.is_file());
+    match path.extension().map(|e| e.to_string_lossy().to_lowercase()).as_deref() {
+        Some("csv") => Ok(true),
+        Some("jsonl") | None => Ok(false),
+        Some(_) if device => Ok(false),
+        Some(other) => Err(Failure::usage(format!(
+            "output {}: .{} is no format that can be written; a name in .jsonl or .csv would work",
+            units::shown(&path.display().to_string()),
+            units::shown(other)
+        ))),
+    }
 }
 
 /// Removes what was created if it is never committed.
@@ -109,6 +148,7 @@ struct Run<'a> {
     flags: Arc<Shared>,
     config: PipelineConfig,
     control: Arc<Control>,
+    touched: Touched,
     console: Console,
 }
 
@@ -117,6 +157,8 @@ struct Run<'a> {
 struct Plan {
     /// Records to answer; `None` for standard input.
     todo: Option<u64>,
+    /// All records.
+    all: Option<u64>,
     /// Error records of the output that stay.
     kept_errors: u64,
 }
@@ -130,8 +172,7 @@ impl Run<'_> {
         }
     }
 
-    fn format(&self, inputs: &Inputs) -> Format {
-        let csv = self.args.output.as_ref().is_some_and(|p| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")));
+    fn format(&self, inputs: &Inputs, csv: bool) -> Format {
         match () {
             _ if inputs.open_ai() => Format::OpenAi,
             _ if csv => Format::csv(inputs.csv_columns()),
@@ -158,7 +199,7 @@ impl Run<'_> {
             scan = ledger.read(prepared.path(), &format, BufReader::new(file), length)?;
             self.check_names(prepared, &scan)?;
         }
-        let plan = self.look_ahead(&inputs, &format, &ledger, prepared.0.as_ref())?;
+        let plan = self.look_ahead(&inputs, &format, &ledger, &scan, prepared.0.as_ref())?;
         if self.args.resume && plan.todo == Some(0) && !self.args.shared.dry_run {
             return self.complete(prepared, &scan, &plan);
         }
@@ -166,8 +207,11 @@ impl Run<'_> {
         if self.args.shared.dry_run {
             return self.dry_run(inputs, &loaded, pipeline);
         }
+        // A model of the cache has its place only now.
+        self.touched.reads("--model", &loaded.model.path);
+        self.touched.check()?;
         if let Some(prepared) = &prepared.0 {
-            self.check_settings(prepared, &scan, &pipeline, &format)?;
+            self.check_settings(prepared, &scan, &pipeline.identity())?;
         }
         let kept = scan.answers + plan.kept_errors;
         let mut writer = self.commit(prepared, &format, &scan, signals)?;
@@ -176,8 +220,9 @@ impl Run<'_> {
             self.console.say(format!("llmopt: a torn last record of {} was cut off", units::Bytes(scan.torn)));
         }
         let outcome = self.answer(inputs, format, ledger, &mut pipeline, &mut writer, &plan);
+        signals.end();
         let synced = writer.sync(true);
-        let Outcome { report, failure, closed } = outcome?;
+        let Outcome { report, failure, closed, faults } = outcome?;
         synced?;
         if closed {
             return Ok(status::DONE);
@@ -188,8 +233,12 @@ impl Run<'_> {
             kernels: pipeline.kernels(),
             config: &self.config,
             kept,
+            faults: &faults,
         };
-        for line in summary::lines(&report, kept) {
+        // Of the input's own records: an output may have others besides.
+        let had = plan.all.zip(plan.todo).map_or(kept, |(all, todo)| all - todo);
+        let progress = self.args.resume.then_some(summary::Progress { kept: had, all: plan.all });
+        for line in summary::lines(&report, &faults, progress.as_ref()) {
             self.console.say(format!("llmopt: {line}"));
         }
         let stats = self.args.stats.as_ref().map_or(Ok(()), |path| summary::write(path, &report, &about));
@@ -197,7 +246,7 @@ impl Run<'_> {
             Some(todo) => format!("{} of {todo} answered", report.answers),
             None => format!("{} answered", report.answers),
         };
-        let go_on = if self.args.output.is_some() { "; --resume goes on" } else { "" };
+        let go_on = if writer.is_regular() { "; --resume goes on" } else { "" };
         if let Some(failure) = failure {
             return Err(failure);
         }
@@ -235,18 +284,23 @@ impl Run<'_> {
         inputs: &Inputs,
         format: &Format,
         ledger: &Ledger,
+        scan: &Scan,
         prepared: Option<&Prepared>,
     ) -> Result<Plan, Failure> {
         let mut plan = Plan::default();
         if !inputs.can_be_read_twice() {
             return Ok(plan);
         }
-        let (mut todo, mut first_new) = (0, None);
+        let (mut todo, mut all, mut first_new) = (0, 0, None);
+        let mut matched = false;
         let (warn, warnings) = std::sync::mpsc::channel();
         let warn = move |line: String| drop(warn.send(line));
         for record in inputs.records(self.flags.clone(), warn) {
-            let record = record?;
-            match self.judge(&record, format, ledger) {
+            let record = ledger.as_known(record?);
+            all += 1;
+            let verdict = self.judge(&record, format, ledger);
+            matched |= verdict != Verdict::New;
+            match verdict {
                 Verdict::New => {
                     todo += 1;
                     first_new.get_or_insert(record.id);
@@ -266,7 +320,18 @@ impl Run<'_> {
             }
         }
         warnings.try_iter().for_each(|line| self.console.warn(line));
-        plan.todo = Some(todo);
+        (plan.todo, plan.all) = (Some(todo), Some(all));
+        if let Some(past) = scan.first_id.as_ref().filter(|_| !matched)
+            && let Some(now) = first_new
+        {
+            return Err(Failure::usage(format!(
+                "output {}: none of its {} is of these prompts (it begins with '{}', they with '{}'); name its own prompts, another file, or --overwrite",
+                prepared.map(|p| p.path().display().to_string()).unwrap_or_default(),
+                counted(scan.answers + scan.errors, "record"),
+                units::shown(past),
+                units::shown(&now),
+            )));
+        }
         Ok(plan)
     }
 
@@ -294,15 +359,24 @@ impl Run<'_> {
         Failure::usage(format!("output {}: {line}'{}': {what}; name another file, or --overwrite", path.display(), record.id))
     }
 
-    /// Everything is there already.
+    /// Everything is there already. It must still be of this model, dtype and template: the model's file is read for its digest, and
+    /// nothing of it is kept.
     fn complete(&mut self, prepared: &mut Abandon, scan: &Scan, plan: &Plan) -> Result<u8, Failure> {
+        let shared = &self.args.shared;
+        let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
+        let identity = Identity::of(&open_under(&loading, &shared.model)?, &self.config);
+        drop(loading);
+        if let Some(prepared) = &prepared.0 {
+            self.check_settings(prepared, scan, &identity)?;
+        }
         if (scan.torn > 0 || scan.newline)
             && let Some(prepared) = prepared.0.take()
         {
             prepared.commit(scan.keep, scan.newline)?;
         }
         self.console.release();
-        self.console.say(format!("llmopt: the output is complete: {} answers kept, nothing to do", scan.answers));
+        let kept = counted(scan.answers, "answer");
+        self.console.say(format!("llmopt: the output is complete: {kept} kept, nothing to do"));
         Ok(if plan.kept_errors > 0 { status::RECORDS } else { status::DONE })
     }
 
@@ -336,21 +410,21 @@ impl Run<'_> {
         console.detail(format!("llmopt: kernels {}", pipeline.kernels().join(", ")));
         let sizes = &self.config.sizes;
         let positions = pipeline.positions();
-        console.detail(format!("llmopt: {} threads, batch size {}, room for {positions} positions", sizes.threads, sizes.batch));
+        let threads = counted(sizes.threads as u64, "thread");
+        let positions = counted(positions as u64, "position");
+        console.detail(format!("llmopt: {threads}, batch size {}, room for {positions}", sizes.batch));
         Ok((loaded, pipeline))
     }
 
     /// The halves of the settings that need the model.
-    fn check_settings(&mut self, prepared: &Prepared, scan: &Scan, pipeline: &Pipeline, _format: &Format) -> Result<(), Failure> {
+    fn check_settings(&mut self, prepared: &Prepared, scan: &Scan, now: &Identity) -> Result<(), Failure> {
         let refuse = |what: String| {
             Failure::usage(format!("output {}: {what}; name another file, or --overwrite", prepared.path().display()))
         };
-        let name = &pipeline.model().name;
-        let dtype = &pipeline.dtype().name;
+        let Identity { model: name, dtype, half: ours } = now;
         let other = |names: &std::collections::BTreeSet<String>, now: &str| names.iter().find(|n| *n != now).cloned();
         let (other_model, other_dtype) = (other(&scan.models, name), other(&scan.dtypes, dtype));
-        if let Some((half, line)) = scan.model_halves.first().filter(|(half, _)| *half != pipeline.model_settings()) {
-            let _ = half;
+        if let Some((_, line)) = scan.model_halves.first().filter(|(half, _)| half != ours) {
             return Err(refuse(match (other_model, other_dtype) {
                 (Some(then), _) => format!("line {line} was written with model {then}, this run has {name}"),
                 (None, Some(then)) => format!("line {line} was written with dtype {then}, this run has {dtype}"),
@@ -365,7 +439,7 @@ impl Run<'_> {
                 return Err(refuse(format!("it was written with dtype {then}, this run has {dtype}")));
             }
             self.console
-                .warn(format!("{} kept records have no settings; they are matched by id, prompt, model and dtype", scan.bare));
+                .warn(format!("{} kept without settings, matched by id, prompt, model and dtype", counted(scan.bare, "record")));
         }
         Ok(())
     }
@@ -377,13 +451,13 @@ impl Run<'_> {
             let stdout = std::io::stdout().as_fd().try_clone_to_owned();
             let stdout = File::from(stdout.map_err(|e| Failure::failed(format!("standard output: {e}")))?);
             let mut writer = Writer::new(stdout, "(standard output)".into(), 0, false);
-            return match format.header().map_or(Ok(()), |h| writer.line(&h)) {
+            return match format.header().map_or(Ok(()), |h| writer.header(&h)) {
                 Ok(()) | Err(WriteError::Closed) => Ok(writer),
                 Err(WriteError::Failed(failure)) => Err(failure),
             };
         };
         let mut writer = prepared.commit(scan.keep, scan.newline)?;
-        match format.header().filter(|_| scan.keep == 0).map_or(Ok(()), |header| writer.line(&header)) {
+        match format.header().filter(|_| scan.keep == 0).map_or(Ok(()), |header| writer.header(&header)) {
             Ok(()) | Err(WriteError::Closed) => Ok(writer),
             Err(WriteError::Failed(failure)) => Err(failure),
         }
@@ -401,8 +475,9 @@ impl Run<'_> {
     ) -> Result<Outcome, Failure> {
         let flying: Arc<Mutex<HashMap<u64, Flying>>> = Arc::default();
         let refused: Arc<Mutex<Option<Failure>>> = Arc::default();
+        let (matched, streamed) = (Arc::new(AtomicBool::new(ledger.is_empty())), !inputs.can_be_read_twice());
         let source = {
-            let (flying, refused, format) = (flying.clone(), refused.clone(), format.clone());
+            let (flying, refused, format, matched) = (flying.clone(), refused.clone(), format.clone(), matched.clone());
             let (sampling, stopping) = (self.config.sampling, self.config.stopping);
             let twice = inputs.can_be_read_twice();
             let level = self.console.level;
@@ -415,7 +490,7 @@ impl Run<'_> {
             let mut index = 0;
             records.filter_map(move |record| {
                 let record = match record {
-                    Ok(record) => record,
+                    Ok(record) => ledger.as_known(record),
                     Err(failure) => {
                         let line = failure.message.clone();
                         *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
@@ -424,7 +499,8 @@ impl Run<'_> {
                 };
                 let half = |g: &Generation| Settings::generation_half(g, sampling, stopping);
                 let verdict = judge(&record, &format, &ledger, &half);
-                let Record { id, id_is_number, given, carried, prompt, .. } = record;
+                matched.fetch_or(verdict != Verdict::New, Ordering::Relaxed);
+                let Record { id, id_is_number, given, carried, prompt, place, .. } = record;
                 match verdict {
                     Verdict::Done => return None,
                     Verdict::New | Verdict::Retry => {}
@@ -441,7 +517,7 @@ impl Run<'_> {
                 flying
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .insert(index, Flying { id_is_number, given, carried, generation, retry: verdict == Verdict::Retry });
+                    .insert(index, Flying { id_is_number, given, carried, place, generation, retry: verdict == Verdict::Retry });
                 index += 1;
                 Some(match prompt {
                     Ok(prompt) => crate::pipeline::Input::Prompt(crate::pipeline::Prompt { id, ..prompt }),
@@ -458,9 +534,14 @@ impl Run<'_> {
         let level = self.console.level;
         let mut synced = Instant::now();
         let mut replacements = Replacements::default();
+        let mut faults = Faults::default();
+        let watch = writer.watch(self.control.clone());
         let mut sink = |answer: Answer| {
             let flown = flying.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.index);
-            let Flying { id_is_number, given, carried, generation, retry } = flown.unwrap_or_default();
+            let Flying { id_is_number, given, carried, place, generation, retry } = flown.unwrap_or_default();
+            if let Some(error) = &answer.error {
+                faults.count(&error.code, answer.index, &place);
+            }
             let line = format.line(&Line {
                 answer: &answer,
                 id_is_number,
@@ -506,6 +587,11 @@ impl Run<'_> {
         let ran = pipeline.run(source, self.order(), &self.control, &mut sink);
         failure = failure.or(replacements.write(&format, writer).err());
         let report = ran?;
+        failure = failure.or_else(|| writer.undelivered(watch.as_ref(), report.ended == Ended::Complete));
+        // Prompts from a pipe cannot be looked at before they are answered.
+        if streamed && report.answers > 0 && !matched.load(Ordering::Relaxed) {
+            self.console.warn("none of the records that the output had is of these prompts");
+        }
         if let Ended::SourceFailed(line) = &report.ended {
             let refused = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
             let mut refused = refused.unwrap_or_else(|| Failure::failed(line.clone()));
@@ -515,7 +601,7 @@ impl Run<'_> {
             }
             failure = failure.or(Some(refused));
         }
-        Ok(Outcome { report, failure, closed })
+        Ok(Outcome { report, failure, closed, faults })
     }
 
     /// Counts prompts and tokens, times a few, and says what the whole would take.
@@ -546,7 +632,12 @@ impl Run<'_> {
         }
         self.console.release();
         let errors = if errors > 0 { format!(" ({errors} cannot be answered)") } else { String::new() };
-        self.console.say(format!("llmopt: {prompts} prompts{errors}, {tokens} prompt tokens, at most {most} answer tokens"));
+        self.console.say(format!(
+            "llmopt: {}{errors}, {}, at most {}",
+            counted(prompts, "prompt"),
+            counted(tokens, "prompt token"),
+            counted(most, "answer token")
+        ));
         if sample.is_empty() {
             return Ok(status::DONE);
         }
@@ -574,6 +665,8 @@ struct Flying {
     id_is_number: bool,
     given: Given,
     carried: Vec<String>,
+    /// Where it stands, for people.
+    place: String,
     /// Second half of the settings.
     generation: u32,
     /// The output has an error record for it, which the answer replaces.
@@ -582,7 +675,14 @@ struct Flying {
 
 impl Default for Flying {
     fn default() -> Self {
-        Flying { id_is_number: false, given: Given::Nothing, carried: Vec::new(), generation: 0, retry: false }
+        Flying {
+            id_is_number: false,
+            given: Given::Nothing,
+            carried: Vec::new(),
+            place: String::new(),
+            generation: 0,
+            retry: false,
+        }
     }
 }
 
@@ -591,6 +691,7 @@ struct Outcome {
     failure: Option<Failure>,
     /// Nobody reads standard output any more.
     closed: bool,
+    faults: Faults,
 }
 
 fn judge(record: &Record, format: &Format, ledger: &Ledger, half: &dyn Fn(&Generation) -> u32) -> Verdict {

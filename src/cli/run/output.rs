@@ -5,11 +5,22 @@
 //! before that leaves the old file, a kill after it the new one, which `--resume` continues.
 
 use crate::cli::Failure;
-use crate::units::Bytes;
-use std::fs::{File, OpenOptions, TryLockError};
+use crate::pipeline::{Control, Stopping};
+use crate::units::{Bytes, counted};
+use std::collections::VecDeque;
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Seek, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a FIFO may be without a reader before the run is given up: it has ended after 10 s.
+const PATIENCE: Duration = Duration::from_millis(9_500);
+
+/// How often is looked whether a FIFO still has a reader.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What to do with a file that exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +45,22 @@ pub struct Prepared {
     /// Created by us, to be removed if the run never begins.
     created: bool,
     regular: bool,
+    fifo: bool,
+    /// What an existing file was when its content was read for a resume, or when it was opened.
+    look: Look,
+}
+
+/// What shows that nobody else has written to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl Look {
+    fn of(meta: &Metadata) -> Look {
+        Look { length: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) }
+    }
 }
 
 /// Says where the path cannot be used and what would work.
@@ -62,9 +89,13 @@ impl Prepared {
                     if regular && existing == Existing::Refuse {
                         return Err(refuse(path, "exists; add --resume to go on with it or --overwrite to replace it"));
                     }
+                    if meta.file_type().is_fifo() {
+                        let file = open_fifo(&target, path, PATIENCE)?;
+                        return Ok(Prepared { fifo: true, ..Prepared::stream(path, target, file, existing)? });
+                    }
                     if !regular {
-                        // A device or pipe: nothing is ever read from it; a pipe may have no reading right at all.
-                        options.read(meta.file_type().is_fifo());
+                        // A device: nothing is ever read from it.
+                        options.read(false);
                     }
                     (options.open(&target).map_err(|e| refuse(path, e))?, false)
                 }
@@ -80,8 +111,19 @@ impl Prepared {
                     _ => continue,
                 }
             }
-            return Ok(Prepared { shown: path.into(), target, file, existing, created, regular });
+            let prepared = Prepared::stream(path, target, file, existing)?;
+            return Ok(Prepared { created, regular, ..prepared });
         }
+    }
+
+    fn stream(path: &Path, target: PathBuf, file: File, existing: Existing) -> Result<Prepared, Failure> {
+        let look = Look::of(&file.metadata().map_err(|e| refuse(path, e))?);
+        Ok(Prepared { shown: path.into(), target, file, existing, created: false, regular: false, fifo: false, look })
+    }
+
+    /// Whether a run into it can be gone on with.
+    pub fn is_regular(&self) -> bool {
+        self.regular
     }
 
     /// The existing content, for a resume.
@@ -112,8 +154,13 @@ impl Prepared {
     pub fn commit(mut self, keep: u64, newline: bool) -> Result<Writer<File>, Failure> {
         let fail = |e: io::Error| Failure::failed(format!("output {}: {e}", self.shown.display()));
         if !self.regular {
-            return Ok(Writer::new(self.file, self.shown, 0, false));
+            let quiet = is_standard_output(&self.file);
+            // The end of standard output is a quiet one.
+            let pipe = if self.fifo && !quiet { Some(self.file.try_clone().map_err(fail)?) } else { None };
+            let writer = Writer { target: self.target, quiet, ..Writer::new(self.file, self.shown, 0, false) };
+            return Ok(Writer { fifo: pipe.map(|pipe| Fifo { pipe, ends: VecDeque::new() }), ..writer });
         }
+        self.check_untouched()?;
         if self.existing == Existing::Overwrite && !self.created {
             self.file = replace(&self.target, &self.shown, &mut |_| Ok(())).map_err(fail)?;
         } else {
@@ -129,6 +176,81 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// The file must be what it was when it was opened and read, and still have its name: the lock keeps out runs of llmopt alone.
+    fn check_untouched(&self) -> Result<(), Failure> {
+        let path = self.shown.display();
+        let fail = |e: io::Error| Failure::failed(format!("output {path}: {e}"));
+        let meta = self.file.metadata().map_err(fail)?;
+        let named = std::fs::metadata(&self.target).ok().map(|m| (m.dev(), m.ino()));
+        if Look::of(&meta) == self.look && named == Some((meta.dev(), meta.ino())) {
+            return Ok(());
+        }
+        Err(Failure::failed(format!(
+            "output {path}: was changed by another program after it was looked at; it is left as it is, start again once it is complete"
+        )))
+    }
+}
+
+/// Opens a FIFO for writing once it has a reader.
+fn open_fifo(target: &Path, path: &Path, patience: Duration) -> Result<File, Failure> {
+    let since = Instant::now();
+    loop {
+        // Without waiting, and so that a wait for a reader has an end.
+        match OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(target) {
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) && since.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => {
+                let waited = crate::units::seconds(patience.as_secs_f64());
+                let message = format!("nobody has read from this pipe for {waited}; start its reader, or name a file");
+                return Err(Failure { status: crate::cli::status::FAILED, ..refuse(path, message) });
+            }
+            // A pipe may not be opened again by its name (another user's): then it must be opened as it is.
+            Err(_) => return OpenOptions::new().append(true).open(target).map_err(|e| refuse(path, e)),
+            Ok(file) => {
+                // From here on a write waits for the reader, and fails when the last one has left.
+                let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| refuse(path, e))?;
+                rustix::fs::fcntl_setfl(&file, flags - rustix::fs::OFlags::NONBLOCK).map_err(|e| refuse(path, e))?;
+                return Ok(file);
+            }
+        }
+    }
+}
+
+/// Whether somebody has this FIFO open for reading.
+fn has_reader(fifo: &Path) -> bool {
+    let opened = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(fifo);
+    !opened.is_err_and(|e| e.raw_os_error() == Some(libc::ENXIO))
+}
+
+/// Whether it is the same stream as standard output.
+fn is_standard_output(file: &File) -> bool {
+    use std::os::fd::AsFd;
+    let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from).and_then(|f| f.metadata());
+    let same = |a: Metadata, b: Metadata| (a.dev(), a.ino(), a.rdev()) == (b.dev(), b.ino(), b.rdev());
+    stdout.ok().zip(file.metadata().ok()).is_some_and(|(a, b)| same(a, b))
+}
+
+/// Stops the run once nobody reads a FIFO any more, also while nothing is written; ends when dropped.
+pub struct ReaderWatch {
+    gone: Arc<AtomicBool>,
+    over: Arc<AtomicBool>,
+}
+
+impl ReaderWatch {
+    /// Whether the reader has left.
+    pub fn gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for ReaderWatch {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Follows links, so that a rename later replaces the target and not the link. The last part need not exist.
 fn resolve(path: &Path) -> Result<PathBuf, Failure> {
     if path.file_name().is_none() && !path.exists() {
@@ -136,6 +258,8 @@ fn resolve(path: &Path) -> Result<PathBuf, Failure> {
     }
     match std::fs::canonicalize(path) {
         Ok(target) => Ok(target),
+        // A pipe of the shell (`/dev/fd/63`) is there and has no name of its own.
+        Err(_) if path.exists() => Ok(path.to_path_buf()),
         Err(_) => match std::fs::read_link(path) {
             // A dangling link: the file is made where it leads.
             Ok(to) => Ok(path.parent().unwrap_or(Path::new("")).join(to)),
@@ -252,23 +376,60 @@ pub struct Writer<B> {
     length: u64,
     regular: bool,
     unsynced: u32,
+    /// A reader that leaves ends the run without a word: it is standard output.
+    quiet: bool,
+    fifo: Option<Fifo>,
+    /// Answers written.
+    answers: u64,
 }
+
+/// What is needed to say how much of a FIFO was read.
+#[derive(Debug)]
+struct Fifo {
+    pipe: File,
+    /// Where the answers end of which a part may not have been read yet.
+    ends: VecDeque<u64>,
+}
+
+/// A pipe holds no more than this, unless somebody with all rights has enlarged it further.
+const MOST_IN_PIPE: u64 = 1 << 20;
 
 impl<B: Backing> Writer<B> {
     /// Appends to `backing`, which holds `length` bytes of whole lines. `regular`: lines can be cut back and synced.
     pub fn new(backing: B, path: PathBuf, length: u64, regular: bool) -> Writer<B> {
-        Writer { backing, target: path.clone(), path, length, regular, unsynced: 0 }
+        Writer { backing, target: path.clone(), path, length, regular, unsynced: 0, quiet: true, fifo: None, answers: 0 }
     }
 
     /// Writes one line (with its line end) by one call. If only a part of it could be written, that part is cut back.
     pub fn line(&mut self, line: &[u8]) -> Result<(), WriteError> {
-        match self.backing.write_all(line).and_then(|()| self.backing.flush()) {
+        let mut sent = 0;
+        let mut wrote = Ok(());
+        while let Some(rest) = line.get(sent..).filter(|rest| !rest.is_empty()) {
+            match self.backing.write(rest) {
+                Ok(0) => wrote = Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => wrote = Err(e),
+            }
+            if wrote.is_err() {
+                break;
+            }
+        }
+        match wrote.and_then(|()| self.backing.flush()) {
             Ok(()) => {
                 self.length += line.len() as u64;
                 self.unsynced += 1;
+                self.answers += 1;
+                if let Some(fifo) = &mut self.fifo {
+                    fifo.ends.push_back(self.length);
+                    while fifo.ends.front().is_some_and(|end| end + MOST_IN_PIPE < self.length) {
+                        fifo.ends.pop_front();
+                    }
+                }
                 Ok(())
             }
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(WriteError::Closed),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe && self.quiet => Err(WriteError::Closed),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(WriteError::Failed(self.left(sent as u64))),
             Err(e) => {
                 let cut = !self.regular || self.backing.cut(self.length).is_ok();
                 let tail = if cut { "" } else { "; its last line may be torn, --resume cuts it" };
@@ -287,12 +448,64 @@ impl<B: Backing> Writer<B> {
         Ok(())
     }
 
-    fn failure(&self, error: &io::Error, tail: &str) -> Failure {
+    /// Whether a run into it can be gone on with.
+    pub fn is_regular(&self) -> bool {
+        self.regular
+    }
+
+    /// Writes the line that comes before all answers.
+    pub fn header(&mut self, line: &[u8]) -> Result<(), WriteError> {
+        self.line(line)?;
+        self.answers = 0;
+        self.fifo.iter_mut().for_each(|fifo| fifo.ends.clear());
+        Ok(())
+    }
+
+    /// The line for a FIFO whose reader has left; `partly`: bytes of an answer that could not be written whole.
+    fn left(&self, partly: u64) -> Failure {
+        let unread = self.unread();
+        let read = (self.length + partly).saturating_sub(unread);
+        let missing = self.fifo.iter().flat_map(|fifo| &fifo.ends).filter(|end| **end > read).count() as u64;
+        let delivered = counted(self.answers.saturating_sub(missing), "answer");
         let path = self.path.display();
         Failure::failed(format!(
-            "output {path}: {error} after {} of whole lines{tail}; --resume goes on once there is room",
-            Bytes(self.length)
+            "output {path}: its reader has left; {delivered} delivered; start again with a reader, or name a file"
         ))
+    }
+
+    /// Bytes in the pipe that nobody has read.
+    fn unread(&self) -> u64 {
+        self.fifo.as_ref().and_then(|fifo| rustix::io::ioctl_fionread(&fifo.pipe).ok()).unwrap_or(0)
+    }
+
+    /// For a FIFO: stops `control`'s run once nobody reads from it any more, also while nothing is written.
+    pub fn watch(&self, control: Arc<Control>) -> Option<ReaderWatch> {
+        self.fifo.as_ref()?;
+        let watch = ReaderWatch { gone: Arc::default(), over: Arc::default() };
+        let (gone, over, target) = (watch.gone.clone(), watch.over.clone(), self.target.clone());
+        let work = move || {
+            while !over.load(Ordering::SeqCst) {
+                if !has_reader(&target) {
+                    gone.store(true, Ordering::SeqCst);
+                    return control.stop(Stopping::Now);
+                }
+                std::thread::sleep(LOOK);
+            }
+        };
+        std::thread::Builder::new().name("reader watch".into()).spawn(work).ok().map(|_| watch)
+    }
+
+    /// The failure of a FIFO whose reader left before everything was written or read.
+    pub fn undelivered(&self, watch: Option<&ReaderWatch>, complete: bool) -> Option<Failure> {
+        self.fifo.as_ref()?;
+        let lost = if complete { self.unread() > 0 && !has_reader(&self.target) } else { watch.is_some_and(ReaderWatch::gone) };
+        lost.then(|| self.left(0))
+    }
+
+    fn failure(&self, error: &io::Error, tail: &str) -> Failure {
+        let path = self.path.display();
+        let advice = if self.regular { "; --resume goes on once there is room" } else { "" };
+        Failure::failed(format!("output {path}: {error} after {} of whole lines{tail}{advice}", Bytes(self.length)))
     }
 }
 
@@ -454,6 +667,86 @@ mod tests {
         writer.line(b"e\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "A\nB\nC\nd\ne\n");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn an_output_that_another_program_changes_meanwhile_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        type Change = fn(&Path);
+        let changes: [(Change, &str); 3] = [
+            (|path| OpenOptions::new().append(true).open(path).unwrap().write_all(b"c\n").unwrap(), "a\nb\nc\n"),
+            (|path| std::fs::write(path, "").unwrap(), ""),
+            (
+                |path| {
+                    std::fs::write(path.with_extension("new"), "x\n").unwrap();
+                    std::fs::rename(path.with_extension("new"), path).unwrap();
+                },
+                "x\n",
+            ),
+        ];
+        for (change, left) in changes {
+            for existing in [Existing::Resume, Existing::Overwrite] {
+                std::fs::write(&path, "a\nb\n").unwrap();
+                let prepared = Prepared::open(&path, existing).unwrap();
+                change(&path);
+                let failure = prepared.commit(2, false).unwrap_err();
+                assert!(failure.status == 1 && failure.message.contains("another program"), "{failure:?}");
+                assert_eq!(std::fs::read_to_string(&path).unwrap(), left);
+            }
+        }
+    }
+
+    fn fifo(folder: &Path) -> PathBuf {
+        let path = folder.join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        path
+    }
+
+    #[test]
+    fn a_fifo_without_a_reader_is_given_up_and_one_whose_reader_comes_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        let failure = open_fifo(&path, &path, Duration::from_millis(100)).unwrap_err();
+        assert!(failure.status == 1 && failure.message.contains("nobody has read from this pipe"), "{failure:?}");
+        let reader = std::thread::spawn({
+            let path = path.clone();
+            move || std::fs::read_to_string(path).unwrap()
+        });
+        let prepared = Prepared::open(&path, Existing::Refuse).unwrap();
+        assert!(!prepared.is_regular() && prepared.created_path().is_none());
+        let mut writer = prepared.commit(0, false).unwrap();
+        writer.line(b"a\n").unwrap();
+        assert!(writer.undelivered(None, true).is_none());
+        drop(writer);
+        assert_eq!(reader.join().unwrap(), "a\n");
+    }
+
+    #[test]
+    fn a_fifo_says_how_many_answers_its_reader_took() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let mut writer = Prepared::open(&path, Existing::Refuse).unwrap().commit(0, false).unwrap();
+        writer.header(b"id\n").unwrap();
+        (0..9).for_each(|_| writer.line(b"answer\n").unwrap());
+        let mut some = [0; 3 + 4 * 7 + 5];
+        io::Read::read_exact(&mut reader, &mut some).unwrap();
+        let control = Arc::new(Control::default());
+        let watch = writer.watch(control.clone()).unwrap();
+        assert!(writer.undelivered(Some(&watch), false).is_none() && writer.undelivered(None, true).is_none());
+        drop(reader);
+        let since = Instant::now();
+        while control.stopping() != Stopping::Now {
+            assert!(since.elapsed() < Duration::from_secs(2), "it is noticed although nothing is written");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // All that was written is in the pipe, and five answers were never read.
+        for failure in [writer.undelivered(Some(&watch), false).unwrap(), writer.undelivered(None, true).unwrap()] {
+            assert!(failure.status == 1 && failure.message.contains("; 4 answers delivered"), "{failure:?}");
+        }
+        let Err(WriteError::Failed(failure)) = writer.line(b"answer\n") else { panic!("it must fail, and not quietly") };
+        assert!(failure.message.contains("; 4 answers delivered") && !failure.message.contains("--resume"), "{failure:?}");
     }
 
     #[test]

@@ -7,15 +7,25 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What the signals' thread and the run share.
 #[derive(Debug, Default)]
 pub struct Signals {
     got: AtomicI32,
     begun: AtomicBool,
-    /// To be removed if the process leaves before the run has begun.
+    over: AtomicBool,
+    /// To be removed if the process leaves before the run has begun: a file, or a folder if it is empty.
     created: Mutex<Option<PathBuf>>,
+    /// What an interrupted user is told besides.
+    advice: Mutex<&'static str>,
 }
+
+/// The advice of a run into a file.
+pub const RESUME: &str = "; what is written is whole, --resume goes on";
+
+/// How long a run that was told to end may take for it beyond its grace, and how long for what comes after the last answer.
+const MOST: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
 
 impl Signals {
     /// Installs the handlers. A SIGHUP that is ignored (nohup) stays so.
@@ -40,20 +50,53 @@ impl Signals {
                             GRACE.as_secs()
                         ));
                     }
+                    // A write that nobody takes, or a disk that does not answer, must not keep the process for ever.
+                    let late = shared.clone();
+                    let leave = move || {
+                        std::thread::sleep(GRACE + MOST[0]);
+                        if late.over.load(Ordering::SeqCst) {
+                            std::thread::sleep(MOST[1]);
+                        }
+                        late.leave(signal);
+                    };
+                    let _ = std::thread::Builder::new().name("last resort".into()).spawn(leave);
                     continue;
                 }
-                if let Some(path) = created.take() {
+                if let Some(path) = created.take()
+                    && std::fs::remove_dir(&path).is_err()
+                {
                     let _ = std::fs::remove_file(path);
                 }
-                console::line(&format!("llmopt: interrupted by {}; what is written is whole, --resume goes on", name(signal)));
-                std::process::exit(i32::from(status(signal)));
+                shared.leave(signal);
             }
         };
         std::thread::Builder::new().name("signals".into()).spawn(work).map_err(failed)?;
         Ok(signals)
     }
 
-    /// Remembers a file to be removed if the process leaves before the run has begun.
+    fn leave(&self, signal: i32) {
+        let advice = *self.advice.lock().unwrap_or_else(PoisonError::into_inner);
+        // A stderr that nobody reads must not keep the process either.
+        let line = format!("llmopt: interrupted by {}{advice}", name(signal));
+        let said = std::thread::Builder::new().name("last word".into()).spawn(move || console::line(&line));
+        let since = std::time::Instant::now();
+        while said.as_ref().is_ok_and(|said| !said.is_finished()) && since.elapsed() < Duration::from_secs(1) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::process::exit(i32::from(status(signal)));
+    }
+
+    /// What an interrupted user is told besides the signal.
+    pub fn advise(&self, advice: &'static str) {
+        *self.advice.lock().unwrap_or_else(PoisonError::into_inner) = advice;
+    }
+
+    /// From here on nothing is answered: what is left to do may take longer.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
+
+    /// Remembers a file or folder to be removed if the process leaves before the run has begun.
     pub fn created(&self, path: Option<PathBuf>) {
         *self.created.lock().unwrap_or_else(PoisonError::into_inner) = path;
     }

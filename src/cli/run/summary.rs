@@ -1,11 +1,14 @@
 //! What a run says at its end: a few lines on stderr, and `--stats FILE` with histograms beside it. In: a [`RunReport`]. Out: text.
 
+use crate::bench::result::write_whole;
 use crate::cli::Failure;
 use crate::pipeline::{PipelineConfig, ResolvedDtype, RunReport};
 use crate::report::histograms;
-use crate::units;
+use crate::units::{self, counted};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// What the figures belong to.
@@ -16,27 +19,84 @@ pub struct About<'a> {
     pub config: &'a PipelineConfig,
     /// Records that the output had before.
     pub kept: u64,
+    /// What the error records say.
+    pub faults: &'a Faults,
 }
 
-/// The summary's lines.
-pub fn lines(report: &RunReport, kept: u64) -> Vec<String> {
+/// The error records of a run, counted by their code.
+#[derive(Debug, Default)]
+pub struct Faults(BTreeMap<String, Fault>);
+
+#[derive(Debug)]
+struct Fault {
+    count: u64,
+    /// Place of the first one among the records that were to be answered.
+    first: u64,
+    /// The same for people: `file:line`.
+    place: String,
+}
+
+/// Codes that are told apart: they are words of ours.
+const MOST_CODES: usize = 64;
+
+impl Faults {
+    /// Counts an error record: the `index`-th of the run, at `place` of the input.
+    pub fn count(&mut self, code: &str, index: u64, place: &str) {
+        if let Some(fault) = self.0.get_mut(code) {
+            fault.count += 1;
+            if index < fault.first {
+                (fault.first, fault.place) = (index, place.to_string());
+            }
+        } else if self.0.len() < MOST_CODES {
+            self.0.insert(code.to_string(), Fault { count: 1, first: index, place: place.to_string() });
+        }
+    }
+
+    /// The commonest code (of equals the one that came first), how often it came, and where first.
+    fn commonest(&self) -> Option<(&str, u64, &str)> {
+        let (code, fault) = self.0.iter().min_by_key(|(_, f)| (std::cmp::Reverse(f.count), f.first))?;
+        Some((code, fault.count, &fault.place))
+    }
+
+    fn json(&self) -> Value {
+        let one = |(code, f): (&String, &Fault)| (code.clone(), json!({"count": f.count, "first": f.place}));
+        Value::Object(self.0.iter().map(one).collect())
+    }
+}
+
+/// How far an output is after a resume.
+pub struct Progress {
+    /// Records that it had before.
+    pub kept: u64,
+    /// Records that the input has, if it could be counted.
+    pub all: Option<u64>,
+}
+
+/// The summary's lines; `resumed` for a run that went on with an output.
+pub fn lines(report: &RunReport, faults: &Faults, resumed: Option<&Progress>) -> Vec<String> {
     let r = report;
     let speed = if r.wall_s > 0.0 { r.generated_tokens as f64 / r.wall_s } else { 0.0 };
-    let kept = if kept > 0 { format!(", {kept} kept") } else { String::new() };
+    let answered = match resumed {
+        None => counted(r.answers, "prompt"),
+        Some(Progress { kept, all: Some(all) }) => {
+            format!("{} / {} done ({kept} kept, {} now)", kept + r.answers, counted(*all, "prompt"), r.answers)
+        }
+        Some(Progress { kept, all: None }) => format!("{}, {kept} kept", counted(r.answers, "prompt")),
+    };
     let latency = &r.latencies.end_to_end;
     let most = if latency.is_empty() { "–".to_string() } else { units::seconds(latency.max() as f64 / 1e6) };
-    vec![
+    let mut lines = vec![
         format!(
-            "{} prompts{kept}, {} with errors, {} answered from the cache, in {}",
-            r.answers,
+            "{answered}, {} with {}, {} answered from the cache, in {}",
             r.errors,
+            if r.errors == 1 { "an error" } else { "errors" },
             r.cached,
             units::seconds(r.wall_s)
         ),
         format!(
-            "{} prompt tokens, {} answer tokens, {} generated: {} tokens/s",
-            r.prompt_tokens,
-            r.completion_tokens,
+            "{}, {}, {} generated: {} tokens/s",
+            counted(r.prompt_tokens, "prompt token"),
+            counted(r.completion_tokens, "answer token"),
             r.generated_tokens,
             units::rate(speed)
         ),
@@ -47,7 +107,14 @@ pub fn lines(report: &RunReport, kept: u64) -> Vec<String> {
             histograms::percentile(latency, 99.0),
             latency.len()
         ),
-    ]
+    ];
+    if let Some((code, count, place)) = faults.commonest() {
+        let most = if count == r.errors { "" } else { "the commonest " };
+        let times = if count == 1 { "once".to_string() } else { counted(count, "time") };
+        let first = if count == 1 { "at" } else { "first at" };
+        lines.insert(1, format!("{most}error: {code}, {times}, {first} {place}"));
+    }
+    lines
 }
 
 fn figures(h: &Histogram<u64>) -> Value {
@@ -77,6 +144,7 @@ pub fn json(report: &RunReport, about: &About) -> Value {
         "prompts": r.answers,
         "kept": about.kept,
         "errors": r.errors,
+        "error_codes": about.faults.json(),
         "cached": r.cached,
         "prompt_tokens": r.prompt_tokens,
         "completion_tokens": r.completion_tokens,
@@ -101,11 +169,34 @@ fn beside(path: &Path, what: &str, extension: &str) -> PathBuf {
     path.with_file_name(format!("{stem}.{what}.{extension}"))
 }
 
-/// That the stats can be written, before any work.
-pub fn check(path: &Path) -> Result<(), Failure> {
+/// The histograms beside the stats. There are none beside a device or pipe.
+fn histogram_files(path: &Path) -> Vec<(&'static str, &'static str, PathBuf)> {
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return Vec::new();
+    }
+    let names = ["latency", "ttft", "per-token", "queue"].into_iter();
+    names.flat_map(|what| ["hgrm", "csv"].map(|extension| (what, extension, beside(path, what, extension)))).collect()
+}
+
+/// All files that the stats are written to.
+pub fn files(path: &Path) -> Vec<PathBuf> {
+    std::iter::once(path.to_path_buf()).chain(histogram_files(path).into_iter().map(|(_, _, path)| path)).collect()
+}
+
+/// That the stats can be written, before any work; `replace`: over files that exist.
+pub fn check(path: &Path, replace: bool) -> Result<(), Failure> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if path.is_dir() || path.file_name().is_none() {
         return Err(Failure::usage(format!("--stats {}: is a folder; name a file in it", path.display())));
+    }
+    if let Some(old) = files(path).iter().find(|f| !replace && std::fs::metadata(f).is_ok_and(|meta| meta.is_file())) {
+        let old = units::shown(&old.display().to_string());
+        return Err(Failure::usage(format!(
+            "--stats {old}: exists; name another file, or add --overwrite (--resume) to replace it"
+        )));
+    }
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return Ok(());
     }
     // A file that can be made in the folder and goes away again says more than permission bits.
     tempfile::tempfile_in(folder).map_err(|e| Failure::usage(format!("--stats {}: cannot be written: {e}", path.display())))?;
@@ -119,13 +210,58 @@ pub fn write(path: &Path, report: &RunReport, about: &About) -> Result<(), Failu
         move |e: std::io::Error| Failure::failed(format!("--stats {}: {e}; the answers are written", path.display()))
     };
     let text = format!("{:#}\n", json(report, about));
-    std::fs::write(path, text).map_err(failed(path))?;
+    put(path, &text).map_err(failed(path))?;
     let l = &report.latencies;
-    for (what, histogram) in [("latency", &l.end_to_end), ("ttft", &l.ttft), ("per-token", &l.per_token), ("queue", &l.queue)] {
-        for (extension, text) in [("hgrm", histograms::hgrm(histogram)), ("csv", histograms::csv(histogram))] {
-            let path = beside(path, what, extension);
-            std::fs::write(&path, text).map_err(failed(&path))?;
-        }
+    for (what, extension, path) in histogram_files(path) {
+        let histogram = match what {
+            "latency" => &l.end_to_end,
+            "ttft" => &l.ttft,
+            "per-token" => &l.per_token,
+            _ => &l.queue,
+        };
+        let text = if extension == "hgrm" { histograms::hgrm(histogram) } else { histograms::csv(histogram) };
+        put(&path, &text).map_err(failed(&path))?;
     }
     Ok(())
+}
+
+/// Whole or not at all; where a link leads, and straight into what is no regular file.
+fn put(path: &Path, text: &str) -> std::io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes()),
+        _ => write_whole(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()), text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commonest_error_is_told_with_its_first_place() {
+        let mut faults = Faults::default();
+        for (code, index, place) in
+            [("bad_json", 9, "a:10"), ("empty_prompt", 2, "a:3"), ("bad_json", 4, "a:5"), ("bad_json", 6, "a:7")]
+        {
+            faults.count(code, index, place);
+        }
+        let report = RunReport { answers: 12, errors: 4, ..RunReport::new() };
+        let said = lines(&report, &faults, None);
+        assert!(said[0].starts_with("12 prompts, 4 with errors, "), "{said:?}");
+        assert_eq!(said[1], "the commonest error: bad_json, 3 times, first at a:5");
+        let mut one = Faults::default();
+        one.count("too_long", 0, "b:1");
+        let report = RunReport { answers: 1, errors: 1, ..RunReport::new() };
+        let said = lines(&report, &one, Some(&Progress { kept: 3, all: Some(4) }));
+        assert!(said[0].starts_with("4 / 4 prompts done (3 kept, 1 now), 1 with an error, "), "{said:?}");
+        assert_eq!(said[1], "error: too_long, once, at b:1");
+        assert_eq!(lines(&RunReport::new(), &Faults::default(), None).len(), 3);
+    }
+
+    #[test]
+    fn nothing_is_written_beside_a_device() {
+        assert_eq!(files(Path::new("/dev/null")), [PathBuf::from("/dev/null")]);
+        assert_eq!(files(Path::new("no/s.json")).len(), 9);
+        assert!(check(Path::new("/dev/null"), false).is_ok());
+    }
 }

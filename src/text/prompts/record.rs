@@ -204,7 +204,8 @@ pub(super) fn too_long(length: u64) -> Fault {
 
 /// Bytes as text, or where they are not.
 pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
-    std::str::from_utf8(bytes).map_err(|e| ("not_utf8", format!("byte {} of the record is not UTF-8", e.valid_up_to() + 1)))
+    std::str::from_utf8(bytes)
+        .map_err(|e| ("not_utf8", format!("byte {} of the record is not UTF-8; save the file as UTF-8", e.valid_up_to() + 1)))
 }
 
 /// White space is a prompt; nothing is not.

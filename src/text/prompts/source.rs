@@ -3,9 +3,10 @@
 
 use super::record::InputError;
 use crate::units::shown;
-use std::fs::File;
+use sha2::{Digest, Sha256};
+use std::fs::{File, Metadata};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +23,62 @@ pub(super) struct Source {
     path: PathBuf,
     /// For what can be read only once: the stream, until it is taken, and what was read of it while looking.
     once: Option<Arc<Mutex<Option<Reader>>>>,
+    /// What an ordinary file was when it was looked at.
+    first_look: Option<Look>,
+    /// SHA-256 of an ordinary file's bytes, once somebody has read them all.
+    digest: Arc<Mutex<Option<[u8; 32]>>>,
+}
+
+/// What shows that a file is still the one that was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    device: u64,
+    inode: u64,
+    length: u64,
+    /// Seconds and nanoseconds of its last change.
+    modified: (i64, i64),
+}
+
+impl Look {
+    fn of(meta: &Metadata) -> Look {
+        Look { device: meta.dev(), inode: meta.ino(), length: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) }
+    }
+}
+
+/// An ordinary file whose every piece is checked to be of the file that was looked at.
+struct Watched {
+    file: File,
+    look: Look,
+    sha: Option<Sha256>,
+    digest: Arc<Mutex<Option<[u8; 32]>>>,
+}
+
+fn changed() -> io::Error {
+    io::Error::other("the file was changed after it was first looked at; start again once it is complete")
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        if Look::of(&self.file.metadata()?) != self.look {
+            return Err(changed());
+        }
+        if let Some(sha) = &mut self.sha {
+            sha.update(buffer.get(..count).unwrap_or_default());
+        }
+        // Looks do not tell two contents of one moment and one length apart; the digests of two readings do.
+        if count == 0
+            && !buffer.is_empty()
+            && let Some(sha) = self.sha.take()
+        {
+            let found: [u8; 32] = sha.finalize().into();
+            let mut digest = self.digest.lock().unwrap_or_else(PoisonError::into_inner);
+            if *digest.get_or_insert(found) != found {
+                return Err(changed());
+            }
+        }
+        Ok(count)
+    }
 }
 
 impl Source {
@@ -32,12 +89,15 @@ impl Source {
             name: name.clone(),
             path: path.to_path_buf(),
             once: once.map(|reader| Arc::new(Mutex::new(Some(reader)))),
+            first_look: None,
+            digest: Arc::default(),
         };
         if path.as_os_str() == "-" {
             return Ok(source(Some(Box::new(BufReader::new(io::stdin())))));
         }
         let bad = |what: String| InputError::Bad(format!("{}: {what}", shown(&name)));
-        let kind = std::fs::metadata(path).map_err(|e| bad(why(&e)))?.file_type();
+        let meta = std::fs::metadata(path).map_err(|e| bad(why(&e)))?;
+        let kind = meta.file_type();
         if kind.is_dir() {
             return Err(bad("is a folder; name the files in it".to_string()));
         }
@@ -45,7 +105,7 @@ impl Source {
             return Err(bad("is not a file of prompts but a device or socket".to_string()));
         }
         if kind.is_file() {
-            return Ok(source(None));
+            return Ok(Source { first_look: Some(Look::of(&meta)), ..source(None) });
         }
         // A FIFO or character device. Opening a FIFO waits for a writer, perhaps for ever: so do not wait, and look for one.
         let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| bad(why(&e)))?;
@@ -72,7 +132,7 @@ impl Source {
             return Ok(());
         }
         let mut start = [0; 4];
-        let mut file = self.open()?;
+        let mut file = self.watched().map_err(|e| InputError::Bad(format!("{}: {}", shown(&self.name), why(&e))))?;
         let mut count = 0;
         while count < start.len() {
             match file.read(start.get_mut(count..).unwrap_or_default()) {
@@ -100,11 +160,20 @@ impl Source {
                 let taken = once.lock().unwrap_or_else(PoisonError::into_inner).take();
                 taken.ok_or_else(|| InputError::Io(format!("{}: can be read only once", shown(&self.name))))
             }
-            None => match File::open(&self.path) {
-                Ok(file) => Ok(Box::new(BufReader::with_capacity(1 << 16, file))),
-                Err(e) => Err(InputError::Bad(format!("{}: {}", shown(&self.name), why(&e)))),
-            },
+            // It could be read when it was looked at, so what is wrong now is no bad usage.
+            None => self.watched().map_err(|e| InputError::Io(format!("{}: {}", shown(&self.name), why(&e)))),
         }
+    }
+
+    /// The ordinary file from its beginning, if it still is the one that was looked at.
+    fn watched(&self) -> io::Result<Reader> {
+        let file = File::open(&self.path)?;
+        let look = Look::of(&file.metadata()?);
+        if self.first_look.is_some_and(|first| first != look) {
+            return Err(changed());
+        }
+        let watched = Watched { file, look, sha: Some(Sha256::new()), digest: self.digest.clone() };
+        Ok(Box::new(BufReader::with_capacity(1 << 16, watched)))
     }
 
     /// Gives back a stream of which only the header was read.
@@ -154,5 +223,67 @@ impl Read for Pipe {
             };
             std::thread::sleep(pause);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(source: &Source) -> Result<String, String> {
+        let mut text = String::new();
+        let mut reader = source.open().map_err(|e| e.to_string())?;
+        reader.read_to_string(&mut text).map_err(|e| e.to_string())?;
+        Ok(text)
+    }
+
+    #[test]
+    fn a_file_that_changes_after_the_first_look_is_noticed_however_it_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        let other = folder.path().join("b.jsonl");
+        type Change = fn(&Path, &Path, &Metadata);
+        let changes: [(&str, Change); 6] = [
+            ("emptied", |path, _, _| std::fs::write(path, "").unwrap()),
+            ("appended to", |path, _, _| {
+                io::Write::write_all(&mut std::fs::OpenOptions::new().append(true).open(path).unwrap(), b"three\n").unwrap()
+            }),
+            ("replaced by a file of the same length and time", |path, other, meta| {
+                std::fs::write(other, "one\nTWO\n").unwrap();
+                File::options().write(true).open(other).unwrap().set_modified(meta.modified().unwrap()).unwrap();
+                std::fs::rename(other, path).unwrap();
+            }),
+            ("removed", |path, _, _| std::fs::remove_file(path).unwrap()),
+            ("rewritten", |path, _, _| std::fs::write(path, "one\nTWO\n").unwrap()),
+            ("rewritten with its time set back", |path, _, meta| {
+                std::fs::write(path, "one\nTWO\n").unwrap();
+                File::options().write(true).open(path).unwrap().set_modified(meta.modified().unwrap()).unwrap();
+            }),
+        ];
+        for (what, change) in changes {
+            std::fs::write(&path, "one\ntwo\n").unwrap();
+            // A time of its own, so that no two writings share one.
+            File::options().write(true).open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+            let source = Source::of(&path).unwrap();
+            assert_eq!(whole(&source).as_deref(), Ok("one\ntwo\n"));
+            assert_eq!(whole(&source).as_deref(), Ok("one\ntwo\n"), "twice the same");
+            change(&path, &other, &File::open(&path).unwrap().metadata().unwrap());
+            let error = whole(&source).expect_err(what);
+            let word = if what == "removed" { "no such file" } else { "was changed" };
+            assert!(error.contains(word), "{what}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        std::fs::write(&path, "x\n".repeat(1 << 17)).unwrap();
+        let source = Source::of(&path).unwrap();
+        let mut reader = source.open().unwrap();
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1 << 17).unwrap();
+        assert!(reader.read_to_string(&mut line).unwrap_err().to_string().contains("was changed"));
     }
 }
