@@ -2,11 +2,13 @@
 //! by all workers ([`crate::kernels::Team`]). It takes the blueprint apart without `..`: a field that is not computed here does not
 //! compile, and what [`supported`] does not let through is refused.
 
-use super::packed::{Layer, Packed, PackedModel};
-use super::workspace::{Step, Workspace};
+use super::packed::{FfnInput, Layer, NormWeights, Packed, PackedModel};
+use super::workspace::{FfnWorkspace, Step, Workspace};
 use super::{Batch, DecodeError, Output};
-use crate::kernels::{self, Attending, COLUMNS, Context, KvArena, NormWeights, PAGE, Panels, Rotation, Scores, Scoring, Team};
-use crate::model::{Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, Rope};
+use crate::kernels::{self, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation, Scores, Scoring, Team};
+use crate::model::{
+    Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Rope,
+};
 
 /// Cosines and signed sines of one rope for the positions so far.
 pub(super) struct Rotations {
@@ -58,70 +60,20 @@ impl Rotations {
 
 /// Refuses a blueprint that the phases here do not compute, by the name of what is missing.
 pub(super) fn supported(spec: &ModelSpec) -> Result<(), ModelError> {
-    let ModelSpec {
-        architecture,
-        hidden: _,
-        vocab: _,
-        context: _,
-        layers,
-        norm: Norm { kind, epsilon: _, weights, bias },
-        ropes,
-        embedding_scale,
-        query_growth,
-        logit_scale,
-        logit_softcap,
-        output_bias,
-        tied_embeddings: _,
-    } = spec;
-    let refuse =
-        |what: &str| Err(ModelError::Invalid(format!("this {architecture} model has {what}, which llmopt does not compute yet")));
-    match () {
-        _ if layers.is_empty() => return refuse("no layers"),
-        _ if *kind != NormKind::Rms || !weights || *bias => return refuse("a norm that is not RMS with weights alone"),
-        _ if ropes.iter().any(|r| r.long.is_some()) => return refuse("rotary factors that depend on the length (longrope)"),
-        _ if *embedding_scale != 1.0 => return refuse("scaled embeddings"),
-        _ if query_growth.is_some() => return refuse("query scales that grow with the position"),
-        _ if *logit_scale != 1.0 => return refuse("scaled logits"),
-        _ if logit_softcap.is_some() => return refuse("capped logits"),
-        _ if *output_bias => return refuse("a bias of the output matrix"),
-        _ => {}
+    let refuse = |what: &str| {
+        let family = &spec.architecture;
+        Err(ModelError::Invalid(format!("this {family} model has {what}, which llmopt does not compute yet")))
+    };
+    let Some(first) = spec.layers.first() else { return refuse("no layers") };
+    if spec.ropes.iter().any(|rope| rope.long.is_some()) {
+        return refuse("rotary factors that depend on the length (longrope)");
     }
-    let first = layers[0].attention();
-    for LayerSpec { mixer, ffn, norms, residual_scale } in layers {
-        let Mixer::Attention(Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            qkv_bias,
-            output_bias,
-            qk_norm,
-            rope: _,
-            window,
-            scale: _,
-            softcap,
-            sinks,
-        }) = mixer;
-        match () {
-            _ if (*heads, *kv_heads, *head_dim) != (first.heads, first.kv_heads, first.head_dim) => {
-                return refuse("layers with different heads");
-            }
-            _ if *qkv_bias || *output_bias => return refuse("biases of attention"),
-            _ if qk_norm.is_some() => return refuse("norms of queries and keys"),
-            _ if window.is_some() => return refuse("sliding windows"),
-            _ if softcap.is_some() => return refuse("capped attention scores"),
-            _ if *sinks => return refuse("attention sinks"),
-            _ if *norms != Norms::Before => return refuse("norms that are not before each branch"),
-            _ if *residual_scale != 1.0 => return refuse("scaled branches"),
-            _ => {}
-        }
-        match *ffn {
-            Ffn::Gated { width, activation: Activation::Silu, input_bias: false, output_bias: false } => {
-                if width != layers[0].ffn.width() {
-                    return refuse("feed-forward layers of different widths");
-                }
-            }
-            _ => return refuse("a feed-forward part that is not SwiGLU without biases"),
-        }
+    let heads = |layer: &LayerSpec| {
+        let Mixer::Attention(attention) = &layer.mixer;
+        (attention.heads, attention.kv_heads, attention.head_dim)
+    };
+    if spec.layers.iter().any(|layer| heads(layer) != heads(first)) {
+        return refuse("layers with different heads");
     }
     Ok(())
 }
@@ -139,72 +91,195 @@ pub(super) struct Pass<'a> {
     pub copies: bool,
 }
 
+/// What becomes of a branch's output.
+#[derive(Clone, Copy)]
+enum Join<'a> {
+    /// It joins the residual stream at once.
+    Add,
+    /// It is normed first.
+    Norm(&'a NormWeights),
+    /// It waits in `branch`: the other branch reads the residual stream as it is.
+    Wait,
+}
+
 impl Pass<'_> {
     /// Embeddings and all layers; leaves the residual stream in `w.x`.
     pub(super) fn layers(&mut self, batch: &Batch, w: &mut Workspace) {
-        let (spec, rows) = (self.model.spec(), self.step.rows.len());
+        let ModelSpec {
+            architecture: _,
+            hidden,
+            vocab: _,
+            context: _,
+            layers,
+            norm: _,
+            ropes: _,
+            embedding_scale,
+            query_growth,
+            // With the output matrix, in `score`.
+            logit_scale: _,
+            logit_softcap: _,
+            output_bias: _,
+            tied_embeddings: _,
+        } = self.model.spec();
+        let (rows, hidden, scale, emulated) = (self.step.rows.len(), *hidden, *embedding_scale, self.model.emulated());
         let embedding = self.model.panels(&self.model.embedding);
         let tokens = &self.step.tokens;
-        self.team.fill(&mut w.x, rows, spec.hidden, |r, row| embedding.row(tokens[r] as usize, row));
-        for (l, (layer, LayerSpec { mixer, ffn, norms, residual_scale: _ })) in
-            self.model.layers.iter().zip(&spec.layers).enumerate()
-        {
-            let Norms::Before = norms else { unreachable!("`supported` let {norms:?} through") };
+        self.team.fill(&mut w.x, rows, hidden, |r, row| {
+            embedding.row(tokens[r] as usize, row);
+            if scale != 1.0 {
+                row.iter_mut().for_each(|x| *x *= scale);
+            }
+            if scale != 1.0 && emulated {
+                row.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32());
+            }
+        });
+        let growth = query_growth.map(|growth| self.growth(growth));
+        let model = self.model;
+        for (l, (layer, LayerSpec { mixer, ffn, norms, residual_scale })) in model.layers.iter().zip(layers).enumerate() {
             let Mixer::Attention(attention) = mixer;
-            self.norm(&layer.attention_norm.weights, w);
-            self.attention(batch, l, layer, attention, w);
-            let m = panels_of(self.model, &layer.output, self.team, &mut w.wide);
-            self.team.add_product(&m, &w.attended, rows, &mut w.x, None, 1.0);
-            self.norm(&layer.ffn_norm.weights, w);
-            self.ffn(layer, ffn, w);
+            let scale = *residual_scale;
+            match norms {
+                Norms::After => self.team.activations(&w.x, rows, &mut w.normed),
+                Norms::Before | Norms::Both | Norms::Parallel | Norms::ParallelApart => self.norm(&layer.attention_norm, w),
+            }
+            self.attention(batch, l, layer, attention, growth.as_deref(), w);
+            let join = match norms {
+                Norms::Before | Norms::Parallel => Join::Add,
+                Norms::After | Norms::Both => Join::Norm(&layer.attention_post_norm),
+                Norms::ParallelApart => Join::Wait,
+            };
+            self.join(&layer.output, layer.output_bias.as_deref(), None, join, scale, w);
+            match norms {
+                Norms::After => self.team.activations(&w.x, rows, &mut w.normed),
+                Norms::Before | Norms::Both | Norms::ParallelApart => self.norm(&layer.ffn_norm, w),
+                // Both branches read the same norm, which is still there.
+                Norms::Parallel => {}
+            }
+            let width = self.ffn(layer, ffn, w);
+            let join = match norms {
+                Norms::Before | Norms::Parallel | Norms::ParallelApart => Join::Add,
+                Norms::After | Norms::Both => Join::Norm(&layer.ffn_post_norm),
+            };
+            self.join(&layer.down, layer.down_bias.as_deref(), Some(width), join, scale, w);
+            if *norms == Norms::ParallelApart {
+                self.team.add_normed(&mut w.branch, None, hidden, scale, rows, &mut w.x);
+            }
         }
     }
 
+    /// Factors of each row's queries.
+    fn growth(&self, QueryGrowth { beta, original }: QueryGrowth) -> Vec<f32> {
+        let of = |position: u32| 1.0 + f64::from(beta) * (1.0 + f64::from(position / original.max(1) as u32)).ln();
+        self.step.rows.iter().map(|row| of(row.position) as f32).collect()
+    }
+
+    /// Weights as the kernels take them.
+    fn by<'w>(&self, norm: &'w NormWeights) -> kernels::NormWeights<'w> {
+        let Norm { kind, epsilon, weights: _, bias: _ } = self.model.spec().norm;
+        let NormWeights { weights, bias } = norm;
+        kernels::NormWeights { weights, bias: bias.as_deref(), epsilon, centred: kind == NormKind::Layer }
+    }
+
     /// The residual stream's norm into `w.normed`.
-    fn norm(&mut self, weights: &Option<Vec<f32>>, w: &mut Workspace) {
-        let spec = self.model.spec();
-        let Norm { kind: _, epsilon, weights: _, bias: _ } = spec.norm;
-        let weights = weights.as_ref().expect("`supported` wants weights");
-        self.team.norm(&w.x, None, self.step.rows.len(), &NormWeights::rms(weights, epsilon), spec.hidden, &mut w.normed);
+    fn norm(&mut self, weights: &NormWeights, w: &mut Workspace) {
+        let by = self.by(weights);
+        self.team.norm(&w.x, None, self.step.rows.len(), &by, self.model.spec().hidden, &mut w.normed);
+    }
+
+    /// The last product of a branch: of `attended`, or of the inner activations of this width.
+    fn join(
+        &mut self,
+        m: &Packed,
+        bias: Option<&[f32]>,
+        width: Option<usize>,
+        join: Join,
+        scale: f32,
+        w: &mut Workspace,
+    ) {
+        let (rows, hidden) = (self.step.rows.len(), self.model.spec().hidden);
+        let Workspace { x, branch, attended, ffn, wide, .. } = w;
+        let m = panels_of(self.model, m, self.team, wide);
+        let input = width.map_or(attended, |width| &mut Workspace::of_width(ffn, width).product);
+        match join {
+            Join::Add => self.team.add_product(&m, input, rows, x, bias, scale),
+            Join::Wait => self.team.product(&m, input, rows, bias, branch),
+            Join::Norm(norm) => {
+                self.team.product(&m, input, rows, bias, branch);
+                let by = self.by(norm);
+                self.team.add_normed(branch, Some(&by), hidden, scale, rows, x);
+            }
+        }
     }
 
     /// Queries, keys and values of `w.normed`, and attention into `w.attended`.
-    fn attention(&mut self, batch: &Batch, l: usize, layer: &Layer, spec: &Attention, w: &mut Workspace) {
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        l: usize,
+        layer: &Layer,
+        spec: &Attention,
+        growth: Option<&[f32]>,
+        w: &mut Workspace,
+    ) {
         let Attention {
             heads,
             kv_heads: _,
             head_dim: _,
-            qkv_bias: false,
-            output_bias: false,
-            qk_norm: None,
+            // The layer has those that there are.
+            qkv_bias: _,
+            output_bias: _,
+            qk_norm,
             rope,
-            window: None,
+            window,
             scale,
-            softcap: None,
-            sinks: false,
-        } = *spec
-        else {
-            unreachable!("`supported` let {spec:?} through")
-        };
-        let (model, team, step) = (self.model, &mut *self.team, self.step);
+            softcap,
+            sinks: _,
+        } = *spec;
+        let (model, step) = (self.model, self.step);
+        // The last one has no positions.
         let table = &self.rotations[rope.unwrap_or(self.rotations.len() - 1)].table;
-        let rotation = Rotation { table, scale };
-        {
+        if qk_norm.is_none() && growth.is_none() {
             let [q, k, v] = [&layer.query, &layer.key, &layer.value].map(|m| model.panels(m));
             let (q, k, v) = if model.emulated() {
                 let (first, rest) = w.wide.split_at_mut(wide_floats(&q));
                 let (second, third) = rest.split_at_mut(wide_floats(&k));
-                (team.widen(&q, first), team.widen(&k, second), team.widen(&v, third))
+                (self.team.widen(&q, first), self.team.widen(&k, second), self.team.widen(&v, third))
             } else {
                 (q, k, v)
             };
-            team.qkv([&q, &k, &v], [None; 3], &w.normed, &step.rows, &rotation, self.kv, l, &mut w.queries);
+            let biases = layer.biases.each_ref().map(|bias| bias.as_deref());
+            let rotation = Rotation { table, scale };
+            self.team.qkv([&q, &k, &v], biases, &w.normed, &step.rows, &rotation, self.kv, l, &mut w.queries);
+        } else {
+            let rows = step.rows.len();
+            for (m, bias, out) in [
+                (&layer.query, &layer.biases[0], &mut w.queries),
+                (&layer.key, &layer.biases[1], &mut w.keys),
+                (&layer.value, &layer.biases[2], &mut w.values),
+            ] {
+                let m = panels_of(model, m, self.team, &mut w.wide);
+                self.team.product(&m, &w.normed, rows, bias.as_deref(), out);
+            }
+            let norms = layer.qk_norms.each_ref().map(|norm| self.by(norm));
+            let (norms, rotated_first) = match qk_norm {
+                None => (None, false),
+                Some(QkNorm::PerHead) => (Some(norms), false),
+                Some(QkNorm::PerHeadRotated) => (Some(norms), true),
+                Some(QkNorm::Whole) => {
+                    self.team.norm_in_place(&mut w.queries, rows, &norms[0], spec.query_width());
+                    self.team.norm_in_place(&mut w.keys, rows, &norms[1], spec.kv_width());
+                    (None, false)
+                }
+            };
+            let table = rope.map(|_| table.as_slice());
+            let by = HeadsBy { norms, rotated_first, table, scale, row_scales: growth };
+            self.team.heads(&mut w.queries, &w.keys, &w.values, &step.rows, &by, self.kv, l, heads);
         }
         let mut copies: Vec<Vec<u8>> = Vec::new();
         if self.copies {
             copies.resize(self.pages.len(), Vec::new());
             let (kv, pages) = (&*self.kv, &self.pages);
-            team.chunks(&mut copies, 1, |s, copy| {
+            self.team.chunks(&mut copies, 1, |s, copy| {
                 let segment = &batch.segments[s];
                 let used = (segment.start + segment.tokens.len()).div_ceil(PAGE).max(1);
                 copy[0] = kv.copy_layer(l, &pages[s][..used]);
@@ -214,26 +289,69 @@ impl Pass<'_> {
             false => self.pages.iter().map(|p| Context::Pages(p)).collect(),
             true => copies.iter().map(|c| Context::Copy(c)).collect(),
         };
-        team.attention(&step.units, &step.rows, &contexts, self.kv, l, Attending::plain(heads), &w.queries, &mut w.attended);
+        let by = Attending { heads, window, cap: softcap, sinks: layer.sinks.as_deref() };
+        self.team.attention(&step.units, &step.rows, &contexts, self.kv, l, by, &w.queries, &mut w.attended);
     }
 
-    /// The feed-forward part of `w.normed`, added to the residual stream.
-    fn ffn(&mut self, layer: &Layer, ffn: &Ffn, w: &mut Workspace) {
-        let Ffn::Gated { width: _, activation: Activation::Silu, input_bias: false, output_bias: false } = *ffn else {
-            unreachable!("`supported` let {ffn:?} through")
-        };
+    /// The inner activations of `w.normed`; returns their width.
+    fn ffn(&mut self, layer: &Layer, ffn: &Ffn, w: &mut Workspace) -> usize {
+        let (Ffn::Gated { width, activation, input_bias: _, output_bias: _ }
+        | Ffn::Plain { width, activation, input_bias: _, output_bias: _ }) = *ffn;
         let rows = self.step.rows.len();
-        let m = panels_of(self.model, &layer.gate_up, self.team, &mut w.wide);
-        self.team.gate_up(&m, &w.normed, rows, kernels::Activation::Silu, &mut w.product);
-        let m = panels_of(self.model, &layer.down, self.team, &mut w.wide);
-        self.team.add_product(&m, &w.product, rows, &mut w.x, None, 1.0);
+        let activation = match activation {
+            Activation::Silu => kernels::Activation::Silu,
+            Activation::Gelu => kernels::Activation::Gelu,
+            Activation::GeluTanh => kernels::Activation::GeluTanh,
+            Activation::Relu => kernels::Activation::Relu,
+            Activation::Relu2 => kernels::Activation::Relu2,
+        };
+        let Workspace { normed, ffn, wide, .. } = w;
+        let FfnWorkspace { width: _, gate, up, product } = Workspace::of_width(ffn, width);
+        let [gate_bias, up_bias] = layer.input_biases.each_ref().map(|bias| bias.as_deref());
+        match &layer.input {
+            FfnInput::Together(m) => {
+                let m = panels_of(self.model, m, self.team, wide);
+                self.team.gate_up(&m, normed, rows, activation, product);
+            }
+            FfnInput::Apart { gate: gate_matrix, up: up_matrix } => {
+                let m = panels_of(self.model, gate_matrix, self.team, wide);
+                self.team.product(&m, normed, rows, gate_bias, gate);
+                let m = panels_of(self.model, up_matrix, self.team, wide);
+                self.team.product(&m, normed, rows, up_bias, up);
+                self.team.activate(Some(gate), up, activation, rows, product);
+            }
+            FfnInput::Plain(m) => {
+                let m = panels_of(self.model, m, self.team, wide);
+                self.team.product(&m, normed, rows, up_bias, up);
+                self.team.activate(None, up, activation, rows, product);
+            }
+        }
+        width
     }
 
     /// Scores of the rows that want them.
     pub(super) fn score(&mut self, batch: &Batch, w: &mut Workspace, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
-        let (model, team, step) = (self.model, &mut *self.team, self.step);
+        let (model, step) = (self.model, self.step);
         let spec = model.spec();
-        let Norm { kind: _, epsilon, weights: _, bias: _ } = spec.norm;
+        let ModelSpec {
+            architecture: _,
+            hidden: _,
+            vocab: _,
+            context: _,
+            // In `layers`.
+            layers: _,
+            norm: _,
+            ropes: _,
+            embedding_scale: _,
+            query_growth: _,
+            logit_scale,
+            logit_softcap,
+            // The packed model has it, if there is one.
+            output_bias: _,
+            tied_embeddings: _,
+        } = spec;
+        let scoring = Scoring { bias: model.output_bias.as_deref(), scale: *logit_scale, cap: *logit_softcap };
+        let by = self.by(&model.output_norm);
         let mut logits: Vec<Vec<f32>> = batch
             .segments
             .iter()
@@ -246,8 +364,8 @@ impl Pass<'_> {
         let scores = if step.scored.is_empty() {
             Vec::new()
         } else {
-            let weights = model.output_norm.weights.as_ref().expect("`supported` wants weights");
-            team.norm(&w.x, Some(&step.scored), step.scored.len(), &NormWeights::rms(weights, epsilon), spec.hidden, &mut w.last);
+            let team = &mut *self.team;
+            team.norm(&w.x, Some(&step.scored), step.scored.len(), &by, spec.hidden, &mut w.last);
             let mut places: Vec<_> = logits.iter_mut().map(|l| l.chunks_exact_mut(spec.vocab)).collect();
             let mut wants = Vec::with_capacity(step.scored.len());
             for &s in &step.scored_for {
@@ -261,7 +379,7 @@ impl Pass<'_> {
                 });
             }
             let m = panels_of(model, &model.output, team, &mut w.wide);
-            team.head(&m, &w.last, &Scoring::PLAIN, &mut wants)
+            team.head(&m, &w.last, &scoring, &mut wants)
         };
         if let Some(i) = scores.iter().position(|s| *s == Scores::NotFinite) {
             return Err(DecodeError::NotFinite(batch.segments[step.scored_for[i]].slot));

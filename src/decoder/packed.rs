@@ -2,7 +2,7 @@
 //! converting and packing them once. In: a [`Model`] and a [`FormatPlan`]. Out: a [`PackedModel`], shared between decoders.
 
 use crate::kernels::{Arena, COLUMNS, Format, KernelSet, KvShape, NoMemory, PAGE, Panels, Team, pack_panel, padded, panel_bytes};
-use crate::model::{Mixer, Model, ModelError, ModelSpec, Role, is_matrix, roles};
+use crate::model::{Ffn, LayerSpec, Mixer, Model, ModelError, ModelSpec, QkNorm, Role, is_matrix, roles};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
@@ -54,14 +54,25 @@ impl Packed {
     }
 }
 
-/// A vector padded to 16 with zeros.
+/// A vector padded to 16 with zeros, where the model has it.
 pub(super) type Vector = Option<Vec<f32>>;
 
-/// The weights and the bias of a norm, where it has them.
+/// The weights of a norm (ones where the model has none) and its bias.
 #[derive(Debug, Clone)]
 pub(super) struct NormWeights {
-    pub weights: Vector,
+    pub weights: Vec<f32>,
     pub bias: Vector,
+}
+
+/// What makes the inner activations of the feed-forward part.
+#[derive(Debug, Clone)]
+pub(super) enum FfnInput {
+    /// Gate and up panels in turn; `n` counts padded columns.
+    Together(Packed),
+    /// Of different formats, or with biases.
+    Apart { gate: Packed, up: Packed },
+    /// No gate.
+    Plain(Packed),
 }
 
 /// A layer's weights; what its blueprint does not have is `None` and not asked for.
@@ -71,17 +82,36 @@ pub(super) struct Layer {
     pub query: Packed,
     pub key: Packed,
     pub value: Packed,
+    /// Of queries, keys, values.
+    pub biases: [Vector; 3],
+    /// Of queries and keys.
+    pub qk_norms: [NormWeights; 2],
+    pub sinks: Vector,
     pub output: Packed,
+    pub output_bias: Vector,
+    pub attention_post_norm: NormWeights,
     pub ffn_norm: NormWeights,
-    /// Gate and up panels in turn; `n` counts padded columns.
-    pub gate_up: Packed,
+    pub input: FfnInput,
+    /// Of gate and up.
+    pub input_biases: [Vector; 2],
     pub down: Packed,
+    pub down_bias: Vector,
+    pub ffn_post_norm: NormWeights,
 }
 
 impl Layer {
     /// Its matrices in the order of execution.
-    fn matrices(&self) -> [&Packed; 6] {
-        [&self.query, &self.key, &self.value, &self.output, &self.gate_up, &self.down]
+    fn matrices(&self) -> impl Iterator<Item = &Packed> {
+        let input: Vec<&Packed> = match &self.input {
+            FfnInput::Together(m) | FfnInput::Plain(m) => vec![m],
+            FfnInput::Apart { gate, up } => vec![gate, up],
+        };
+        [&self.query, &self.key, &self.value, &self.output].into_iter().chain(input).chain([&self.down])
+    }
+
+    /// Matrices that multiply normed hidden states.
+    pub(super) fn hidden_matrices(&self) -> impl Iterator<Item = &Packed> {
+        self.matrices().filter(|m| **m != self.output && **m != self.down)
     }
 }
 
@@ -92,6 +122,7 @@ pub struct PackedModel {
     arena: Arena,
     pub(super) layers: Vec<Layer>,
     pub(super) output_norm: NormWeights,
+    pub(super) output_bias: Vector,
     pub(super) output: Packed,
     pub(super) embedding: Packed,
     notes: Vec<String>,
@@ -111,10 +142,8 @@ impl Layout {
         let mut widened = BTreeSet::new();
         let mut converted = BTreeSet::new();
         let mut odd = BTreeSet::new();
-        let mut unlike = BTreeSet::new();
-        let mut format_of = |roles: &[Role]| {
-            let k = weights.shape(roles[0]).1;
-            let stored = weights.format(roles[0]).filter(|f| roles.iter().all(|r| weights.format(*r) == Some(*f)));
+        let mut format_of = |role: Role| {
+            let (k, stored) = (weights.shape(role).1, weights.format(role));
             let wanted = match plan {
                 FormatPlan::AsStored => stored.unwrap_or(Format::F32),
                 FormatPlan::All(format) => format,
@@ -124,11 +153,9 @@ impl Layout {
             if format != wanted {
                 odd.insert(k);
             }
-            for role in roles.iter().filter(|r| weights.format(**r) != Some(format)) {
-                let name = weights.type_name(*role);
-                match (plan, weights.format(*role)) {
-                    // It has a kernel, but its partner is of another type.
-                    (FormatPlan::AsStored, Some(_)) => unlike.insert(name),
+            if stored != Some(format) {
+                let name = weights.type_name(role);
+                match (plan, stored) {
                     (FormatPlan::AsStored, None) => widened.insert(name),
                     _ => converted.insert((name, format)),
                 };
@@ -137,11 +164,11 @@ impl Layout {
         };
         let mut bytes = 0;
         let mut matrices = Vec::new();
-        for roles in order(spec) {
+        for (roles, format) in order(spec, &mut format_of) {
             let (n, k) = weights.shape(roles[0]);
             // Two matrices in turn: both padded to whole panels.
             let n = if roles.len() == 1 { n } else { roles.len() * padded(n) };
-            let packed = Packed { format: format_of(&roles), n, k, offset: bytes };
+            let packed = Packed { format, n, k, offset: bytes };
             bytes += packed.bytes();
             matrices.push((roles, packed));
         }
@@ -149,13 +176,6 @@ impl Layout {
         if !widened.is_empty() {
             let names: Vec<_> = widened.into_iter().collect();
             notes.push(format!("no kernel computes {} as stored: widened to f32 at load", names.join(", ")));
-        }
-        if !unlike.is_empty() {
-            let names: Vec<_> = unlike.into_iter().collect();
-            notes.push(format!(
-                "gate and up are computed together, and in some layers one is of another type than the other: {} widened to f32 there",
-                names.join(" and ")
-            ));
         }
         if !converted.is_empty() {
             let names: Vec<_> = converted.iter().map(|(name, format)| format!("{name} to {format}")).collect();
@@ -169,19 +189,22 @@ impl Layout {
     }
 }
 
-/// The matrices of a model in the order of execution, by the roles that fill each.
-fn order(spec: &ModelSpec) -> Vec<Vec<Role>> {
-    let mut all: Vec<Vec<Role>> = Vec::new();
+/// The matrices of a model in the order of execution, by the roles that fill each, with their formats. Gate and up are one where their
+/// formats are one and neither has a bias.
+fn order(spec: &ModelSpec, format_of: &mut dyn FnMut(Role) -> Format) -> Vec<(Vec<Role>, Format)> {
+    let mut all: Vec<(Vec<Role>, Format)> = Vec::new();
     for role in roles(spec).map(|(role, _)| role).filter(|role| is_matrix(*role) && role.layer().is_some()) {
+        let format = format_of(role);
+        let fused = |layer: usize| matches!(spec.layers[layer].ffn, Ffn::Gated { input_bias: false, .. });
         match (role, all.last_mut()) {
-            (Role::Up(layer), Some(last)) if *last == [Role::Gate(layer)] => last.push(role),
-            _ => all.push(vec![role]),
+            (Role::Up(layer), Some((last, of))) if *last == [Role::Gate(layer)] && *of == format && fused(layer) => {
+                last.push(role);
+            }
+            _ => all.push((vec![role], format)),
         }
     }
-    all.push(vec![Role::Output]);
-    if !spec.tied_embeddings {
-        all.push(vec![Role::TokenEmbedding]);
-    }
+    let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
+    all.extend(outer.iter().map(|role| (vec![*role], format_of(*role))));
     all
 }
 
@@ -236,20 +259,44 @@ impl PackedModel {
             values.resize(padded(values.len()), 0.0);
             Ok(Some(values))
         };
-        let norm = |weights: Role, bias: Role| -> Result<NormWeights, NativeError> {
-            Ok(NormWeights { weights: vector(weights)?, bias: vector(bias)? })
+        // A norm without weights, or one that this layer does not have: ones.
+        let norm = |weights: Role, bias: Option<Role>, n: usize| -> Result<NormWeights, NativeError> {
+            let mut ones = vec![1.0; n];
+            ones.resize(padded(n), 0.0);
+            let bias = bias.map(&vector).transpose()?.flatten();
+            Ok(NormWeights { weights: vector(weights)?.unwrap_or(ones), bias })
         };
+        let hidden = model.spec.hidden;
         let mut layers = Vec::with_capacity(model.spec.layers.len());
-        for i in 0..model.spec.layers.len() {
+        for (i, LayerSpec { mixer, ffn, norms: _, residual_scale: _ }) in model.spec.layers.iter().enumerate() {
+            let Mixer::Attention(attention) = mixer;
+            let (query_width, kv_width) = match attention.qk_norm {
+                Some(QkNorm::Whole) => (attention.query_width(), attention.kv_width()),
+                _ => (attention.head_dim, attention.head_dim),
+            };
+            let (gate, up) = (placed.get(&Role::Gate(i)).copied(), placed[&Role::Up(i)]);
+            let input = match (ffn, gate) {
+                (Ffn::Gated { .. }, Some(gate)) if gate == up => FfnInput::Together(up),
+                (Ffn::Gated { .. }, Some(gate)) => FfnInput::Apart { gate, up },
+                _ => FfnInput::Plain(up),
+            };
             layers.push(Layer {
-                attention_norm: norm(Role::AttentionNorm(i), Role::AttentionNormBias(i))?,
+                attention_norm: norm(Role::AttentionNorm(i), Some(Role::AttentionNormBias(i)), hidden)?,
                 query: placed[&Role::Query(i)],
                 key: placed[&Role::Key(i)],
                 value: placed[&Role::Value(i)],
+                biases: [vector(Role::QueryBias(i))?, vector(Role::KeyBias(i))?, vector(Role::ValueBias(i))?],
+                qk_norms: [norm(Role::QueryNorm(i), None, query_width)?, norm(Role::KeyNorm(i), None, kv_width)?],
+                sinks: vector(Role::Sinks(i))?,
                 output: placed[&Role::AttentionOutput(i)],
-                ffn_norm: norm(Role::FfnNorm(i), Role::FfnNormBias(i))?,
-                gate_up: placed[&Role::Up(i)],
+                output_bias: vector(Role::AttentionOutputBias(i))?,
+                attention_post_norm: norm(Role::AttentionPostNorm(i), None, hidden)?,
+                ffn_norm: norm(Role::FfnNorm(i), Some(Role::FfnNormBias(i)), hidden)?,
+                input,
+                input_biases: [vector(Role::GateBias(i))?, vector(Role::UpBias(i))?],
                 down: placed[&Role::Down(i)],
+                down_bias: vector(Role::DownBias(i))?,
+                ffn_post_norm: norm(Role::FfnPostNorm(i), None, hidden)?,
             });
         }
         Ok(PackedModel {
@@ -257,7 +304,8 @@ impl PackedModel {
             plan,
             arena,
             layers,
-            output_norm: norm(Role::OutputNorm, Role::OutputNormBias)?,
+            output_norm: norm(Role::OutputNorm, Some(Role::OutputNormBias), hidden)?,
+            output_bias: vector(Role::OutputBias)?,
             output: placed[&Role::Output],
             embedding: placed[&Role::TokenEmbedding],
             notes: layout.notes,
@@ -297,12 +345,12 @@ impl PackedModel {
     /// The format of the layers' largest matrices and of the output matrix, for counting bytes.
     pub fn storage(&self) -> crate::roofline::Formats {
         let output = self.output.format;
-        crate::roofline::Formats { layers: self.layers.first().map_or(output, |l| l.gate_up.format), output }
+        crate::roofline::Formats { layers: self.layers.first().map_or(output, |l| l.down.format), output }
     }
 
     /// Keys and values are kept in f16: a model with quantized layers. Otherwise in f32.
     pub fn half_kv(&self) -> bool {
-        self.layers.iter().any(|l| l.matrices().iter().any(|m| m.format.is_quantized()))
+        self.layers.iter().any(|l| l.matrices().any(|m| m.format.is_quantized()))
     }
 
     pub(super) fn kv_shape(&self) -> KvShape {
@@ -328,10 +376,8 @@ impl PackedModel {
     pub(super) fn wide_floats(&self) -> usize {
         let floats = |m: &Packed| m.n.div_ceil(COLUMNS) * COLUMNS * m.k + COLUMNS;
         let layers = self.layers.iter().map(|l| {
-            (floats(&l.query) + floats(&l.key) + floats(&l.value))
-                .max(floats(&l.output))
-                .max(floats(&l.gate_up))
-                .max(floats(&l.down))
+            let together = floats(&l.query) + floats(&l.key) + floats(&l.value);
+            l.matrices().map(floats).max().unwrap_or(0).max(together)
         });
         if self.emulated() { layers.max().unwrap_or(0).max(floats(&self.output)) } else { 0 }
     }
