@@ -30,10 +30,13 @@ impl Weights for MadeUp {
 
     fn read(&self, role: Role, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
         assert_eq!(format, Format::F32);
+        let role = if role == Role::Output && self.0.tied_embeddings { Role::TokenEmbedding } else { role };
         let (_, columns) = self.shape(role);
         let mut random = crate::tiny::Random::new(7, &format!("{role:?}"));
         // `normal` takes twelve numbers.
-        (0..12 * rows.start * columns).for_each(|_| drop(random.next()));
+        for _ in 0..12 * rows.start * columns {
+            random.next();
+        }
         for _ in rows.start * columns..rows.end * columns {
             let normal = random.normal();
             let value = match role {
@@ -213,7 +216,7 @@ fn flips() -> Vec<(String, ModelSpec)> {
 #[test]
 fn every_field_of_a_blueprint_is_computed_as_the_textbook_has_it_or_refused() {
     let plain = scores(&base(), 64).expect("the base is computed");
-    let (mut computed, mut refused) = (0, Vec::new());
+    let (mut computed, mut refused, mut wrong) = (0, Vec::new(), Vec::new());
     for (name, spec) in std::iter::once(("nothing".to_string(), base())).chain(flips()) {
         let got = match scores(&spec, 23) {
             Ok(got) => got,
@@ -225,14 +228,17 @@ fn every_field_of_a_blueprint_is_computed_as_the_textbook_has_it_or_refused() {
         };
         computed += 1;
         let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-        if name != "nothing" {
-            assert!(far(&got.concat(), &plain.concat()) > 1e-3, "{name} changes nothing");
+        if name != "nothing" && far(&got.concat(), &plain.concat()) <= 1e-3 {
+            wrong.push(format!("{name} changes nothing"));
         }
         let want = textbook::logits(&spec, &MadeUp(spec.clone()), &tokens(), POSITIONS);
         let want: Vec<f32> = want.concat().iter().map(|s| *s as f32).collect();
         let spread = want.iter().fold(0f32, |most, s| most.max(s.abs()));
         let off = far(&got.concat(), &want);
-        assert!(off < 2e-4 * spread, "{name}: off by {off} of {spread}");
+        if off.is_nan() || off >= 2e-4 * spread {
+            wrong.push(format!("{name}: off by {off} of {spread}"));
+        }
     }
-    assert!(computed > 10, "{computed} computed; refused: {}", refused.join(", "));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(computed > 100, "{computed} computed; refused: {}", refused.join(", "));
 }

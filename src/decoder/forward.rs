@@ -187,15 +187,7 @@ impl Pass<'_> {
     }
 
     /// The last product of a branch: of `attended`, or of the inner activations of this width.
-    fn join(
-        &mut self,
-        m: &Packed,
-        bias: Option<&[f32]>,
-        width: Option<usize>,
-        join: Join,
-        scale: f32,
-        w: &mut Workspace,
-    ) {
+    fn join(&mut self, m: &Packed, bias: Option<&[f32]>, width: Option<usize>, join: Join, scale: f32, w: &mut Workspace) {
         let (rows, hidden) = (self.step.rows.len(), self.model.spec().hidden);
         let Workspace { x, branch, attended, ffn, wide, .. } = w;
         let m = panels_of(self.model, m, self.team, wide);
@@ -212,15 +204,7 @@ impl Pass<'_> {
     }
 
     /// Queries, keys and values of `w.normed`, and attention into `w.attended`.
-    fn attention(
-        &mut self,
-        batch: &Batch,
-        l: usize,
-        layer: &Layer,
-        spec: &Attention,
-        growth: Option<&[f32]>,
-        w: &mut Workspace,
-    ) {
+    fn attention(&mut self, batch: &Batch, l: usize, layer: &Layer, spec: &Attention, growth: Option<&[f32]>, w: &mut Workspace) {
         let Attention {
             heads,
             kv_heads: _,

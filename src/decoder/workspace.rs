@@ -109,9 +109,10 @@ impl Workspace {
     pub(super) fn bytes(model: &PackedModel, rows: usize) -> usize {
         let plan = Plan::of(model);
         let only = |wanted: bool| if wanted { rows } else { 0 };
-        let ffn = plan.ffn.iter().map(|&(width, apart, quantized)| {
-            2 * Rows::bytes(only(apart), width) + Activations::bytes(rows, width, quantized)
-        });
+        let ffn = plan
+            .ffn
+            .iter()
+            .map(|&(width, apart, quantized)| 2 * Rows::bytes(only(apart), width) + Activations::bytes(rows, width, quantized));
         Rows::bytes(rows, plan.hidden)
             + Activations::bytes(rows, plan.hidden, plan.quantized_hidden)
             + Rows::bytes(only(plan.branches), plan.hidden)

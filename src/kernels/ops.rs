@@ -382,6 +382,118 @@ impl Team {
         self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { norm(args.get(), unit) });
     }
 
+    /// Norm of the first `rows` rows of `x`, `n` wide, in place.
+    pub fn norm_in_place(&mut self, x: &mut Rows, rows: usize, norm: &NormWeights, n: usize) {
+        assert!(padded(n) == x.stride && rows <= x.count());
+        let data = x.data.as_mut_ptr();
+        let args = Shared(NormArgs {
+            x: data,
+            x_stride: x.stride,
+            by: norm.by(n, self.round),
+            pick: std::ptr::null(),
+            rows,
+            rows_per_unit: self.rows_per_unit(rows),
+            out: Sink { f: data, f_stride: x.stride, q: std::ptr::null_mut(), q_stride: 0 },
+            to_q: false,
+        });
+        let norm = self.set.table().norm;
+        // SAFETY: as in `norm`; a row is read before its values are replaced, 16 at a time (`rms_norm`, `layer_norm`).
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { norm(args.get(), unit) });
+    }
+
+    /// x += scale * norm(branch), or x += scale * branch without a norm, on the first `rows` rows, `n` wide. `branch` is left normed.
+    pub fn add_normed(&mut self, branch: &mut Rows, norm: Option<&NormWeights>, n: usize, scale: f32, rows: usize, x: &mut Rows) {
+        assert!(padded(n) == x.stride && x.stride == branch.stride && rows <= x.count() && rows <= branch.count());
+        let args = Shared(AddArgs {
+            branch: branch.data.as_mut_ptr(),
+            stride: x.stride,
+            by: norm.map_or(NormBy { round: self.round, ..UNNORMED }, |norm| norm.by(n, self.round)),
+            scale,
+            x: x.data.as_mut_ptr(),
+            rows,
+            rows_per_unit: self.rows_per_unit(rows),
+        });
+        let add = self.set.table().add;
+        // SAFETY: features as in `norm`; a unit reads and writes its own rows of `branch` and `x` only.
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { add(args.get(), unit) });
+    }
+
+    /// activation(gate) * up, or activation(up) without a gate, of the first `rows` rows into `out`.
+    pub fn activate(&mut self, gate: Option<&Rows>, up: &Rows, activation: Activation, rows: usize, out: &mut Activations) {
+        let n = out.width;
+        assert!(up.stride == padded(n) && rows <= up.count() && gate.is_none_or(|g| g.stride == up.stride && rows <= g.count()));
+        let to_q = out.has_blocks();
+        assert!(!to_q || n.is_multiple_of(32));
+        let args = Shared(ActivateArgs {
+            gate: gate.map_or(std::ptr::null(), |g| g.data.as_ptr()),
+            up: up.data.as_ptr(),
+            stride: up.stride,
+            activation,
+            n,
+            rows,
+            rows_per_unit: self.rows_per_unit(rows),
+            out: out.sink(rows, n),
+            to_q,
+            round: self.round,
+        });
+        let activate = self.set.table().activate;
+        // SAFETY: features as in `norm`; a unit writes its own rows of `out` only, whose stride is that of `up`.
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { activate(args.get(), unit) });
+    }
+
+    /// From rows of queries, keys and values: queries normed, rotated, scaled in place; keys likewise and values into the pages that
+    /// `rows` name.
+    pub fn heads(
+        &mut self,
+        q: &mut Rows,
+        k: &Rows,
+        v: &Rows,
+        rows: &[Row],
+        by: &HeadsBy,
+        kv: &mut KvArena,
+        layer: usize,
+        heads: usize,
+    ) {
+        let shape = kv.shape;
+        let hd = shape.head_dim;
+        assert!(layer < shape.layers && hd > 0);
+        assert!(q.stride == padded(heads * hd) && k.stride == padded(shape.kv_heads * hd) && v.stride == k.stride);
+        assert!([q.count(), k.count(), v.count()].iter().all(|c| *c >= rows.len()));
+        assert!(by.row_scales.is_none_or(|s| s.len() == rows.len()));
+        check_places(rows, kv.pages, by.table.map(|t| t.len() / (2 * hd)));
+        for scratch in self.scratch.iter_mut() {
+            scratch.fit(hd);
+        }
+        let norms = by.norms.as_ref().map_or([UNNORMED; 2], |norms| [norms[0].by(hd, self.round), norms[1].by(hd, self.round)]);
+        let args = Shared(HeadsArgs {
+            q: q.data.as_mut_ptr(),
+            q_stride: q.stride,
+            heads,
+            k: k.data.as_ptr(),
+            k_stride: k.stride,
+            v: v.data.as_ptr(),
+            v_stride: v.stride,
+            norms,
+            rotated_first: by.rotated_first,
+            rotation: by.table.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            scale: by.scale,
+            row_scale: by.row_scales.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            rows: rows.len(),
+            rows_per_unit: self.rows_per_unit(rows.len()),
+            row: rows.as_ptr(),
+            shape,
+            kv: kv.arena.bytes_mut()[layer * shape.layer_bytes()..].as_mut_ptr(),
+            page_bytes: shape.page_bytes(),
+            round: self.round,
+        });
+        let (run, scratch) = (self.set.table().heads, &self.scratch);
+        // SAFETY: features as in `norm`; a unit writes its own rows of `q` and, of each row, the one place in the pages that no other row
+        // has (`check_places`); sizes were checked above, the scratch has room for a head (`fit`), scratch by worker number.
+        self.pool.run(rows.len().div_ceil(args.get().rows_per_unit), |worker, unit| unsafe {
+            run(args.get(), scratch.get(worker), unit)
+        });
+    }
+
     /// The first `rows` rows of `x` as activations: what a branch without a norm in front of it reads.
     pub fn activations(&mut self, x: &Rows, rows: usize, out: &mut Activations) {
         assert!(padded(out.width) == x.stride && rows <= x.count() && rows <= out.rows.count());
