@@ -12,11 +12,15 @@ use llmopt::engine::{
     StopRules, StoppingPolicy, TextDecoder,
 };
 use llmopt::kernels::{Format, KernelSet};
-use llmopt::model::{self, ModelSpec, OpenOptions};
+use llmopt::model::{
+    self, Activation, Ffn, LongRope, Model, ModelError, ModelSpec, Norm, NormKind, Norms, OpenOptions, Plain, QkNorm,
+    QueryGrowth, Role, Rope, Vocabulary, Weights,
+};
 use llmopt::text::Tokenizer;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 type Ids = Vec<u32>;
@@ -439,4 +443,100 @@ fn the_default_model_as_stored_gives_the_same_bits_in_every_mixture() {
         ..together
     };
     subject.check(&baseline, &[3, 2, 1, 0]).unwrap();
+}
+
+/// Weights made up from their role and place, in any format.
+struct MadeUp(ModelSpec);
+
+impl Weights for MadeUp {
+    fn shape(&self, role: Role) -> (usize, usize) {
+        self.0.shape(role)
+    }
+    fn format(&self, _: Role) -> Option<Format> {
+        Some(Format::F32)
+    }
+    fn type_name(&self, _: Role) -> String {
+        "F32".into()
+    }
+    fn read(&self, role: Role, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        let (_, columns) = self.shape(role);
+        for row in rows {
+            let mut random = common::Random::new(row as u64, &format!("{role:?}"));
+            let value = |random: &mut common::Random| match model::is_matrix(role) {
+                true if role == Role::TokenEmbedding => random.normal(),
+                true => 1.5 * random.normal() / (columns as f32).sqrt(),
+                false if format!("{role:?}").contains("Bias") => 0.5 * random.normal(),
+                false => 1.0 + 0.3 * random.normal(),
+            };
+            let values: Vec<f32> = (0..columns).map(|_| value(&mut random)).collect();
+            model::encode(&values, format, out);
+        }
+        Ok(())
+    }
+}
+
+/// Blueprints that between them have everything that llama has not.
+fn kinds() -> Vec<(&'static str, ModelSpec)> {
+    let sizes = Plain {
+        layers: 3,
+        hidden: 96,
+        ffn: 160,
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 32,
+        vocab: 301,
+        context: 2048,
+        theta: 1e4,
+        epsilon: 1e-6,
+    };
+    let base = ModelSpec { tied_embeddings: false, ..ModelSpec::plain(sizes) };
+    let gelu = Ffn::Gated { width: 160, activation: Activation::GeluTanh, input_bias: false, output_bias: false };
+    let mut gemma = ModelSpec { embedding_scale: 9.8, logit_softcap: Some(30.0), ..base.clone() };
+    gemma.ropes.push(Rope { factors: vec![8.0; 16], ..Rope::plain(1e6, 32) });
+    // Some of the requests are longer than that, and run beside shorter ones.
+    gemma.ropes[0].long = Some(LongRope { above: 60, factors: vec![3.0; 16], magnitude: 1.2 });
+    for (i, layer) in gemma.layers.iter_mut().enumerate() {
+        (layer.ffn, layer.norms) = (gelu, Norms::Both);
+        let attention = layer.attention_mut();
+        attention.qk_norm = Some(QkNorm::PerHead);
+        attention.softcap = Some(20.0);
+        (attention.window, attention.rope) = if i == 1 { (None, Some(1)) } else { (Some(21), Some(0)) };
+    }
+    let mut olmo = base.clone();
+    for layer in &mut olmo.layers {
+        layer.norms = Norms::After;
+        layer.attention_mut().qk_norm = Some(QkNorm::Whole);
+        layer.attention_mut().sinks = true;
+    }
+    olmo.layers[2].attention_mut().rope = None;
+    let mut starcoder = ModelSpec { output_bias: true, logit_scale: 0.5, ..base.clone() };
+    starcoder.norm = Norm { kind: NormKind::Layer, bias: true, ..starcoder.norm };
+    for (layer, norms) in starcoder.layers.iter_mut().zip([Norms::Before, Norms::Parallel, Norms::ParallelApart]) {
+        layer.norms = norms;
+        layer.ffn = Ffn::Plain { width: 160, activation: Activation::Gelu, input_bias: true, output_bias: true };
+        let attention = layer.attention_mut();
+        (attention.qkv_bias, attention.output_bias, attention.window) = (true, true, Some(70));
+    }
+    let mut granite = ModelSpec { query_growth: Some(QueryGrowth { beta: 0.3, original: 16 }), ..base };
+    for layer in &mut granite.layers {
+        layer.residual_scale = 0.4;
+        layer.attention_mut().qk_norm = Some(QkNorm::PerHeadRotated);
+        layer.ffn = Ffn::Gated { width: 160, activation: Activation::Silu, input_bias: true, output_bias: false };
+    }
+    vec![("gemma", gemma), ("olmo", olmo), ("starcoder", starcoder), ("granite", granite)]
+}
+
+#[test]
+fn every_kind_of_layer_gives_the_same_bits_in_every_mixture() {
+    let some: Vec<Ids> = prompts().into_iter().step_by(2).collect();
+    for (name, spec) in kinds() {
+        let weights = Box::new(MadeUp(spec.clone()));
+        let (name_of, path, digest) = (name.to_string(), Default::default(), String::new());
+        let model = Model { name: name_of, path, digest, spec, vocabulary: Vocabulary::default(), weights };
+        for plan in [FormatPlan::All(Format::F32), FormatPlan::All(Format::Q8_0), FormatPlan::WidenedBf16Emulated] {
+            let packed = Arc::new(PackedModel::pack(&model, plan, 2).unwrap());
+            let subject = Subject::new(name, HashMap::from([(plan, packed)]), &[plan], &some, 10, Setting::alone(plan));
+            mixtures(&subject, 4);
+        }
+    }
 }

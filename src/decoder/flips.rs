@@ -73,7 +73,7 @@ fn tokens() -> Vec<u32> {
 fn scores(spec: &ModelSpec, chunk: usize) -> Result<Vec<Vec<f32>>, String> {
     let packed = PackedModel::pack(&model(spec), FormatPlan::AsStored, 1).map_err(|e| e.to_string())?;
     let options = NativeOptions {
-        threads: 2,
+        threads: 1,
         kernels: KernelSet::best(),
         slots: 1,
         rows: 64,

@@ -7,7 +7,8 @@ use super::workspace::{FfnWorkspace, Step, Workspace};
 use super::{Batch, DecodeError, Output};
 use crate::kernels::{self, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation, Scores, Scoring, Team};
 use crate::model::{
-    Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Rope,
+    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth,
+    Rope,
 };
 
 /// Cosines and signed sines of one rope for the positions so far.
@@ -21,10 +22,14 @@ pub(super) struct Rotations {
 }
 
 impl Rotations {
-    /// Of a rope, for heads of this width; `None`: no positions.
-    fn new(rope: Option<&Rope>, head_dim: usize) -> Rotations {
-        let Some(Rope { theta, dims, factors, magnitude, long: _ }) = rope else {
+    /// Of a rope, for heads of this width; `None`: no positions. `long`: for sequences longer than its first set serves.
+    fn new(rope: Option<&Rope>, head_dim: usize, long: bool) -> Rotations {
+        let Some(Rope { theta, dims, factors, magnitude, long: other }) = rope else {
             return Rotations { head_dim, frequencies: Vec::new(), magnitude: 1.0, table: Vec::new() };
+        };
+        let (factors, magnitude) = match other {
+            Some(LongRope { above: _, factors, magnitude }) if long => (factors, magnitude),
+            _ => (factors, magnitude),
         };
         let frequency = |i: usize| {
             let factor = factors.get(i).copied().unwrap_or(1.0) as f64;
@@ -35,9 +40,9 @@ impl Rotations {
     }
 
     /// One for each of the model's ropes, and one without positions.
-    pub(super) fn of(spec: &ModelSpec) -> Vec<Rotations> {
+    pub(super) fn of(spec: &ModelSpec, long: bool) -> Vec<Rotations> {
         let head_dim = spec.layers[0].attention().head_dim;
-        spec.ropes.iter().map(Some).chain([None]).map(|rope| Rotations::new(rope, head_dim)).collect()
+        spec.ropes.iter().map(Some).chain([None]).map(|rope| Rotations::new(rope, head_dim, long)).collect()
     }
 
     /// Extends the table to `positions` positions.
@@ -65,9 +70,6 @@ pub(super) fn supported(spec: &ModelSpec) -> Result<(), ModelError> {
         Err(ModelError::Invalid(format!("this {family} model has {what}, which llmopt does not compute yet")))
     };
     let Some(first) = spec.layers.first() else { return refuse("no layers") };
-    if spec.ropes.iter().any(|rope| rope.long.is_some()) {
-        return refuse("rotary factors that depend on the length (longrope)");
-    }
     let heads = |layer: &LayerSpec| {
         let Mixer::Attention(attention) = &layer.mixer;
         (attention.heads, attention.kv_heads, attention.head_dim)

@@ -7,7 +7,7 @@ pub use super::packed::{FormatPlan, NativeError, Packed, PackedModel};
 use super::forward::{Pass, Rotations};
 use super::kv::PageTable;
 use super::workspace::{Step, Workspace};
-use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot};
+use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Segment, Slot};
 use crate::kernels::{KernelSet, KvArena, PAGE, Row, Team, attention_units};
 use crate::model::ModelSpec;
 use crate::units::TokenId;
@@ -64,7 +64,10 @@ pub struct NativeDecoder {
     team: Team,
     table: PageTable,
     kv: KvArena,
-    rotations: Vec<Rotations>,
+    /// For sequences within a longrope's first set, and for longer ones.
+    rotations: [Vec<Rotations>; 2],
+    /// Of each slot: its sequence is longer than that.
+    long: Vec<bool>,
     workspace: Option<Workspace>,
     step: Step,
 }
@@ -88,9 +91,10 @@ impl NativeDecoder {
             Memory::Preallocated => Some(Workspace::new(&model, options.rows)),
             Memory::PerStep => None,
         };
-        let rotations = Rotations::of(spec);
+        let rotations = [false, true].map(|long| Rotations::of(spec, long));
+        let long = vec![false; options.slots];
         let table = PageTable::new(pages, options.slots);
-        Ok(NativeDecoder { model, options, team, table, kv, rotations, workspace, step: Step::default() })
+        Ok(NativeDecoder { model, options, team, table, kv, rotations, long, workspace, step: Step::default() })
     }
 
     /// The memory such a decoder needs.
@@ -103,6 +107,43 @@ impl NativeDecoder {
     /// The packed model.
     pub fn model(&self) -> &Arc<PackedModel> {
         &self.model
+    }
+
+    /// One pass over sequences that turn by the same tables.
+    fn pass(&mut self, batch: &Batch, outputs: &mut Vec<Output>, long: bool) -> Result<(), DecodeError> {
+        if let Some(reason) = self.team.broken() {
+            return Err(DecodeError::Broken(reason));
+        }
+        self.plan(batch)?;
+        if self.step.rows.is_empty() {
+            outputs.resize(batch.segments.len(), Output::Nothing);
+            return Ok(());
+        }
+        let positions = self.step.rows.iter().map(|r| r.position as usize + 1).max().unwrap_or(0);
+        let rotations = &mut self.rotations[usize::from(long)];
+        rotations.iter_mut().for_each(|rotations| rotations.up_to(positions));
+        let mut workspace = match self.workspace.take() {
+            Some(workspace) => workspace,
+            None => Workspace::new(&self.model, self.step.rows.len()),
+        };
+        let mut pass = Pass {
+            model: &self.model,
+            team: &mut self.team,
+            kv: &mut self.kv,
+            step: &self.step,
+            rotations,
+            pages: batch.segments.iter().map(|s| self.table.pages(s.slot)).collect(),
+            copies: self.options.memory == Memory::PerStep,
+        };
+        pass.layers(batch, &mut workspace);
+        let scored = pass.score(batch, &mut workspace, outputs);
+        if self.options.memory == Memory::Preallocated {
+            self.workspace = Some(workspace);
+        }
+        match self.team.broken() {
+            Some(reason) => Err(DecodeError::Broken(reason)),
+            None => scored,
+        }
     }
 
     /// Works out rows and attention units; checks what the caller promised.
@@ -169,46 +210,40 @@ impl Decoder for NativeDecoder {
     }
 
     fn open(&mut self, prompt: &[TokenId], positions: usize, share: bool) -> Option<Opened> {
-        self.table.open(prompt, positions, share)
+        let long = self.model.spec().ropes.iter().flat_map(|rope| &rope.long).any(|long| positions > long.above);
+        // Keys of a long sequence are turned otherwise than those of a short one with the same beginning.
+        let opened = self.table.open(prompt, positions, share && !long)?;
+        self.long[opened.slot.0] = long;
+        Some(opened)
     }
 
     fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
         outputs.clear();
-        if let Some(reason) = self.team.broken() {
-            return Err(DecodeError::Broken(reason));
-        }
-        self.plan(batch)?;
-        if self.step.rows.is_empty() {
-            outputs.resize(batch.segments.len(), Output::Nothing);
-            return Ok(());
-        }
-        let positions = self.step.rows.iter().map(|r| r.position as usize + 1).max().unwrap_or(0);
-        self.rotations.iter_mut().for_each(|rotations| rotations.up_to(positions));
-        let mut workspace = match self.workspace.take() {
-            Some(workspace) => workspace,
-            None => Workspace::new(&self.model, self.step.rows.len()),
+        let long: Vec<bool> = batch.segments.iter().map(|s| self.long.get(s.slot.0).copied().unwrap_or(false)).collect();
+        let passed = match long.first() {
+            // Long and short sequences of a longrope model turn by different tables: each kind has a pass of its own.
+            Some(first) if long.iter().any(|other| other != first) => {
+                outputs.resize(batch.segments.len(), Output::Nothing);
+                [false, true].into_iter().try_for_each(|kind| {
+                    let mut part = Batch::default();
+                    let chosen: Vec<usize> = (0..long.len()).filter(|i| long[*i] == kind).collect();
+                    for segment in chosen.iter().map(|i| &batch.segments[*i]) {
+                        let tokens = batch.tokens.get(segment.tokens.clone()).unwrap_or_default();
+                        let from = part.tokens.len();
+                        part.tokens.extend_from_slice(tokens);
+                        part.segments.push(Segment { tokens: from..part.tokens.len(), ..segment.clone() });
+                    }
+                    let mut some = Vec::new();
+                    self.pass(&part, &mut some, kind)?;
+                    chosen.iter().zip(some).for_each(|(i, output)| outputs[*i] = output);
+                    Ok(())
+                })
+            }
+            first => self.pass(batch, outputs, first.copied().unwrap_or(false)),
         };
-        let mut pass = Pass {
-            model: &self.model,
-            team: &mut self.team,
-            kv: &mut self.kv,
-            step: &self.step,
-            rotations: &self.rotations,
-            pages: batch.segments.iter().map(|s| self.table.pages(s.slot)).collect(),
-            copies: self.options.memory == Memory::PerStep,
-        };
-        pass.layers(batch, &mut workspace);
-        let scored = pass.score(batch, &mut workspace, outputs);
-        if self.options.memory == Memory::Preallocated {
-            self.workspace = Some(workspace);
-        }
-        if let Some(reason) = self.team.broken() {
+        if passed.is_err() {
             outputs.clear();
-            return Err(DecodeError::Broken(reason));
-        }
-        if let Err(e) = scored {
-            outputs.clear();
-            return Err(e);
+            return passed;
         }
         for segment in &batch.segments {
             self.table.written(segment.slot, segment.start + segment.tokens.len());
@@ -235,7 +270,7 @@ impl Decoder for NativeDecoder {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Segment, Want};
+    use super::super::Want;
     use super::*;
     use crate::kernels::Format;
     use crate::model::Model;

@@ -245,9 +245,9 @@ enum Neutral {
 const GUARDED: &[(Key<'static>, Neutral)] = &[
     (
         Key { gguf: &["expert_count"], hf: &["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"] },
-        Neutral::Zero,
+        Neutral::One,
     ),
-    (key(&"expert_used_count", &"num_experts_per_tok"), Neutral::Zero),
+    (key(&"expert_used_count", &"num_experts_per_tok"), Neutral::One),
     (key(&"attention.sliding_window", &"sliding_window"), Neutral::Zero),
     (key(&"embedding_scale", &"embedding_multiplier"), Neutral::One),
     (key(&"residual_scale", &"residual_multiplier"), Neutral::One),

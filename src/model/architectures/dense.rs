@@ -106,6 +106,8 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
         bias: false,
     };
     let rope: Rope = rope::read(m, Wanted { theta, partial, ..Wanted::new(head_dim, context) })?;
+    // Some configs have the activation under both names; the first one counts, as in transformers.
+    m.find(key(&"", &"hidden_act"));
     let activation = match m.text(ACTIVATION)? {
         Some(name) => named_activation(m, &name)?,
         None => activation,

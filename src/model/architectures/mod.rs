@@ -135,12 +135,6 @@ pub(super) fn of_config(model_type: &str, classes: &[String]) -> Result<&'static
 pub(super) fn build(architecture: &Architecture, metadata: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     let mut spec = (architecture.build)(metadata)?;
     spec.architecture = architecture.name.into();
-    for rope in &mut spec.ropes {
-        // Longrope's set for long requests is not computed: the model ends where the set for short ones does, which is exact there.
-        if let Some(long) = rope.long.take() {
-            spec.context = spec.context.min(long.above);
-        }
-    }
     dense::check(&spec).map_err(|text| metadata.error(&text))?;
     Ok(spec)
 }
