@@ -14,7 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Families that transformers knows and llmopt refuses, each with a part of the line that says so.
-const REFUSED: &[(&str, &str)] = &[];
+const REFUSED: &[(&str, &str)] = &[
+    ("gpt_neox", "architecture 'gpt_neox' is not supported"),
+    ("olmo-clip", "clip_qkv is set to 8: not computed"),
+    ("phi", "architecture 'phi' is not supported"),
+];
 
 /// As the script makes them: splitmix64 seeded by FNV-1a of the tensor's name.
 fn values(name: &str, count: usize, offset: f32, scale: f32) -> Vec<f32> {
