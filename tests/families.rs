@@ -128,9 +128,8 @@ fn every_family_gives_the_ids_and_scores_of_transformers() {
         let mut decoder = decoder(&model, FormatPlan::All(Format::F32), KernelSet::best(), Memory::Preallocated);
         let mut worst = 0f32;
         for case in fixture["cases"].as_array().unwrap() {
-            let list = |key: &str| -> Vec<u32> {
-                case[key].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect()
-            };
+            let list =
+                |key: &str| -> Vec<u32> { case[key].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect() };
             let (prompt, greedy) = (list("prompt"), list("greedy"));
             let largest = case["largest"].as_f64().unwrap() as f32;
             let (scores, ids) = answer(&mut decoder, &prompt, 64, greedy.len());
