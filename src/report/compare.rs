@@ -12,10 +12,15 @@ use crate::units::{Bytes, rate};
 /// The whole report.
 pub fn report(comparison: &Comparison, verdicts: &[Verdict]) -> Report {
     let reference = comparison.settings.first().map_or("", |s| s.name.as_str());
+    // One setting has nobody to be compared with: no ratio, no verdict, and its own text alone.
+    let alone = comparison.settings.len() == 1;
     let mut sections = vec![
-        Section::new("Verdict", vec![Block::Notes(sentences(comparison, verdicts))]),
         Section::new(
-            format!("Speed and memory (reference: {reference})"),
+            if alone { "Measured alone (no ratios, no verdict)" } else { "Verdict" },
+            vec![Block::Notes(sentences(comparison, verdicts))],
+        ),
+        Section::new(
+            if alone { "Speed and memory".to_string() } else { format!("Speed and memory (reference: {reference})") },
             std::iter::once(Block::Table(speed_table(comparison)))
                 .chain(charts(comparison).into_iter().map(Block::Chart))
                 .chain([Block::Notes(speed_notes(comparison))])
@@ -24,7 +29,7 @@ pub fn report(comparison: &Comparison, verdicts: &[Verdict]) -> Report {
     ];
     if !comparison.quick {
         sections.push(Section::new(
-            "Quality against the reference",
+            if alone { "Quality" } else { "Quality against the reference" },
             vec![Block::Table(quality_table(comparison)), Block::Notes(quality_notes(comparison))],
         ));
     }
@@ -526,6 +531,8 @@ mod tests {
         let mut alone = comparison(vec![setting("f32", "f32", 35.0, None, None)]);
         alone.auto = None;
         assert!(sentences(&alone, &verdicts(&alone))[0].contains("35.0 tok/s; it is the only setting."));
+        let page = report(&alone, &verdicts(&alone)).render(super::super::Format::Md, 80);
+        assert!(page.contains("Measured alone (no ratios, no verdict)") && !page.contains("reference:"), "{page}");
         let mut hurried =
             comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
         hurried.quick = true;
