@@ -298,7 +298,7 @@ fn readers_of_files_cannot_index_unwrap_or_panic() {
         "text/bounded.rs",
         "text/prompts/mod.rs",
         "text/template.rs",
-        "text/tokenizer_json.rs",
+        "model/tokenizer_json.rs",
         "cli/run/format.rs",
         "cli/run/ledger.rs",
     ];

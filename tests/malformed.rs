@@ -431,7 +431,6 @@ fn vocabulary_cases(c: &mut Cases) {
         c.set(format!("{key}_wrong_type"), &key, Value::F32(1.0));
     }
     for (name, key, value) in [
-        ("model_llama", "tokenizer.ggml.model", Value::Str("llama".into())),
         ("model_bert", "tokenizer.ggml.model", Value::Str("bert".into())),
         ("tok_pre_unknown", "tokenizer.ggml.pre", Value::Str("nosuch".into())),
         ("tok_pre_empty", "tokenizer.ggml.pre", Value::Str(String::new())),
@@ -447,6 +446,39 @@ fn vocabulary_cases(c: &mut Cases) {
     ] {
         c.set(name, key, value);
     }
+    // SentencePiece needs scores, one a token, all finite, and byte tokens that are bytes.
+    let s = "tokenizer.ggml.scores";
+    let pieces = |f: &mut Gguf, scores: Value| {
+        f.set("tokenizer.ggml.model", Value::Str("llama".into())).set(s, scores);
+    };
+    let with = |bad: f32| Value::F32s((0..320).map(|i| if i == 300 { bad } else { -(i as f32) }).collect());
+    c.change("spm_scores_missing", s, |f| {
+        f.set("tokenizer.ggml.model", Value::Str("llama".into()));
+    });
+    c.change("spm_scores_short", s, |f| pieces(f, Value::F32s(vec![0.0; 319])));
+    c.change("spm_scores_long", s, |f| pieces(f, Value::F32s(vec![0.0; 321])));
+    c.change("spm_scores_texts", s, |f| pieces(f, Value::Strings(vec!["1".into(); 320])));
+    for (name, bad) in [("nan", f32::NAN), ("inf", f32::INFINITY), ("minus_inf", f32::NEG_INFINITY)] {
+        c.change(format!("spm_scores_{name}"), "element 300", |f| pieces(f, with(bad)));
+    }
+    for bad in ["<0x-1>", "<0x1>", "<0x100>", "<0xff>", "<0xGG>", "<0x 1>", "x"] {
+        c.change(format!("spm_byte_{bad}"), "element 319", |f| {
+            pieces(f, with(0.0));
+            tokens(f)[319] = if bad == "x" { "xyzzy".into() } else { bad.into() };
+            types(f)[319] = 6;
+        });
+    }
+    c.change("spm_duplicate", "twice", |f| {
+        pieces(f, with(0.0));
+        tokens(f)[310] = "a".into();
+    });
+    for key in ["add_space_prefix", "remove_extra_whitespaces"] {
+        let key = format!("tokenizer.ggml.{key}");
+        c.change(format!("spm_{key}"), &key, |f| {
+            pieces(f, with(0.0));
+            f.set(&key, Value::U32(1));
+        });
+    }
     let t = "tokenizer.ggml.tokens";
     c.change("tokens_fewer", "token", |f| drop(tokens(f).pop()));
     c.change("tokens_more", "token", |f| tokens(f).push("qqqq".into()));
@@ -460,7 +492,8 @@ fn vocabulary_cases(c: &mut Cases) {
     c.change("tokens_missing_high_byte", "byte 0x80", |f| tokens(f)[3 + 0x80] = "zzzz".into());
     c.change("tokens_control_twice", "twice", |f| tokens(f)[1] = "<|im_end|>".into());
     c.change("token_empty", "element 310", |f| tokens(f)[310] = String::new());
-    c.change("token_outside_alphabet", "element 319", |f| *tokens(f).last_mut().expect("tokens") = "a b".into());
+    // Unreachable as a token (Command R has such), but a merge names what stood there.
+    c.change("token_outside_alphabet", "tokenizer.ggml.merges", |f| *tokens(f).last_mut().expect("tokens") = "a b".into());
     c.change("token_negative_byte", t, |f| {
         tokens(f)[319] = "<0x-1>".into();
         types(f)[319] = 6;

@@ -308,7 +308,8 @@ fn open_models(settings: &[Setting]) -> Result<Models, Failure> {
     }
     let (first, others) = models.loaded.split_first().ok_or_else(|| Failure::failed("no model"))?;
     for (name, other) in others {
-        if other.model.vocabulary.tokens != first.1.model.vocabulary.tokens || other.model.spec.vocab != first.1.model.spec.vocab
+        if other.model.vocabulary.tokenizer.tokens != first.1.model.vocabulary.tokenizer.tokens
+            || other.model.spec.vocab != first.1.model.spec.vocab
         {
             return Err(Failure::usage(format!(
                 "{} and {}: have different vocabularies, so their tokens cannot be compared",

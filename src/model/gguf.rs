@@ -44,6 +44,7 @@ pub(super) enum Value {
     Texts(Vec<String>),
     Integers(Vec<i64>),
     Bools(Vec<bool>),
+    Floats(Vec<f32>),
     /// An array of another kind, which was skipped: what it is, its length.
     Array(&'static str, u64),
 }
@@ -58,6 +59,7 @@ impl Value {
             Value::Texts(_) => "an array of texts",
             Value::Integers(_) => "an array of integers",
             Value::Bools(_) => "an array of bools",
+            Value::Floats(_) => "an array of floats",
             Value::Array(kind, _) => kind,
         }
     }
@@ -274,6 +276,13 @@ impl<'a> Reader<'a> {
                     Some(other) => Err(self.error(format_args!("{}: a bool is 0 or 1, not {other}", what()))),
                     None => Ok(Value::Bools(bytes.iter().map(|b| *b == 1).collect())),
                 }
+            }
+            6 if wanted => {
+                let mut numbers = Vec::with_capacity((count as usize).min(1 << 16));
+                for _ in 0..count {
+                    numbers.push(f32::from_le_bytes(self.array(what)?));
+                }
+                Ok(Value::Floats(numbers))
             }
             _ => {
                 self.skip(count.saturating_mul(size), what)?;
@@ -504,6 +513,16 @@ impl Gguf {
         }
     }
 
+    /// An array of 32-bit floats (or integers, which old files have) that must be there.
+    pub(super) fn floats(&self, key: &str) -> Result<Vec<f32>, ModelError> {
+        match self.metadata.get(key) {
+            None => Err(self.missing(key)),
+            Some(Value::Floats(numbers)) => Ok(numbers.clone()),
+            Some(Value::Integers(numbers)) => Ok(numbers.iter().map(|n| *n as f32).collect()),
+            Some(value) => Err(self.wrong(key, value, "an array of 32-bit floats")),
+        }
+    }
+
     /// The length of an array.
     pub(super) fn array_len(&self, key: &str) -> Option<u64> {
         match self.metadata.get(key)? {
@@ -511,6 +530,7 @@ impl Gguf {
             Value::Texts(texts) => Some(texts.len() as u64),
             Value::Integers(numbers) => Some(numbers.len() as u64),
             Value::Bools(flags) => Some(flags.len() as u64),
+            Value::Floats(numbers) => Some(numbers.len() as u64),
             _ => None,
         }
     }

@@ -76,7 +76,7 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
     let name_of = file.need_text("general.architecture")?;
     let architecture = architectures::of_gguf(name_of).ok_or_else(|| file.error(architectures::unknown(name_of)))?;
     let vocabulary = vocabulary::from_gguf(&file)?;
-    let metadata = GgufMetadata::new(&file, name_of, vocabulary.tokens.len());
+    let metadata = GgufMetadata::new(&file, name_of, vocabulary.tokenizer.tokens.len());
     let spec = architectures::build(architecture, &metadata)?;
     metadata.guard()?;
     let stored = |info: &super::gguf::TensorInfo| Stored {
@@ -155,7 +155,8 @@ mod tests {
             assert_eq!((layers, model.spec.hidden, first.ffn.width()), (tiny.layers, tiny.hidden, tiny.ffn));
             let attention = first.attention();
             assert_eq!((attention.heads, attention.kv_heads, attention.head_dim), (tiny.heads, tiny.kv_heads, tiny.head_dim));
-            assert_eq!(model.vocabulary.eos, [2]);
+            // The key names 2; `<|endoftext|>` is a control token that ends a text.
+            assert_eq!(model.vocabulary.eos, [2, 0]);
             let written = tiny.tensors();
             for (role, shape) in kinds::roles(&model.spec) {
                 let stem = kinds::kind(role).expect("in the table").gguf;
@@ -232,6 +233,6 @@ mod tests {
         assert!(model.spec.tied_embeddings);
         assert_eq!(model.weights.type_name(Role::Query(0)), "Q4_1");
         assert_eq!(model.weights.format(Role::TokenEmbedding), Some(Format::Q8_0));
-        assert_eq!(model.vocabulary.pre, "smollm");
+        assert_eq!(model.vocabulary.tokenizer.cuts, crate::model::PreTokenizer::named("smollm").expect("known").cuts);
     }
 }

@@ -10,25 +10,31 @@ mod hub;
 mod kinds;
 mod load;
 mod metadata;
+mod pretokenizers;
 mod resolver;
 mod safetensors;
 mod source;
 mod spec;
 mod tensors;
+mod tokenizer_json;
 mod vocabulary;
 
 pub use cache::Environment;
 pub use kinds::{is_matrix, llama_name, roles};
 pub use load::{OpenOptions, Progress, Stage, open};
+pub use pretokenizers::{Cut, PreTokenizer};
 pub use resolver::{ALIASES, Alias, Origin};
 pub use spec::{
     Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm, QueryGrowth, Rope,
 };
 pub use tensors::encode;
-pub use vocabulary::{PRE_TOKENIZERS, byte_alphabet};
+#[cfg(test)]
+pub(crate) use vocabulary::example;
+pub use vocabulary::{
+    Match, Merge, Normalizer, SPACE, TokenKind, TokenModel, TokenizerSpec, Vocabulary, Whole, byte_alphabet, byte_of,
+};
 
 use crate::kernels::Format;
-use crate::units::TokenId;
 
 /// Why a model could not be had: one line for people, naming the file and the field.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -116,33 +122,6 @@ pub trait Weights: Send + Sync {
     /// Rows `rows` of the weight in `format`, row-major, appended to `out`: the file's own bytes if it holds that format; widened
     /// exactly or dequantized if `format` is F32; otherwise converted from the f32 values (rounded to nearest even, or quantized).
     fn read(&self, role: Role, rows: std::ops::Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError>;
-}
-
-/// The tokenizer's data, as GGUF files have it or as `tokenizer.json` implies it.
-#[derive(Debug, Clone, Default)]
-pub struct Vocabulary {
-    /// Token texts by id, in the byte-to-unicode alphabet of GPT-2 for ordinary tokens. Empty if `tokenizer_json` is set.
-    pub tokens: Vec<String>,
-    /// ggml token types by id (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte).
-    pub types: Vec<i32>,
-    /// BPE merges, `left right`, by rank.
-    pub merges: Vec<String>,
-    /// The pre-tokenizer's name: `smollm`, `gpt-2`, `default`, `llama-bpe`, `qwen2`.
-    pub pre: String,
-    /// The bytes of a `tokenizer.json`, for safetensors folders.
-    pub tokenizer_json: Option<Vec<u8>>,
-    /// Beginning of sequence.
-    pub bos: Option<TokenId>,
-    /// End of sequence; generation stops at any of these.
-    pub eos: Vec<TokenId>,
-    /// The file asks for BOS in front of a raw prompt.
-    pub add_bos: bool,
-    /// The chat template (Jinja), if the file has one.
-    pub chat_template: Option<String>,
-    /// Texts of the special tokens that templates name (`bos_token`, `eos_token`).
-    pub bos_text: String,
-    /// See `bos_text`.
-    pub eos_text: String,
 }
 
 /// A validated model: blueprint, vocabulary and a reader of its weights.

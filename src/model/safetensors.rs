@@ -13,6 +13,7 @@ use super::gguf::invalid;
 use super::metadata::{ConfigMetadata, Container};
 use super::source::{Source, shown};
 use super::tensors::{Encoding, FileWeights};
+use super::tokenizer_json;
 use super::vocabulary::MAX_TEMPLATE;
 use super::{ModelError, ModelSpec, Vocabulary};
 use crate::kernels::Format;
@@ -286,34 +287,30 @@ impl<'de> Deserialize<'de> for UniqueNames {
     }
 }
 
-/// The vocabulary: `tokenizer.json` as it is, and what the files beside it say about special tokens and the template.
+/// The vocabulary: `tokenizer.json`, and what the files beside it say about special tokens and the template. Whether BOS stands in front
+/// of a text is said by the post-processor alone: transformers ignores `add_bos_token` beside a `tokenizer.json`
+/// (`tokenization_utils_base.py`, 5.24).
 fn vocabulary(folder: &mut Folder, config: &Value, vocab: usize) -> Result<Vocabulary, ModelError> {
-    let json = folder.bytes("tokenizer.json", MAX_TOKENIZER)?.ok_or_else(|| folder.missing("tokenizer.json"))?;
-    let tokenizer: TokenizerJson = serde_json::from_slice(&json).map_err(|e| folder.error("tokenizer.json", e))?;
-    if let Some(token) = tokenizer.added_tokens.iter().find(|t| t.id as usize >= vocab) {
+    const TOKENIZER: &str = "tokenizer.json";
+    let json = folder.bytes(TOKENIZER, MAX_TOKENIZER)?.ok_or_else(|| folder.missing(TOKENIZER))?;
+    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&json);
+    let tokenizer_json::Read { mut raw, first } = tokenizer_json::read(json).map_err(|text| folder.error(TOKENIZER, text))?;
+    let tokens = &raw.spec.tokens;
+    if tokens.len() > vocab {
+        let text = tokens.last().map(String::as_str).unwrap_or_default();
         return Err(folder.error(
-            "tokenizer.json",
-            format_args!("added token '{}' has the id {}; vocab_size in config.json is {vocab}", token.content, token.id),
+            TOKENIZER,
+            format_args!(
+                "the token '{text}' has the id {}; vocab_size in config.json is {vocab}",
+                tokens.len().saturating_sub(1)
+            ),
         ));
-    }
-    let largest = tokenizer.model.vocab.values().max().copied().unwrap_or(0);
-    if largest >= vocab as u64 {
-        return Err(
-            folder.error("tokenizer.json", format_args!("a token has the id {largest}; vocab_size in config.json is {vocab}"))
-        );
     }
     let settings: Value = folder.json("tokenizer_config.json", MAX_CONFIG.max(MAX_TOKENIZER))?.unwrap_or(Value::Null);
     let generation: Value = folder.json("generation_config.json", MAX_CONFIG)?.unwrap_or(Value::Null);
 
-    let id_of = |text: &str| -> Option<TokenId> {
-        let added = tokenizer.added_tokens.iter().find(|t| t.content == text).map(|t| t.id);
-        added.or_else(|| tokenizer.model.vocab.get(text).and_then(|id| TokenId::try_from(*id).ok()))
-    };
-    let text_of = |id: TokenId| -> String {
-        let added = tokenizer.added_tokens.iter().find(|t| t.id == id).map(|t| t.content.clone());
-        let plain = || tokenizer.model.vocab.iter().find(|(_, i)| **i == u64::from(id)).map(|(text, _)| text.clone());
-        added.or_else(plain).unwrap_or_default()
-    };
+    let id_of = |text: &str| tokens.iter().position(|t| t == text && !t.is_empty()).map(|id| id as TokenId);
+    let text_of = |id: TokenId| tokens.get(id as usize).cloned().unwrap_or_default();
     // A special token is a text or an object with a text.
     let special = |name: &str| -> Option<String> {
         let value = settings.get(name)?;
@@ -345,57 +342,28 @@ fn vocabulary(folder: &mut Folder, config: &Value, vocab: usize) -> Result<Vocab
     }
     let mut bos_text = special("bos_token").unwrap_or_default();
     let configured = ids("config.json", "bos_token_id", config.get("bos_token_id"))?.first().copied();
-    let bos = id_of(&bos_text).or(configured);
+    let first = match first {
+        Some(text) => Some(
+            id_of(&text)
+                .ok_or_else(|| folder.error(TOKENIZER, format_args!("post_processor names '{text}', which is not a token")))?,
+        ),
+        None => None,
+    };
+    let bos = first.or_else(|| id_of(&bos_text)).or(configured);
     if eos_text.is_empty() {
         eos_text = eos.first().map(|id| text_of(*id)).unwrap_or_default();
     }
     if bos_text.is_empty() {
         bos_text = bos.map(text_of).unwrap_or_default();
     }
-    let add_bos = match settings.get("add_bos_token").and_then(Value::as_bool) {
-        Some(add) => add,
-        None => tokenizer.post_processor.as_ref().is_some_and(|p| begins_with(p, &bos_text)),
-    };
+    // Ids of config.json may lie in the padding behind the last token.
+    let known = |id: &TokenId| (*id as usize) < tokens.len();
+    raw.special = bos.iter().chain(&eos).copied().filter(known).collect();
+    let spec =
+        raw.check().map_err(|(field, text)| folder.error(TOKENIZER, format_args!("{}: {text}", tokenizer_json::field(field))))?;
+    let eos = super::vocabulary::ends(eos, &spec);
     let chat_template = chat_template(folder, &settings)?;
-    Ok(Vocabulary {
-        tokenizer_json: Some(json),
-        bos,
-        eos,
-        add_bos: add_bos && bos.is_some(),
-        chat_template,
-        bos_text,
-        eos_text,
-        ..Vocabulary::default()
-    })
-}
-
-/// The parts of `tokenizer.json` that are needed before the tokenizer is built.
-#[derive(Deserialize)]
-struct TokenizerJson {
-    #[serde(default)]
-    added_tokens: Vec<AddedToken>,
-    model: TokenizerModel,
-    post_processor: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct AddedToken {
-    id: TokenId,
-    content: String,
-}
-
-#[derive(Deserialize)]
-struct TokenizerModel {
-    vocab: HashMap<String, u64>,
-}
-
-/// Whether a post-processor puts the special token `text` in front of a single sequence.
-fn begins_with(post_processor: &Value, text: &str) -> bool {
-    let first = |p: &Value| p.get("single")?.get(0)?.get("SpecialToken")?.get("id")?.as_str().map(|id| id == text);
-    match post_processor.get("processors").and_then(Value::as_array) {
-        Some(parts) => parts.iter().any(|p| first(p) == Some(true)),
-        None => first(post_processor) == Some(true),
-    }
+    Ok(Vocabulary { tokenizer: Arc::new(spec), bos, eos, add_bos: first.is_some(), chat_template, bos_text, eos_text })
 }
 
 /// `chat_template.jinja`, else `chat_template.json`, else the one in `tokenizer_config.json` (the one named `default` of several).

@@ -3,12 +3,14 @@
 
 mod bounded;
 mod detokenizer;
+mod merging;
+mod normalizer;
 mod pretokenizer;
 mod prompting;
 pub mod prompts;
+mod specials;
 mod template;
 mod tokenizer;
-mod tokenizer_json;
 
 pub use detokenizer::Detokenizer;
 pub use prompting::{Content, Prompt, PromptError, Prompting};

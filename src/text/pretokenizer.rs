@@ -1,55 +1,47 @@
-//! Cuts text into the words inside which byte-pair merges happen: one rule per name in `tokenizer.ggml.pre`, as llama.cpp's
-//! `llama-vocab.cpp` defines them. In: text. Out: pieces that cover it, in order. The patterns have no look-ahead, so that a linear
-//! engine runs them: the backtracking one stops silently inside long runs. `\s+(?!\S)|\s+` is `\s+` that gives back its last
-//! character if text follows.
+//! Cuts text into the words inside which merges happen. In: the [`Cut`]s of a tokenizer, text. Out: pieces that cover it, in order.
+//! A linear engine runs the patterns: the backtracking one stops silently inside long runs.
 
+use crate::model::Cut;
 use regex::Regex;
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
-const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
-const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
-
-/// One cut; the next one works inside the pieces of this one.
-enum Stage {
-    /// Each match is a piece, and so is what lies between two matches.
-    Isolate(Regex),
-    /// Matches cover everything; white space gives back its last character if text follows, unless it ends a line and lines are matched apart.
-    Words { pattern: Regex, lines_apart: bool },
+/// Compiled steps.
+pub(super) struct PreTokenizer {
+    stages: Vec<(Rule, Regex)>,
 }
 
-/// The rule of one pre-tokenizer.
-pub(super) struct PreTokenizer {
-    stages: Vec<Stage>,
-    /// A word that is itself a token is not merged.
-    pub ignore_merges: bool,
+/// What a match does.
+#[derive(Clone, Copy)]
+enum Rule {
+    Isolate,
+    Words { lines_apart: bool },
+    EndAt,
+    BeginAt,
 }
 
 impl PreTokenizer {
-    /// The rule called `name`; `None` if it is unknown.
-    pub fn named(name: &str) -> Option<PreTokenizer> {
-        let isolate = |pattern: &str| Stage::Isolate(Regex::new(pattern).expect("a constant pattern"));
-        let words =
-            |pattern: &str, lines_apart| Stage::Words { pattern: Regex::new(pattern).expect("a constant pattern"), lines_apart };
-        let stages = match name {
-            "smollm" => vec![isolate(r"\p{N}"), words(GPT2, false)],
-            "gpt-2" => vec![words(GPT2, false)],
-            "default" => {
-                vec![isolate(r"[\p{P}\$\+<=>\^~\|]+"), words(GPT2, false), isolate(r"\p{N}+"), isolate("[0-9][0-9][0-9]")]
-            }
-            "llama-bpe" => vec![words(LLAMA3, true)],
-            "qwen2" => vec![words(QWEN2, true)],
-            _ => return None,
-        };
-        Some(PreTokenizer { stages, ignore_merges: name == "llama-bpe" })
+    /// Compiles the steps; the error shows the pattern.
+    pub fn new(cuts: &[Cut]) -> Result<PreTokenizer, String> {
+        let compiled = cuts.iter().map(|cut| {
+            let (rule, pattern) = match cut {
+                Cut::Isolate(pattern) => (Rule::Isolate, pattern),
+                Cut::Words { pattern, lines_apart } => (Rule::Words { lines_apart: *lines_apart }, pattern),
+                Cut::EndAt(pattern) => (Rule::EndAt, pattern),
+                Cut::BeginAt(pattern) => (Rule::BeginAt, pattern),
+            };
+            let regex =
+                Regex::new(pattern).map_err(|_| format!("the pattern '{}' is not supported", crate::units::shown(pattern)))?;
+            Ok((rule, regex))
+        });
+        Ok(PreTokenizer { stages: compiled.collect::<Result<_, String>>()? })
     }
 
     /// The pieces of `text`; together they are `text`.
     pub fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
         let mut pieces = vec![text];
-        for stage in &self.stages {
+        for (rule, pattern) in &self.stages {
             let mut finer = Vec::with_capacity(pieces.len() * 2);
             for piece in pieces {
-                stage.split(piece, &mut finer);
+                split(*rule, pattern, piece, &mut finer);
             }
             pieces = finer;
         }
@@ -57,51 +49,70 @@ impl PreTokenizer {
     }
 }
 
-impl Stage {
-    fn split<'t>(&self, text: &'t str, out: &mut Vec<&'t str>) {
-        let mut at = 0;
-        let push = |out: &mut Vec<&'t str>, from: usize, to: usize| {
-            if from < to {
-                out.push(&text[from..to]);
-            }
-        };
-        match self {
-            Stage::Isolate(pattern) => {
-                for found in pattern.find_iter(text) {
-                    push(out, at, found.start());
-                    push(out, found.start(), found.end());
-                    at = found.end();
-                }
-            }
-            Stage::Words { pattern, lines_apart } => {
-                while let Some(found) = pattern.find_at(text, at) {
-                    push(out, at, found.start());
-                    let mut end = found.end();
-                    if let Some(last) = found.as_str().chars().next_back()
-                        && last.is_whitespace()
-                        && !(*lines_apart && matches!(last, '\r' | '\n'))
-                        && end < text.len()
-                        && found.len() > last.len_utf8()
-                    {
-                        end -= last.len_utf8();
-                    }
-                    push(out, found.start(), end);
-                    at = end;
-                }
+fn split<'t>(rule: Rule, pattern: &Regex, text: &'t str, out: &mut Vec<&'t str>) {
+    let mut at = 0;
+    let push = |out: &mut Vec<&'t str>, from: usize, to: usize| {
+        if from < to {
+            out.push(&text[from..to]);
+        }
+    };
+    match rule {
+        Rule::Isolate => {
+            for found in pattern.find_iter(text) {
+                push(out, at, found.start());
+                push(out, found.start(), found.end());
+                at = found.end();
             }
         }
-        push(out, at, text.len());
+        Rule::EndAt => {
+            for found in pattern.find_iter(text) {
+                push(out, at, found.end());
+                at = found.end();
+            }
+        }
+        Rule::BeginAt => {
+            for found in pattern.find_iter(text) {
+                push(out, at, found.start());
+                at = found.start();
+            }
+        }
+        Rule::Words { lines_apart } => {
+            let mut search = 0;
+            while let Some(found) = pattern.find_at(text, search) {
+                if found.is_empty() {
+                    let Some(skipped) = text[found.end()..].chars().next() else { break };
+                    search = found.end() + skipped.len_utf8();
+                    continue;
+                }
+                push(out, at, found.start());
+                let mut end = found.end();
+                if let Some(last) = found.as_str().chars().next_back()
+                    && last.is_whitespace()
+                    && !(lines_apart && matches!(last, '\r' | '\n'))
+                    && end < text.len()
+                    && found.len() > last.len_utf8()
+                    && found.as_str().chars().all(char::is_whitespace)
+                {
+                    end -= last.len_utf8();
+                }
+                push(out, found.start(), end);
+                at = end;
+                search = end;
+            }
+        }
     }
+    push(out, at, text.len());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::PRE_TOKENIZERS;
+    use crate::model;
     use proptest::prelude::*;
 
     fn cut(name: &str, text: &str) -> Vec<String> {
-        PreTokenizer::named(name).unwrap().split(text).into_iter().map(String::from).collect()
+        let rule = model::PreTokenizer::named(name).unwrap();
+        PreTokenizer::new(&rule.cuts).unwrap().split(text).into_iter().map(String::from).collect()
     }
 
     #[test]
@@ -111,13 +122,32 @@ mod tests {
         assert_eq!(cut("default", "in 1234!"), ["in", " ", "123", "4", "!"].map(String::from).to_vec().as_slice());
         assert_eq!(cut("llama-bpe", "a  \n\n  b 12345"), ["a", "  \n\n", " ", " b", " ", "123", "45"]);
         assert_eq!(cut("qwen2", "I'LL x\t\ty 12"), ["I", "'LL", " x", "\t", "\ty", " ", "1", "2"]);
-        assert!(PreTokenizer::named("sentencepiece").is_none());
+        // Marks stay with their letters.
+        assert_eq!(cut("qwen35", "a\u{301}b"), ["a\u{301}b"]);
+        assert_eq!(cut("qwen2", "a\u{301}b"), ["a", "\u{301}b"]);
+        // Upper and lower case, English suffixes, signs with slashes.
+        assert_eq!(cut("gpt-4o", "HTMLParser don't a./\n12345"), ["HTMLParser", " don't", " a", "./\n", "123", "45"]);
+        assert_eq!(cut("gpt-4o", "fooBar ÉÉé"), ["foo", "Bar", " ÉÉé"]);
+        assert_eq!(cut("tekken", "don't 12"), ["don", "'t", " ", "1", "2"]);
+        assert_eq!(cut("deepseek-v3", "abc漢字12345, x"), ["abc", "漢字", "123", "45", ",", " x"]);
+        assert_eq!(cut("spark2_5", "a  \n b"), ["a", "  ", "\n", " b"]);
+        assert!(model::PreTokenizer::named("sentencepiece").is_none());
+    }
+
+    #[test]
+    fn each_kind_of_cut_puts_the_match_where_it_belongs() {
+        let cut = |cut: Cut, text: &'static str| PreTokenizer::new(&[cut]).unwrap().split(text);
+        assert_eq!(cut(Cut::Isolate("x".into()), "axxb"), ["a", "x", "x", "b"]);
+        assert_eq!(cut(Cut::EndAt("x".into()), "axxb"), ["ax", "x", "b"]);
+        assert_eq!(cut(Cut::BeginAt("x".into()), "axxb"), ["a", "x", "xb"]);
+        assert_eq!(cut(Cut::Words { pattern: r"x*|\s+".into(), lines_apart: false }, "axxb").concat(), "axxb");
+        assert!(PreTokenizer::new(&[Cut::Isolate("(?=x)".into())]).is_err());
     }
 
     #[test]
     fn long_runs_are_cut_to_their_end() {
         let text = format!("{}x{}", " ".repeat(1_200_000), "a".repeat(300_000));
-        for &name in PRE_TOKENIZERS {
+        for name in ["smollm", "gpt-2", "default", "llama-bpe", "qwen2", "gpt-4o", "deepseek-v3"] {
             let pieces = cut(name, &text);
             assert_eq!(pieces.concat(), text, "{name}");
             assert!(pieces.len() >= 2, "{name}: {}", pieces.len());
@@ -127,9 +157,14 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_cover_any_text(text in r"[\PC\s]{0,60}") {
-            for &name in PRE_TOKENIZERS {
-                prop_assert_eq!(cut(name, &text).concat(), &text[..]);
-            }
+            thread_local!(static ALL: Vec<(&'static str, PreTokenizer)> = model::PreTokenizer::names()
+                .map(|name| (name, PreTokenizer::new(&model::PreTokenizer::named(name).unwrap().cuts).unwrap()))
+                .collect());
+            ALL.with(|all| {
+                for (name, rule) in all {
+                    assert_eq!(rule.split(&text).concat(), text, "{name}");
+                }
+            });
         }
     }
 }

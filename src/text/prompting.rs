@@ -1,12 +1,13 @@
 //! What a model needs to read prompts: its tokenizer and its chat template, put together. In: a model, contents. Out: prompt ids, each at
 //! most as long as the context allows. A conversation is tokenized as transformers does it, except that nothing in a content is a control token.
 
+use super::specials::Part;
 use super::template::{ChatTemplate, Message, NEW_TURN, Segment, Turn};
-use super::tokenizer::Part;
 use super::{TextError, Tokenizer};
 use crate::model::{Model, ModelError, Vocabulary};
 use crate::units::TokenId;
 use rayon::prelude::*;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a prompt is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -78,6 +79,8 @@ pub struct Prompting {
     template: Option<ChatTemplate>,
     vocabulary: Vocabulary,
     context: usize,
+    /// Texts that began with BOS and got another.
+    doubled_bos: AtomicU64,
 }
 
 impl Prompting {
@@ -96,12 +99,17 @@ impl Prompting {
             ),
             None => None,
         };
-        Ok(Prompting { tokenizer, template, vocabulary: vocabulary.clone(), context })
+        Ok(Prompting { tokenizer, template, vocabulary: vocabulary.clone(), context, doubled_bos: AtomicU64::new(0) })
     }
 
     /// One line that the user should see once, if there is something to say.
     pub fn notice(&self) -> Option<String> {
         self.template.is_none().then(|| "the model has no chat template; prompts are given to it as they are".to_string())
+    }
+
+    /// How many prompts so far began with BOS as written and got another from the file's rule, as transformers and llama.cpp do it.
+    pub fn doubled_bos(&self) -> u64 {
+        self.doubled_bos.load(Ordering::Relaxed)
     }
 
     /// Whether the template takes this system message; asked once, so that `--system` fails before any work.
@@ -122,7 +130,7 @@ impl Prompting {
 
     /// The same with a tokenizer built for this request alone (`TokenizerPolicy::RebuiltPerRequest`).
     pub fn prompt_ids_rebuilt(&self, prompt: Prompt) -> Result<Vec<TokenId>, PromptError> {
-        let tokenizer = Tokenizer::build_for_one_request(&self.vocabulary).map_err(|e| TextError(e.to_string()))?;
+        let tokenizer = Tokenizer::build(&self.vocabulary).map_err(|e| TextError(e.to_string()))?;
         self.ids(&tokenizer, prompt)
     }
 
@@ -219,7 +227,11 @@ impl Prompting {
     /// Text without a template: BOS if the file asks for it.
     fn plain(&self, tokenizer: &Tokenizer, text: &str, control: bool) -> Result<Vec<TokenId>, PromptError> {
         let mut ids: Vec<TokenId> = self.vocabulary.bos.filter(|_| self.vocabulary.add_bos).into_iter().collect();
+        let own = ids.len();
         ids.extend(if control { tokenizer.encode_with_control(text)? } else { tokenizer.encode(text)? });
+        if own > 0 && ids.get(own) == self.vocabulary.bos.as_ref() {
+            self.doubled_bos.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(ids)
     }
 
@@ -233,27 +245,57 @@ impl Prompting {
 }
 
 /// Ids of a rendered conversation. Control tokens count only in the scaffold; the text between two of them is encoded in one go,
-/// scaffold and contents together, so that words at the seams are cut as transformers cuts them.
+/// scaffold and contents together, so that words at the seams are cut as transformers cuts them. White space that belongs to a
+/// token is removed also where a content brings it. User-defined marks of the scaffold are no tokens in a content.
 fn conversation(tokenizer: &Tokenizer, segments: &[Segment]) -> Result<Vec<TokenId>, TextError> {
     let (mut ids, mut run) = (Vec::new(), String::new());
-    for segment in segments {
-        match segment {
-            Segment::Content(text) => run.push_str(text),
-            Segment::Scaffold(text) => {
-                for part in tokenizer.partition(text, true) {
+    let cut: Vec<Option<Vec<Part>>> = segments
+        .iter()
+        .map(|segment| match segment {
+            Segment::Content(_) => None,
+            Segment::Scaffold(text) => Some(tokenizer.scaffold(text)),
+        })
+        .collect();
+    let mut marks: Vec<TokenId> = Vec::new();
+    for part in cut.iter().flatten().flatten() {
+        if let Part::Token(id) = part
+            && tokenizer.is_typeable_marker(*id)
+            && !marks.contains(id)
+        {
+            marks.push(*id);
+        }
+    }
+    let mut first = true;
+    let mut strip = false;
+    let append = |run: &mut String, text: &str, strip: &mut bool| {
+        let text = if *strip { text.trim_start() } else { text };
+        *strip &= text.is_empty();
+        run.push_str(text);
+    };
+    for (segment, parts) in segments.iter().zip(&cut) {
+        match (segment, parts) {
+            (Segment::Scaffold(_), Some(parts)) => {
+                for part in parts {
                     match part {
-                        Part::Text(text) => run.push_str(text),
+                        Part::Text(text) => append(&mut run, text, &mut strip),
                         Part::Token(id) => {
-                            ids.extend(tokenizer.encode(&run)?);
+                            let (left, right) = tokenizer.strips(*id);
+                            if left {
+                                run.truncate(run.trim_end().len());
+                            }
+                            tokenizer.encode_typed(&run, first, &marks, &mut ids);
                             run.clear();
-                            ids.push(id);
+                            ids.push(*id);
+                            first = false;
+                            strip = right;
                         }
                     }
                 }
             }
+            (Segment::Content(text) | Segment::Scaffold(text), _) => append(&mut run, text, &mut strip),
         }
     }
-    ids.extend(tokenizer.encode(&run)?);
+    tokenizer.encode_typed(&run, first, &marks, &mut ids);
     Ok(ids)
 }
 
@@ -311,6 +353,10 @@ mod tests {
         let plain = prompting(None, true).prompt_ids(&text, None, false).unwrap();
         assert!(plain[0] == 1 && plain[1..].iter().all(|i| *i > 2));
         assert!(prompting(None, true).notice().is_some() && prompting(Some(CHATML), true).notice().is_none());
+        // Text that begins with BOS gets another, and it is counted.
+        let twice = prompting(Some(CHATML), true);
+        assert_eq!(twice.prompt_ids(&Content::Text("<|im_start|>".into()), None, true), Ok(vec![1, 1]));
+        assert_eq!((twice.doubled_bos(), prompting(Some(CHATML), true).doubled_bos()), (1, 0));
         let completion = Content::Completion("<|im_end|>".into());
         assert_eq!(prompting(Some(CHATML), true).prompt_ids(&completion, None, false), Ok(plain));
     }

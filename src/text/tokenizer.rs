@@ -1,18 +1,20 @@
-//! Text to token ids: byte-level BPE from the model's own vocabulary, merges by the `tokenizers` crate, words cut by our own rules.
-//! In: [`Vocabulary`] (GGUF arrays or the bytes of a `tokenizer.json`), text. Out: ids equal to llama.cpp's. The vocabulary is checked
-//! before the crate sees it: some faults would panic there. Text that a user typed never becomes a control token.
-//! Bytes without a token of their own (SmolLM2 lacks eight that can occur, 0x04 among them) are left out, as llama.cpp and transformers do.
+//! Text to token ids and back. In: a checked [`TokenizerSpec`], text. Out: the ids that transformers gives for a `tokenizer.json` and
+//! llama.cpp for a GGUF file. Byte-level BPE, BPE over characters and SentencePiece's scores are one engine ([`Word`]). Text that a
+//! user typed never becomes a control token. Bytes without a token of their own (SmolLM2 lacks eight that can occur, 0x04 among
+//! them) are left out, as llama.cpp and transformers do.
 
+use super::Detokenizer;
+use super::merging::{NONE, Word, rank_of};
+use super::normalizer::normalize;
 use super::pretokenizer::PreTokenizer;
-use super::{Detokenizer, tokenizer_json};
-use crate::model::{ModelError, PRE_TOKENIZERS, Vocabulary};
-use crate::units::{TokenId, shown};
+use super::specials::{Part, Specials};
+use crate::model::{
+    ModelError, Normalizer, SPACE, TokenKind, TokenModel, TokenizerSpec, Vocabulary, Whole, byte_alphabet, byte_of,
+};
+use crate::units::TokenId;
 use rayon::prelude::*;
-use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::HashMap;
 use std::sync::Arc;
-use tokenizers::Model as _;
-use tokenizers::models::bpe::{BPE, Vocab};
 
 /// Text could not be made into ids.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,10 +26,14 @@ pub struct TextError(pub String);
 pub(super) enum Kind {
     /// Made by merges.
     Normal,
-    /// Structure of a conversation, unused or unknown: no text, and no text becomes it.
+    /// Structure of a conversation, or unused: no text, and no text becomes it.
     Control,
+    /// Stands for characters without a token; no text.
+    Unknown,
     /// Found in text as it stands, before words are cut.
     UserDefined,
+    /// A user-defined token that the chat template writes: it has its text, but users cannot type it.
+    Marker,
 }
 
 /// The bytes that each token stands for.
@@ -48,121 +54,180 @@ impl Pieces {
     }
 }
 
-/// How the tokenizer remembers words.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Memory {
-    /// Each thread keeps the words it has merged, for as long as it lives.
-    Kept,
-    /// None: for tokenizers that serve one request; a thread's memory outlives the tokenizer it belongs to.
-    None,
+/// How symbols become tokens.
+enum Merging {
+    /// Rank and result of two neighbouring tokens.
+    Pairs(HashMap<(TokenId, TokenId), (u32, TokenId)>),
+    /// Token and rank of each text; no pair is longer than `longest` bytes.
+    Texts { tokens: HashMap<Box<str>, (u32, TokenId)>, longest: u32 },
+}
+
+/// What symbols are.
+enum Symbols {
+    /// Bytes, with their tokens.
+    Bytes([TokenId; 256]),
+    /// Characters, with the tokens of those that have one, and of single bytes.
+    Characters { tokens: HashMap<char, TokenId>, bytes: Box<[TokenId; 256]>, unknown: TokenId, fuse: bool },
+}
+
+/// What is known about the least number of tokens of a text.
+#[derive(Clone, Copy)]
+enum Least {
+    /// Nothing: normalizers or unknown characters may make it as short as they like.
+    Unknown,
+    /// A token takes at most so many bytes; those of white space count only if `spaces`.
+    Bytes { most: usize, spaces: bool },
 }
 
 /// Text to ids and back. Built once, used by many threads.
 pub struct Tokenizer {
+    spec: Arc<TokenizerSpec>,
     pre: PreTokenizer,
-    bpe: BPE,
+    symbols: Symbols,
+    merging: Merging,
+    /// Words that are tokens.
+    whole: HashMap<Box<[u8]>, TokenId>,
     pieces: Arc<Pieces>,
-    /// Texts that are tokens as they stand, longest first.
-    specials: Vec<(String, TokenId)>,
-    /// GPT-2's letter for each byte that has a token.
-    letters: [Option<char>; 256],
-    /// Bytes of the longest token: the least tokens a text can have is its length divided by this.
-    longest: usize,
+    /// All special tokens.
+    all: Specials,
+    /// What marks a conversation: found in what a template writes before anything else. Other user-defined tokens (a run of spaces) are
+    /// found in the text as a whole.
+    marks: Specials,
+    /// What a user may write.
+    typed: Specials,
+    least: Least,
 }
 
-/// Ends of turns and texts: control tokens even where a file calls them something else (llama.cpp does the same).
-const ALWAYS_CONTROL: [&str; 9] = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|end_of_text|>",
-    "</s>",
-];
+/// Whether a user-defined token is a mark of conversations: something between signs, such as `<start_of_turn>` or `[INST]`.
+fn looks_like_marker(text: &str) -> bool {
+    let ends = text.chars().next().zip(text.chars().next_back());
+    text.chars().count() > 2
+        && ends.is_some_and(|(a, b)| a.is_ascii_punctuation() && b.is_ascii_punctuation())
+        && text.chars().any(char::is_alphanumeric)
+        && !text.contains(char::is_whitespace)
+}
 
 impl Tokenizer {
     /// The tokenizer of a vocabulary. Errors name the faulty field.
     pub fn build(vocabulary: &Vocabulary) -> Result<Tokenizer, ModelError> {
-        Self::build_with(vocabulary, Memory::Kept)
+        Self::from_spec(vocabulary.tokenizer.clone(), vocabulary.chat_template.as_deref().unwrap_or_default())
+            .map_err(ModelError::Invalid)
     }
 
-    /// The same, for one request only: nothing of it outlives it.
-    pub fn build_for_one_request(vocabulary: &Vocabulary) -> Result<Tokenizer, ModelError> {
-        Self::build_with(vocabulary, Memory::None)
-    }
-
-    fn build_with(vocabulary: &Vocabulary, memory: Memory) -> Result<Tokenizer, ModelError> {
-        match &vocabulary.tokenizer_json {
-            Some(json) => {
-                let mut read = tokenizer_json::read(json).map_err(|e| ModelError::Invalid(format!("tokenizer.json: {e}")))?;
-                read.vocabulary.bos = vocabulary.bos;
-                read.vocabulary.eos.clone_from(&vocabulary.eos);
-                Self::from_tokens(&read.vocabulary, Some(read.ignore_merges), memory)
-            }
-            None => Self::from_tokens(vocabulary, None, memory),
+    fn from_spec(spec: Arc<TokenizerSpec>, template: &str) -> Result<Tokenizer, String> {
+        if spec.tokens.is_empty() {
+            return Err("the vocabulary is empty".into());
         }
-        .map_err(ModelError::Invalid)
-    }
+        let kind = |(text, kind): (&String, &TokenKind)| match kind {
+            TokenKind::Normal | TokenKind::Byte => Kind::Normal,
+            TokenKind::Control | TokenKind::Unused => Kind::Control,
+            TokenKind::Unknown => Kind::Unknown,
+            TokenKind::UserDefined if looks_like_marker(text) && template.contains(text.as_str()) => Kind::Marker,
+            TokenKind::UserDefined => Kind::UserDefined,
+        };
+        let kinds: Vec<Kind> = spec.tokens.iter().zip(&spec.kinds).map(kind).collect();
+        let pieces = pieces(&spec, kinds)?;
+        let kinds = &pieces.kinds;
+        let text_of = |id: TokenId| spec.tokens.get(id as usize).map_or("", |t| t.as_str());
+        // Merges may make a user's token (two spaces), but never what users cannot type.
+        let free = |id: TokenId| matches!(kinds.get(id as usize), Some(Kind::Normal | Kind::UserDefined));
+        let ids = || (0..spec.tokens.len() as TokenId).filter(|id| free(*id) && spec.kinds[*id as usize] != TokenKind::Byte);
 
-    fn from_tokens(vocabulary: &Vocabulary, ignore_merges: Option<bool>, memory: Memory) -> Result<Tokenizer, String> {
-        let pre = match vocabulary.pre.as_str() {
-            // llama.cpp's reading of a file that does not say.
-            "" => PreTokenizer::named("default"),
-            name => PreTokenizer::named(name),
-        }
-        .ok_or_else(|| {
-            format!("tokenizer.ggml.pre '{}' is unknown; known are {}", shown(&vocabulary.pre), PRE_TOKENIZERS.join(", "))
-        })?;
-        let kinds = kinds(vocabulary)?;
-        let pieces = pieces(vocabulary, &kinds)?;
-        let letters = letters();
-        let mut ids: Vocab = Vocab::default();
-        let mut specials = Vec::new();
-        let mut seen = HashSet::with_capacity(vocabulary.tokens.len());
-        for (id, text) in vocabulary.tokens.iter().enumerate() {
-            if !seen.insert(text) {
-                return Err(format!("tokenizer.ggml.tokens[{id}] '{}' is there twice", shown_short(text)));
-            }
-            match kinds[id] {
-                Kind::Normal => {
-                    ids.insert(text.clone(), id as TokenId);
+        let merging = match &spec.model {
+            TokenModel::ByteBpe { merges, .. } | TokenModel::TextBpe { merges, .. } => {
+                let mut pairs = HashMap::with_capacity(merges.len());
+                for (rank, merge) in merges.iter().enumerate().filter(|(_, merge)| free(merge.result)) {
+                    pairs.entry((merge.left, merge.right)).or_insert((rank as u32, merge.result));
                 }
-                _ if !text.is_empty() => specials.push((text.clone(), id as TokenId)),
-                _ => {}
+                Merging::Pairs(pairs)
+            }
+            TokenModel::Scores { scores } => {
+                let normal = ids().filter(|id| kinds[*id as usize] == Kind::Normal);
+                let tokens: HashMap<Box<str>, _> =
+                    normal.map(|id| (text_of(id).into(), (rank_of(scores[id as usize]), id))).collect();
+                let longest = tokens.keys().map(|t| t.len()).max().unwrap_or(0) as u32;
+                Merging::Texts { tokens, longest }
+            }
+        };
+        let symbols = match &spec.model {
+            TokenModel::ByteBpe { .. } => {
+                let letters: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
+                let mut bytes = [NONE; 256];
+                for id in ids() {
+                    let mut text = text_of(id).chars();
+                    if let (Some(letter), None) = (text.next(), text.next())
+                        && let Some(byte) = letters.get(&letter)
+                    {
+                        bytes[*byte as usize] = id;
+                    }
+                }
+                Symbols::Bytes(bytes)
+            }
+            TokenModel::TextBpe { .. } | TokenModel::Scores { .. } => {
+                let (mut tokens, mut bytes) = (HashMap::new(), Box::new([NONE; 256]));
+                for (id, (text, kind)) in spec.tokens.iter().zip(&spec.kinds).enumerate() {
+                    if *kind == TokenKind::Byte {
+                        if let Some(byte) = byte_of(text) {
+                            bytes[byte as usize] = id as TokenId;
+                        }
+                        continue;
+                    }
+                    let mut letters = text.chars();
+                    if let (Some(letter), None, true) = (letters.next(), letters.next(), free(id as TokenId)) {
+                        tokens.insert(letter, id as TokenId);
+                    }
+                }
+                let fuse = matches!(spec.model, TokenModel::Scores { .. } | TokenModel::TextBpe { fuse_unknown: true, .. });
+                Symbols::Characters { tokens, bytes, unknown: spec.unknown.unwrap_or(NONE), fuse }
+            }
+        };
+        let mut whole = HashMap::new();
+        if let TokenModel::ByteBpe { whole: rule, .. } | TokenModel::TextBpe { whole: rule, .. } = &spec.model
+            && *rule != Whole::Never
+        {
+            for id in ids().filter(|id| kinds[*id as usize] == Kind::Normal) {
+                let text = match symbols {
+                    Symbols::Bytes(_) => pieces.text(id),
+                    Symbols::Characters { .. } => text_of(id).as_bytes(),
+                };
+                if *rule == Whole::Always || text.iter().all(|b| *b == b'\n') {
+                    whole.insert(text.into(), id);
+                }
             }
         }
-        let known = |b: u8| ids.contains_key(letters[b as usize].encode_utf8(&mut [0; 4]) as &str);
-        if let Some(byte) = (0x20..0x7f).chain([b'\n']).find(|&b| !known(b)) {
-            return Err(format!(
-                "tokenizer.ggml.tokens has no token for the byte 0x{byte:02x}, so that plain text cannot be encoded"
-            ));
-        }
-        let letters = std::array::from_fn(|b| known(b as u8).then_some(letters[b]));
-        let merges = merges(vocabulary, &ids)?;
-        specials.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then(a.1.cmp(&b.1)));
-        let longest = (0..vocabulary.tokens.len()).map(|id| pieces.text(id as TokenId).len()).max().unwrap_or(1);
-        let longest = longest.max(specials.first().map_or(1, |(text, _)| text.len()));
-
-        let mut builder = BPE::builder().vocab_and_merges(ids, merges).ignore_merges(ignore_merges.unwrap_or(pre.ignore_merges));
-        if memory == Memory::None {
-            builder = builder.cache_capacity(0);
-        }
-        let bpe = catch_unwind(AssertUnwindSafe(|| builder.build()))
-            .map_err(|_| "tokenizer.ggml.merges: building the tokenizer failed".to_string())?
-            .map_err(|e| format!("tokenizer.ggml.merges: {}", shown(&e.to_string())))?;
-        Ok(Tokenizer { pre, bpe, pieces: Arc::new(pieces), specials, letters, longest })
+        let special = |wanted: &dyn Fn(Kind, &str) -> bool| {
+            let all = spec.tokens.iter().zip(&spec.kinds).enumerate();
+            let all = all.filter(|(id, (text, kind))| **kind != TokenKind::Unused && wanted(kinds[*id], text));
+            Specials::new(all.map(|(id, (text, _))| {
+                (text.as_str(), id as TokenId, spec.matches.get(&(id as TokenId)).copied().unwrap_or_default())
+            }))
+        };
+        let all = special(&|kind, _| kind != Kind::Normal)?;
+        let marks = special(&|kind, text| match kind {
+            Kind::UserDefined => looks_like_marker(text),
+            kind => kind != Kind::Normal,
+        })?;
+        let typed = special(&|kind, _| kind == Kind::UserDefined)?;
+        let pre = PreTokenizer::new(&spec.cuts)?;
+        let least = least(&spec, &pieces, &symbols);
+        Ok(Tokenizer { pre, symbols, merging, whole, pieces: Arc::new(pieces), all, marks, typed, least, spec })
     }
 
     /// The ids of plain text: whatever it says, none of them is a control token.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
         let mut ids = Vec::with_capacity(text.len() / 4 + 1);
-        for part in self.partition(text, false) {
+        self.encode_typed(text, true, &[], &mut ids);
+        Ok(ids)
+    }
+
+    /// The ids of text that goes on where other text ended: no space of the tokenizer's own is put in front.
+    pub fn encode_continued(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
+        let (mut ids, mut word) = (Vec::with_capacity(text.len() / 4 + 1), Word::default());
+        for (n, part) in self.typed.cut(text, |_| true).into_iter().enumerate() {
             match part {
                 Part::Token(id) => ids.push(id),
-                Part::Text(text) => self.encode_words(text, &mut ids)?,
+                Part::Text(text) if n == 0 => self.encode_normalized(&self.normalized_inside(text), &mut word, &mut ids),
+                Part::Text(text) => self.encode_words(text, false, &mut word, &mut ids),
             }
         }
         Ok(ids)
@@ -170,11 +235,11 @@ impl Tokenizer {
 
     /// The ids of text in which control tokens are written out, as by a template.
     pub fn encode_with_control(&self, text: &str) -> Result<Vec<TokenId>, TextError> {
-        let mut ids = Vec::with_capacity(text.len() / 4 + 1);
-        for part in self.partition(text, true) {
+        let (mut ids, mut word) = (Vec::with_capacity(text.len() / 4 + 1), Word::default());
+        for (n, part) in self.all.cut(text, |_| true).into_iter().enumerate() {
             match part {
                 Part::Token(id) => ids.push(id),
-                Part::Text(text) => self.encode_words(text, &mut ids)?,
+                Part::Text(text) => self.encode_words(text, n == 0, &mut word, &mut ids),
             }
         }
         Ok(ids)
@@ -185,15 +250,18 @@ impl Tokenizer {
         texts.par_iter().map(|text| self.encode(text)).collect()
     }
 
-    /// The text of these ids, without control tokens.
+    /// The text of these ids, without control tokens and without the space that encoding put in front.
     pub fn decode(&self, ids: &[TokenId]) -> String {
         let (mut out, mut detokenizer) = (String::new(), self.detokenizer());
         ids.iter().for_each(|&id| detokenizer.push(id, &mut out));
         detokenizer.finish(&mut out);
+        if self.spec.own_space && out.starts_with(' ') {
+            out.remove(0);
+        }
         out
     }
 
-    /// Decodes one answer as it grows.
+    /// Decodes one answer as it grows; a space that it begins with stays, for the answer goes on where the prompt ended.
     pub fn detokenizer(&self) -> Detokenizer {
         Detokenizer::new(self.pieces.clone())
     }
@@ -201,6 +269,14 @@ impl Tokenizer {
     /// The bytes this token adds to the text; empty for control tokens.
     pub fn token_bytes(&self, token: TokenId) -> &[u8] {
         self.pieces.text(token)
+    }
+
+    /// The special token (control or user-defined) whose text this is.
+    pub fn special(&self, text: &str) -> Option<TokenId> {
+        match self.all.cut(text, |_| true)[..] {
+            [Part::Token(id)] if self.spec.tokens.get(id as usize).is_some_and(|t| t == text) => Some(id),
+            _ => None,
+        }
     }
 
     /// Whether this is a control token, or no token at all.
@@ -220,277 +296,300 @@ impl Tokenizer {
 
     /// The text has no fewer tokens than this; it takes microseconds a megabyte and refuses a text of 100 MB before any work is done on it.
     pub fn least_tokens(&self, text: &str) -> usize {
-        text.bytes().filter(|&b| self.letters[b as usize].is_some()).count().div_ceil(self.longest)
+        let Least::Bytes { most, spaces } = self.least else { return 0 };
+        let bytes = match &self.symbols {
+            Symbols::Bytes(tokens) => {
+                text.bytes().filter(|&b| tokens[b as usize] != NONE && (spaces || !b.is_ascii_whitespace())).count()
+            }
+            Symbols::Characters { .. } if spaces => text.len(),
+            Symbols::Characters { .. } => text.split_whitespace().map(str::len).sum(),
+        };
+        bytes.div_ceil(most)
     }
 
-    /// Text cut at the tokens that stand in it as they are: control tokens only if `control`. Longest tokens first, as llama.cpp does it.
-    pub(super) fn partition<'t>(&self, text: &'t str, control: bool) -> Vec<Part<'t>> {
-        let mut parts = vec![Part::Text(text)];
-        for (special, id) in &self.specials {
-            if (!control && self.is_control(*id)) || !text.contains(special.as_str()) {
+    /// Text of a template cut at the marks of conversations in it.
+    pub(super) fn scaffold<'t>(&self, text: &'t str) -> Vec<Part<'t>> {
+        self.marks.cut(text, |_| true)
+    }
+
+    /// Whether white space before and behind this token belongs to it.
+    pub(super) fn strips(&self, token: TokenId) -> (bool, bool) {
+        self.spec.matches.get(&token).map_or((false, false), |rule| (rule.lstrip, rule.rstrip))
+    }
+
+    /// Whether the template wrote a mark of conversations that users can type so far.
+    pub(super) fn is_typeable_marker(&self, token: TokenId) -> bool {
+        let text = self.spec.tokens.get(token as usize);
+        self.pieces.kinds.get(token as usize) == Some(&Kind::UserDefined) && text.is_some_and(|t| looks_like_marker(t))
+    }
+
+    /// Appends the ids of plain text; `first` says that it begins the input, `forbidden` are user-defined tokens that stay text here.
+    pub(super) fn encode_typed(&self, text: &str, first: bool, forbidden: &[TokenId], ids: &mut Vec<TokenId>) {
+        let mut word = Word::default();
+        for (n, part) in self.typed.cut(text, |id| !forbidden.contains(&id)).into_iter().enumerate() {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(text) => self.encode_words(text, first && n == 0, &mut word, ids),
+            }
+        }
+    }
+
+    fn encode_words(&self, text: &str, first: bool, word: &mut Word, ids: &mut Vec<TokenId>) {
+        self.encode_normalized(&normalize(&self.spec.normalizers, text, first), word, ids);
+    }
+
+    /// Normalized without a beginning of the tokenizer's own.
+    fn normalized_inside(&self, text: &str) -> String {
+        let steps: Vec<Normalizer> =
+            self.spec.normalizers.iter().filter(|n| !matches!(n, Normalizer::Prepend { .. })).cloned().collect();
+        normalize(&steps, text, false).into_owned()
+    }
+
+    fn encode_normalized(&self, text: &str, word: &mut Word, ids: &mut Vec<TokenId>) {
+        for piece in self.pre.split(text) {
+            if let Some(&id) = self.whole.get(piece.as_bytes()) {
+                ids.push(id);
                 continue;
             }
-            parts = parts
-                .into_iter()
-                .flat_map(|part| match part {
-                    Part::Text(text) if text.contains(special.as_str()) => {
-                        let mut finer = Vec::new();
-                        for (n, between) in text.split(special.as_str()).enumerate() {
-                            if n > 0 {
-                                finer.push(Part::Token(*id));
+            match &self.symbols {
+                Symbols::Bytes(tokens) => {
+                    word.clear();
+                    for byte in piece.bytes() {
+                        match tokens[byte as usize] {
+                            // A byte without a token ends the word: no merge reaches across it.
+                            NONE => {
+                                self.merge(word, "", ids);
+                                word.clear();
                             }
-                            if !between.is_empty() {
-                                finer.push(Part::Text(between));
-                            }
+                            id => word.push(id, 1),
                         }
-                        finer
                     }
-                    part => vec![part],
-                })
-                .collect();
-        }
-        parts.retain(|p| !matches!(p, Part::Text("")));
-        parts
-    }
-
-    fn encode_words(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<(), TextError> {
-        catch_unwind(AssertUnwindSafe(|| {
-            let mut word = String::new();
-            for piece in self.pre.split(text) {
-                for byte in piece.bytes() {
-                    match self.letters[byte as usize] {
-                        Some(letter) => word.push(letter),
-                        // A byte without a token ends the word: no merge reaches across it.
-                        None => self.encode_word(&mut word, ids)?,
-                    }
+                    self.merge(word, "", ids);
                 }
-                self.encode_word(&mut word, ids)?;
+                Symbols::Characters { tokens, .. } => {
+                    word.clear();
+                    for letter in piece.chars() {
+                        word.push(tokens.get(&letter).copied().unwrap_or(NONE), letter.len_utf8());
+                    }
+                    self.merge(word, piece, ids);
+                }
             }
-            Ok(())
-        }))
-        .unwrap_or_else(|_| Err(TextError("it panicked".to_string())))
-    }
-
-    fn encode_word(&self, word: &mut String, ids: &mut Vec<TokenId>) -> Result<(), TextError> {
-        let tokens = self.bpe.tokenize(word).map_err(|e| TextError(shown(&e.to_string())))?;
-        ids.extend(tokens.iter().map(|t| t.id));
-        word.clear();
-        Ok(())
-    }
-}
-
-/// A part of a text: words, or a token that stood in it as it is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Part<'t> {
-    Text(&'t str),
-    Token(TokenId),
-}
-
-/// At most 40 characters of a text from a file, for messages.
-fn shown_short(text: &str) -> String {
-    let mut short: String = text.chars().take(40).collect();
-    if short.len() < text.len() {
-        short.push('…');
-    }
-    shown(&short)
-}
-
-/// The kind of each token, from ggml's types: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
-fn kinds(vocabulary: &Vocabulary) -> Result<Vec<Kind>, String> {
-    let (tokens, types) = (&vocabulary.tokens, &vocabulary.types);
-    if tokens.is_empty() {
-        return Err("tokenizer.ggml.tokens is empty".to_string());
-    }
-    if !types.is_empty() && types.len() != tokens.len() {
-        return Err(format!("tokenizer.ggml.token_type has {} entries for {} tokens", types.len(), tokens.len()));
-    }
-    let mut kinds = Vec::with_capacity(tokens.len());
-    for (id, text) in tokens.iter().enumerate() {
-        kinds.push(match types.get(id) {
-            _ if ALWAYS_CONTROL.contains(&text.as_str()) => Kind::Control,
-            None | Some(1 | 6) => Kind::Normal,
-            Some(2 | 3 | 5) => Kind::Control,
-            Some(4) => Kind::UserDefined,
-            Some(other) => return Err(format!("tokenizer.ggml.token_type[{id}] is {other}; known are 1 to 6")),
-        });
-    }
-    for id in vocabulary.eos.iter().chain(&vocabulary.bos) {
-        match kinds.get_mut(*id as usize) {
-            Some(kind) => *kind = Kind::Control,
-            None => return Err(format!("the special token {id} is past the vocabulary of {} tokens", tokens.len())),
         }
     }
-    Ok(kinds)
+
+    /// Merges a word and appends its tokens; `text` is the word's where symbols are characters.
+    fn merge(&self, word: &mut Word, text: &str, ids: &mut Vec<TokenId>) {
+        match &self.merging {
+            Merging::Pairs(pairs) => word.merge(|left, right| pairs.get(&(left.id, right.id)).copied()),
+            Merging::Texts { tokens, longest } => word.merge(|left, right| {
+                let len = left.len + right.len;
+                if len > *longest {
+                    return None;
+                }
+                tokens.get(&text[left.start as usize..(left.start + len) as usize]).copied()
+            }),
+        }
+        let mut after_unknown = false;
+        for symbol in word.symbols() {
+            if symbol.id != NONE {
+                ids.push(symbol.id);
+                after_unknown = false;
+                continue;
+            }
+            // Only a character without a token is left without one.
+            let Symbols::Characters { bytes, unknown, fuse, .. } = &self.symbols else { continue };
+            let letter = text[symbol.start as usize..(symbol.start + symbol.len) as usize].bytes();
+            if letter.clone().all(|b| bytes[b as usize] != NONE) {
+                ids.extend(letter.map(|b| bytes[b as usize]));
+                after_unknown = false;
+            } else if *unknown != NONE {
+                if !(after_unknown && *fuse) {
+                    ids.push(*unknown);
+                }
+                after_unknown = true;
+            }
+        }
+    }
 }
 
-fn pieces(vocabulary: &Vocabulary, kinds: &[Kind]) -> Result<Pieces, String> {
-    let mut of_letter = std::collections::HashMap::new();
-    for (byte, letter) in letters().into_iter().enumerate() {
-        of_letter.insert(letter, byte as u8);
-    }
-    let mut pieces = Pieces { bytes: Vec::new(), ends: Vec::with_capacity(kinds.len()), kinds: kinds.to_vec() };
-    for (id, text) in vocabulary.tokens.iter().enumerate() {
-        match kinds[id] {
-            Kind::Control => {}
-            Kind::UserDefined => pieces.bytes.extend_from_slice(text.as_bytes()),
-            Kind::Normal => {
-                if text.is_empty() {
-                    return Err(format!("tokenizer.ggml.tokens[{id}] is empty"));
-                }
+/// What each token adds to text.
+fn pieces(spec: &TokenizerSpec, kinds: Vec<Kind>) -> Result<Pieces, String> {
+    let letters: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
+    let byte_level = matches!(spec.model, TokenModel::ByteBpe { .. });
+    let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(kinds.len()));
+    for ((text, kind), token) in spec.tokens.iter().zip(&kinds).zip(&spec.kinds) {
+        match kind {
+            Kind::Control | Kind::Unknown => {}
+            Kind::Normal if *token == TokenKind::Byte => bytes.extend(byte_of(text)),
+            Kind::Normal if byte_level => {
                 for letter in text.chars() {
-                    // A letter outside the alphabet stands for itself (as in padding tokens that are called normal).
-                    match of_letter.get(&letter) {
-                        Some(&byte) => pieces.bytes.push(byte),
-                        None => pieces.bytes.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes()),
+                    // A letter outside the alphabet stands for itself (as in emoji that Command R adds as ordinary tokens).
+                    match letters.get(&letter) {
+                        Some(&byte) => bytes.push(byte),
+                        None => bytes.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes()),
                     }
                 }
             }
+            _ if spec.escaped_spaces => bytes.extend_from_slice(text.replace(SPACE, " ").as_bytes()),
+            _ => bytes.extend_from_slice(text.as_bytes()),
         }
-        pieces
-            .ends
-            .push(u32::try_from(pieces.bytes.len()).map_err(|_| "tokenizer.ggml.tokens holds more than 4 GiB".to_string())?);
+        ends.push(u32::try_from(bytes.len()).map_err(|_| "the vocabulary holds more than 4 GiB of text".to_string())?);
     }
-    Ok(pieces)
+    Ok(Pieces { bytes, ends, kinds })
 }
 
-/// The merges as pairs. Each side and the result must be ordinary tokens: the crate copies them into a buffer as long as the longest
-/// token before it looks them up, and a merge into a control token would let text become one.
-fn merges(vocabulary: &Vocabulary, ids: &Vocab) -> Result<Vec<(String, String)>, String> {
-    let mut joined = String::new();
-    let mut pairs = Vec::with_capacity(vocabulary.merges.len());
-    for (rank, merge) in vocabulary.merges.iter().enumerate() {
-        let fault = |what: &str| format!("tokenizer.ggml.merges[{rank}] '{}' {what}", shown_short(merge));
-        let (left, right) = merge.split_once(' ').ok_or_else(|| fault("is not two texts with a space between them"))?;
-        if left.is_empty() || right.is_empty() || right.contains(' ') {
-            return Err(fault("is not two texts with a space between them"));
-        }
-        joined.clear();
-        joined.push_str(left);
-        joined.push_str(right);
-        for text in [left, right, &joined] {
-            if !ids.contains_key(text) {
-                return Err(fault(&format!("needs '{}', which is not an ordinary token", shown_short(text))));
-            }
-        }
-        pairs.push((left.to_string(), right.to_string()));
+/// What can be said about the least number of tokens.
+fn least(spec: &TokenizerSpec, pieces: &Pieces, symbols: &Symbols) -> Least {
+    if let Symbols::Characters { bytes, fuse, .. } = symbols
+        && bytes.contains(&NONE)
+        && (*fuse || spec.unknown.is_none())
+    {
+        return Least::Unknown;
     }
-    Ok(pairs)
-}
-
-/// GPT-2's alphabet: printable bytes are themselves, the others follow from U+0100 on (openai/gpt-2, `bytes_to_unicode`).
-fn letters() -> [char; 256] {
-    let mut next = 0x100;
-    std::array::from_fn(|byte| match byte as u8 {
-        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => byte as u8 as char,
-        _ => {
-            next += 1;
-            char::from_u32(next - 1).unwrap_or('\0')
+    let mut most = 4;
+    for (id, text) in spec.tokens.iter().enumerate() {
+        most = most.max(pieces.text(id as TokenId).len());
+        if pieces.kinds[id] == Kind::UserDefined {
+            most = most.max(text.len());
         }
-    })
+    }
+    let mut spaces = !spec.matches.values().any(|rule| rule.lstrip || rule.rstrip);
+    for step in &spec.normalizers {
+        match step {
+            // No composition, compatibility form or lower case is shorter than an eighth of what it came from.
+            Normalizer::Nfc | Normalizer::Nfkc | Normalizer::Lowercase => most *= 8,
+            Normalizer::Strip { .. } | Normalizer::OneSpace => spaces = false,
+            Normalizer::Replace { from, to } if to.len() < from.len() => return Least::Unknown,
+            // In decoded tokens it is a space again.
+            Normalizer::Replace { .. } | Normalizer::Prepend { .. } => {}
+        }
+    }
+    Least::Bytes { most, spaces }
 }
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::model::example;
     use proptest::prelude::*;
 
     /// All bytes, a few merges, `<|im_start|>` and `<|im_end|>` as control tokens, `<fn>` as a user-defined one.
     pub fn tiny() -> Vocabulary {
-        let mut tokens: Vec<String> = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<fn>"].map(String::from).to_vec();
-        tokens.extend(letters().iter().map(char::to_string));
-        let mut merges = Vec::new();
-        for merge in ["Ġ t", "h e", "Ġt he", "1 2", "Ċ Ċ", "Ġ Ġ", "u s", "us e", "use r", "Ã ©"] {
-            tokens.push(merge.replace(' ', ""));
-            merges.push(merge.to_string());
-        }
-        let types = (0..tokens.len())
-            .map(|i| {
-                if i < 3 {
-                    3
-                } else if i == 3 {
-                    4
-                } else {
-                    1
-                }
-            })
-            .collect();
-        Vocabulary {
-            tokens,
-            types,
-            merges,
-            pre: "smollm".into(),
-            bos: Some(1),
-            eos: vec![2],
-            bos_text: "<|im_start|>".into(),
-            eos_text: "<|im_end|>".into(),
-            ..Default::default()
-        }
+        let control = |text: &str| (text.to_string(), TokenKind::Control);
+        let mut tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(control).to_vec();
+        tokens.push(("<fn>".into(), TokenKind::UserDefined));
+        tokens.extend(byte_alphabet().iter().map(|letter| (letter.to_string(), TokenKind::Normal)));
+        let merges = ["Ġ t", "h e", "Ġt he", "1 2", "Ċ Ċ", "Ġ Ġ", "u s", "us e", "use r", "Ã ©"];
+        tokens.extend(merges.iter().map(|merge| (merge.replace(' ', ""), TokenKind::Normal)));
+        example::byte_bpe(tokens, &merges).unwrap()
     }
 
-    fn refusal(change: impl FnOnce(&mut Vocabulary)) -> String {
-        let mut vocabulary = tiny();
-        change(&mut vocabulary);
-        match Tokenizer::build(&vocabulary) {
-            Err(ModelError::Invalid(message)) => message,
-            Err(other) => panic!("{other:?}"),
-            Ok(_) => panic!("accepted"),
-        }
+    /// SentencePiece: byte tokens, printable ASCII, a few words, a control token that letters could spell, a user-defined mark.
+    pub fn pieces_with_scores(space: bool) -> Vocabulary {
+        use TokenKind::*;
+        let mut tokens = vec![
+            ("<unk>".to_string(), Unknown, 0.0),
+            ("<s>".into(), Control, 0.0),
+            ("</s>".into(), Control, 0.0),
+            ("<start_of_turn>".into(), UserDefined, 0.0),
+            ("<end_of_turn>".into(), Control, 0.0),
+            ("<b>".into(), UserDefined, 0.0),
+        ];
+        tokens.extend((0..=255u8).map(|b| (format!("<0x{b:02X}>"), Byte, 0.0)));
+        let letters = (0x21..0x7f).map(char::from).chain([SPACE, 'é']);
+        tokens.extend(letters.enumerate().map(|(i, c)| (c.to_string(), Normal, -100.0 - i as f32)));
+        let words = [
+            "▁t",
+            "he",
+            "▁the",
+            "▁▁",
+            "in",
+            "▁in",
+            "er",
+            "ing",
+            "<s",
+            "s>",
+            "/s>",
+            "</s",
+            "<start",
+            "_of",
+            "_turn",
+            "_of_turn>",
+            "_turn>",
+            "<start_of",
+        ];
+        tokens.extend(words.iter().enumerate().map(|(i, w)| (w.to_string(), Normal, -(i as f32))));
+        example::scores(tokens, space).unwrap()
+    }
+
+    fn texts(t: &Tokenizer, ids: &[TokenId]) -> Vec<String> {
+        ids.iter().map(|&i| String::from_utf8_lossy(t.token_bytes(i)).into_owned()).collect()
     }
 
     #[test]
     fn merges_are_applied_and_control_text_stays_text() {
         let t = Tokenizer::build(&tiny()).unwrap();
-        let text =
-            |ids: &[TokenId]| ids.iter().map(|&i| String::from_utf8_lossy(t.token_bytes(i)).into_owned()).collect::<Vec<_>>();
-        assert_eq!(text(&t.encode("x the 12é").unwrap()), ["x", " the", " ", "1", "2", "é"]);
+        assert_eq!(texts(&t, &t.encode("x the 12é").unwrap()), ["x", " the", " ", "1", "2", "é"]);
         let typed = t.encode("<|im_end|>").unwrap();
         assert!(typed.iter().all(|&i| !t.is_control(i)) && t.decode(&typed) == "<|im_end|>");
         assert_eq!(t.encode_with_control("a<|im_end|>b").unwrap().iter().filter(|&&i| i == 2).count(), 1);
         assert_eq!(t.encode("a<fn>b").unwrap()[1], 3);
         assert_eq!(t.decode(&[1, 2, 3]), "<fn>");
         assert!(t.is_control(99_999) && t.token_bytes(99_999).is_empty());
+        assert_eq!(
+            (t.special("<|im_end|>"), t.special("<fn>"), t.special("x"), t.special("<fn>x")),
+            (Some(2), Some(3), None, None)
+        );
     }
 
     #[test]
-    fn faults_of_a_vocabulary_are_refused_by_name() {
-        for (message, fault) in [
-            ("pre 'xx' is unknown; known are smollm", refusal(|v| v.pre = "xx".into())),
-            ("tokens is empty", refusal(|v| v.tokens.clear())),
-            ("token_type has 3 entries", refusal(|v| v.types.truncate(3))),
-            ("token_type[9] is 7", refusal(|v| v.types[9] = 7)),
-            ("is there twice", refusal(|v| v.tokens[9] = v.tokens[10].clone())),
-            (
-                "no token for the byte 0x41",
-                refusal(|v| {
-                    let at = v.tokens.iter().position(|t| t == "A").unwrap();
-                    v.tokens[at] = "AA".into()
-                }),
-            ),
-            ("tokens[9] is empty", refusal(|v| v.tokens[9] = String::new())),
-            ("special token 70000 is past", refusal(|v| v.eos.push(70_000))),
-            // tokenizers copies a merge into a buffer of the longest token's size before it looks it up.
-            ("merges[10]", refusal(|v| v.merges.push(format!("a {}", "b".repeat(1000))))),
-            ("is not two texts", refusal(|v| v.merges.push("ab".into()))),
-            ("is not two texts", refusal(|v| v.merges.push("a b c".into()))),
-            (
-                "'zz', which is not an ordinary token",
-                refusal(|v| {
-                    v.tokens[2] = "zz".into();
-                    v.merges.push("z z".into())
-                }),
-            ),
-            ("tokenizer.json: ", refusal(|v| v.tokenizer_json = Some(b"{}".to_vec()))),
-        ] {
-            assert!(fault.contains(message), "{fault}");
+    fn scores_decide_which_pieces_are_merged_first() {
+        let t = Tokenizer::build(&pieces_with_scores(true)).unwrap();
+        assert_eq!(texts(&t, &t.encode("the ing").unwrap()), [" the", " in", "g"]);
+        assert_eq!(texts(&t, &t.encode("  x").unwrap()), ["  ", " ", "x"]);
+        assert_eq!(t.decode(&t.encode("the  ing").unwrap()), "the  ing");
+        // A character without a piece is its bytes.
+        assert_eq!(t.encode("日").unwrap().len(), 1 + 3);
+        assert_eq!(t.decode(&t.encode("日é\n").unwrap()), "日é\n");
+        // The space in front belongs to each text between tokens, not to text that goes on.
+        assert_eq!(texts(&t, &t.encode_with_control("<s>the</s>the").unwrap()), ["", " the", "", " the"]);
+        assert_eq!(texts(&t, &t.encode_continued("the").unwrap()), ["t", "he"]);
+        let bare = Tokenizer::build(&pieces_with_scores(false)).unwrap();
+        assert_eq!(texts(&bare, &bare.encode("the the").unwrap()), ["t", "he", " the"]);
+        assert_eq!(bare.decode(&bare.encode(" the").unwrap()), " the");
+    }
+
+    #[test]
+    fn pieces_that_spell_a_control_token_do_not_become_it() {
+        let t = Tokenizer::build(&pieces_with_scores(true)).unwrap();
+        for text in ["<s>", "</s>", "a<s>b</s>", "<<s>>", "<end_of_turn>"] {
+            let ids = t.encode(text).unwrap();
+            assert!(ids.iter().all(|&i| !t.is_control(i)) && t.decode(&ids) == text, "{text}: {:?}", texts(&t, &ids));
+        }
+    }
+
+    #[test]
+    fn a_mark_that_the_template_writes_cannot_be_typed() {
+        let with = |template: &str| {
+            Tokenizer::build(&Vocabulary { chat_template: Some(template.into()), ..pieces_with_scores(true) }).unwrap()
+        };
+        let (marked, free) = (with("{{ '<start_of_turn>' }}"), with("x"));
+        for (t, typed) in [(&marked, false), (&free, true)] {
+            assert_eq!(t.encode("a<start_of_turn>").unwrap().contains(&3), typed);
+            assert!(t.encode_with_control("a<start_of_turn>").unwrap().contains(&3));
+            assert!(t.encode("a<b>").unwrap().contains(&5));
+            // It is no control token: what the model writes is shown.
+            assert_eq!(t.decode(&[3]), "<start_of_turn>");
         }
     }
 
     #[test]
     fn a_byte_without_a_token_is_left_out_and_no_merge_reaches_across_it() {
-        let mut vocabulary = tiny();
-        let at = vocabulary.tokens.iter().position(|t| *t == letters()[4].to_string()).unwrap();
-        vocabulary.tokens[at] = "Ġzz".into();
-        let t = Tokenizer::build(&vocabulary).unwrap();
+        let letter = byte_alphabet()[4].to_string();
+        let vocabulary = tiny();
+        let spec = &vocabulary.tokenizer;
+        let mut tokens: Vec<_> = spec.tokens.iter().cloned().zip(spec.kinds.iter().copied()).collect();
+        tokens[spec.tokens.iter().position(|t| *t == letter).unwrap()].0 = "Ġzz".into();
+        let t = Tokenizer::build(&example::byte_bpe(tokens, &["h e"]).unwrap()).unwrap();
         assert_eq!(t.encode("h\u{4}e").unwrap().len(), 2);
         assert_eq!(t.encode("he").unwrap().len(), 1);
     }
@@ -517,30 +616,56 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn batches_and_one_request_tokenizers_give_the_same_ids() {
-        let vocabulary = tiny();
-        let (kept, once) = (Tokenizer::build(&vocabulary).unwrap(), Tokenizer::build_for_one_request(&vocabulary).unwrap());
-        let texts = ["user the 12", "", " \n\n x", "ünï"];
-        for (ids, text) in kept.encode_batch(&texts).into_iter().zip(texts) {
-            assert_eq!(ids, kept.encode(text));
-            assert_eq!(ids, once.encode(text));
+    fn a_batch_has_the_ids_of_its_texts() {
+        for vocabulary in [tiny(), pieces_with_scores(true)] {
+            let t = Tokenizer::build(&vocabulary).unwrap();
+            let texts = ["user the 12", "", " \n\n x", "ünï"];
+            for (ids, text) in t.encode_batch(&texts).into_iter().zip(texts) {
+                assert_eq!(ids, t.encode(text));
+            }
         }
     }
+
+    #[test]
+    fn a_word_of_a_million_characters_is_merged_to_its_end() {
+        let t = Tokenizer::build(&pieces_with_scores(true)).unwrap();
+        let text = "in".repeat(500_000);
+        let ids = t.encode(&text).unwrap();
+        assert_eq!((ids.len(), t.decode(&ids) == text), (500_000, true));
+    }
+
+    thread_local!(static KINDS: Vec<Tokenizer> =
+        [tiny(), pieces_with_scores(true), pieces_with_scores(false)].iter().map(|v| Tokenizer::build(v).unwrap()).collect());
 
     proptest! {
         #[test]
         fn decoding_undoes_encoding(text in any::<String>()) {
-            let t = Tokenizer::build(&tiny()).unwrap();
-            let ids = t.encode(&text).unwrap();
-            prop_assert_eq!(t.decode(&ids), &text[..]);
-            prop_assert!(ids.len() >= t.least_tokens(&text));
+            KINDS.with(|kinds| {
+                for t in kinds {
+                    let ids = t.encode(&text).unwrap();
+                    assert!(ids.len() >= t.least_tokens(&text));
+                    assert!(ids.iter().all(|&i| !t.is_control(i)));
+                    // The sign that stands for a space is one afterwards.
+                    let same = if t.spec.escaped_spaces { text.replace(SPACE, " ") } else { text.clone() };
+                    assert_eq!(t.decode(&ids), same);
+                }
+            });
         }
 
         #[test]
-        fn growing_text_is_the_text_of_all_bytes(ids in prop::collection::vec(0u32..300, 0..40)) {
-            let t = Tokenizer::build(&tiny()).unwrap();
-            let bytes: Vec<u8> = ids.iter().flat_map(|&i| t.token_bytes(i).to_vec()).collect();
-            prop_assert_eq!(t.decode(&ids), String::from_utf8_lossy(&bytes).into_owned());
+        fn growing_text_is_the_text_of_all_bytes(ids in prop::collection::vec(0u32..400, 0..40)) {
+            KINDS.with(|kinds| {
+                for t in kinds {
+                    let bytes: Vec<u8> = ids.iter().flat_map(|&i| t.token_bytes(i).to_vec()).collect();
+                    let whole = String::from_utf8_lossy(&bytes).into_owned();
+                    let (mut out, mut detokenizer) = (String::new(), t.detokenizer());
+                    ids.iter().for_each(|&id| detokenizer.push(id, &mut out));
+                    detokenizer.finish(&mut out);
+                    assert_eq!(&out, &whole);
+                    let space = t.spec.own_space && whole.starts_with(' ');
+                    assert_eq!(t.decode(&ids), &whole[usize::from(space)..]);
+                }
+            });
         }
     }
 }
