@@ -687,6 +687,13 @@ pub(crate) mod example {
         )
     }
 
+    /// What a `tokenizer.json` says.
+    pub fn json(file: &serde_json::Value) -> Result<Vocabulary, String> {
+        let super::super::tokenizer_json::Read { raw, first } = super::super::tokenizer_json::read(file.to_string().as_bytes())?;
+        let spec = raw.check().map_err(|(field, text)| format!("{}: {text}", super::super::tokenizer_json::field(field)))?;
+        Ok(Vocabulary { tokenizer: Arc::new(spec), add_bos: first.is_some(), ..Vocabulary::default() })
+    }
+
     /// SentencePiece as GGUF files have it; token 0 is the unknown one, BOS is 1, the end 2.
     pub fn scores(tokens: Vec<(String, TokenKind, f32)>, space: bool) -> Result<Vocabulary, String> {
         let scores = tokens.iter().map(|t| t.2).collect();

@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(cut("gpt-4o", "fooBar ÉÉé"), ["foo", "Bar", " ÉÉé"]);
         assert_eq!(cut("tekken", "don't 12"), ["don", "'t", " ", "1", "2"]);
         assert_eq!(cut("deepseek-v3", "abc漢字12345, x"), ["abc", "漢字", "123", "45", ",", " x"]);
-        assert_eq!(cut("spark2_5", "a  \n b"), ["a", "  ", "\n", " b"]);
+        assert_eq!(cut("spark2_5", "a  \n b\nc"), ["a", "  \n", " b", "\n", "c"]);
         assert!(model::PreTokenizer::named("sentencepiece").is_none());
     }
 

@@ -634,6 +634,114 @@ pub(super) mod tests {
         assert_eq!((ids.len(), t.decode(&ids) == text), (500_000, true));
     }
 
+    /// A `tokenizer.json` of BPE over bytes or characters, with the steps that the case is about.
+    fn file(case: serde_json::Value) -> serde_json::Value {
+        use serde_json::json;
+        let byte_level = case["byte_level"] == true;
+        let fallback = case["byte_fallback"] == true;
+        let mut vocab: Vec<String> = ["<unk>", "<s>", "</s>", "<tool>", "<r>", "<l>"].map(String::from).to_vec();
+        if byte_level {
+            vocab.extend(byte_alphabet().iter().map(char::to_string));
+        } else {
+            if fallback {
+                vocab.extend((0..=255u8).map(|b| format!("<0x{b:02X}>")));
+            }
+            vocab.extend((0x20..0x7f).map(|b| char::from(b).to_string()));
+            vocab.extend(["▁", "\n", "é", "日"].map(String::from));
+        }
+        let space = if byte_level { "Ġ" } else { "▁" };
+        let mut merges = Vec::new();
+        for (left, right) in [("t", "h"), ("th", "e"), ("_", "the"), ("_", "_"), ("__", "__"), ("i", "n"), ("_", "in"), ("in", "g"), ("'", "s"), ("1", "2"), ("A", "b"), ("d", "on"), ("o", "n")] {
+            let (left, right) = (left.replace('_', space), right.replace('_', space));
+            if !vocab.contains(&right) || !vocab.contains(&left) {
+                continue;
+            }
+            vocab.push(format!("{left}{right}"));
+            merges.push(json!([left, right]));
+        }
+        let vocab: serde_json::Map<_, _> = vocab.into_iter().enumerate().map(|(id, text)| (text, json!(id))).collect();
+        let added = |id: u32, content: &str, special: bool, left: bool, right: bool| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": left, "rstrip": right, "normalized": false, "special": special})
+        };
+        json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [added(0, "<unk>", true, false, false), added(1, "<s>", true, false, false), added(2, "</s>", true, false, false),
+                added(3, "<tool>", false, false, false), added(4, "<r>", true, false, true), added(5, "<l>", false, true, false)],
+            "normalizer": case["normalizer"], "pre_tokenizer": case["pre_tokenizer"], "post_processor": null, "decoder": case["decoder"],
+            "model": {"type": "BPE", "dropout": null, "unk_token": if byte_level { json!(null) } else { json!("<unk>") },
+                "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": case["fuse_unk"] == true,
+                "byte_fallback": fallback, "ignore_merges": case["ignore_merges"] == true, "vocab": vocab, "merges": merges},
+        })
+    }
+
+    /// The shapes of published files.
+    fn cases() -> Vec<serde_json::Value> {
+        use serde_json::json;
+        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+        let split = |regex: &str| {
+            json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}, bytes(false)]})
+        };
+        let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+        let spaces = json!({"type": "Sequence", "decoders": [replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]});
+        let bare = json!({"type": "Sequence", "decoders": [replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}]});
+        let metaspace = |scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
+        const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        vec![
+            json!({"byte_level": true, "pre_tokenizer": bytes(true), "decoder": bytes(true)}),
+            json!({"byte_level": true, "pre_tokenizer": split(LLAMA3), "decoder": bytes(true), "ignore_merges": true}),
+            json!({"byte_level": true, "normalizer": {"type": "NFC"}, "pre_tokenizer": split(O200K), "decoder": bytes(true)}),
+            json!({"byte_level": true, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}, "decoder": bytes(true)}),
+            json!({"byte_level": true, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Punctuation", "behavior": "Contiguous"},
+                {"type": "Digits", "individual_digits": false}, bytes(true)]}, "decoder": bytes(true)}),
+            // Llama 2, Mistral, TinyLlama.
+            json!({"byte_fallback": true, "fuse_unk": true, "decoder": spaces, "normalizer": {"type": "Sequence",
+                "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")]}}),
+            json!({"byte_fallback": true, "fuse_unk": true, "decoder": spaces, "pre_tokenizer": metaspace("first", false)}),
+            json!({"byte_fallback": true, "decoder": spaces, "pre_tokenizer": metaspace("always", true)}),
+            json!({"byte_fallback": true, "decoder": bare, "pre_tokenizer": metaspace("never", true)}),
+            // Gemma.
+            json!({"byte_fallback": true, "fuse_unk": true, "decoder": bare, "normalizer": replace(" ", "▁"),
+                "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false}}),
+            json!({"byte_fallback": true, "decoder": bare, "ignore_merges": true, "normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "NFKC"}, {"type": "Lowercase"}, {"type": "Strip", "strip_left": true, "strip_right": true}, replace(" ", "▁")]}}),
+            // Without bytes: unknown characters.
+            json!({"fuse_unk": true, "decoder": bare, "normalizer": replace(" ", "▁")}),
+            json!({"fuse_unk": false, "decoder": bare, "normalizer": replace(" ", "▁")}),
+        ]
+    }
+
+    thread_local!(static FILES: Vec<(Tokenizer, tokenizers::Tokenizer)> = cases().into_iter().map(|case| {
+        let file = file(case);
+        let ours = Tokenizer::build(&example::json(&file).unwrap()).unwrap();
+        (ours, tokenizers::Tokenizer::from_bytes(file.to_string()).unwrap())
+    }).collect());
+
+    fn as_tokenizers_does(text: &str) {
+        FILES.with(|files| {
+            for (n, (ours, theirs)) in files.iter().enumerate() {
+                let want = theirs.encode(text, false).unwrap();
+                let got = ours.encode_with_control(text).unwrap();
+                assert_eq!(got, want.get_ids(), "file {n}: {text:?}");
+                assert_eq!(ours.decode(&got), theirs.decode(want.get_ids(), true).unwrap(), "file {n}: {text:?}");
+                let typed = ours.encode(text).unwrap();
+                assert!(typed.iter().all(|&i| !ours.is_control(i)) && typed.len() >= ours.least_tokens(text), "file {n}: {text:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn files_of_every_shape_give_the_ids_and_texts_of_tokenizers() {
+        for text in [
+            "", " ", "  ", "the", " the  the", "the thing's 12 12345", "a<s>the</s> the", "<s> the<r>  x <l> y<tool> the", "x \n\n the\n",
+            "é e\u{301} ﬁ Ａ", "日本日", "本本本x本", "DON'T don't", "a...!? /// \n/", "\t the", "<unk>", "____", "    the", "\u{2581}the", "<0x0A>",
+        ] {
+            as_tokenizers_does(text);
+        }
+    }
+
     thread_local!(static KINDS: Vec<Tokenizer> =
         [tiny(), pieces_with_scores(true), pieces_with_scores(false)].iter().map(|v| Tokenizer::build(v).unwrap()).collect());
 
@@ -650,6 +758,13 @@ pub(super) mod tests {
                     assert_eq!(t.decode(&ids), same);
                 }
             });
+        }
+
+        #[test]
+        fn random_texts_have_the_ids_of_tokenizers(
+            parts in prop::collection::vec(prop::sample::select(vec!["the", " ", "  ", "in", "ing", "12", "<s>", "<r>", "<l>", "<tool>", "\n", "é", "e\u{301}", "日", "本", "Ab", "'s", "▁", ".", "\u{a0}", "ﬁ"]), 0..14),
+        ) {
+            as_tokenizers_does(&parts.concat());
         }
 
         #[test]
