@@ -134,3 +134,80 @@ fn a_batch_and_a_tokenizer_for_one_request_give_the_ids_of_the_shared_one() {
         assert_eq!(shared.iter().filter(|&&i| i == 1).count(), 3, "one <|im_start|> a turn");
     }
 }
+
+#[path = "common/mod.rs"]
+mod common;
+
+/// A fixture of `scripts/make_vocab_fixtures.py` as a model file of its own.
+fn model_of(fixture: &Value, folder: &std::path::Path) -> Model {
+    use common::{Tiny, Value as Gguf};
+    let texts = |field: &str| -> Vec<String> {
+        fixture[field].as_array().into_iter().flatten().map(|t| t.as_str().unwrap().to_string()).collect()
+    };
+    let whole = ids(&fixture["ids"]);
+    let at = |id: &Value| id.as_u64().map(|id| whole.binary_search(&(id as u32)).unwrap() as u32);
+    let tiny = Tiny { vocab: whole.len(), chat_template: None, ..Tiny::fuzzed() };
+    let mut file = tiny.container();
+    let types = fixture["types"].as_array().unwrap().iter().map(|t| t.as_i64().unwrap() as i32).collect();
+    file.set("tokenizer.ggml.model", Gguf::Str(fixture["model"].as_str().unwrap().into()))
+        .set("tokenizer.ggml.tokens", Gguf::Strings(texts("tokens")))
+        .set("tokenizer.ggml.token_type", Gguf::I32s(types))
+        .set("tokenizer.ggml.bos_token_id", Gguf::U32(at(&fixture["bos"]).unwrap()))
+        .set("tokenizer.ggml.eos_token_id", Gguf::U32(at(&fixture["eos"]).unwrap()))
+        .unset("tokenizer.ggml.unknown_token_id")
+        .unset("tokenizer.ggml.padding_token_id")
+        .unset("tokenizer.ggml.add_bos_token");
+    match fixture["pre"].as_str() {
+        Some(pre) => file.set("tokenizer.ggml.pre", Gguf::Str(pre.into())),
+        None => file.unset("tokenizer.ggml.pre"),
+    };
+    if let Some(unknown) = at(&fixture["unknown"]) {
+        file.set("tokenizer.ggml.unknown_token_id", Gguf::U32(unknown));
+    }
+    match fixture["scores"].as_array() {
+        Some(scores) => file
+            .set("tokenizer.ggml.scores", Gguf::F32s(scores.iter().map(|s| s.as_f64().unwrap() as f32).collect()))
+            .unset("tokenizer.ggml.merges"),
+        None => file.set("tokenizer.ggml.merges", Gguf::Strings(texts("merges"))),
+    };
+    let path = folder.join("model.gguf");
+    std::fs::write(&path, file.bytes()).unwrap();
+    model::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", fixture["name"]))
+}
+
+#[test]
+fn vocabularies_of_other_models_give_the_ids_of_their_own_tokenizers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = format!("{}/tests/data", env!("CARGO_MANIFEST_DIR"));
+    let mut checked = 0;
+    let mut names = Vec::new();
+    for file in std::fs::read_dir(path).unwrap() {
+        let file = file.unwrap();
+        if !file.file_name().to_string_lossy().starts_with("vocab-") {
+            continue;
+        }
+        let fixture: Value = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
+        let name = fixture["name"].as_str().unwrap().to_string();
+        let whole = ids(&fixture["ids"]);
+        let model = model_of(&fixture, folder.path());
+        // What llama.cpp's loader sets where the file does not say.
+        assert_eq!(
+            model.vocabulary.add_bos,
+            matches!(&name[..], "llama-bpe" | "llama-spm" | "phi-3" | "gemma-4" | "trained"),
+            "{name}"
+        );
+        let tokenizer = Tokenizer::build(&model.vocabulary).unwrap();
+        for case in fixture["texts"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let got = tokenizer.encode(text).unwrap();
+            let of_whole: Vec<u32> = got.iter().map(|id| whole[*id as usize]).collect();
+            assert_eq!(of_whole, ids(&case["ids"]), "{name}: {text:?}");
+            assert_eq!(tokenizer.decode(&got), text, "{name}");
+            assert!(tokenizer.least_tokens(text) <= got.len(), "{name}: {text:?}");
+            assert!(got.iter().all(|id| !tokenizer.is_control(*id)), "{name}: {text:?}");
+            checked += 1;
+        }
+        names.push(name);
+    }
+    assert!(names.len() >= 14 && checked >= 640, "{names:?}: {checked}");
+}

@@ -651,7 +651,21 @@ pub(super) mod tests {
         }
         let space = if byte_level { "Ġ" } else { "▁" };
         let mut merges = Vec::new();
-        for (left, right) in [("t", "h"), ("th", "e"), ("_", "the"), ("_", "_"), ("__", "__"), ("i", "n"), ("_", "in"), ("in", "g"), ("'", "s"), ("1", "2"), ("A", "b"), ("d", "on"), ("o", "n")] {
+        for (left, right) in [
+            ("t", "h"),
+            ("th", "e"),
+            ("_", "the"),
+            ("_", "_"),
+            ("__", "__"),
+            ("i", "n"),
+            ("_", "in"),
+            ("in", "g"),
+            ("'", "s"),
+            ("1", "2"),
+            ("A", "b"),
+            ("d", "on"),
+            ("o", "n"),
+        ] {
             let (left, right) = (left.replace('_', space), right.replace('_', space));
             if !vocab.contains(&right) || !vocab.contains(&left) {
                 continue;
@@ -660,9 +674,7 @@ pub(super) mod tests {
             merges.push(json!([left, right]));
         }
         let vocab: serde_json::Map<_, _> = vocab.into_iter().enumerate().map(|(id, text)| (text, json!(id))).collect();
-        let added = |id: u32, content: &str, special: bool, left: bool, right: bool| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": left, "rstrip": right, "normalized": false, "special": special})
-        };
+        let added = |id: u32, content: &str, special: bool, left: bool, right: bool| json!({"id": id, "content": content, "single_word": false, "lstrip": left, "rstrip": right, "normalized": false, "special": special});
         json!({
             "version": "1.0", "truncation": null, "padding": null,
             "added_tokens": [added(0, "<unk>", true, false, false), added(1, "<s>", true, false, false), added(2, "</s>", true, false, false),
@@ -677,7 +689,8 @@ pub(super) mod tests {
     /// The shapes of published files.
     fn cases() -> Vec<serde_json::Value> {
         use serde_json::json;
-        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+        let bytes =
+            |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
         let split = |regex: &str| {
             json!({"type": "Sequence", "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}, bytes(false)]})
@@ -727,7 +740,10 @@ pub(super) mod tests {
                 assert_eq!(got, want.get_ids(), "file {n}: {text:?}");
                 assert_eq!(ours.decode(&got), theirs.decode(want.get_ids(), true).unwrap(), "file {n}: {text:?}");
                 let typed = ours.encode(text).unwrap();
-                assert!(typed.iter().all(|&i| !ours.is_control(i)) && typed.len() >= ours.least_tokens(text), "file {n}: {text:?}");
+                assert!(
+                    typed.iter().all(|&i| !ours.is_control(i)) && typed.len() >= ours.least_tokens(text),
+                    "file {n}: {text:?}"
+                );
             }
         });
     }
@@ -735,8 +751,26 @@ pub(super) mod tests {
     #[test]
     fn files_of_every_shape_give_the_ids_and_texts_of_tokenizers() {
         for text in [
-            "", " ", "  ", "the", " the  the", "the thing's 12 12345", "a<s>the</s> the", "<s> the<r>  x <l> y<tool> the", "x \n\n the\n",
-            "é e\u{301} ﬁ Ａ", "日本日", "本本本x本", "DON'T don't", "a...!? /// \n/", "\t the", "<unk>", "____", "    the", "\u{2581}the", "<0x0A>",
+            "",
+            " ",
+            "  ",
+            "the",
+            " the  the",
+            "the thing's 12 12345",
+            "a<s>the</s> the",
+            "<s> the<r>  x <l> y<tool> the",
+            "x \n\n the\n",
+            "é e\u{301} ﬁ Ａ",
+            "日本日",
+            "本本本x本",
+            "DON'T don't",
+            "a...!? /// \n/",
+            "\t the",
+            "<unk>",
+            "____",
+            "    the",
+            "\u{2581}the",
+            "<0x0A>",
         ] {
             as_tokenizers_does(text);
         }

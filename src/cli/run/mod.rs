@@ -227,6 +227,13 @@ impl Run<'_> {
         if closed {
             return Ok(status::DONE);
         }
+        match loaded.prompting().doubled_bos() {
+            0 => {}
+            n => self.console.warn(format!(
+                "{} with the model's BOS token and got another in front, as the model's file asks; leave it out of raw prompts",
+                if n == 1 { "1 prompt begins".to_string() } else { format!("{n} prompts begin") }
+            )),
+        }
         let about = summary::About {
             model: &loaded.model.name,
             dtype: pipeline.dtype(),
