@@ -332,7 +332,7 @@ fn pre_tokenizers(value: &Value, spec: &mut TokenizerSpec) -> Result<bool, Strin
                     if n > 0 {
                         return Err("pre_tokenizer: ByteLevel with add_prefix_space behind another step is not supported".into());
                     }
-                    spec.own_space = true;
+                    // Its decoder leaves that space where it is.
                     spec.normalizers.push(Normalizer::Prepend { text: " ".into(), unless_there: true, only_first: false });
                 }
                 if flag(step, "use_regex", true) {
