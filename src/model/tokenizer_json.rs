@@ -236,15 +236,15 @@ fn kind(value: &Value) -> String {
 fn steps<'v>(value: &'v Value, list: &str, field: &str) -> Result<Vec<&'v Value>, String> {
     let (mut open, mut steps) = (vec![value], Vec::new());
     while let Some(value) = open.pop() {
-        if open.len().saturating_add(steps.len()) > MAX_STEPS {
-            return Err(format!("{field}: more than {MAX_STEPS} steps"));
-        }
         match value {
             Value::Null => {}
             value if kind(value) == "Sequence" => {
                 let inner =
                     value.get(list).and_then(Value::as_array).ok_or_else(|| format!("{field}: a Sequence without {list}"))?;
-                open.extend(inner.iter().take(MAX_STEPS.saturating_add(1)).rev());
+                if open.len().saturating_add(steps.len()).saturating_add(inner.len()) > MAX_STEPS {
+                    return Err(format!("{field}: more than {MAX_STEPS} steps"));
+                }
+                open.extend(inner.iter().rev());
             }
             value => steps.push(value),
         }
@@ -437,4 +437,109 @@ fn decoders(value: &Value, byte_level: bool, spec: &mut TokenizerSpec) -> Result
 fn first(post_processor: &Value) -> Option<String> {
     let first = |p: &Value| Some(p.get("single")?.get(0)?.get("SpecialToken")?.get("id")?.as_str()?.to_string());
     steps(post_processor, "processors", "post_processor").ok()?.into_iter().find_map(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Letters, a merge, BOS.
+    fn file() -> Value {
+        let mut vocab = serde_json::Map::new();
+        let letters = super::super::vocabulary::byte_alphabet();
+        let texts = letters.iter().map(char::to_string).chain(["<s>", "he", "[INST]"].map(String::from));
+        texts.enumerate().for_each(|(id, text)| drop(vocab.insert(text, json!(id))));
+        json!({
+            "added_tokens": [{"id": 256, "content": "<s>", "special": true}, {"id": 258, "content": "[INST]", "special": false}],
+            "normalizer": null, "decoder": {"type": "ByteLevel"},
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+            "model": {"type": "BPE", "vocab": vocab, "merges": ["h e"]},
+        })
+    }
+
+    fn with(pointer: &str, value: Value) -> Value {
+        let mut file = file();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        match file.pointer_mut(parent).unwrap() {
+            Value::Object(map) => drop(map.insert(key.to_string(), value)),
+            Value::Array(list) => list[key.parse::<usize>().unwrap()] = value,
+            _ => unreachable!("{parent}"),
+        }
+        file
+    }
+
+    fn refusal(file: &Value) -> String {
+        match read(file.to_string().as_bytes()) {
+            Err(text) => text,
+            Ok(read) => match read.raw.check() {
+                Err((at, text)) => format!("{}: {text}", field(at)),
+                Ok(_) => "accepted".into(),
+            },
+        }
+    }
+
+    #[test]
+    fn the_post_processor_says_what_stands_in_front_of_a_text() {
+        let first = |value: Value| read(with("/post_processor", value).to_string().as_bytes()).unwrap().first;
+        let template = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
+        assert_eq!(first(template.clone()).as_deref(), Some("<s>"));
+        let bytes = json!({"type": "ByteLevel", "trim_offsets": false});
+        assert_eq!(first(json!({"type": "Sequence", "processors": [bytes, template]})).as_deref(), Some("<s>"));
+        let none = json!({"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}]});
+        assert_eq!((first(none), first(Value::Null)), (None, None));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        assert_eq!(refusal(&file()), "accepted");
+        let split = |regex: &str, behavior: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior});
+        let long = "x".repeat(1 << 20);
+        for (pointer, value, message) in [
+            ("/model/type", json!("Unigram"), "model: 'Unigram'"),
+            ("/model/vocab/zzz", json!(4_000_000_000u32), "far past"),
+            ("/model/vocab/zzz", json!(-1), "not a whole number"),
+            ("/model/vocab/zzz", json!(7), "have the same id 7"),
+            ("/model/merges", json!([["a"]]), "merges[0]"),
+            ("/model/merges", json!([["a", "b".repeat(500)]]), "which is not a token"),
+            ("/model/byte_fallback", json!(true), "byte_fallback"),
+            ("/model/dropout", json!(0.1), "model.dropout"),
+            ("/model/unk_token", json!("nosuch"), "model.unk_token: 'nosuch'"),
+            ("/normalizer", json!({"type": "StripAccents"}), "normalizer: 'StripAccents'"),
+            ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "normalizer: 'Precompiled'"),
+            ("/normalizer", json!({"type": "Prepend", "prepend": long}), "at most 32 are put into a prompt"),
+            ("/normalizer", json!({"type": "Replace", "pattern": {"String": "a"}, "content": long}), "at most 32"),
+            ("/normalizer", json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"}), "not empty"),
+            ("/normalizer", json!({"type": "Replace", "pattern": {"Regex": "a+"}, "content": "x"}), "'Replace'"),
+            ("/normalizer", json!({"type": "Sequence", "normalizers": vec![json!({"type": "NFC"}); 1000]}), "more than 64 steps"),
+            ("/normalizer", json!(7), "normalizer: 'without a type'"),
+            ("/pre_tokenizer", json!({"type": "BertPreTokenizer"}), "pre_tokenizer: 'BertPreTokenizer'"),
+            ("/pre_tokenizer", split("(?=a)b", "Isolated"), "look-around"),
+            ("/pre_tokenizer", split("(", "Isolated"), "not supported"),
+            ("/pre_tokenizer", split("(((a{1000}){1000}){1000})", "Isolated"), "not supported"),
+            ("/pre_tokenizer", split("a", "Removed"), "'Removed'"),
+            (
+                "/pre_tokenizer",
+                json!({"type": "Sequence", "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": false}, {"type": "Digits"}]}),
+                "behind ByteLevel",
+            ),
+            ("/decoder", json!({"type": "WordPiece"}), "decoder: 'WordPiece'"),
+            ("/added_tokens/0", json!({"id": 256, "content": ""}), "has no text"),
+            ("/added_tokens/0", json!({"id": 256, "content": "<s>", "single_word": true}), "whole words"),
+            ("/added_tokens/0", json!({"id": 0, "content": "<s>"}), "have the same id 0"),
+        ] {
+            let text = refusal(&with(pointer, value));
+            assert!(text.contains(message), "{pointer}: {text}");
+        }
+        let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(read(deep.as_bytes()).is_err() && read(format!("{{\"model\":{deep}}}").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_token_of_the_users_that_the_normalizer_would_change_is_refused() {
+        let mut file = with("/normalizer", json!({"type": "Lowercase"}));
+        assert!(refusal(&file).contains("'[INST]' is looked for in normalized text"));
+        file["added_tokens"][1]["normalized"] = json!(false);
+        assert_eq!(refusal(&file), "accepted");
+    }
 }

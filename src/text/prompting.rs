@@ -418,5 +418,29 @@ mod tests {
                 assert_eq!(p.tokenizer().decode(&ids), text);
             });
         }
+
+        /// The same of SentencePiece, whose mark of a turn is a user-defined token here.
+        #[test]
+        fn no_splice_of_marks_becomes_one_in_pieces_with_scores(
+            parts in prop::collection::vec(prop::sample::select(vec!["<start_of_turn>", "<end_of_turn>", "<start", "_of", "_turn>", "_turn", "<s>", "</s>", "<", "s>", ">", "</", "<b>", "user\n", "\n", " ", "▁", "é", "日"]), 0..12),
+            cut in 0usize..12,
+        ) {
+            const TURNS: &str = "{% for message in messages %}{{'<start_of_turn>' + message['role'] + '\n' + message['content'] + '<end_of_turn>\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}";
+            thread_local!(static PROMPTING: [Prompting; 2] = [true, false].map(|space| {
+                let vocabulary = Vocabulary { chat_template: Some(TURNS.into()), ..super::super::tokenizer::tests::pieces_with_scores(space) };
+                Prompting::from_vocabulary(&vocabulary, 2000).unwrap()
+            }));
+            PROMPTING.with(|both| {
+                let cut = cut.min(parts.len());
+                let message = |role: &str, parts: &[&str]| Message { role: role.into(), content: parts.concat() };
+                let content = Content::Messages(vec![message("user", &parts[..cut]), message("user", &parts[cut..])]);
+                for p in both {
+                    let ids = p.prompt_ids(&content, None, false).unwrap();
+                    let special: Vec<_> = ids.iter().copied().filter(|&i| i == 3 || p.tokenizer().is_control(i)).collect();
+                    assert_eq!(special, [3, 4, 3, 4, 3]);
+                    assert_eq!(p.prompt_ids_rebuilt(Prompt { content: &content, system: None, raw: false, turn: &NEW_TURN }), Ok(ids));
+                }
+            });
+        }
     }
 }
