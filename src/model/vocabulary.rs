@@ -526,6 +526,9 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
         })?);
     }
     let count = tokens.len();
+    if count == 0 {
+        return Err(file.error("metadata 'tokenizer.ggml.tokens' is empty"));
+    }
     if file.has("tokenizer.ggml.scores") && file.array_len("tokenizer.ggml.scores") != Some(count as u64) {
         // BPE has no use for them, but a wrong length says that the arrays do not belong together.
         return Err(file.error(format_args!("metadata 'tokenizer.ggml.scores' does not have {count} elements as the tokens do")));

@@ -38,8 +38,10 @@ fn apply(step: &Normalizer, text: &str, first: bool) -> Option<String> {
         }
         Normalizer::Replace { from, to } => text.contains(from.as_str()).then(|| text.replace(from.as_str(), to)),
         Normalizer::Prepend { text: begin, unless_there, only_first } => {
-            let wanted = !text.is_empty() && (first || !only_first) && !(*unless_there && text.starts_with(begin.as_str()));
-            wanted.then(|| format!("{begin}{text}"))
+            let there = *unless_there && text.starts_with(begin.as_str());
+            let inside = *only_first && !first;
+            let not_wanted = text.is_empty() || inside || there;
+            (!not_wanted).then(|| format!("{begin}{text}"))
         }
     }
 }

@@ -65,7 +65,7 @@ enum Merging {
 /// What symbols are.
 enum Symbols {
     /// Bytes, with their tokens.
-    Bytes([TokenId; 256]),
+    Bytes(Box<[TokenId; 256]>),
     /// Characters, with the tokens of those that have one, and of single bytes.
     Characters { tokens: HashMap<char, TokenId>, bytes: Box<[TokenId; 256]>, unknown: TokenId, fuse: bool },
 }
@@ -152,7 +152,7 @@ impl Tokenizer {
         let symbols = match &spec.model {
             TokenModel::ByteBpe { .. } => {
                 let letters: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
-                let mut bytes = [NONE; 256];
+                let mut bytes = Box::new([NONE; 256]);
                 for id in ids() {
                     let mut text = text_of(id).chars();
                     if let (Some(letter), None) = (text.next(), text.next())
