@@ -119,10 +119,15 @@ fn layers(lib: &str) -> Vec<String> {
 
 /// Names that follow `crate::` in a source, those in braces included.
 fn crate_paths(source: &Source) -> Vec<(usize, String)> {
+    paths_after(source, "crate::")
+}
+
+/// Names that follow a prefix such as `super::` in a source, those in braces included.
+fn paths_after(source: &Source, prefix: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
-    for (at, _) in source.code.match_indices("crate::") {
+    for (at, _) in source.code.match_indices(prefix) {
         let line = source.code[..at].matches('\n').count() + 1;
-        let rest = &source.code[at + "crate::".len()..];
+        let rest = &source.code[at + prefix.len()..];
         let name = |text: &str| text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
         if let Some(group) = rest.strip_prefix('{') {
             let mut depth = 0;
@@ -165,6 +170,44 @@ fn down_the_list(layers: &[String], sources: &[Source]) -> Vec<String> {
             }
         }
     }
+    found
+}
+
+/// Folders whose files are known to use one another without a circle.
+const WITHOUT_CIRCLES: [&str; 1] = ["text/prompts"];
+
+/// Circles among the files of a folder, and files that use what stands in the folder's `mod.rs`, which uses them all.
+fn circles(folder: &str, sources: &[Source]) -> Vec<String> {
+    let stem = |s: &Source| Some(s.path.strip_prefix(folder)?.strip_prefix('/')?.strip_suffix(".rs")?.to_string());
+    let files: Vec<(String, &Source)> =
+        sources.iter().filter_map(|s| Some((stem(s)?, s))).filter(|(n, _)| n != "mod" && n != "tests").collect();
+    let mut found = Vec::new();
+    let mut uses: Vec<(String, Vec<String>)> = Vec::new();
+    for (name, source) in &files {
+        let mut used: Vec<String> = Vec::new();
+        for (line, path) in paths_after(source, "super::") {
+            match files.iter().any(|(n, _)| *n == path) {
+                true => used.push(path),
+                // `use super::*` of a test module has no name.
+                false if path.is_empty() || path == "super" || path == "tests" => {}
+                false => found.push(format!("src/{}:{line}: uses {path} of its folder's mod.rs", source.path)),
+            }
+        }
+        uses.push((name.clone(), used));
+    }
+    // What uses nothing that is left is taken away, again and again; what stays then goes round.
+    loop {
+        let names: Vec<String> = uses.iter().map(|(name, _)| name.clone()).collect();
+        let before = uses.len();
+        uses.retain(|(_, used)| used.iter().any(|u| names.contains(u)));
+        if uses.len() == before {
+            break;
+        }
+    }
+    found.extend(
+        (!uses.is_empty())
+            .then(|| format!("src/{folder}: {} go round", uses.iter().map(|(n, _)| &n[..]).collect::<Vec<_>>().join(", "))),
+    );
     found
 }
 
@@ -321,4 +364,19 @@ fn comments_strings_and_characters_are_not_code() {
         assert!(code.contains(kept), "{kept} not in {code:?}");
     }
     assert_eq!(code.matches('\n').count(), 2);
+}
+
+#[test]
+fn files_of_a_folder_use_one_another_without_a_circle() {
+    let sources = sources();
+    for folder in WITHOUT_CIRCLES {
+        assert_eq!(circles(folder, &sources), Vec::<String>::new());
+    }
+    let shown = |b: &str| {
+        let a = Source::new("x/a.rs", "use super::{b::B, c};");
+        circles("x", &[a, Source::new("x/b.rs", b), Source::new("x/c.rs", ""), Source::new("x/mod.rs", "mod a; use super::a;")])
+    };
+    assert_eq!(shown("use super::c::C;"), Vec::<String>::new());
+    assert_eq!(shown("use super::a::A;"), ["src/x: a, b go round"]);
+    assert_eq!(shown("use super::Thing;"), ["src/x/b.rs:1: uses Thing of its folder's mod.rs"]);
 }

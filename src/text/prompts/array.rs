@@ -3,7 +3,7 @@
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use super::record::{Fault, LONGEST_RECORD, too_long, utf8};
+use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
 use super::source::Reader;
 use std::io::{self, BufRead};
 

@@ -2,8 +2,9 @@
 //! is never closed: other readers swallow the rest of the file without a word. Such a file is refused before any work, a header without
 //! `prompt` too. A row of another length than the header is one bad record. Blank lines are none.
 
+use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
 use super::fields::{self, GenerationFields};
-use super::record::{Asked, Fault, Given, InputError, LONGEST_RECORD, Parsed, prompt, too_long, utf8};
+use super::record::{Asked, Given, InputError, Parsed, prompt};
 use super::source::{Reader, Source};
 use crate::units::shown;
 use std::collections::HashMap;

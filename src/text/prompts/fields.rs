@@ -1,7 +1,7 @@
 //! Generation settings in a record: the flags' names with underscores, the flags' bounds. In: a JSON value or a CSV cell. Out: the
 //! setting, or what it must be. `null` and an empty cell mean that the record has no setting of its own.
 
-use super::record::Fault;
+use super::fault::Fault;
 use serde_json::{Map, Value};
 
 /// What `stop_on` lists.

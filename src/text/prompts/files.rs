@@ -4,13 +4,12 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::array::Elements;
+use super::fault::{Fault, LONGEST_RECORD};
 use super::fields::GenerationFields;
 use super::ids::Ids;
 use super::labels::labels;
 use super::lines::Lines;
-use super::record::{
-    Asked, Fault, Given, InputError, InputFormat, LONGEST_RECORD, Parsed, Record, RecordError, Warnings, prompt,
-};
+use super::record::{Asked, Given, InputError, InputFormat, Parsed, Record, RecordError, Warnings, prompt};
 use super::source::Source;
 use super::{csv, json, openai};
 use crate::units::shown;

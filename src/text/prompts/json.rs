@@ -1,8 +1,9 @@
 //! A JSON line to a record. Names are kept in order with their exact text, so that a number as an id is neither rounded nor mixed up
 //! with another, and a field that is there twice is seen.
 
+use super::fault::Fault;
 use super::fields::{self, GenerationFields};
-use super::record::{Asked, Fault, Given, Parsed, Warnings, prompt};
+use super::record::{Asked, Given, Parsed, Warnings, prompt};
 use crate::text::{Content, Message};
 use crate::units::shown;
 use serde::de::{MapAccess, Visitor};

@@ -1,7 +1,7 @@
 //! Files of one record a line: cut into lines of bounded length, each as UTF-8 text. A byte order mark at the beginning and CR before
 //! LF do not count.
 
-use super::record::{Fault, LONGEST_RECORD, too_long, utf8};
+use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
 use super::source::Reader;
 use std::io::{self, BufRead};
 

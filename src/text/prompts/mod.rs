@@ -6,6 +6,7 @@
 
 mod array;
 mod csv;
+mod fault;
 mod fields;
 mod files;
 mod ids;
@@ -16,9 +17,10 @@ mod openai;
 mod record;
 mod source;
 
+pub use fault::LONGEST_RECORD;
 pub use fields::{GenerationFields, StopOn};
 pub use files::{PromptFiles, PromptReader};
-pub use record::{Asked, Endpoint, Given, InputError, InputFormat, LONGEST_RECORD, OpenAiRequest, Record, RecordError};
+pub use record::{Asked, Endpoint, Given, InputError, InputFormat, OpenAiRequest, Record, RecordError};
 
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
 //! An OpenAI Batch API request to a record: `custom_id`, `method`, `url`, `body`. The fields of body and messages are an allow-list:
 //! whatever is not on it could change the answer, and is refused by its name, never ignored.
 
+use super::fault::Fault;
 use super::fields::GenerationFields;
 use super::json::{Extra, Fields, Found, check_turn, messages};
-use super::record::{Asked, Endpoint, Fault, Given, OpenAiRequest, Parsed, Warnings, prompt};
+use super::record::{Asked, Endpoint, Given, OpenAiRequest, Parsed, Warnings, prompt};
 use crate::text::Content;
 use crate::units::shown;
 use serde_json::Value;

@@ -3,6 +3,7 @@
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+use super::fault::{Fault, TOO_LONG};
 use super::fields::GenerationFields;
 use crate::text::Content;
 use crate::units::shown;
@@ -11,8 +12,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Longest record in bytes. 16 M tokens of ordinary text do not fit a model, and a file may be made of nothing but such records.
-pub const LONGEST_RECORD: usize = 8 << 20;
 /// Different unknown names that are warned of.
 pub(super) const MOST_WARNINGS: usize = 20;
 
@@ -138,9 +137,6 @@ pub struct RecordError {
     pub message: String,
 }
 
-/// A record's fault before its place is known.
-pub(super) type Fault = (&'static str, String);
-
 /// What one format's reader makes of one record.
 #[derive(Debug)]
 pub(super) struct Parsed {
@@ -193,19 +189,6 @@ impl Warnings {
             }
         }
     }
-}
-
-const TOO_LONG: &str = "record_too_long";
-
-/// A record longer than is read at all.
-pub(super) fn too_long(length: u64) -> Fault {
-    (TOO_LONG, format!("the record has {length} bytes; the limit is {LONGEST_RECORD}"))
-}
-
-/// Bytes as text, or where they are not.
-pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
-    std::str::from_utf8(bytes)
-        .map_err(|e| ("not_utf8", format!("byte {} of the record is not UTF-8; save the file as UTF-8", e.valid_up_to() + 1)))
 }
 
 /// White space is a prompt; nothing is not.
