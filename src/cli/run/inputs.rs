@@ -104,7 +104,7 @@ impl Counts {
         let conversations = if self.new_turns == 1 { "conversation ends" } else { "conversations end" };
         if self.new_turns > 0 {
             lines.push(format!(
-                "{} {conversations} with the assistant and got a new turn; continue_final_message or --continue-final-message goes on with it",
+                "{} {conversations} with the assistant: a new turn follows; continue_final_message or --continue-final-message goes on with it",
                 self.new_turns
             ));
         }

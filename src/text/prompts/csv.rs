@@ -348,7 +348,7 @@ impl Rows {
         let wrong = if let Some(line) = self.row.unclosed {
             Some(format!("a quote opens on line {line} and is never closed; what follows it is lost"))
         } else if surplus {
-            Some(format!("the row has {fields} fields, the header {columns}"))
+            Some(format!("the row has {fields} fields, the header {columns}; a field that holds commas needs quotes"))
         } else if fields <= prompt_place {
             Some(format!("the row has {fields} fields and no prompt, which is field {}", prompt_place + 1))
         } else {
