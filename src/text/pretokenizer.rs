@@ -154,6 +154,60 @@ mod tests {
         }
     }
 
+    /// The patterns as the models' own `tokenizer.json` have them, look-ahead and all, run by the `tokenizers` crate.
+    #[test]
+    fn rules_cut_as_tokenizers_does_with_the_original_patterns() {
+        use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+        use tokenizers::{
+            OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior::Isolated,
+        };
+        const CASED: [&str; 2] = [
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+        ];
+        let suffix = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)";
+        let rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let slashes = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let [upper, lower] = CASED;
+        let originals: [(&str, Vec<String>); 6] = [
+            ("llama-bpe", vec![format!(r"{suffix}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{rest}")]),
+            ("qwen2", vec![format!(r"{suffix}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{rest}")]),
+            (
+                "qwen35",
+                vec![format!(
+                    r"{suffix}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+                )],
+            ),
+            ("gpt-4o", vec![format!(r"{upper}{suffix}?|{lower}{suffix}?|\p{{N}}{{1,3}}|{slashes}")]),
+            ("tekken", vec![format!(r"{upper}|{lower}|\p{{N}}|{slashes}")]),
+            (
+                "deepseek-v3",
+                vec![
+                    r"\p{N}{1,3}".into(),
+                    "[一-龥\u{3040}-ゟ゠-ヿ]+".into(),
+                    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##.into(),
+                ],
+            ),
+        ];
+        let texts: Vec<String> = include_str!("../../tests/data/tokens-smollm.jsonl")
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["text"].as_str().unwrap().to_string())
+            .collect();
+        assert!(texts.len() >= 600);
+        for (name, patterns) in originals {
+            let ours = PreTokenizer::new(&model::PreTokenizer::named(name).unwrap().cuts).unwrap();
+            let theirs: Vec<Split> =
+                patterns.into_iter().map(|p| Split::new(SplitPattern::Regex(p), Isolated, false).unwrap()).collect();
+            for text in texts.iter().filter(|t| !t.is_empty()) {
+                let mut cut = PreTokenizedString::from(text.as_str());
+                theirs.iter().for_each(|split| split.pre_tokenize(&mut cut).unwrap());
+                let want: Vec<&str> =
+                    cut.get_splits(OffsetReferential::Original, OffsetType::Byte).into_iter().map(|(piece, ..)| piece).collect();
+                assert_eq!(ours.split(text), want, "{name}: {text:?}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn pieces_cover_any_text(text in r"[\PC\s]{0,60}") {
