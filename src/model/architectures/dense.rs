@@ -55,6 +55,18 @@ pub(super) struct Dense {
     pub theta: f64,
     /// Share of a head that rotates where a config says none.
     pub partial: f64,
+    /// Sizes that configs leave out where they are the family's default.
+    pub defaults: Defaults,
+}
+
+/// Sizes of configs that do not say them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Defaults {
+    pub context: Option<usize>,
+    pub heads: Option<usize>,
+    pub kv_heads: Option<usize>,
+    pub head_dim: Option<usize>,
+    pub vocab: Option<usize>,
 }
 
 impl Default for Dense {
@@ -67,25 +79,29 @@ impl Default for Dense {
             gated: true,
             theta: 10_000.0,
             partial: 1.0,
+            defaults: Defaults::default(),
         }
     }
 }
 
 /// The blueprint of a family that is llama but for `dense`, with one rope for all layers.
 pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelError> {
-    let Dense { norm, epsilon, norms, activation, gated, theta, partial } = dense;
+    let Dense { norm, epsilon, norms, activation, gated, theta, partial, defaults } = dense;
+    let defaults = if m.container() == Container::Checkpoint { defaults } else { Defaults::default() };
     let layers = m.need(LAYERS, 1..=MAX_COUNT)?;
     // Each layer has tensors of its own, which are looked up one by one; nothing is allocated by a number that this does not hold.
     if layers > m.tensors() {
         return Err(m.refuse(LAYERS, &format!("is {layers}, but the file holds only {} tensors", m.tensors())));
     }
-    let context = m.need(CONTEXT, 1..=MAX_CONTEXT)?;
+    let context = m.integer(CONTEXT, 1..=MAX_CONTEXT)?.or(defaults.context).ok_or_else(|| m.missing(CONTEXT))?;
     let hidden = m.need(HIDDEN, 1..=MAX_WIDTH)?;
     let ffn = m.per_layer(FFN, 1..=MAX_WIDTH, layers)?.ok_or_else(|| m.missing(FFN))?;
-    let heads = m.per_layer(HEADS, 1..=MAX_COUNT, layers)?.ok_or_else(|| m.missing(HEADS))?;
-    let kv_heads = m.per_layer(KV_HEADS, 1..=MAX_COUNT, layers)?.unwrap_or_else(|| heads.clone());
+    let heads = m.per_layer(HEADS, 1..=MAX_COUNT, layers)?;
+    let heads = heads.or(defaults.heads.map(|n| vec![n; layers])).ok_or_else(|| m.missing(HEADS))?;
+    let kv_heads = m.per_layer(KV_HEADS, 1..=MAX_COUNT, layers)?.or(defaults.kv_heads.map(|n| vec![n; layers]));
+    let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
     let most = heads.iter().copied().max().unwrap_or(1);
-    let head_dim = match m.integer(HEAD_DIM, 1..=MAX_COUNT)? {
+    let head_dim = match m.integer(HEAD_DIM, 1..=MAX_COUNT)?.or(defaults.head_dim) {
         Some(n) => n,
         None if hidden.is_multiple_of(most) => hidden.checked_div(most).unwrap_or(1),
         None => {
@@ -95,7 +111,7 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
     if m.integer(VALUE_DIM, 1..=MAX_COUNT)?.is_some_and(|n| n != head_dim) {
         return Err(m.refuse(VALUE_DIM, &format!("differs from the key length {head_dim}")));
     }
-    let (vocab, tied) = vocabulary(m)?;
+    let (vocab, tied) = vocabulary(m, defaults.vocab)?;
     let spec_norm = Norm {
         kind: norm,
         epsilon: match norm {
@@ -178,7 +194,7 @@ pub(super) fn biases(m: &dyn Metadata, spec: &mut ModelSpec, up: &str, down: &st
 }
 
 /// The vocabulary's size, and whether the embedding is the output matrix.
-fn vocabulary(m: &dyn Metadata) -> Result<(usize, bool), ModelError> {
+fn vocabulary(m: &dyn Metadata, default: Option<usize>) -> Result<(usize, bool), ModelError> {
     let no_output = !m.has_tensor("output.weight", "lm_head.weight");
     match m.vocabulary() {
         Some(tokens) => {
@@ -188,7 +204,10 @@ fn vocabulary(m: &dyn Metadata) -> Result<(usize, bool), ModelError> {
             Ok((tokens, no_output))
         }
         // Where a config does not say, transformers' default depends on the class: the tensors tell.
-        None => Ok((m.need(VOCAB, 1..=1 << 22)?, m.bool(TIED)?.unwrap_or(no_output))),
+        None => {
+            let vocab = m.integer(VOCAB, 1..=1 << 22)?.or(default).ok_or_else(|| m.missing(VOCAB))?;
+            Ok((vocab, m.bool(TIED)?.unwrap_or(no_output)))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Gemma 1 to 3 (text). Embeddings are scaled by the root of the hidden size in f32 (transformers rounds that factor to the weights'
 //! dtype); checkpoints hold norms less 1; the 27B models scale queries by hidden / heads instead of the head's width.
 
-use super::dense::{self, Dense};
+use super::dense::{self, Defaults, Dense};
 use super::rope::{self, Wanted};
 use super::{Architecture, Pairs, Renamed, layers};
 use crate::model::metadata::{Container, Key, Metadata, key};
@@ -19,7 +19,7 @@ pub(super) static GEMMA: Architecture = Architecture {
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: true,
     renamed: &[],
-    build: |m| base(m, Norms::Before),
+    build: |m| base(m, Norms::Before, Defaults::default()),
 };
 
 /// Here the llama name of the feed-forward norm belongs to the norm of attention's output.
@@ -31,7 +31,7 @@ pub(super) static GEMMA2: Architecture = Architecture {
     classes: &["Gemma2ForCausalLM"],
     renamed: SANDWICH,
     build: |m| {
-        let mut spec = base(m, Norms::Both)?;
+        let mut spec = base(m, Norms::Both, Defaults::default())?;
         query_scale(m, &mut spec, 46)?;
         let local = layers::local(m, spec.layers.len(), 2)?;
         layers::set_windows(m, &mut spec, &local)?;
@@ -47,7 +47,7 @@ pub(super) static GEMMA3: Architecture = Architecture {
     classes: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
     renamed: SANDWICH,
     build: |m| {
-        let mut spec = base(m, Norms::Both)?;
+        let mut spec = base(m, Norms::Both, GEMMA3_DEFAULTS)?;
         query_scale(m, &mut spec, 62)?;
         let local = layers::local(m, spec.layers.len(), 6)?;
         layers::set_windows(m, &mut spec, &local)?;
@@ -74,8 +74,13 @@ pub(super) static GEMMA3: Architecture = Architecture {
     ..GEMMA
 };
 
-fn base(m: &dyn Metadata, norms: Norms) -> Result<ModelSpec, ModelError> {
-    let mut spec = dense::build(m, Dense { norms, activation: Activation::GeluTanh, ..Dense::default() })?;
+/// What the configs of gemma 3 leave out (transformers' Gemma3TextConfig, and Gemma3Config for the vocabulary).
+const GEMMA3_DEFAULTS: Defaults =
+    Defaults { context: Some(131_072), heads: Some(8), kv_heads: Some(4), head_dim: Some(256), vocab: Some(262_208) };
+
+fn base(m: &dyn Metadata, norms: Norms, defaults: Defaults) -> Result<ModelSpec, ModelError> {
+    let dense = Dense { norms, activation: Activation::GeluTanh, epsilon: Some(1e-6), defaults, ..Dense::default() };
+    let mut spec = dense::build(m, dense)?;
     spec.embedding_scale = (spec.hidden as f32).sqrt();
     for layer in &mut spec.layers {
         // Early configs say gelu and mean its approximation (transformers' GemmaConfig).

@@ -36,7 +36,11 @@ pub(super) static STABLELM: Architecture = Architecture {
     classes: &["StableLmForCausalLM"],
     renamed: &[],
     build: |m| {
-        let mut spec = dense::build(m, Dense { norm: NormKind::Layer, partial: 0.25, ..Dense::default() })?;
+        // Models whose branches run side by side have no norm of the second (llama.cpp goes by that too; its files' flag is not reliable).
+        let ffn_norm = m.has_tensor("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight");
+        m.find(key(&"use_parallel_residual", &"use_parallel_residual"));
+        let norms = if ffn_norm { Norms::Before } else { Norms::Parallel };
+        let mut spec = dense::build(m, Dense { norm: NormKind::Layer, norms, partial: 0.25, ..Dense::default() })?;
         spec.norm.bias = true;
         Ok(spec)
     },

@@ -1,0 +1,299 @@
+//! Each family from a GGUF file is what it is from a checkpoint: the models of tests/data/families are written in both containers, in the
+//! names, orders and keys of llama.cpp's converter, and opened; blueprints and all weights must be equal. That the checkpoint is computed
+//! as transformers computes it is the matter of tests/families.rs.
+
+mod common;
+
+use common::{Gguf, Random, Tensor, Tiny, Value};
+use llmopt::kernels::Format;
+use llmopt::model::{self, Model, ModelSpec, OpenOptions, Role};
+use serde_json::Value as Json;
+use std::path::Path;
+
+/// A tensor of a checkpoint.
+struct Stored {
+    name: String,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+/// Name in GGUF files by `model_type`; what is not listed has none.
+const NAMES: &[(&str, &str)] = &[
+    ("llama", "llama"),
+    ("mistral", "llama"),
+    ("ministral3", "mistral3"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("gemma", "gemma"),
+    ("gemma2", "gemma2"),
+    ("gemma3_text", "gemma3"),
+    ("phi3", "phi3"),
+    ("smollm3", "smollm3"),
+    ("granite", "granite"),
+    ("olmo", "olmo"),
+    ("olmo2", "olmo2"),
+    ("olmo3", "olmo2"),
+    ("glm4", "glm4"),
+    ("ernie4_5", "ernie4_5"),
+    ("exaone4", "exaone4"),
+    ("hunyuan_v1_dense", "hunyuan-dense"),
+    ("seed_oss", "seed_oss"),
+    ("arcee", "arcee"),
+    ("starcoder2", "starcoder2"),
+    ("stablelm", "stablelm"),
+    ("cohere", "command-r"),
+    ("cohere2", "cohere2"),
+    ("nemotron", "nemotron"),
+];
+
+/// Families whose query and key rows the converter brings into the interleaved order.
+const PERMUTED: &[&str] = &["llama", "mistral", "ministral3", "smollm3", "granite", "olmo", "arcee"];
+
+/// Families where the llama name of the feed-forward norm is that of attention's output.
+const SANDWICH: &[&str] = &["gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "seed_oss"];
+
+const LESS_ONE: &[&str] = &["gemma", "gemma2", "gemma3_text", "nemotron"];
+
+fn gguf_name(kind: &str, name: &str) -> String {
+    let parts = [
+        ("input_layernorm", "attn_norm"),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.qkv_proj", "attn_qkv"),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
+        ("self_attn.query_layernorm", "attn_q_norm"),
+        ("self_attn.key_layernorm", "attn_k_norm"),
+        ("post_self_attn_layernorm", "post_attention_norm"),
+        ("post_mlp_layernorm", "post_ffw_norm"),
+        ("pre_feedforward_layernorm", "ffn_norm"),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
+        ("mlp.gate_up_proj", "ffn_up"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+        ("mlp.c_fc", "ffn_up"),
+        ("mlp.c_proj", "ffn_down"),
+    ];
+    let (stem, end) = name.rsplit_once('.').unwrap();
+    let own = match stem {
+        "model.embed_tokens" => "token_embd".to_string(),
+        "model.norm" => "output_norm".to_string(),
+        "lm_head" => "output".to_string(),
+        _ => {
+            let (layer, part) = stem.strip_prefix("model.layers.").unwrap().split_once('.').unwrap();
+            let part = match part {
+                "post_attention_layernorm" if SANDWICH.contains(&kind) => "post_attention_norm",
+                "post_attention_layernorm" => "ffn_norm",
+                _ => parts.iter().find(|p| p.0 == part).unwrap_or_else(|| panic!("{name}")).1,
+            };
+            format!("blk.{layer}.{part}")
+        }
+    };
+    format!("{own}.{end}")
+}
+
+/// The metadata that llama.cpp's converter writes, and the vector of a llama 3 scaling.
+fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Option<Vec<f32>>) {
+    let number = |name: &str| config[name].as_f64();
+    let int = |name: &str| Value::U32(config[name].as_u64().unwrap_or_else(|| panic!("{kind}: {name}")) as u32);
+    let heads = config["num_attention_heads"].as_u64().unwrap();
+    let head_dim = config["head_dim"].as_u64().unwrap_or(config["hidden_size"].as_u64().unwrap() / heads);
+    let kv = config["num_key_value_heads"].as_u64().unwrap_or(heads);
+    let mut all: Vec<(&str, Value)> = vec![
+        ("block_count", int("num_hidden_layers")),
+        ("context_length", int("max_position_embeddings")),
+        ("embedding_length", int("hidden_size")),
+        ("feed_forward_length", int("intermediate_size")),
+        ("attention.head_count", int("num_attention_heads")),
+        ("attention.head_count_kv", Value::U32(kv as u32)),
+        ("attention.key_length", Value::U32(head_dim as u32)),
+        ("attention.value_length", Value::U32(head_dim as u32)),
+    ];
+    let float = |x: f64| Value::F32(x as f32);
+    match number("rms_norm_eps") {
+        Some(epsilon) => all.push(("attention.layer_norm_rms_epsilon", float(epsilon))),
+        None => {
+            let names = ["layer_norm_eps", "norm_epsilon", "norm_eps"];
+            let epsilon = names.iter().find_map(|name| number(name)).unwrap_or(1e-5);
+            all.push(("attention.layer_norm_epsilon", float(epsilon)));
+        }
+    }
+    let ropes = &config["rope_parameters"];
+    let rope = if ropes["full_attention"].is_object() { &ropes["full_attention"] } else { ropes };
+    let theta = rope["rope_theta"].as_f64().unwrap();
+    all.push(("rope.freq_base", float(theta)));
+    let share = rope["partial_rotary_factor"].as_f64().unwrap_or(1.0);
+    let dims = (head_dim as f64 * share) as usize;
+    all.push(("rope.dimension_count", Value::U32(dims as u32)));
+    let factor = rope["factor"].as_f64().unwrap_or(1.0);
+    let original = rope["original_max_position_embeddings"].as_f64();
+    let mut divisors = None;
+    match rope["rope_type"].as_str().unwrap() {
+        "linear" => all.extend([("rope.scaling.type", Value::Str("linear".into())), ("rope.scaling.factor", float(factor))]),
+        "yarn" => {
+            all.extend([("rope.scaling.type", Value::Str("yarn".into())), ("rope.scaling.factor", float(factor))]);
+            all.push(("rope.scaling.original_context_length", Value::U32(original.unwrap() as u32)));
+            if let Some(all_dim) = rope["mscale_all_dim"].as_f64() {
+                all.push(("rope.scaling.yarn_log_multiplier", float(all_dim)));
+            }
+        }
+        "llama3" => {
+            let (low, high) = (rope["low_freq_factor"].as_f64().unwrap(), rope["high_freq_factor"].as_f64().unwrap());
+            let of = |i: usize| {
+                let wave = 2.0 * std::f64::consts::PI * theta.powf(2.0 * i as f64 / dims as f64);
+                let smooth = ((original.unwrap() / wave - low) / (high - low)).clamp(0.0, 1.0);
+                (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+            };
+            divisors = Some((0..dims / 2).map(of).collect());
+        }
+        _ => {}
+    }
+    if let Some(beta) = rope["llama_4_scaling_beta"].as_f64() {
+        all.push(("attention.temperature_scale", float(beta)));
+    }
+    if let Some(window) = config["sliding_window"].as_u64().filter(|_| config["use_sliding_window"] != false) {
+        all.push(("attention.sliding_window", Value::U32(window as u32)));
+        let local = |kind: &Json| u8::from(kind == "sliding_attention");
+        if let Some(types) = config["layer_types"].as_array() {
+            let flags: Vec<u8> = types.iter().map(local).collect();
+            let array = [7u32.to_le_bytes().to_vec(), (flags.len() as u64).to_le_bytes().to_vec(), flags].concat();
+            all.push(("attention.sliding_window_pattern", Value::Raw(9, array)));
+        }
+    }
+    let scales = [
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("attention.scale", "attention_multiplier"),
+        ("logit_scale", "logits_scaling"),
+        ("logit_scale", "logit_scale"),
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ];
+    all.extend(scales.iter().filter_map(|(key, name)| Some((*key, float(number(name)?)))));
+    (all.into_iter().map(|(key, value)| (format!("{gguf}.{key}"), value)).collect(), divisors)
+}
+
+/// The tensor as the converter has it.
+fn converted(kind: &str, config: &Json, tensor: &Stored) -> Tensor {
+    let mut values = tensor.values.clone();
+    let columns = *tensor.shape.last().unwrap();
+    let heads = ["q_proj", "k_proj"].iter().zip(["num_attention_heads", "num_key_value_heads"]);
+    if let Some((_, count)) = heads.into_iter().find(|(part, _)| PERMUTED.contains(&kind) && tensor.name.contains(**part)) {
+        let heads = config[count].as_u64().unwrap() as usize;
+        let (rows, width) = if tensor.shape.len() == 1 { (columns, 1) } else { (tensor.shape[0], columns) };
+        let d = rows / heads;
+        for row in 0..rows {
+            // Row 2i + j of a head is row i + j * d / 2 of the checkpoint.
+            let within = row % d;
+            let from = row / d * d + within / 2 + within % 2 * (d / 2);
+            values[row * width..][..width].copy_from_slice(&tensor.values[from * width..][..width]);
+        }
+    }
+    if LESS_ONE.contains(&kind) && tensor.name.contains("norm") && tensor.name.ends_with(".weight") {
+        values.iter_mut().for_each(|v| *v += 1.0);
+    }
+    let dims = tensor.shape.iter().rev().map(|n| *n as u64).collect();
+    let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    Tensor { name: gguf_name(kind, &tensor.name), dims, ggml: 0, data, offset: None }
+}
+
+fn open(path: &Path) -> Result<Model, String> {
+    model::open(path.to_str().unwrap(), &OpenOptions::default()).map_err(|e| e.to_string())
+}
+
+fn read(model: &Model, role: Role) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    model.weights.read(role, 0..model.weights.shape(role).0, Format::F32, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families");
+    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.sort();
+    let (mut equal, mut faults) = (Vec::new(), Vec::new());
+    for path in paths {
+        let fixture: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let (family, config) = (fixture["family"].as_str().unwrap(), &fixture["config"]);
+        let kind = config["model_type"].as_str().unwrap();
+        let Some((_, gguf)) = NAMES.iter().find(|(name, _)| *name == kind) else { continue };
+        // What GGUF files of the family cannot say.
+        if ["llama-gelu", "mistral-window", "olmo-clip"].contains(&family) {
+            continue;
+        }
+        let tensors: Vec<Stored> = fixture["tensors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| {
+                let name = t[0].as_str().unwrap().to_string();
+                let shape: Vec<usize> = t[1].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+                let mut random = Random::new(1, &name);
+                let values = (0..shape.iter().product()).map(|_| random.normal()).collect();
+                Stored { name, shape, values }
+            })
+            .collect();
+        let place = tempfile::tempdir().unwrap();
+        // The checkpoint.
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for Stored { name, shape, values } in &tensors {
+            let begin = data.len();
+            values.iter().for_each(|v| data.extend(v.to_le_bytes()));
+            let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
+            header.insert(name.clone(), entry);
+        }
+        let checkpoint = place.path().join("checkpoint");
+        std::fs::create_dir(&checkpoint).unwrap();
+        let file = common::safetensors_file(&Json::Object(header).to_string(), &data);
+        std::fs::write(checkpoint.join("model.safetensors"), file).unwrap();
+        std::fs::write(checkpoint.join("config.json"), config.to_string()).unwrap();
+        let vocab = config["vocab_size"].as_u64().unwrap() as usize;
+        let tiny = Tiny { vocab, ..Tiny::default() };
+        std::fs::write(checkpoint.join("tokenizer.json"), tiny.tokenizer_json().to_string()).unwrap();
+        // The GGUF file.
+        let mut container = tiny.container();
+        container.metadata.retain(|(key, _)| !key.starts_with("llama."));
+        let (metadata, divisors) = metadata(kind, gguf, config);
+        metadata.into_iter().for_each(|(key, value)| drop(container.set(&key, value)));
+        container.set("general.architecture", Value::Str(gguf.to_string()));
+        let mut all: Vec<Tensor> = tensors.iter().map(|t| converted(kind, config, t)).collect();
+        if let Some(divisors) = divisors {
+            let (dims, data) = (vec![divisors.len() as u64], divisors.iter().flat_map(|v| v.to_le_bytes()).collect());
+            all.push(Tensor { name: "rope_freqs.weight".into(), dims, ggml: 0, data, offset: None });
+        }
+        let file = Gguf { tensors: all, ..container };
+        let path = place.path().join("model.gguf");
+        std::fs::write(&path, file.bytes()).unwrap();
+        let (a, b) = match (open(&checkpoint), open(&path)) {
+            (Ok(a), Ok(b)) => (a, b),
+            (a, b) => {
+                faults.extend([a.err(), b.err()].into_iter().flatten().map(|e| format!("{family}: {e}")));
+                continue;
+            }
+        };
+        let plain = |spec: &ModelSpec| {
+            let mut spec = ModelSpec { architecture: String::new(), ..spec.clone() };
+            // GGUF files tell the scale of gemma's queries by the size of the model.
+            if kind.starts_with("gemma") {
+                spec.layers.iter_mut().for_each(|layer| layer.attention_mut().scale = 1.0);
+            }
+            spec
+        };
+        if plain(&a.spec) != plain(&b.spec) {
+            faults.push(format!("{family}: other blueprints:\n{:?}\n{:?}", plain(&a.spec), plain(&b.spec)));
+            continue;
+        }
+        for (role, _) in model::roles(&a.spec) {
+            if read(&a, role) != read(&b, role) {
+                faults.push(format!("{family}: other values of {role:?}"));
+            }
+        }
+        equal.push(family.to_string());
+    }
+    assert!(faults.is_empty(), "{}\nequal: {}", faults.join("\n"), equal.join(", "));
+    assert!(equal.len() > 25, "{}", equal.join(", "));
+}
