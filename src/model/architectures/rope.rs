@@ -68,6 +68,18 @@ impl Parameters<'_> {
         self.positive(gguf, hf)?.ok_or_else(|| self.with(gguf, hf, |key| self.metadata.missing(key)))
     }
 
+    /// A count of positions: an integer in GGUF files, any number in configs.
+    fn positions(&self, gguf: &[&str], hf: &str) -> Result<Option<f64>, ModelError> {
+        match self.metadata.container() {
+            Container::Gguf => Ok(self.with(gguf, hf, |key| self.metadata.integer(key, 1..=1 << 27))?.map(|n| n as f64)),
+            Container::Checkpoint => self.positive(gguf, hf),
+        }
+    }
+
+    fn need_positions(&self, gguf: &[&str], hf: &str) -> Result<f64, ModelError> {
+        self.positions(gguf, hf)?.ok_or_else(|| self.with(gguf, hf, |key| self.metadata.missing(key)))
+    }
+
     fn kind(&self) -> Result<String, ModelError> {
         let new = self.with(&["rope.scaling.type"], "rope_type", |key| self.metadata.text(key))?;
         let kind = match new {
@@ -154,7 +166,7 @@ fn llama3(parameters: &Parameters, theta: f64, dims: usize) -> Result<Vec<f32>, 
     let factor = parameters.need(&["rope.scaling.factor"], "factor")?;
     let low = parameters.need(&["rope.scaling.low_freq_factor"], "low_freq_factor")?;
     let high = parameters.need(&["rope.scaling.high_freq_factor"], "high_freq_factor")?;
-    let original = parameters.need(&["rope.scaling.original_context_length"], "original_max_position_embeddings")?;
+    let original = parameters.need_positions(&["rope.scaling.original_context_length"], "original_max_position_embeddings")?;
     if high <= low {
         return Err(parameters.with(&["rope.scaling.high_freq_factor"], "high_freq_factor", |key| {
             parameters.metadata.refuse(key, "must be above low_freq_factor")
@@ -184,7 +196,7 @@ fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
 fn yarn(parameters: &Parameters, theta: f64, dims: usize, context: usize) -> Result<(Vec<f32>, f32), ModelError> {
     let factor = parameters.need(&["rope.scaling.factor"], "factor")?;
     let original = parameters
-        .positive(&["rope.scaling.original_context_length"], "original_max_position_embeddings")?
+        .positions(&["rope.scaling.original_context_length"], "original_max_position_embeddings")?
         .unwrap_or(context as f64);
     let fast = parameters.positive(&["rope.scaling.yarn_beta_fast"], "beta_fast")?.unwrap_or(32.0);
     let slow = parameters.positive(&["rope.scaling.yarn_beta_slow"], "beta_slow")?.unwrap_or(1.0);
@@ -265,6 +277,6 @@ pub(super) fn growth(metadata: &dyn Metadata) -> Result<Option<QueryGrowth>, Mod
     let beta = parameters.with(&["attention.temperature_scale"], "llama_4_scaling_beta", number)?;
     let Some(beta) = beta.filter(|beta| *beta != 0.0) else { return Ok(None) };
     let keys: &[&str] = &["attention.temperature_length", "rope.scaling.original_context_length"];
-    let original = parameters.need(keys, "original_max_position_embeddings")?;
+    let original = parameters.need_positions(keys, "original_max_position_embeddings")?;
     Ok(Some(QueryGrowth { beta: beta as f32, original: original as usize }))
 }
