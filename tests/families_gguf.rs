@@ -95,8 +95,11 @@ fn gguf_name(kind: &str, name: &str) -> String {
     format!("{own}.{end}")
 }
 
+/// A tensor of rotary factors.
+type Factors = (&'static str, Vec<f32>);
+
 /// The metadata that llama.cpp's converter writes, and the vectors of rotary factors.
-fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Vec<(&'static str, Vec<f32>)>) {
+fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Vec<Factors>) {
     let number = |name: &str| config[name].as_f64();
     let int = |name: &str| Value::U32(config[name].as_u64().unwrap_or_else(|| panic!("{kind}: {name}")) as u32);
     let heads = config["num_attention_heads"].as_u64().unwrap();
