@@ -14,8 +14,8 @@ use clap::Parser;
 use llmopt::bench::speed;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::kernels::{
-    Activation, Activations, Arena, Attending, COLUMNS, Context, Format, KernelSet, KvArena, KvShape, NormWeights, PAGE, Panels,
-    Rotation, Row, Rows, Scoring, Team, Want, attention_units, pack_panel, padded, panel_bytes,
+    Activation, Activations, Arena, Attending, COLUMNS, Context, Format, KernelSet, KvArena, KvElement, KvShape, NormWeights,
+    PAGE, Panels, Rotation, Row, Rows, Scoring, Team, Want, attention_units, pack_panel, padded, panel_bytes,
 };
 use llmopt::model::{self, Model, ModelError, ModelSpec, OpenOptions, Plain, Role, Vocabulary, Weights};
 use llmopt::roofline::{Effort, Formats, Limits, Rates, Work};
@@ -301,7 +301,8 @@ fn places(rows: usize) -> Vec<Row> {
 
 fn kv_shape(spec: &ModelSpec, layers: usize, half: bool) -> KvShape {
     let attention = spec.layers[0].attention();
-    KvShape { layers, kv_heads: attention.kv_heads, head_dim: attention.head_dim, half }
+    let element = if half { KvElement::F16 } else { KvElement::F32 };
+    KvShape::uniform(layers, attention.kv_heads, attention.head_dim, element)
 }
 
 /// The products of a layer and the head, with what is fused to them.

@@ -8,7 +8,7 @@ mod process;
 
 use common::{Stored, Tiny};
 use llmopt::decoder::native::{FormatPlan, PackedModel};
-use llmopt::kernels::{Format, KvShape, PAGE};
+use llmopt::kernels::{Format, KvElement, KvShape, PAGE};
 use llmopt::model::{self, Model, OpenOptions, Role};
 use process::Bench;
 use std::io::{BufRead, BufReader, Write};
@@ -42,7 +42,8 @@ fn packed(model: &Model, dtype: &str) -> (u64, u64) {
     let half = format.or(model.weights.format(Role::Gate(0))).is_some_and(Format::is_quantized);
     let attention = model.spec.layers[0].attention();
     let (layers, kv_heads, head_dim) = (model.spec.layers.len(), attention.kv_heads, attention.head_dim);
-    let shape = KvShape { layers, kv_heads, head_dim, half };
+    let element = if half { KvElement::F16 } else { KvElement::F32 };
+    let shape = KvShape::uniform(layers, kv_heads, head_dim, element);
     let weights = PackedModel::estimate(model, format.map_or(FormatPlan::AsStored, FormatPlan::All));
     (weights, (shape.page_bytes() / PAGE) as u64)
 }

@@ -78,14 +78,14 @@ impl NativeDecoder {
         let estimate = NativeDecoder::estimate(&model, &options);
         let memory = |what, bytes| NativeError::Memory { what, bytes };
         let shape = model.kv_shape();
-        let pages = (options.kv_bytes / shape.page_bytes() as u64).min(u32::MAX as u64 - 1) as usize;
+        let pages = (options.kv_bytes / shape.page_bytes().max(1) as u64).min(u32::MAX as u64 - 1) as usize;
         if pages == 0 {
             let bytes = shape.page_bytes() as u64;
             return Err(memory("keys and values of 16 positions", bytes));
         }
+        let head_dim = shape.widest_head();
         let kv = KvArena::new(shape, pages).map_err(|_| memory("keys and values", estimate.kv))?;
         let spec = model.spec();
-        let head_dim = shape.head_dim;
         let team = Team::new(options.kernels, options.threads, head_dim, model.emulated()).map_err(NativeError::Threads)?;
         let workspace = match options.memory {
             Memory::Preallocated => Some(Workspace::new(&model, options.rows)),
@@ -99,8 +99,8 @@ impl NativeDecoder {
 
     /// The memory such a decoder needs.
     pub fn estimate(model: &PackedModel, options: &NativeOptions) -> MemoryEstimate {
-        let scratch =
-            Workspace::bytes(model, options.rows) + Team::scratch_bytes(options.threads, model.kv_shape().head_dim, options.rows);
+        let scratch = Workspace::bytes(model, options.rows)
+            + Team::scratch_bytes(options.threads, model.kv_shape().widest_head(), options.rows);
         MemoryEstimate { weights: model.bytes(), kv: options.kv_bytes, scratch: scratch as u64 }
     }
 
@@ -333,6 +333,37 @@ mod tests {
                     let differing = want.iter().zip(&got).filter(|(a, b)| a != b).count();
                     assert_eq!(differing, 0, "{stored:?} {set:?} {threads} threads, chunks of {chunk}, {memory:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn activations_that_overflow_end_as_not_finite_and_leave_the_next_request_alone() {
+        // A hidden width that is no multiple of 16: rows have padding, in which nothing may stay behind.
+        let tiny = odd(Stored::F32);
+        let mut file = tiny.container();
+        let embedding = file.tensors.iter_mut().find(|t| t.name == "token_embd.weight").unwrap();
+        // The squares of token 5 overflow; its values, and the scores they give other tokens, do not.
+        let row = tiny.hidden * 4;
+        embedding.data[5 * row..6 * row].as_chunks_mut::<4>().0.iter_mut().for_each(|x| *x = 1e25f32.to_le_bytes());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("overflow.gguf");
+        std::fs::write(&path, file.bytes()).unwrap();
+        let model = crate::model::open(path.to_str().unwrap(), &crate::model::OpenOptions::default()).unwrap();
+        let model = Arc::new(PackedModel::pack(&model, FormatPlan::AsStored, 1).unwrap());
+        let healthy = [7, 8, 9, 10, 11];
+        for set in KernelSet::available() {
+            let want = logits(&mut decoder(&model, set, 1, Memory::Preallocated), &healthy, 5);
+            let mut decoder = decoder(&model, set, 2, Memory::Preallocated);
+            for bad in [vec![5], vec![7, 5, 9, 10, 5]] {
+                let slot = decoder.open(&bad, bad.len(), false).unwrap().slot;
+                let segment =
+                    Segment { slot, start: 0, tokens: 0..bad.len(), want: Want::AllLogits, padding_rows: 0, padded_context: 0 };
+                let mut outputs = Vec::new();
+                let got = decoder.forward(&Batch { tokens: bad.clone(), segments: vec![segment] }, &mut outputs);
+                assert!(matches!(got, Err(DecodeError::NotFinite(s)) if s == slot), "{set:?} {bad:?}: {got:?}");
+                decoder.close(slot);
+                assert!(logits(&mut decoder, &healthy, 5) == want, "{set:?}: a request after {bad:?}");
             }
         }
     }

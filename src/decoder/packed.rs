@@ -1,7 +1,9 @@
 //! A model's weights as panels in one block of memory, in the order of execution: which matrix gets which format and place, and reading,
 //! converting and packing them once. In: a [`Model`] and a [`FormatPlan`]. Out: a [`PackedModel`], shared between decoders.
 
-use crate::kernels::{Arena, COLUMNS, Format, KernelSet, KvShape, NoMemory, PAGE, Panels, Team, pack_panel, padded, panel_bytes};
+use crate::kernels::{
+    Arena, COLUMNS, Format, KernelSet, KvElement, KvLayer, KvShape, NoMemory, PAGE, Panels, Team, pack_panel, padded, panel_bytes,
+};
 use crate::model::{Ffn, LayerSpec, Mixer, Model, ModelError, ModelSpec, QkNorm, Role, is_matrix, roles};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -354,9 +356,12 @@ impl PackedModel {
     }
 
     pub(super) fn kv_shape(&self) -> KvShape {
-        let Mixer::Attention(attention) = &self.spec.layers[0].mixer;
-        let (kv_heads, head_dim) = (attention.kv_heads, attention.head_dim);
-        KvShape { layers: self.spec.layers.len(), kv_heads, head_dim, half: self.half_kv() }
+        let element = if self.half_kv() { KvElement::F16 } else { KvElement::F32 };
+        let layer = |l: &LayerSpec| {
+            let Mixer::Attention(attention) = &l.mixer;
+            KvLayer { kv_heads: attention.kv_heads, head_dim: attention.head_dim }
+        };
+        KvShape::new(self.spec.layers.iter().map(layer).collect(), element)
     }
 
     /// Bytes that the keys and values of one position take.

@@ -2,7 +2,7 @@
 //! norms, quantization.
 //! Rows are padded to multiples of 16 with zeros, so no routine has a tail.
 #![allow(unsafe_code)]
-#![allow(clippy::missing_safety_doc)]
+#![allow(clippy::missing_safety_doc, clippy::needless_range_loop)]
 
 use super::gemm::ActBlock;
 use super::isa::Isa;
@@ -38,87 +38,159 @@ pub(crate) unsafe fn silu<S: Isa>(x: S::F) -> S::F {
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::zero(), x)))) }
 }
 
+/// |x|; NaN stays NaN.
+#[inline(always)]
+unsafe fn magnitude<S: Isa>(x: S::F) -> S::F {
+    unsafe { S::max(x, S::sub(S::zero(), x)) }
+}
+
+/// Horner's rule, the highest coefficient first.
+#[inline(always)]
+unsafe fn polynomial<S: Isa, const N: usize>(x: S::F, coefficients: [f32; N]) -> S::F {
+    unsafe {
+        let mut p = S::splat(coefficients[0]);
+        for i in 1..N {
+            p = S::fma(p, x, S::splat(coefficients[i]));
+        }
+        p
+    }
+}
+
+/// tanh(x). Relative error below 3e-7; 1 and -1 at the infinities; NaN stays NaN.
+#[inline(always)]
+pub(crate) unsafe fn tanh<S: Isa>(x: S::F) -> S::F {
+    unsafe {
+        let y = magnitude::<S>(x);
+        // Below 0.625 the odd polynomial of Cephes' tanhf, above 1 - 2 / (e^2x + 1).
+        let z = S::mul(x, x);
+        let p = polynomial::<S, 5>(z, [-5.704_989e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
+        let small = S::fma(S::mul(p, z), x, x);
+        let one = S::splat(1.0);
+        let large = S::sub(one, S::div(S::splat(2.0), S::add(exp::<S>(S::add(y, y)), one)));
+        let large = S::select_gt(S::zero(), x, S::sub(S::zero(), large), large);
+        S::select_gt(S::splat(0.625), y, small, large)
+    }
+}
+
+/// erf(x). Absolute error below 2e-7, relative error below 1 below 3e-7; 1 and -1 at the infinities; NaN stays NaN.
+/// The coefficients interpolate erf(√z)/√z on [0, 1] and e^(x²) erfc(x) in t = 1/(1 + x/2) on [1, 6] at Chebyshev's points.
+#[inline(always)]
+pub(crate) unsafe fn erf<S: Isa>(x: S::F) -> S::F {
+    unsafe {
+        let (y, z) = (magnitude::<S>(x), S::mul(x, x));
+        let p = polynomial::<S, 7>(
+            z,
+            [
+                7.875_875e-5,
+                -8.016_864_3e-4,
+                5.189_087_2e-3,
+                -2.685_421_1e-2,
+                1.128_359_4e-1,
+                -3.761_262_6e-1,
+                std::f32::consts::FRAC_2_SQRT_PI,
+            ],
+        );
+        let small = S::mul(p, x);
+        let one = S::splat(1.0);
+        let t = S::div(one, S::fma(y, S::splat(0.5), one));
+        let q = polynomial::<S, 7>(
+            t,
+            [-8.630_241e-2, 3.992_206e-2, 2.850_288_4e-1, 1.776_674_8e-1, 3.035_771_5e-1, 2.787_357_3e-1, 2.117_253_2e-4],
+        );
+        let large = S::sub(one, S::mul(q, exp::<S>(S::sub(S::zero(), z))));
+        let large = S::select_gt(S::zero(), x, S::sub(S::zero(), large), large);
+        S::select_gt(one, y, small, large)
+    }
+}
+
+/// c * tanh(x / c); not finite stays not finite (tanh would make an infinity c).
+#[inline(always)]
+pub(crate) unsafe fn soft_cap<S: Isa>(x: S::F, c: f32) -> S::F {
+    unsafe { S::fma(x, S::zero(), S::mul(S::splat(c), tanh::<S>(S::mul(x, S::splat(1.0 / c))))) }
+}
+
+/// What a feed-forward layer does with its gate (or, without one, with its only product).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// x σ(x).
+    Silu,
+    /// x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
+    GeluTanh,
+    /// x/2 (1 + erf(x/√2)).
+    Gelu,
+    /// x σ(1.702 x).
+    GeluQuick,
+    /// max(x, 0).
+    Relu,
+    /// max(x, 0)².
+    Relu2,
+    /// gpt-oss: with g = min(gate, limit) and u = up within ±limit, (u + 1) g σ(alpha g) (transformers' modeling_gpt_oss.py).
+    Clamped {
+        /// Largest gate, and largest magnitude of up: 7.
+        limit: f32,
+        /// 1.702.
+        alpha: f32,
+    },
+}
+
 /// x / (1 + e^-kx): with k = 1 silu, with k = 1.702 the sigmoid approximation of gelu.
 #[inline(always)]
 unsafe fn times_sigmoid<S: Isa>(x: S::F, kx: S::F) -> S::F {
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::zero(), kx)))) }
 }
 
-/// tanh x as 1 - 2 / (e^2x + 1). Absolute error below 3e-7.
+/// The activation of x; of [`Activation::Clamped`] the gate's part. Not finite stays not finite.
 #[inline(always)]
-pub(crate) unsafe fn tanh<S: Isa>(x: S::F) -> S::F {
+unsafe fn activated<S: Isa>(activation: Activation, x: S::F) -> S::F {
     unsafe {
-        let e = exp::<S>(S::add(x, x));
-        S::sub(S::splat(1.0), S::div(S::splat(2.0), S::add(e, S::splat(1.0))))
-    }
-}
-
-/// cap * tanh(x / cap).
-#[inline(always)]
-pub(crate) unsafe fn soft_cap<S: Isa>(x: S::F, cap: f32) -> S::F {
-    unsafe { S::mul(S::splat(cap), tanh::<S>(S::div(x, S::splat(cap)))) }
-}
-
-/// The error function. Absolute error below 6e-7 (Abramowitz and Stegun 7.1.26, and what f32 adds to it).
-#[inline(always)]
-pub(crate) unsafe fn erf<S: Isa>(x: S::F) -> S::F {
-    unsafe {
-        let negative = S::sub(S::zero(), x);
-        let z = S::max(x, negative);
-        let t = S::div(S::splat(1.0), S::fma(z, S::splat(0.327_591_1), S::splat(1.0)));
-        let mut p = S::splat(1.061_405_4);
-        p = S::fma(p, t, S::splat(-1.453_152));
-        p = S::fma(p, t, S::splat(1.421_413_7));
-        p = S::fma(p, t, S::splat(-0.284_496_74));
-        p = S::fma(p, t, S::splat(0.254_829_6));
-        let tail = S::mul(S::mul(p, t), exp::<S>(S::mul(negative, x)));
-        let y = S::sub(S::splat(1.0), tail);
-        S::select_gt(S::zero(), x, S::sub(S::zero(), y), y)
-    }
-}
-
-/// What a feed-forward layer does to its gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x * sigmoid(x).
-    Silu,
-    /// x * Phi(x), Phi by the error function.
-    Gelu,
-    /// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³))).
-    GeluTanh,
-    /// x * sigmoid(1.702 x).
-    GeluQuick,
-    /// max(x, 0).
-    Relu,
-    /// max(x, 0)².
-    Relu2,
-}
-
-/// The activation of 16 values. A caller's loop over `kind` costs one predictable branch.
-#[inline(always)]
-pub(crate) unsafe fn activate<S: Isa>(kind: Activation, x: S::F) -> S::F {
-    unsafe {
-        match kind {
+        match activation {
             Activation::Silu => silu::<S>(x),
+            // (1 + tanh u) / 2 is the sigmoid of 2u: no difference of nearly equal numbers.
+            Activation::GeluTanh => {
+                let cubed = S::mul(S::mul(x, x), x);
+                times_sigmoid::<S>(x, S::mul(S::fma(cubed, S::splat(0.044_715), x), S::splat(2.0 * 0.797_884_6)))
+            }
             Activation::Gelu => {
                 let half = S::mul(x, S::splat(0.5));
                 S::fma(half, erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2))), half)
             }
-            // (1 + tanh u) / 2 is the sigmoid of 2u: no difference of nearly equal numbers.
-            Activation::GeluTanh => {
-                let cubed = S::mul(S::mul(x, x), x);
-                let u = S::mul(S::fma(cubed, S::splat(0.044_715), x), S::splat(2.0 * 0.797_884_6));
-                times_sigmoid::<S>(x, u)
-            }
             Activation::GeluQuick => times_sigmoid::<S>(x, S::mul(x, S::splat(1.702))),
-            // The comparison keeps NaN, which a maximum may not.
-            Activation::Relu => S::select_gt(S::zero(), x, S::zero(), x),
+            // x * 0 is 0 for what is finite, NaN for what is not.
+            Activation::Relu => S::fma(x, S::zero(), S::max(S::zero(), x)),
             Activation::Relu2 => {
-                let x = S::select_gt(S::zero(), x, S::zero(), x);
-                S::mul(x, x)
+                let y = S::max(S::zero(), x);
+                S::fma(x, S::zero(), S::mul(y, y))
+            }
+            Activation::Clamped { limit, alpha } => {
+                let limit = S::splat(limit);
+                let gate = S::fma(x, S::zero(), S::select_gt(x, limit, limit, x));
+                times_sigmoid::<S>(gate, S::mul(gate, S::splat(alpha)))
             }
         }
     }
+}
+
+/// activation(gate) * up, rounded after each operation.
+#[inline(always)]
+pub(crate) unsafe fn gated<S: Isa>(activation: Activation, gate: S::F, up: S::F, round: bool) -> S::F {
+    unsafe {
+        let gate = rounded::<S>(round, activated::<S>(activation, gate));
+        let up = match activation {
+            Activation::Clamped { limit, .. } => {
+                let (least, most) = (S::splat(-limit), S::splat(limit));
+                let within = S::select_gt(up, most, most, S::select_gt(least, up, least, up));
+                rounded::<S>(round, S::add(S::fma(up, S::zero(), within), S::splat(1.0)))
+            }
+            _ => up,
+        };
+        rounded::<S>(round, S::mul(gate, up))
+    }
+}
+
+/// activation(x) alone.
+#[inline(always)]
+pub(crate) unsafe fn ungated<S: Isa>(activation: Activation, x: S::F, round: bool) -> S::F {
+    unsafe { rounded::<S>(round, activated::<S>(activation, x)) }
 }
 
 /// Rounds to bf16 if `on` (the emulated dtype), else leaves v alone.
@@ -171,7 +243,6 @@ pub(crate) unsafe fn layer_norm<S: Isa>(
     round: bool,
     out: *mut f32,
 ) {
-    const LANES: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
     unsafe {
         let lanes = S::load(LANES.as_ptr());
         let chunks = n.div_ceil(16);
@@ -212,3 +283,6 @@ pub(crate) unsafe fn rms_norm<S: Isa>(x: *const f32, w: *const f32, n: usize, ep
         }
     }
 }
+
+/// The numbers of the lanes.
+pub(crate) const LANES: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];

@@ -6,11 +6,17 @@
 pub mod probes;
 
 mod arena;
+mod attention;
+#[cfg(test)]
+mod boundary_tests;
 mod gemm;
 mod isa;
 mod math;
 mod ops;
+mod pages;
 mod panels;
+#[cfg(test)]
+mod phase_tests;
 mod pool;
 mod table;
 #[cfg(test)]
@@ -20,15 +26,16 @@ mod units;
 mod x86;
 
 pub use arena::{Arena, NoMemory};
+pub use attention::AttentionUnit;
 pub use gemm::ActBlock;
 pub use math::Activation;
 pub use ops::{
     Activations, Attending, Context, HeadsBy, KvArena, NormWeights, Rotation, Rows, Scores, Scoring, Team, Want, attention_units,
 };
+pub use pages::{KvElement, KvLayer, KvShape, PAGE, Row};
 pub use panels::{COLUMNS, Panels, pack_panel, padded, panel_bytes};
 pub use pool::Pool;
 pub use table::KernelSet;
-pub use units::{AttentionUnit, KvShape, PAGE, Row};
 
 /// How a weight matrix is stored in panels and what it is multiplied with. Every format has one numeric path for all batch sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

@@ -5,9 +5,11 @@
 
 use super::Format;
 use super::arena::{Arena, NoMemory};
+use super::attention::{ATTENTION_ROWS, AttentionArgs, AttentionUnit, View};
 use super::gemm::ActBlock;
 use super::math::Activation;
-use super::panels::{COLUMNS, Panels, padded};
+use super::pages::{KvShape, PAGE, Row};
+use super::panels::{COLUMNS, Panels};
 use super::pool::{PerWorker, Pool};
 use super::table::KernelSet;
 use super::units::*;
@@ -19,16 +21,26 @@ pub struct Rows {
     stride: usize,
 }
 
+/// The product of two sizes. Panics where it is no size.
+fn times(a: usize, b: usize) -> usize {
+    a.checked_mul(b).unwrap_or_else(|| panic!("{a} times {b} is more than memory can hold"))
+}
+
+/// A width up to whole panels. Panics where that is no size.
+fn whole(width: usize) -> usize {
+    width.checked_next_multiple_of(COLUMNS).unwrap_or_else(|| panic!("rows of {width} are more than memory can hold"))
+}
+
 impl Rows {
-    /// `rows` zero rows of `width`.
+    /// `rows` zero rows of `width`. Panics if that is more than memory can hold.
     pub fn new(rows: usize, width: usize) -> Rows {
-        let stride = padded(width);
-        Rows { data: vec![0.0; rows * stride], stride }
+        let stride = whole(width);
+        Rows { data: vec![0.0; times(rows, stride)], stride }
     }
 
-    /// Bytes of such rows.
+    /// Bytes of such rows; saturates.
     pub fn bytes(rows: usize, width: usize) -> usize {
-        rows * padded(width) * 4
+        width.checked_next_multiple_of(COLUMNS).unwrap_or(usize::MAX).saturating_mul(rows).saturating_mul(4)
     }
 
     /// Rows it holds.
@@ -57,15 +69,17 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// `rows` rows of `width`; with int8 blocks if `quantized`.
+    /// `rows` rows of `width`; with int8 blocks if `quantized`. Panics if that is more than memory can hold.
     pub fn new(rows: usize, width: usize, quantized: bool) -> Activations {
         let blocks_stride = if quantized { width / 32 } else { 0 };
-        Activations { rows: Rows::new(rows, width), blocks: vec![ActBlock::ZERO; rows * blocks_stride], blocks_stride, width }
+        let blocks = vec![ActBlock::ZERO; times(rows, blocks_stride)];
+        Activations { rows: Rows::new(rows, width), blocks, blocks_stride, width }
     }
 
-    /// Bytes of such activations.
+    /// Bytes of such activations; saturates.
     pub fn bytes(rows: usize, width: usize, quantized: bool) -> usize {
-        Rows::bytes(rows, width) + if quantized { rows * (width / 32) * size_of::<ActBlock>() } else { 0 }
+        let blocks = if quantized { width / 32 } else { 0 };
+        Rows::bytes(rows, width).saturating_add(rows.saturating_mul(blocks).saturating_mul(size_of::<ActBlock>()))
     }
 
     /// Row r, padding included.
@@ -117,7 +131,9 @@ pub struct KvArena {
 impl KvArena {
     /// Room for `pages` pages.
     pub fn new(shape: KvShape, pages: usize) -> Result<KvArena, NoMemory> {
-        let bytes = shape.page_bytes().checked_mul(pages).ok_or(NoMemory(usize::MAX))?;
+        // A shape whose sizes saturated fits nowhere, not even in no pages: its offsets mean nothing.
+        let page_bytes = Some(shape.page_bytes()).filter(|&bytes| bytes < usize::MAX).ok_or(NoMemory(usize::MAX))?;
+        let bytes = page_bytes.checked_mul(pages).ok_or(NoMemory(usize::MAX))?;
         Ok(KvArena { arena: Arena::new(bytes)?, shape, pages })
     }
 
@@ -127,18 +143,30 @@ impl KvArena {
     }
 
     /// Its shape.
-    pub fn shape(&self) -> KvShape {
-        self.shape
+    pub fn shape(&self) -> &KvShape {
+        &self.shape
     }
 
     /// Layer `layer` of these pages, copied into a new allocation one page larger (the audit's growing cache).
     pub fn copy_layer(&self, layer: usize, pages: &[u32]) -> Vec<u8> {
-        let (bytes, page_bytes) = (self.shape.layer_bytes(), self.shape.page_bytes());
-        let mut copy = Vec::with_capacity((pages.len() + 1) * bytes);
+        let (bytes, page_bytes, offset) =
+            (self.shape.layer_bytes(layer), self.shape.page_bytes(), self.shape.layer_offset(layer));
+        let mut copy = Vec::with_capacity(times(pages.len() + 1, bytes));
         for &page in pages {
-            copy.extend_from_slice(&self.arena.bytes()[page as usize * page_bytes + layer * bytes..][..bytes]);
+            assert!((page as usize) < self.pages, "page {page} of {}", self.pages);
+            copy.extend_from_slice(&self.arena.bytes()[page as usize * page_bytes + offset..][..bytes]);
         }
         copy
+    }
+
+    /// Where a layer begins in the first page.
+    fn layer(&self, layer: usize) -> *const u8 {
+        self.arena.bytes()[self.shape.layer_offset(layer).min(self.arena.bytes().len())..].as_ptr()
+    }
+
+    fn layer_mut(&mut self, layer: usize) -> *mut u8 {
+        let from = self.shape.layer_offset(layer).min(self.arena.bytes().len());
+        self.arena.bytes_mut()[from..].as_mut_ptr()
     }
 }
 
@@ -202,8 +230,8 @@ impl<'a> NormWeights<'a> {
 
     /// As raw parts, for `n` values. Panics on vectors that are not `n` values up to 16.
     fn by(&self, n: usize, round: bool) -> NormBy {
-        assert!(n > 0 && self.weights.len() == padded(n) && self.bias.is_none_or(|b| b.len() == padded(n)));
-        let bias = self.bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
+        assert!(n > 0 && self.weights.len() == whole(n) && self.bias.is_none_or(|b| b.len() == whole(n)));
+        let bias = pointer(self.bias);
         NormBy { w: self.weights.as_ptr(), bias, n, epsilon: self.epsilon, centred: self.centred, round }
     }
 }
@@ -261,13 +289,40 @@ impl Scoring<'_> {
     pub const PLAIN: Scoring<'static> = Scoring { bias: None, scale: 1.0, cap: None };
 }
 
-/// A bias as a raw part. Panics if it is not as long as the matrix has columns, up to 16.
-fn bias_of(bias: Option<&[f32]>, m: &Panels) -> *const f32 {
-    bias.map_or(std::ptr::null(), |bias| {
-        assert_eq!(bias.len(), padded(m.n), "a bias as long as its matrix has outputs, up to 16");
-        bias.as_ptr()
-    })
+/// Null for none.
+fn pointer<T>(v: Option<&[T]>) -> *const T {
+    v.map_or(std::ptr::null(), <[T]>::as_ptr)
 }
+
+/// A bias of `n` outputs as the kernels take it. Panics if it is not padded to 16 with zeros.
+fn bias_of(bias: Option<&[f32]>, n: usize) -> *const f32 {
+    if let Some(bias) = bias {
+        assert!(bias.len() == whole(n), "a bias of {} values for {n} outputs", bias.len());
+        assert!(bias[n..].iter().all(|b| *b == 0.0), "a bias padded with zeros");
+    }
+    pointer(bias)
+}
+
+/// 0 for none.
+fn cap_of(cap: Option<f32>) -> f32 {
+    assert!(cap.is_none_or(|c| c > 0.0 && c.is_finite()), "a soft cap of {cap:?}");
+    cap.unwrap_or(0.0)
+}
+
+/// Buffers that phases use again.
+#[derive(Default)]
+struct Buffers {
+    /// (page, position in it) that rows write.
+    places: Vec<(u32, u32)>,
+    /// (row, head) pairs that attention units compute.
+    seen: Vec<bool>,
+    /// 0, 1, 2 ..: the pages of a copy.
+    identity: Vec<u32>,
+    views: Vec<View>,
+}
+
+// SAFETY: the pointers in `views` are those of one call's arguments; they are followed during that call alone.
+unsafe impl Send for Buffers {}
 
 /// Workers, their scratch memory and a kernel set.
 pub struct Team {
@@ -276,6 +331,7 @@ pub struct Team {
     set: KernelSet,
     /// Round every operation's output to bf16.
     round: bool,
+    buffers: Buffers,
 }
 
 fn matrix(p: &Panels) -> Matrix {
@@ -298,7 +354,7 @@ impl Team {
     pub fn new(set: KernelSet, threads: usize, head_dim: usize, round_bf16: bool) -> std::io::Result<Team> {
         let pool = Pool::new(threads)?;
         let scratch = PerWorker::new(pool.threads(), || Scratch::new(head_dim));
-        Ok(Team { pool, scratch, set, round: round_bf16 })
+        Ok(Team { pool, scratch, set, round: round_bf16, buffers: Buffers::default() })
     }
 
     /// The kernel set.
@@ -311,9 +367,9 @@ impl Team {
         self.pool.broken()
     }
 
-    /// Bytes of scratch memory of `threads` workers.
+    /// Bytes of scratch memory of `threads` workers; saturates.
     pub fn scratch_bytes(threads: usize, head_dim: usize, rows: usize) -> usize {
-        threads * Scratch::bytes(head_dim, rows.min(ROW_GROUP) * MOST_PANELS * COLUMNS)
+        Scratch::bytes(head_dim, rows.min(ROW_GROUP) * MOST_PANELS * COLUMNS).saturating_mul(threads)
     }
 
     /// Runs `work(unit)` on the workers: phases that need no kernel.
@@ -339,6 +395,8 @@ impl Team {
         self.chunks(&mut x.data[..rows * stride], stride * per_unit, |unit, chunk| {
             for (i, row) in chunk.chunks_exact_mut(stride).enumerate() {
                 fill(unit * per_unit + i, &mut row[..width]);
+                // A phase may have left something there, of a row that was not finite.
+                row[width..].fill(0.0);
             }
         });
     }
@@ -352,7 +410,7 @@ impl Team {
     fn grid(&mut self, rows: usize, panels: usize, multiple: usize) -> Grid {
         let row_groups = rows.div_ceil(ROW_GROUP).max(1);
         // Whole tiles in every group but the last.
-        let group = rows.div_ceil(row_groups).next_multiple_of(16).min(rows.max(1));
+        let group = rows.div_ceil(row_groups).next_multiple_of(16).clamp(1, rows.max(1));
         let row_groups = rows.div_ceil(group).max(1);
         let wanted = (panels * row_groups).div_ceil(6 * self.pool.threads());
         let grid = Grid { panels: (wanted / multiple * multiple).clamp(multiple, MOST_PANELS), rows: group, row_groups };
@@ -364,7 +422,7 @@ impl Team {
 
     /// Norm of the first `rows` rows of `x` (or of those in `pick`), `n` wide, into `out`.
     pub fn norm(&mut self, x: &Rows, pick: Option<&[u32]>, rows: usize, norm: &NormWeights, n: usize, out: &mut Activations) {
-        assert!(padded(n) == x.stride && pick.map_or(rows <= x.count(), |p| p.len() == rows));
+        assert!(whole(n) == x.stride && pick.map_or(rows <= x.count(), |p| p.len() == rows));
         assert!(pick.is_none_or(|p| p.iter().all(|&r| (r as usize) < x.count())));
         let to_q = out.has_blocks();
         let args = Shared(NormArgs {
@@ -384,7 +442,7 @@ impl Team {
 
     /// Norm of the first `rows` rows of `x`, `n` wide, in place.
     pub fn norm_in_place(&mut self, x: &mut Rows, rows: usize, norm: &NormWeights, n: usize) {
-        assert!(padded(n) == x.stride && rows <= x.count());
+        assert!(whole(n) == x.stride && rows <= x.count());
         let data = x.data.as_mut_ptr();
         let args = Shared(NormArgs {
             x: data,
@@ -403,7 +461,7 @@ impl Team {
 
     /// x += scale * norm(branch), or x += scale * branch without a norm, on the first `rows` rows, `n` wide. `branch` is left normed.
     pub fn add_normed(&mut self, branch: &mut Rows, norm: Option<&NormWeights>, n: usize, scale: f32, rows: usize, x: &mut Rows) {
-        assert!(padded(n) == x.stride && x.stride == branch.stride && rows <= x.count() && rows <= branch.count());
+        assert!(whole(n) == x.stride && x.stride == branch.stride && rows <= x.count() && rows <= branch.count());
         let args = Shared(AddArgs {
             branch: branch.data.as_mut_ptr(),
             stride: x.stride,
@@ -421,7 +479,8 @@ impl Team {
     /// activation(gate) * up, or activation(up) without a gate, of the first `rows` rows into `out`.
     pub fn activate(&mut self, gate: Option<&Rows>, up: &Rows, activation: Activation, rows: usize, out: &mut Activations) {
         let n = out.width;
-        assert!(up.stride == padded(n) && rows <= up.count() && gate.is_none_or(|g| g.stride == up.stride && rows <= g.count()));
+        assert!(gate.is_some() || !matches!(activation, Activation::Clamped { .. }), "an activation of gate and up");
+        assert!(up.stride == whole(n) && rows <= up.count() && gate.is_none_or(|g| g.stride == up.stride && rows <= g.count()));
         let to_q = out.has_blocks();
         assert!(!to_q || n.is_multiple_of(32));
         let args = Shared(ActivateArgs {
@@ -454,13 +513,13 @@ impl Team {
         layer: usize,
         heads: usize,
     ) {
-        let shape = kv.shape;
+        let (shape, kv_heads) = (kv.shape.head(layer), kv.shape.layers()[layer].kv_heads);
         let hd = shape.head_dim;
-        assert!(layer < shape.layers && hd > 0);
-        assert!(q.stride == padded(heads * hd) && k.stride == padded(shape.kv_heads * hd) && v.stride == k.stride);
+        assert!(hd > 0 && kv_heads > 0, "layer {layer} keeps no keys and values");
+        assert!(q.stride == whole(times(heads, hd)) && k.stride == whole(times(kv_heads, hd)) && v.stride == k.stride);
         assert!([q.count(), k.count(), v.count()].iter().all(|c| *c >= rows.len()));
-        assert!(by.row_scales.is_none_or(|s| s.len() == rows.len()));
-        check_places(rows, kv.pages, by.table.map(|t| t.len() / (2 * hd)));
+        assert!(by.row_scales.is_none_or(|s| s.len() == rows.len()), "a scale for each row");
+        self.check_places(rows, kv.pages, by.table.map(|t| t.len() / times(2, hd)));
         for scratch in self.scratch.iter_mut() {
             scratch.fit(hd);
         }
@@ -469,6 +528,7 @@ impl Team {
             q: q.data.as_mut_ptr(),
             q_stride: q.stride,
             heads,
+            kv_heads,
             k: k.data.as_ptr(),
             k_stride: k.stride,
             v: v.data.as_ptr(),
@@ -482,8 +542,8 @@ impl Team {
             rows_per_unit: self.rows_per_unit(rows.len()),
             row: rows.as_ptr(),
             shape,
-            kv: kv.arena.bytes_mut()[layer * shape.layer_bytes()..].as_mut_ptr(),
-            page_bytes: shape.page_bytes(),
+            kv: kv.layer_mut(layer),
+            page_bytes: kv.shape.page_bytes(),
             round: self.round,
         });
         let (run, scratch) = (self.set.table().heads, &self.scratch);
@@ -496,7 +556,7 @@ impl Team {
 
     /// The first `rows` rows of `x` as activations: what a branch without a norm in front of it reads.
     pub fn activations(&mut self, x: &Rows, rows: usize, out: &mut Activations) {
-        assert!(padded(out.width) == x.stride && rows <= x.count() && rows <= out.rows.count());
+        assert!(whole(out.width) == x.stride && rows <= x.count() && rows <= out.rows.count());
         let values = rows * x.stride;
         out.rows.data[..values].copy_from_slice(&x.data[..values]);
         if out.has_blocks() {
@@ -536,25 +596,21 @@ impl Team {
         layer: usize,
         q: &mut Rows,
     ) {
-        let shape = kv.shape;
+        let (shape, kv_heads) = (kv.shape.head(layer), kv.shape.layers()[layer].kv_heads);
         let hd = shape.head_dim;
-        assert!(
-            layer < shape.layers
-                && parts[1].n == shape.kv_heads * hd
-                && parts[2].n == parts[1].n
-                && parts[0].n.is_multiple_of(hd)
-        );
-        assert!(q.count() >= rows.len() && q.stride == padded(parts[0].n));
-        check_places(rows, kv.pages, Some(rotation.table.len() / (2 * hd).max(1)));
+        assert!(hd > 0 && kv_heads > 0, "layer {layer} keeps no keys and values");
+        assert!(parts[1].n == times(kv_heads, hd) && parts[2].n == parts[1].n && parts[0].n.is_multiple_of(hd));
+        assert!(q.count() >= rows.len() && q.stride == whole(parts[0].n));
+        self.check_places(rows, kv.pages, Some(rotation.table.len() / times(2, hd)));
         let inputs = parts.map(|p| input.input(rows.len(), p));
         let panels = parts.iter().map(|p| p.count()).sum();
         let grid = self.grid(rows.len(), panels, 2);
         let units: usize = parts.iter().map(|p| p.count().div_ceil(grid.panels) * grid.row_groups).sum();
         let args = Shared(QkvArgs {
             parts: [
-                (Part::Query, matrix(parts[0]), bias_of(biases[0], parts[0])),
-                (Part::Key, matrix(parts[1]), bias_of(biases[1], parts[1])),
-                (Part::Value, matrix(parts[2]), bias_of(biases[2], parts[2])),
+                (Part::Query, matrix(parts[0]), bias_of(biases[0], parts[0].n)),
+                (Part::Key, matrix(parts[1]), bias_of(biases[1], parts[1].n)),
+                (Part::Value, matrix(parts[2]), bias_of(biases[2], parts[2].n)),
             ],
             input: inputs[0],
             grid,
@@ -562,8 +618,8 @@ impl Team {
             row: rows.as_ptr(),
             rotation: rotation.table.as_ptr(),
             shape,
-            kv: kv.arena.bytes_mut()[layer * shape.layer_bytes()..].as_mut_ptr(),
-            page_bytes: shape.page_bytes(),
+            kv: kv.layer_mut(layer),
+            page_bytes: kv.shape.page_bytes(),
             q: q.data.as_mut_ptr(),
             q_stride: q.stride,
             scale: rotation.scale,
@@ -573,6 +629,15 @@ impl Team {
         // SAFETY: features as in `norm`; a unit writes its own columns of its own rows of `q`, or, of each row, its own columns of the one
         // place in the pages that no other row has (`distinct_places`); sizes were checked above; scratch by worker number.
         self.pool.run(units, |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
+    }
+
+    /// That rows have their rotations and pages, and that no two write the same place.
+    fn check_places(&mut self, rows: &[Row], pages: usize, positions: Option<usize>) {
+        for row in rows {
+            assert!(positions.is_none_or(|p| (row.position as usize) < p), "rotation of position {}", row.position);
+            assert!(row.page == Row::NOWHERE || (row.page as usize) < pages, "page {} of {pages}", row.page);
+        }
+        assert!(distinct_places(rows, &mut self.buffers.places), "two rows write the same place of a page");
     }
 
     /// Attention of all `units` (see [`attention_units`]) into `out`; quantized there too if `out` has blocks.
@@ -587,48 +652,48 @@ impl Team {
         q: &Rows,
         out: &mut Activations,
     ) {
-        let (shape, heads) = (kv.shape, by.heads);
-        assert!(shape.kv_heads > 0 && shape.head_dim > 0 && by.window != Some(0));
-        assert!(by.sinks.is_none_or(|s| s.len() >= heads) && by.cap.is_none_or(|c| c > 0.0));
+        let shape = kv.shape.head(layer);
+        let (hd, kv_heads) = (shape.head_dim, kv.shape.layers()[layer].kv_heads);
+        assert!(hd > 0 && kv_heads > 0, "layer {layer} keeps no keys and values");
+        let heads = by.heads;
+        assert!(heads > 0 && heads.is_multiple_of(kv_heads) && q.count() >= rows.len());
+        assert!(q.stride == whole(times(heads, hd)));
+        assert!(by.window != Some(0), "a window of at least one position");
+        assert!(by.sinks.is_none_or(|s| s.len() == heads), "a sink for each head");
         for scratch in self.scratch.iter_mut() {
-            scratch.fit(shape.head_dim);
+            scratch.fit(hd);
         }
-        assert!(layer < shape.layers && heads.is_multiple_of(shape.kv_heads) && q.count() >= rows.len());
-        assert!(q.stride == padded(heads * shape.head_dim));
-        let group = heads / shape.kv_heads;
-        let identity: Vec<u32> = (0..contexts
-            .iter()
-            .map(|c| if let Context::Copy(b) = c { b.len() / shape.layer_bytes() } else { 0 })
-            .max()
-            .unwrap_or(0) as u32)
-            .collect();
-        let views: Vec<View> = contexts
-            .iter()
-            .map(|context| match context {
-                Context::Pages(pages) => {
-                    assert!(pages.iter().all(|&p| (p as usize) < kv.pages));
-                    let base = kv.arena.bytes()[layer * shape.layer_bytes()..].as_ptr();
-                    View { base, page_bytes: shape.page_bytes(), pages: pages.as_ptr(), count: pages.len() }
-                }
-                Context::Copy(bytes) => View {
-                    base: bytes.as_ptr(),
-                    page_bytes: shape.layer_bytes(),
-                    pages: identity.as_ptr(),
-                    count: bytes.len() / shape.layer_bytes(),
-                },
-            })
-            .collect();
+        let (group, layer_bytes) = (heads / kv_heads, kv.shape.layer_bytes(layer));
+        let Buffers { seen, identity, views, .. } = &mut self.buffers;
+        let copied = |c: &Context| if let Context::Copy(b) = c { b.len() / layer_bytes } else { 0 };
+        let most = contexts.iter().map(copied).max().unwrap_or(0);
+        if identity.len() < most {
+            identity.extend(identity.len() as u32..u32::try_from(most).expect("fewer than 2^32 pages"));
+        }
+        views.clear();
+        views.extend(contexts.iter().map(|context| match context {
+            Context::Pages(pages) => {
+                assert!(pages.iter().all(|&p| (p as usize) < kv.pages), "a page past the arena");
+                let page_bytes = kv.shape.page_bytes();
+                View { base: kv.layer(layer), page_bytes, pages: pages.as_ptr(), count: pages.len() }
+            }
+            Context::Copy(bytes) => {
+                View { base: bytes.as_ptr(), page_bytes: layer_bytes, pages: identity.as_ptr(), count: copied(context) }
+            }
+        }));
         for u in units {
-            let [first, count, head, of_them] = [u.row, u.rows, u.head, u.heads].map(|n| n as usize);
-            let (last, last_head) = (first + count, head + of_them);
+            let (first, last) = (u.row as usize, u.row as usize + u.rows as usize);
+            let (head, end) = (u.head as usize, u.head as usize + u.heads as usize);
+            assert!(first < last && last <= rows.len() && head < end && end <= heads);
+            assert!(times(last - first, end - head) <= ATTENTION_ROWS, "a unit of {} rows x {} heads", u.rows, u.heads);
+            assert!(head / group == (end - 1) / group, "heads of one kv head");
+            assert!(rows[first..last].is_sorted_by_key(|r| r.position), "positions that do not decrease");
             assert!(
-                count > 0 && of_them > 0 && count <= ATTENTION_ROWS && of_them <= ATTENTION_ROWS / count && last <= rows.len()
+                (rows[last - 1].position as usize) < times(views[u.segment as usize].count, PAGE),
+                "attention past the pages"
             );
-            assert!(last_head <= heads && head / group == (last_head - 1) / group, "heads of one kv head");
-            assert!(rows[first..last].is_sorted_by_key(|r| r.position));
-            assert!((rows[last - 1].position as usize) < views[u.segment as usize].count * PAGE, "attention past the pages");
         }
-        assert!(distinct_units(units, rows.len(), heads), "two units compute the same");
+        assert!(distinct_units(units, rows.len(), heads, seen), "two units compute the same");
         let to_q = out.has_blocks() && shape.head_dim.is_multiple_of(32);
         let args = Shared(AttentionArgs {
             units: units.as_ptr(),
@@ -642,8 +707,8 @@ impl Team {
             out: out.sink(rows.len(), heads * shape.head_dim),
             to_q,
             window: by.window.unwrap_or(usize::MAX),
-            cap: by.cap.unwrap_or(0.0),
-            sinks: by.sinks.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            cap: cap_of(by.cap),
+            sinks: pointer(by.sinks),
             round: self.round,
         });
         let (run, scratch) = (self.set.table().attention, &self.scratch);
@@ -675,7 +740,7 @@ impl Team {
         scale: f32,
         store: bool,
     ) {
-        assert!(x.count() >= rows && x.stride == padded(m.n));
+        assert!(x.count() >= rows && x.stride == whole(m.n));
         let grid = self.grid(rows, m.count(), 2);
         let units = m.count().div_ceil(grid.panels) * grid.row_groups;
         let args = Shared(ResidualArgs {
@@ -683,7 +748,7 @@ impl Team {
             input: input.input(rows, m),
             grid,
             rows,
-            bias: bias_of(bias, m),
+            bias: bias_of(bias, m.n),
             scale,
             x: x.data.as_mut_ptr(),
             x_stride: x.stride,
@@ -697,7 +762,7 @@ impl Team {
 
     /// activation(gate) * up into `out`; `m` holds gate and up panels in turn.
     pub fn gate_up(&mut self, m: &Panels, input: &Activations, rows: usize, activation: Activation, out: &mut Activations) {
-        assert!(m.n == 2 * padded(out.width), "gate and up panels in turn");
+        assert!(m.n.is_multiple_of(2) && m.n / 2 == whole(out.width), "gate and up panels in turn");
         let to_q = out.has_blocks();
         assert!(!to_q || out.width.is_multiple_of(32));
         let grid = self.grid(rows, m.count(), 4);
@@ -744,9 +809,9 @@ impl Team {
             grid,
             rows,
             score: scores.as_ptr(),
-            bias: bias_of(scoring.bias, m),
+            bias: bias_of(scoring.bias, m.n),
             scale: scoring.scale,
-            cap: scoring.cap.unwrap_or(0.0),
+            cap: cap_of(scoring.cap),
             round: self.round,
         });
         let (run, scratch) = (self.set.table().head, &self.scratch);
@@ -774,7 +839,7 @@ impl Team {
     /// that needs, so that lines can be aligned.
     pub fn widen<'a>(&mut self, m: &Panels, out: &'a mut [f32]) -> Panels<'a> {
         assert!(m.format == Format::Bf16);
-        let len = m.count() * m.k * COLUMNS;
+        let len = times(times(m.count(), m.k), COLUMNS);
         let aligned = out.as_ptr().align_offset(64);
         let out = &mut out[aligned..][..len];
         let panels_per_unit = m.count().div_ceil(4 * self.pool.threads());
@@ -793,28 +858,22 @@ const ROW_GROUP: usize = 128;
 /// Panels of one unit at most.
 const MOST_PANELS: usize = 8;
 
-/// Every row's page is there, its position within the `positions` that a table of rotations has, and no two rows write the same place.
-fn check_places(rows: &[Row], pages: usize, positions: Option<usize>) {
-    for row in rows {
-        assert!(positions.is_none_or(|p| (row.position as usize) < p), "rotation of position {}", row.position);
-        assert!(row.page == Row::NOWHERE || (row.page as usize) < pages);
-    }
-    assert!(distinct_places(rows), "two rows write the same place of a page");
-}
-
 /// No two rows write the same place.
-fn distinct_places(rows: &[Row]) -> bool {
-    let mut places: Vec<_> = rows.iter().filter(|r| r.page != Row::NOWHERE).map(|r| (r.page, r.position % PAGE as u32)).collect();
+fn distinct_places(rows: &[Row], places: &mut Vec<(u32, u32)>) -> bool {
+    places.clear();
+    places.extend(rows.iter().filter(|r| r.page != Row::NOWHERE).map(|r| (r.page, r.position % PAGE as u32)));
     places.sort_unstable();
     places.windows(2).all(|w| w[0] != w[1])
 }
 
-/// No two units compute the same head of the same row.
-fn distinct_units(units: &[AttentionUnit], rows: usize, heads: usize) -> bool {
-    let mut seen = vec![false; rows * heads];
+/// No two units compute the same head of the same row. The units were checked to lie within `rows` and `heads`.
+fn distinct_units(units: &[AttentionUnit], rows: usize, heads: usize, seen: &mut Vec<bool>) -> bool {
+    seen.clear();
+    seen.resize(times(rows, heads), false);
     units.iter().all(|u| {
-        (u.row..u.row + u.rows).all(|row| {
-            (u.head..u.head + u.heads).all(|head| !std::mem::replace(&mut seen[row as usize * heads + head as usize], true))
+        (u.row as usize..u.row as usize + u.rows as usize).all(|row| {
+            (u.head as usize..u.head as usize + u.heads as usize)
+                .all(|head| !std::mem::replace(&mut seen[row * heads + head], true))
         })
     })
 }

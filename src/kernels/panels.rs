@@ -18,13 +18,15 @@ use super::Format;
 /// Columns of a panel.
 pub const COLUMNS: usize = 16;
 
-/// Columns up to whole panels.
+/// Columns up to whole panels. Panics where that is no size.
 pub fn padded(n: usize) -> usize {
-    n.next_multiple_of(COLUMNS)
+    n.checked_next_multiple_of(COLUMNS).unwrap_or_else(|| panic!("{n} columns are more than memory can hold"))
 }
 
-/// Bytes of one panel of `k` weights a column.
+/// Bytes of one panel of `k` weights a column. Panics where that is no size.
 pub fn panel_bytes(format: Format, k: usize) -> usize {
+    // No format takes 256 bytes for the 16 weights of a k.
+    assert!(k <= usize::MAX >> 8, "{k} weights a column are more than memory can hold");
     let bytes = match format {
         Format::F32 => k * 64,
         Format::Bf16 => k.div_ceil(2) * 64,
@@ -57,7 +59,8 @@ pub struct Panels<'a> {
 impl<'a> Panels<'a> {
     /// `data` holds `n.div_ceil(16)` panels. Panics if its length is another, or a quantized `k` is not a multiple of 32.
     pub fn new(format: Format, n: usize, k: usize, data: &'a [u8]) -> Panels<'a> {
-        assert_eq!(data.len(), n.div_ceil(COLUMNS) * panel_bytes(format, k), "{n} x {k} {format} panels");
+        let bytes = n.div_ceil(COLUMNS).checked_mul(panel_bytes(format, k));
+        assert_eq!(Some(data.len()), bytes, "{n} x {k} {format} panels");
         assert!(k.is_multiple_of(format.block()), "{format} rows come in blocks of {}", format.block());
         Panels { format, n, k, data }
     }

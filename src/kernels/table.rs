@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc)]
 
+use super::attention::{self, AttentionArgs};
 use super::gemm::Gemm;
 use super::isa::{Isa, Portable};
 use super::units::{self, *};
@@ -54,7 +55,7 @@ macro_rules! table {
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
-                unsafe { units::attention::<$isa, $np>(a, s, unit) }
+                unsafe { attention::attention::<$isa, $np>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn residual(a: &ResidualArgs, s: &mut Scratch, unit: usize) {

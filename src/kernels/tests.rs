@@ -7,7 +7,7 @@ use super::gemm::{ActBlock, Gemm, WIDE};
 use super::*;
 
 /// Small deterministic numbers.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -15,11 +15,11 @@ impl Random {
         self.0 >> 33
     }
 
-    fn float(&mut self) -> f32 {
+    pub fn float(&mut self) -> f32 {
         (self.next() as f32 / (1u64 << 30) as f32 - 1.0) * 2f32.powi((self.next() % 8) as i32 - 4)
     }
 
-    fn floats(&mut self, n: usize) -> Vec<f32> {
+    pub fn floats(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.float()).collect()
     }
 
@@ -46,7 +46,7 @@ impl Random {
     }
 }
 
-fn pack(format: Format, n: usize, k: usize, rows: &[u8]) -> Arena {
+pub(super) fn pack(format: Format, n: usize, k: usize, rows: &[u8]) -> Arena {
     let bytes = panel_bytes(format, k);
     let mut arena = Arena::new(n.div_ceil(COLUMNS) * bytes).unwrap();
     let row_bytes = format.row_bytes(k);
@@ -229,7 +229,8 @@ fn a_nan_survives_quantization() {
 fn attention_is_the_textbooks_and_the_same_in_all_sets() {
     for (head_dim, half) in [(16, true), (10, false), (6, true), (48, false)] {
         let (heads, kv_heads, layers) = (6, 2, 2);
-        let shape = KvShape { layers, kv_heads, head_dim, half };
+        let element = if half { KvElement::F16 } else { KvElement::F32 };
+        let shape = KvShape::uniform(layers, kv_heads, head_dim, element);
         let (positions, hidden) = (210, 32);
         let mut random = Random(5);
         let parts: Vec<(usize, Vec<u8>)> =
@@ -247,7 +248,7 @@ fn attention_is_the_textbooks_and_the_same_in_all_sets() {
         for set in KernelSet::available() {
             for heads_apart in [false, true] {
                 let mut team = Team::new(set, 2, head_dim, false).unwrap();
-                let mut kv = KvArena::new(shape, 14).unwrap();
+                let mut kv = KvArena::new(shape.clone(), 14).unwrap();
                 let mut normed = Activations::new(positions, hidden, false);
                 team.norm(&x, None, positions, &NormWeights::rms(&vec![0.2; hidden], 1e-5), hidden, &mut normed);
                 let mut q = Rows::new(positions, heads * head_dim);

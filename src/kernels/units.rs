@@ -5,17 +5,13 @@
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop, clippy::too_many_arguments)]
 
 use super::Format;
-use super::gemm::{ActBlock, Element, F16, F32, Gemm, WIDE, score_tile, value_tile, with_rows};
+use super::attention::{ATTENTION_ROWS, SPAN, State};
+use super::gemm::{ActBlock, Gemm, WIDE};
 use super::isa::Isa;
-use super::math::{Activation, activate, exp, layer_norm, quantize_block, quantize_row, rms_norm, rounded, soft_cap};
+use super::math::{Activation, layer_norm, quantize_block, quantize_row, rms_norm, rounded, soft_cap};
+use super::math::{gated, ungated};
+use super::pages::{HeadShape, PAGE, Row, keep};
 use std::collections::BinaryHeap;
-
-/// Positions of a page of keys and values.
-pub const PAGE: usize = 16;
-/// Positions of one step of the online softmax; absolute, so that no run-time quantity moves its edges.
-pub(crate) const SPAN: usize = 64;
-/// (row, head) pairs of one attention unit at most.
-pub(crate) const ATTENTION_ROWS: usize = 48;
 
 /// A matrix as raw parts.
 #[derive(Clone, Copy)]
@@ -57,30 +53,16 @@ pub(crate) struct Grid {
 pub(crate) struct Scratch {
     wide: Vec<f32>,
     tile: Vec<f32>,
-    queries: Vec<f32>,
-    scores: Vec<f32>,
-    sums: Vec<f32>,
+    pub(super) queries: Vec<f32>,
+    pub(super) scores: Vec<f32>,
+    pub(super) sums: Vec<f32>,
     /// One head, up to 16.
     head: Vec<f32>,
     /// The width of heads that the vectors above have room for.
     head_dim: usize,
-    state: Vec<State>,
+    pub(super) state: Vec<State>,
     /// Of each scored row: its best so far.
     pub best: Vec<Best>,
-}
-
-/// The running softmax of a (row, head).
-#[derive(Clone, Copy)]
-struct State {
-    maximum: f32,
-    sum: f32,
-    /// The positions that it sees of the span: from `first` up to `limit`.
-    first: usize,
-    limit: usize,
-}
-
-impl State {
-    const NOTHING: State = State { maximum: f32::NEG_INFINITY, sum: 0.0, first: 0, limit: 0 };
 }
 
 impl Scratch {
@@ -103,7 +85,8 @@ impl Scratch {
     /// Makes room for heads of this width; called before every phase that works on heads, so that no caller need promise a width.
     pub(crate) fn fit(&mut self, head_dim: usize) {
         if self.head_dim < head_dim {
-            let padded = head_dim.next_multiple_of(16);
+            let whole = head_dim.checked_next_multiple_of(16).filter(|w| w.checked_mul(2 * ATTENTION_ROWS).is_some());
+            let padded = whole.expect("heads that memory can hold");
             self.queries = vec![0.0; ATTENTION_ROWS * head_dim];
             self.sums = vec![0.0; 2 * ATTENTION_ROWS * padded];
             self.head = vec![0.0; padded];
@@ -111,12 +94,11 @@ impl Scratch {
         }
     }
 
-    /// Bytes it holds with tiles of `floats`.
+    /// Bytes it holds with tiles of `floats`; saturates.
     pub(crate) fn bytes(head_dim: usize, floats: usize) -> usize {
-        4 * (WIDE
-            + floats
-            + ATTENTION_ROWS * (head_dim + SPAN + 2 * head_dim.next_multiple_of(16) + 16)
-            + head_dim.next_multiple_of(16))
+        let of_a_pair = head_dim.saturating_mul(3).saturating_add(SPAN + 32 + 2 * size_of::<State>() / 4);
+        let all = of_a_pair.saturating_mul(ATTENTION_ROWS).saturating_add(head_dim.saturating_add(WIDE));
+        all.saturating_add(floats).saturating_mul(4)
     }
 
     pub(crate) fn tile(&mut self, floats: usize) {
@@ -230,55 +212,6 @@ pub(crate) unsafe fn quantize<S: Isa>(a: &QuantizeArgs, unit: usize) {
     }
 }
 
-/// A row of the batch.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Row {
-    /// Its absolute position in its sequence.
-    pub position: u32,
-    /// The page that takes its key and value; [`Row::NOWHERE`] for a padding row, which leaves nothing behind.
-    pub page: u32,
-}
-
-impl Row {
-    /// No page.
-    pub const NOWHERE: u32 = u32::MAX;
-}
-
-/// Shape of the keys and values: a page holds, of each layer and kv head, keys `[head_dim][16]` and values `[16][head_dim up to 16]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct KvShape {
-    /// Layers.
-    pub layers: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Width of a head; even.
-    pub head_dim: usize,
-    /// f16 instead of f32.
-    pub half: bool,
-}
-
-impl KvShape {
-    /// Bytes of one element.
-    pub fn element(&self) -> usize {
-        if self.half { 2 } else { 4 }
-    }
-
-    /// Bytes of a head's share of a page in one layer.
-    pub fn head_bytes(&self) -> usize {
-        PAGE * (self.head_dim + self.head_dim.next_multiple_of(16)) * self.element()
-    }
-
-    /// Bytes of a layer's share of a page.
-    pub fn layer_bytes(&self) -> usize {
-        self.kv_heads * self.head_bytes()
-    }
-
-    /// Bytes of a page.
-    pub fn page_bytes(&self) -> usize {
-        self.layers * self.layer_bytes()
-    }
-}
-
 /// v + the bias of its 16 columns, if there is one.
 #[inline(always)]
 unsafe fn biased<S: Isa>(v: S::F, bias: *const f32, column: usize, round: bool) -> S::F {
@@ -303,7 +236,7 @@ pub(crate) struct QkvArgs {
     pub row: *const Row,
     /// Of each position `[cos; head_dim]`, `[∓sin; head_dim]`.
     pub rotation: *const f32,
-    pub shape: KvShape,
+    pub shape: HeadShape,
     /// This layer of the page arena.
     pub kv: *mut u8,
     pub page_bytes: usize,
@@ -343,11 +276,7 @@ pub(crate) unsafe fn qkv<S: Isa>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
                     } else if info.page != Row::NOWHERE {
                         let page = a.kv.add(info.page as usize * a.page_bytes);
                         let lane = info.position as usize % PAGE;
-                        if a.shape.half {
-                            keep::<S, F16>(&a.shape, *part == Part::Key, page, lane, column, columns, v);
-                        } else {
-                            keep::<S, F32>(&a.shape, *part == Part::Key, page, lane, column, columns, v);
-                        }
+                        keep::<S>(&a.shape, *part == Part::Key, page, lane, column, columns, v);
                     }
                 }
             }
@@ -377,44 +306,12 @@ unsafe fn rotate<S: Isa>(rotation: *const f32, hd: usize, round: bool, v: S::F, 
     }
 }
 
-/// Puts 16 columns of a key or value into their page.
-#[inline(always)]
-unsafe fn keep<S: Isa, E: Element<S>>(
-    shape: &KvShape,
-    key: bool,
-    page: *mut u8,
-    lane: usize,
-    column: usize,
-    columns: usize,
-    v: S::F,
-) {
-    unsafe {
-        let (hd, padded) = (shape.head_dim, shape.head_dim.next_multiple_of(16));
-        let (mut head, mut d) = (column / hd, column % hd);
-        if !key && hd.is_multiple_of(16) {
-            E::store(page.add(head * shape.head_bytes()), hd * PAGE + lane * padded + d, v);
-            return;
-        }
-        let mut raw = [0u32; 16];
-        let raw = raw.as_mut_ptr() as *mut u8;
-        E::store(raw, 0, v);
-        for i in 0..columns {
-            let at = if key { d * PAGE + lane } else { hd * PAGE + lane * padded + d };
-            let to = page.add(head * shape.head_bytes() + at * E::SIZE);
-            std::ptr::copy_nonoverlapping(raw.add(i * E::SIZE), to, E::SIZE);
-            d += 1;
-            if d == hd {
-                (head, d) = (head + 1, 0);
-            }
-        }
-    }
-}
-
 /// Queries, keys and values that were computed apart: norms of heads, rotation, scale, and where they go. A unit is some rows.
 pub(crate) struct HeadsArgs {
     pub q: *mut f32,
     pub q_stride: usize,
     pub heads: usize,
+    pub kv_heads: usize,
     pub k: *const f32,
     pub k_stride: usize,
     pub v: *const f32,
@@ -431,7 +328,7 @@ pub(crate) struct HeadsArgs {
     pub rows: usize,
     pub rows_per_unit: usize,
     pub row: *const Row,
-    pub shape: KvShape,
+    pub shape: HeadShape,
     pub kv: *mut u8,
     pub page_bytes: usize,
     pub round: bool,
@@ -461,7 +358,7 @@ pub(crate) unsafe fn heads<S: Isa>(a: &HeadsArgs, s: &mut Scratch, unit: usize) 
                 continue;
             }
             let page = a.kv.add(info.page as usize * a.page_bytes);
-            for h in 0..a.shape.kv_heads {
+            for h in 0..a.kv_heads {
                 one_head::<S>(a, a.k.add(r * a.k_stride + h * hd), head, 1, info.position as usize);
                 put_head::<S>(a, true, page, info.position as usize, h, head);
                 std::ptr::copy_nonoverlapping(a.v.add(r * a.v_stride + h * hd), head, hd);
@@ -507,342 +404,7 @@ unsafe fn put_head<S: Isa>(a: &HeadsArgs, key: bool, page: *mut u8, position: us
         for c in 0..hd.div_ceil(16) {
             let (v, columns) = (S::load(from.add(c * 16)), (hd - c * 16).min(16));
             let column = head * hd + c * 16;
-            if a.shape.half {
-                keep::<S, F16>(&a.shape, key, page, position % PAGE, column, columns, v);
-            } else {
-                keep::<S, F32>(&a.shape, key, page, position % PAGE, column, columns, v);
-            }
-        }
-    }
-}
-
-/// The pages of one segment in one layer.
-#[derive(Clone, Copy)]
-pub(crate) struct View {
-    pub base: *const u8,
-    pub page_bytes: usize,
-    pub pages: *const u32,
-    /// Pages that exist (for reading past the end, with `padded_context`).
-    pub count: usize,
-}
-
-/// Rows of one segment × some heads that share a kv head.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionUnit {
-    /// Which segment's pages.
-    pub segment: u32,
-    /// First row of the batch.
-    pub row: u32,
-    /// Rows; their positions do not decrease.
-    pub rows: u32,
-    /// First query head.
-    pub head: u32,
-    /// Query heads; all of the same kv head.
-    pub heads: u32,
-    /// Score at least this many positions, and throw away what is too much.
-    pub padded_context: u32,
-}
-
-/// Attention of all rows.
-pub(crate) struct AttentionArgs {
-    pub units: *const AttentionUnit,
-    pub count: usize,
-    pub views: *const View,
-    pub row: *const Row,
-    pub shape: KvShape,
-    pub group: usize,
-    pub q: *const f32,
-    pub q_stride: usize,
-    pub out: Sink,
-    /// Heads are whole blocks of 32: quantize here.
-    pub to_q: bool,
-    /// A row at position q sees the positions above q - window; `usize::MAX` for all.
-    pub window: usize,
-    /// Scores become cap * tanh(score / cap); 0 for no cap.
-    pub cap: f32,
-    /// Of each head, one more score in the softmax's denominator; null for none.
-    pub sinks: *const f32,
-    pub round: bool,
-}
-
-#[inline(always)]
-pub(crate) unsafe fn attention<S: Isa, const NP: usize>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
-    if a.shape.half { unsafe { attend::<S, F16, NP>(a, s, unit) } } else { unsafe { attend::<S, F32, NP>(a, s, unit) } }
-}
-
-#[inline(always)]
-unsafe fn attend<S: Isa, E: Element<S>, const NP: usize>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
-    unsafe {
-        let u = *a.units.add(unit);
-        let (hd, padded) = (a.shape.head_dim, a.shape.head_dim.next_multiple_of(16));
-        let (first, rows, heads) = (u.row as usize, u.rows as usize, u.heads as usize);
-        let n = rows * heads;
-        debug_assert!(n <= ATTENTION_ROWS);
-        for i in 0..n {
-            let from = a.q.add((first + i / heads) * a.q_stride + (u.head as usize + i % heads) * hd);
-            std::ptr::copy_nonoverlapping(from, s.queries.as_mut_ptr().add(i * hd), hd);
-        }
-        s.sums[..n * padded].fill(0.0);
-        for i in 0..n {
-            s.state[i] = State::NOTHING;
-            if !a.sinks.is_null() {
-                // e^(sink - maximum) of a maximum that is the sink so far.
-                (s.state[i].maximum, s.state[i].sum) = (*a.sinks.add(u.head as usize + i % heads), 1.0);
-            }
-        }
-        let position = |i: usize| (*a.row.add(first + i / heads)).position as usize;
-        // The first position that a row sees: neither it nor the spans it falls into depend on the other rows of the unit.
-        let begin = |i: usize| (position(i) + 1).saturating_sub(a.window);
-        let spans = position(n - 1) / SPAN + 1;
-        let behind = begin(0) / SPAN;
-        // While a span is scored, the one that comes next is fetched: of this unit, then of the unit this worker most likely runs next.
-        let mut next = Span::of(a, &u, behind);
-        for span in behind..spans {
-            let now = next;
-            if span + 1 < spans {
-                next = Span::of(a, &u, span + 1);
-            } else if unit + 1 < a.count {
-                let after = *a.units.add(unit + 1);
-                let seen = ((*a.row.add(after.row as usize)).position as usize + 1).saturating_sub(a.window);
-                next = Span::of(a, &after, seen / SPAN);
-            }
-            let mut from = 0;
-            while position(from) < span * SPAN {
-                from += 1;
-            }
-            let mut to = n;
-            while begin(to - 1) >= (span + 1) * SPAN {
-                to -= 1;
-            }
-            for i in from..to {
-                s.state[i].first = begin(i).saturating_sub(span * SPAN);
-                s.state[i].limit = (position(i) + 1 - span * SPAN).min(SPAN);
-            }
-            span_step::<S, E, NP>(s, &now, &next, from, to, 0, hd, a.cap, a.round);
-        }
-        // The audit's padding: the same work on positions nobody needs, its result left behind in the second half of the state.
-        for span in spans..(u.padded_context as usize).div_ceil(SPAN) {
-            s.state[ATTENTION_ROWS..ATTENTION_ROWS + n].fill(State { limit: SPAN, ..State::NOTHING });
-            let padding = Span::padding(a, &u, span);
-            span_step::<S, E, NP>(s, &padding, &padding, 0, n, ATTENTION_ROWS, hd, a.cap, a.round);
-        }
-        for i in 0..n {
-            let (row, column) = (first + i / heads, (u.head as usize + i % heads) * hd);
-            let inverse = S::splat(1.0 / s.state[i].sum);
-            let sums = s.sums.as_mut_ptr().add(i * padded);
-            for c in 0..padded / 16 {
-                S::store(sums.add(c * 16), rounded::<S>(a.round, S::mul(S::load(sums.add(c * 16)), inverse)));
-            }
-            if a.to_q {
-                quantize_row::<S>(sums, hd, a.out.q.add(row * a.out.q_stride + column / 32));
-            } else {
-                std::ptr::copy_nonoverlapping(sums, a.out.f.add(row * a.out.f_stride + column), hd);
-            }
-        }
-    }
-}
-
-/// The pages of up to 64 positions, at one kv head's keys.
-#[derive(Clone, Copy)]
-struct Span {
-    pages: [*const u8; SPAN / PAGE],
-    count: usize,
-}
-
-impl Span {
-    /// Span `span` of what the rows of a unit see. The rest of `pages` repeats one of them.
-    #[inline(always)]
-    unsafe fn of(a: &AttentionArgs, u: &AttentionUnit, span: usize) -> Span {
-        unsafe {
-            let last = (*a.row.add((u.row + u.rows) as usize - 1)).position as usize;
-            let count = (last / PAGE + 1 - span * (SPAN / PAGE)).min(SPAN / PAGE);
-            Span::from(a, u, count, |p| span * (SPAN / PAGE) + p.min(count - 1))
-        }
-    }
-
-    /// A span past the end: pages that exist, in turn.
-    #[inline(always)]
-    unsafe fn padding(a: &AttentionArgs, u: &AttentionUnit, span: usize) -> Span {
-        unsafe {
-            let exist = (*a.views.add(u.segment as usize)).count;
-            Span::from(a, u, SPAN / PAGE, |p| (span * (SPAN / PAGE) + p) % exist)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn from(a: &AttentionArgs, u: &AttentionUnit, count: usize, page: impl Fn(usize) -> usize) -> Span {
-        unsafe {
-            let view = *a.views.add(u.segment as usize);
-            let kv_head = u.head as usize / a.group * a.shape.head_bytes();
-            let mut pages = [std::ptr::null(); SPAN / PAGE];
-            for p in 0..SPAN / PAGE {
-                pages[p] = view.base.add(*view.pages.add(page(p)) as usize * view.page_bytes + kv_head);
-            }
-            Span { pages, count }
-        }
-    }
-}
-
-/// One span of up to 64 positions for rows `from..n`, which see those that their state says (both ends not decreasing): scores, running
-/// softmax, values (online softmax: Milakov and Gimelshein, arXiv 1805.02867).
-#[inline(always)]
-unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
-    s: &mut Scratch,
-    span: &Span,
-    next: &Span,
-    from: usize,
-    n: usize,
-    state: usize,
-    hd: usize,
-    cap: f32,
-    round: bool,
-) {
-    unsafe {
-        let padded = hd.next_multiple_of(16);
-        let scores = s.scores.as_mut_ptr();
-        let pages = &span.pages[..span.count];
-        let mut r = from;
-        while r < n {
-            let rows = (n - r).min(S::ATTENTION_ROWS);
-            let (x, out) = (s.queries.as_ptr().add(r * hd), scores.add(r * SPAN));
-            macro_rules! tile {
-                ($mr:literal) => {
-                    // Few rows need several pages at a time to keep the multipliers busy.
-                    if $mr <= 2 {
-                        score_rows::<S, E, $mr, 4>(pages, &next.pages, r == from, x, hd, out)
-                    } else if $mr <= 4 {
-                        score_rows::<S, E, $mr, 2>(pages, &next.pages, r == from, x, hd, out)
-                    } else {
-                        score_rows::<S, E, $mr, NP>(pages, &next.pages, r == from, x, hd, out)
-                    }
-                };
-            }
-            with_rows!(rows, S::ATTENTION_ROWS, tile!);
-            r += rows;
-        }
-
-        const LANES: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
-        let lanes = S::load(LANES.as_ptr());
-        let nothing = S::splat(f32::NEG_INFINITY);
-        for r in from..n {
-            let State { maximum, sum: total, first, limit } = s.state[state + r];
-            let row = scores.add(r * SPAN);
-            let mut v = [nothing; SPAN / PAGE];
-            for c in first / PAGE..limit.div_ceil(PAGE) {
-                let x = rounded::<S>(round, S::load(row.add(c * PAGE)));
-                let x = if cap > 0.0 { rounded::<S>(round, soft_cap::<S>(x, cap)) } else { x };
-                let left = limit - c * PAGE;
-                let x = if left >= PAGE { x } else { S::select_gt(S::splat(left as f32), lanes, x, nothing) };
-                v[c] = if first <= c * PAGE { x } else { S::select_gt(S::splat((first - c * PAGE) as f32), lanes, nothing, x) };
-            }
-            let largest = S::largest(S::max(S::max(v[0], v[1]), S::max(v[2], v[3])));
-            let maximum_now = if largest > maximum { largest } else { maximum };
-            let m = S::splat(maximum_now);
-            let mut parts = [S::zero(); SPAN / PAGE];
-            for c in 0..pages.len() {
-                // Pages it does not see weigh nothing.
-                if c * PAGE < limit && (c + 1) * PAGE > first {
-                    parts[c] = rounded::<S>(round, exp::<S>(S::sub(v[c], m)));
-                }
-                S::store(row.add(c * PAGE), parts[c]);
-            }
-            let sum = S::sum(S::add(S::add(parts[0], parts[1]), S::add(parts[2], parts[3])));
-            if maximum_now == maximum {
-                // e^0 is 1 exactly.
-                s.state[state + r].sum = total + sum;
-                continue;
-            }
-            let correction = exp::<S>(S::splat(maximum - maximum_now));
-            let sums = s.sums.as_mut_ptr().add((state + r) * padded);
-            let mut lane = [0f32; 16];
-            S::store(lane.as_mut_ptr(), correction);
-            (s.state[state + r].maximum, s.state[state + r].sum) = (maximum_now, total.mul_add(lane[0], sum));
-            for c in 0..padded / 16 {
-                S::store(sums.add(c * 16), S::mul(S::load(sums.add(c * 16)), correction));
-            }
-        }
-
-        let mut r = from;
-        while r < n {
-            let rows = (n - r).min(S::ATTENTION_ROWS);
-            // No further than the tile's last row sees: what lies behind may never have been written.
-            let count = s.state[state + r + rows - 1].limit;
-            let (x, out) = (scores.add(r * SPAN), s.sums.as_mut_ptr().add((state + r) * padded));
-            macro_rules! tile {
-                ($mr:literal) => {
-                    if $mr <= 2 {
-                        value_rows::<S, E, $mr, 4>(pages, x, count, out, hd)
-                    } else if $mr <= 4 {
-                        value_rows::<S, E, $mr, 2>(pages, x, count, out, hd)
-                    } else {
-                        value_rows::<S, E, $mr, NP>(pages, x, count, out, hd)
-                    }
-                };
-            }
-            with_rows!(rows, S::ATTENTION_ROWS, tile!);
-            r += rows;
-        }
-    }
-}
-
-/// Scores of `MR` rows at all pages of a span, `NP` at a time while there are so many.
-#[inline(always)]
-unsafe fn score_rows<S: Isa, E: Element<S>, const MR: usize, const NP: usize>(
-    pages: &[*const u8],
-    next: &[*const u8; SPAN / PAGE],
-    fetch: bool,
-    x: *const f32,
-    hd: usize,
-    out: *mut f32,
-) {
-    unsafe {
-        let mut p = 0;
-        while p < pages.len() {
-            let out = out.add(p * PAGE);
-            if p + NP <= pages.len() {
-                let (mut keys, mut ahead) = ([std::ptr::null(); NP], [std::ptr::null(); NP]);
-                keys.copy_from_slice(&pages[p..p + NP]);
-                ahead.copy_from_slice(&next[p..p + NP]);
-                if fetch {
-                    score_tile::<S, E, MR, NP, true>(keys, ahead, x, hd, out, SPAN);
-                } else {
-                    score_tile::<S, E, MR, NP, false>(keys, ahead, x, hd, out, SPAN);
-                }
-                p += NP;
-            } else {
-                if fetch {
-                    score_tile::<S, E, MR, 1, true>([pages[p]], [next[p]], x, hd, out, SPAN);
-                } else {
-                    score_tile::<S, E, MR, 1, false>([pages[p]], [next[p]], x, hd, out, SPAN);
-                }
-                p += 1;
-            }
-        }
-    }
-}
-
-/// Weighted values of `MR` rows over the first `count` positions of a span, `NL` lines of 16 at a time while there are so many.
-#[inline(always)]
-unsafe fn value_rows<S: Isa, E: Element<S>, const MR: usize, const NL: usize>(
-    pages: &[*const u8],
-    x: *const f32,
-    count: usize,
-    out: *mut f32,
-    hd: usize,
-) {
-    unsafe {
-        let padded = hd.next_multiple_of(16);
-        let mut line = 0;
-        while line < padded / 16 {
-            let offset = (hd * PAGE + line * 16) * E::SIZE;
-            let out = out.add(line * 16);
-            if line + NL <= padded / 16 {
-                value_tile::<S, E, MR, NL>(pages, offset, padded, x, SPAN, count, out, padded);
-                line += NL;
-            } else {
-                value_tile::<S, E, MR, 1>(pages, offset, padded, x, SPAN, count, out, padded);
-                line += 1;
-            }
+            keep::<S>(&a.shape, key, page, position % PAGE, column, columns, v);
         }
     }
 }
@@ -935,10 +497,9 @@ pub(crate) unsafe fn activate_rows<S: Isa>(a: &ActivateArgs, unit: usize) {
             for c in 0..a.stride / 16 {
                 let up = S::load(a.up.add(r * a.stride + c * 16));
                 let v = if a.gate.is_null() {
-                    rounded::<S>(a.round, activate::<S>(a.activation, up))
+                    ungated::<S>(a.activation, up, a.round)
                 } else {
-                    let gate = S::load(a.gate.add(r * a.stride + c * 16));
-                    rounded::<S>(a.round, S::mul(rounded::<S>(a.round, activate::<S>(a.activation, gate)), up))
+                    gated::<S>(a.activation, S::load(a.gate.add(r * a.stride + c * 16)), up, a.round)
                 };
                 S::store(out.add(c * 16), v);
             }
@@ -964,11 +525,11 @@ pub(crate) struct GateUpArgs {
 
 /// activation(gate) * up of the j-th pair of panels of a tile's row.
 #[inline(always)]
-unsafe fn gated<S: Isa>(activation: Activation, tile: *const f32, j: usize, round: bool) -> S::F {
+unsafe fn gated_pair<S: Isa>(activation: Activation, tile: *const f32, j: usize, round: bool) -> S::F {
     unsafe {
         let gate = rounded::<S>(round, S::load(tile.add(j * 32)));
         let up = rounded::<S>(round, S::load(tile.add(j * 32 + 16)));
-        rounded::<S>(round, S::mul(rounded::<S>(round, activate::<S>(activation, gate)), up))
+        gated::<S>(activation, gate, up, round)
     }
 }
 
@@ -982,15 +543,14 @@ pub(crate) unsafe fn gate_up<S: Isa>(a: &GateUpArgs, s: &mut Scratch, unit: usiz
             if a.to_q {
                 for b in 0..panels / 4 {
                     let out = a.out.q.add((row + r) * a.out.q_stride + panel / 4 + b);
-                    let (first, second) =
-                        (gated::<S>(a.activation, tile, 2 * b, a.round), gated::<S>(a.activation, tile, 2 * b + 1, a.round));
-                    quantize_block::<S>(first, second, out);
+                    let first = gated_pair::<S>(a.activation, tile, 2 * b, a.round);
+                    quantize_block::<S>(first, gated_pair::<S>(a.activation, tile, 2 * b + 1, a.round), out);
                 }
             } else {
                 for j in 0..panels / 2 {
                     S::store(
                         a.out.f.add((row + r) * a.out.f_stride + (panel / 2 + j) * 16),
-                        gated::<S>(a.activation, tile, j, a.round),
+                        gated_pair::<S>(a.activation, tile, j, a.round),
                     );
                 }
             }
@@ -1074,9 +634,8 @@ pub(crate) unsafe fn head<S: Isa>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
                 let v = rounded::<S>(a.round, S::load(tile.add(p * 16)));
                 let v = biased::<S>(v, a.bias, (panel + p) * 16, a.round);
                 let v = rounded::<S>(a.round, S::mul(v, S::splat(a.scale)));
-                // A cap would make an infinite score finite.
-                finite = S::fma(v, S::zero(), finite);
                 let v = if a.cap > 0.0 { rounded::<S>(a.round, soft_cap::<S>(v, a.cap)) } else { v };
+                finite = S::fma(v, S::zero(), finite);
                 S::store(tile.add(p * 16), v);
             }
             best.bad |= S::sum(finite) != 0.0;

@@ -1,0 +1,189 @@
+//! Pages of keys and values: their shape, layer by layer, and the one way to write into them. A page holds 16 positions of all layers,
+//! one after the other; of each layer and kv head, keys `[head_dim][16]` and values `[16][head_dim up to 16]`.
+#![allow(unsafe_code)]
+#![allow(clippy::missing_safety_doc, clippy::too_many_arguments)]
+
+use super::gemm::{Element, F16, F32};
+use super::isa::Isa;
+
+/// Positions of a page of keys and values.
+pub const PAGE: usize = 16;
+
+/// A row of the batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Row {
+    /// Its absolute position in its sequence.
+    pub position: u32,
+    /// The page that takes its key and value; [`Row::NOWHERE`] for a padding row, which leaves nothing behind.
+    pub page: u32,
+}
+
+impl Row {
+    /// No page.
+    pub const NOWHERE: u32 = u32::MAX;
+}
+
+/// How keys and values are held. Each has one numeric path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvElement {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision, nearest even; what does not fit becomes infinite and is noticed.
+    F16,
+}
+
+impl KvElement {
+    /// Bytes of one value.
+    pub fn bytes(self) -> usize {
+        match self {
+            KvElement::F32 => 4,
+            KvElement::F16 => 2,
+        }
+    }
+
+    /// As typed after `--kv-dtype`.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvElement::F32 => "f32",
+            KvElement::F16 => "f16",
+        }
+    }
+}
+
+/// Key/value heads of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayer {
+    /// Key/value heads; 0 for a layer that keeps nothing.
+    pub kv_heads: usize,
+    /// Width of a head, of keys and of values.
+    pub head_dim: usize,
+}
+
+/// Shape of the keys and values of a model. Sizes that no address space holds saturate: no arena of such a shape can be made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvShape {
+    element: KvElement,
+    layers: Vec<KvLayer>,
+    /// Where each layer begins in a page.
+    offsets: Vec<usize>,
+    page_bytes: usize,
+}
+
+impl KvShape {
+    /// One layer after the other.
+    pub fn new(layers: Vec<KvLayer>, element: KvElement) -> KvShape {
+        let mut page_bytes = 0usize;
+        let mut offsets = Vec::with_capacity(layers.len());
+        for layer in &layers {
+            offsets.push(page_bytes);
+            page_bytes = page_bytes.saturating_add(layer.kv_heads.saturating_mul(head_bytes(layer.head_dim, element)));
+        }
+        KvShape { element, layers, offsets, page_bytes }
+    }
+
+    /// `layers` layers of one shape.
+    pub fn uniform(layers: usize, kv_heads: usize, head_dim: usize, element: KvElement) -> KvShape {
+        KvShape::new(vec![KvLayer { kv_heads, head_dim }; layers], element)
+    }
+
+    /// How values are held.
+    pub fn element(&self) -> KvElement {
+        self.element
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &[KvLayer] {
+        &self.layers
+    }
+
+    /// Bytes of a layer's share of a page.
+    pub fn layer_bytes(&self, layer: usize) -> usize {
+        let layer = self.layers[layer];
+        layer.kv_heads.saturating_mul(head_bytes(layer.head_dim, self.element))
+    }
+
+    /// Where a layer's share of a page begins.
+    pub fn layer_offset(&self, layer: usize) -> usize {
+        self.offsets[layer]
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+
+    /// The widest head of a layer.
+    pub fn widest_head(&self) -> usize {
+        self.layers.iter().map(|l| l.head_dim).max().unwrap_or(0)
+    }
+
+    pub(crate) fn head(&self, layer: usize) -> HeadShape {
+        let head_dim = self.layers[layer].head_dim;
+        HeadShape { head_dim, bytes: head_bytes(head_dim, self.element), element: self.element }
+    }
+}
+
+/// Bytes of a head's share of a page in one layer.
+fn head_bytes(head_dim: usize, element: KvElement) -> usize {
+    let padded = head_dim.checked_next_multiple_of(16).unwrap_or(usize::MAX);
+    head_dim.saturating_add(padded).saturating_mul(PAGE * element.bytes())
+}
+
+/// A head's share of a page.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadShape {
+    pub head_dim: usize,
+    pub bytes: usize,
+    pub element: KvElement,
+}
+
+/// Puts `columns` of 16 columns of keys or values, from column `column` of all heads side by side, into their place `lane` of a page.
+#[inline(always)]
+pub(crate) unsafe fn keep<S: Isa>(
+    shape: &HeadShape,
+    key: bool,
+    page: *mut u8,
+    lane: usize,
+    column: usize,
+    columns: usize,
+    v: S::F,
+) {
+    unsafe {
+        match shape.element {
+            KvElement::F32 => keep_as::<S, F32>(shape, key, page, lane, column, columns, v),
+            KvElement::F16 => keep_as::<S, F16>(shape, key, page, lane, column, columns, v),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn keep_as<S: Isa, E: Element<S>>(
+    shape: &HeadShape,
+    key: bool,
+    page: *mut u8,
+    lane: usize,
+    column: usize,
+    columns: usize,
+    v: S::F,
+) {
+    unsafe {
+        let (hd, padded) = (shape.head_dim, shape.head_dim.next_multiple_of(16));
+        let (mut head, mut d) = (column / hd, column % hd);
+        if !key && hd.is_multiple_of(16) {
+            E::store(page.add(head * shape.bytes), hd * PAGE + lane * padded + d, v);
+            return;
+        }
+        let mut raw = [0u32; 16];
+        let raw = raw.as_mut_ptr() as *mut u8;
+        E::store(raw, 0, v);
+        for i in 0..columns {
+            let at = if key { d * PAGE + lane } else { hd * PAGE + lane * padded + d };
+            let to = page.add(head * shape.bytes + at * E::SIZE);
+            std::ptr::copy_nonoverlapping(raw.add(i * E::SIZE), to, E::SIZE);
+            d += 1;
+            if d == hd {
+                (head, d) = (head + 1, 0);
+            }
+        }
+    }
+}
