@@ -63,7 +63,7 @@ pub(crate) unsafe fn tanh<S: Isa>(x: S::F) -> S::F {
         let y = magnitude::<S>(x);
         // Below 0.625 the odd polynomial of Cephes' tanhf, above 1 - 2 / (e^2x + 1).
         let z = S::mul(x, x);
-        let p = polynomial::<S, 5>(z, [-5.704_989e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
+        let p = polynomial::<S, 5>(z, [-5.704_989e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
         let small = S::fma(S::mul(p, z), x, x);
         let one = S::splat(1.0);
         let large = S::sub(one, S::div(S::splat(2.0), S::add(exp::<S>(S::add(y, y)), one)));

@@ -525,8 +525,10 @@ pub(crate) struct GateUpArgs {
 
 /// activation(gate) * up of the j-th pair of panels of a tile's row.
 #[inline(always)]
-unsafe fn gated_pair<S: Isa>(activation: Activation, tile: *const f32, j: usize, round: bool) -> S::F {
+unsafe fn gated_pair<S: Isa, const SILU: bool>(activation: Activation, tile: *const f32, j: usize, round: bool) -> S::F {
     unsafe {
+        // Known when this is compiled, the commonest one keeps its constants in registers.
+        let activation = if SILU { Activation::Silu } else { activation };
         let gate = rounded::<S>(round, S::load(tile.add(j * 32)));
         let up = rounded::<S>(round, S::load(tile.add(j * 32 + 16)));
         gated::<S>(activation, gate, up, round)
@@ -535,6 +537,14 @@ unsafe fn gated_pair<S: Isa>(activation: Activation, tile: *const f32, j: usize,
 
 #[inline(always)]
 pub(crate) unsafe fn gate_up<S: Isa>(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
+    match a.activation {
+        Activation::Silu => unsafe { gate_up_by::<S, true>(a, s, unit) },
+        _ => unsafe { gate_up_by::<S, false>(a, s, unit) },
+    }
+}
+
+#[inline(always)]
+unsafe fn gate_up_by<S: Isa, const SILU: bool>(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
         multiply::<S>(&a.m, &a.input, row, rows, panel, panels, s);
@@ -543,14 +553,14 @@ pub(crate) unsafe fn gate_up<S: Isa>(a: &GateUpArgs, s: &mut Scratch, unit: usiz
             if a.to_q {
                 for b in 0..panels / 4 {
                     let out = a.out.q.add((row + r) * a.out.q_stride + panel / 4 + b);
-                    let first = gated_pair::<S>(a.activation, tile, 2 * b, a.round);
-                    quantize_block::<S>(first, gated_pair::<S>(a.activation, tile, 2 * b + 1, a.round), out);
+                    let first = gated_pair::<S, SILU>(a.activation, tile, 2 * b, a.round);
+                    quantize_block::<S>(first, gated_pair::<S, SILU>(a.activation, tile, 2 * b + 1, a.round), out);
                 }
             } else {
                 for j in 0..panels / 2 {
                     S::store(
                         a.out.f.add((row + r) * a.out.f_stride + (panel / 2 + j) * 16),
-                        gated_pair::<S>(a.activation, tile, j, a.round),
+                        gated_pair::<S, SILU>(a.activation, tile, j, a.round),
                     );
                 }
             }
