@@ -438,7 +438,10 @@ mod tests {
                     let ids = p.prompt_ids(&content, None, false).unwrap();
                     let special: Vec<_> = ids.iter().copied().filter(|&i| i == 3 || p.tokenizer().is_control(i)).collect();
                     assert_eq!(special, [3, 4, 3, 4, 3]);
-                    assert_eq!(p.prompt_ids_rebuilt(Prompt { content: &content, system: None, raw: false, turn: &NEW_TURN }), Ok(ids));
+                    // Building takes most of the time: one case in a dozen.
+                    if parts.is_empty() {
+                        assert_eq!(p.prompt_ids_rebuilt(Prompt { content: &content, system: None, raw: false, turn: &NEW_TURN }), Ok(ids));
+                    }
                 }
             });
         }
