@@ -109,6 +109,13 @@ fn row_of(format: Format, k: usize, row: usize, out: &mut Vec<u8>) {
                 out.extend(half::f16::from_f32(-7.5 / 4096.0).to_le_bytes());
                 out.extend(bytes(16));
             }
+            _ => {
+                let begin = out.len();
+                out.extend(bytes(format.block_bytes() as u64));
+                // Types with factors of six bits and more: smaller steps.
+                let step = if format.block() > 32 { half::f16::from_f32(1.0 / 131072.0).to_le_bytes() } else { scale };
+                format.half_offsets().iter().for_each(|at| out[begin + at..][..2].copy_from_slice(&step));
+            }
         }
     }
 }

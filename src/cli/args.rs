@@ -5,6 +5,7 @@ use super::Failure;
 use super::console::{Level, Progress};
 use crate::engine::{Sampling, StopRules};
 use crate::kernels::Format;
+use crate::model::writable;
 use crate::optimizations::{ALL, Expected, Phase, Set};
 use crate::pipeline::{DtypePolicy, Generation, Options, PipelineConfig, Sizes};
 use crate::text::Turn;
@@ -291,8 +292,8 @@ pub fn dtype(text: &str) -> Result<DtypePolicy, String> {
         "auto" => Ok(DtypePolicy::Auto),
         "native" => Ok(DtypePolicy::Native),
         "bf16-emulated" => Ok(DtypePolicy::Bf16Emulated),
-        _ => Format::ALL.into_iter().find(|f| f.name() == text).map(DtypePolicy::Fixed).ok_or_else(|| {
-            let formats: Vec<_> = Format::ALL.iter().map(|f| f.name()).collect();
+        _ => Format::ALL.into_iter().find(|f| writable(*f) && f.name() == text).map(DtypePolicy::Fixed).ok_or_else(|| {
+            let formats: Vec<_> = Format::ALL.iter().filter(|f| writable(**f)).map(|f| f.name()).collect();
             format!("known are auto, native, bf16-emulated, {}", formats.join(", "))
         }),
     }

@@ -151,8 +151,8 @@ impl Layout {
                 FormatPlan::All(format) => format,
                 FormatPlan::WidenedBf16Emulated => Format::Bf16,
             };
-            let format = if k.is_multiple_of(wanted.block()) { wanted } else { Format::F32 };
-            if format != wanted {
+            let format = wanted.fitting(k);
+            if format != wanted && format == Format::F32 {
                 odd.insert(k);
             }
             if stored != Some(format) {

@@ -2,14 +2,15 @@
 //!
 //! Numerics, the same for every number of rows (so a row's result never depends on the rows beside it):
 //! * float formats: weights widened exactly; `acc = fma(x[k], w[k], acc)`, k ascending, in blocks of 256 whose sums are added in order;
-//! * quantized formats: int8 activations ([`ActBlock`]); a block's integer sum is exact; `acc = fma(dw * dx, sum, acc)`, for q4_1 then
-//!   `acc = fma(mw, dx * Σx, acc)`, blocks ascending.
+//! * quantized formats: int8 activations ([`ActBlock`]); a part of 32 has one integer sum, the whole numbers of [`super::formats::Part`]
+//!   times activations, exact; `acc = fma(d * dx, sum, acc)`, for types with minima then `acc = fma(m, dx * Σx, acc)`, parts ascending.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop, clippy::too_many_arguments)]
 
 use super::Format;
+use super::formats::{self, Blocks, Sum, eight};
 use super::isa::Isa;
-use super::panels::{EIGHT_PAIR, FOUR_BLOCK, panel_bytes};
+use super::panels::panel_bytes;
 
 /// k of a float block: also what fits in L1 beside the activations.
 pub(crate) const BLOCK: usize = 256;
@@ -26,11 +27,13 @@ pub struct ActBlock {
     pub dsum: f32,
     /// -128 times the sum of `q`: undoes the offset of weights stored plus 128.
     pub correction: i32,
+    /// Sums of the first and of the last 16 of `q`.
+    pub halves: [i16; 2],
 }
 
 impl ActBlock {
     /// All zero.
-    pub const ZERO: ActBlock = ActBlock { q: [0; 32], d: 0.0, dsum: 0.0, correction: 0 };
+    pub const ZERO: ActBlock = ActBlock { q: [0; 32], d: 0.0, dsum: 0.0, correction: 0, halves: [0; 2] };
 }
 
 /// One multiplication: `out[r][c] = Σ_k x[r][k] * w[c][k]` for `rows` rows and the columns of `panels` panels.
@@ -141,8 +144,16 @@ pub(crate) unsafe fn gemm<S: Isa>(g: &Gemm) {
             Format::F32 => float::<S, WideF32>(g),
             Format::Bf16 => float::<S, HalfBf16>(g),
             Format::F16 => float::<S, HalfF16>(g),
-            Format::Q8_0 => quantized::<S, true>(g),
-            Format::Q4_1 => quantized::<S, false>(g),
+            Format::Q8_0 => quantized::<S, Bytes>(g),
+            Format::Q4_1 => quantized::<S, Coded<formats::Q41>>(g),
+            Format::Q4_0 => quantized::<S, Coded<formats::Q40>>(g),
+            Format::Q5_0 => quantized::<S, Coded<formats::Q50>>(g),
+            Format::Q5_1 => quantized::<S, Coded<formats::Q51>>(g),
+            Format::Q4K => quantized::<S, Coded<formats::Q4K>>(g),
+            Format::Q5K => quantized::<S, Coded<formats::Q5K>>(g),
+            Format::Q6K => quantized::<S, Coded<formats::Q6K>>(g),
+            Format::Iq4Nl => quantized::<S, Coded<formats::Iq4Nl>>(g),
+            Format::Iq4Xs => quantized::<S, Coded<formats::Iq4Xs>>(g),
         }
     }
 }
@@ -341,15 +352,15 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize, con
 
 /// Two panels at a time for many rows, as in [`float`].
 #[inline(always)]
-unsafe fn quantized<S: Isa, const EIGHT: bool>(g: &Gemm) {
+unsafe fn quantized<S: Isa, T: Tile<S>>(g: &Gemm) {
     let mut panel = 0;
     while panel < g.panels {
         unsafe {
             if g.rows >= S::TWO_PANELS && g.panels - panel >= 2 {
-                quantized_rows::<S, EIGHT, 2>(g, panel);
+                quantized_rows::<S, T, 2>(g, panel);
                 panel += 2;
             } else {
-                quantized_rows::<S, EIGHT, 1>(g, panel);
+                quantized_rows::<S, T, 1>(g, panel);
                 panel += 1;
             }
         }
@@ -364,7 +375,7 @@ const fn quant_rows<S: Isa>(panels: usize) -> usize {
 
 /// `NP` panels, all rows.
 #[inline(always)]
-unsafe fn quantized_rows<S: Isa, const EIGHT: bool, const NP: usize>(g: &Gemm, panel: usize) {
+unsafe fn quantized_rows<S: Isa, T: Tile<S>, const NP: usize>(g: &Gemm, panel: usize) {
     unsafe {
         let bytes = panel_bytes(g.format, g.k);
         let w = g.w.add(panel * bytes);
@@ -374,11 +385,10 @@ unsafe fn quantized_rows<S: Isa, const EIGHT: bool, const NP: usize>(g: &Gemm, p
             let (x, out) = (g.q.add(r * g.q_stride), g.out.add(r * g.out_stride + panel * 16));
             macro_rules! tile {
                 ($mr:literal) => {
-                    match (EIGHT, r < FETCHING_ROWS && $mr > 4) {
-                        (true, true) => tile8::<S, $mr, NP, true>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride),
-                        (true, false) => tile8::<S, $mr, NP, false>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride),
-                        (false, true) => tile4::<S, $mr, NP, true>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride),
-                        (false, false) => tile4::<S, $mr, NP, false>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride),
+                    if r < FETCHING_ROWS && $mr > 4 {
+                        T::tile::<$mr, NP, true>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride)
+                    } else {
+                        T::tile::<$mr, NP, false>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride)
                     }
                 };
             }
@@ -392,6 +402,54 @@ unsafe fn quantized_rows<S: Isa, const EIGHT: bool, const NP: usize>(g: &Gemm, p
 #[inline(always)]
 unsafe fn quad(x: *const ActBlock, i: usize) -> i32 {
     unsafe { (x as *const i32).add(i).read() }
+}
+
+/// A tile of a quantized type: `MR` rows × `NP` panels, `bytes` apart. `FETCH`: prefetches the panels that follow.
+trait Tile<S: Isa> {
+    unsafe fn tile<const MR: usize, const NP: usize, const FETCH: bool>(
+        w: *const u8,
+        bytes: usize,
+        x: *const ActBlock,
+        x_stride: usize,
+        blocks: usize,
+        out: *mut f32,
+        out_stride: usize,
+    );
+}
+
+/// q8_0.
+struct Bytes;
+/// All types of [`formats`] whose codes are nibbles and more.
+struct Coded<Q>(Q);
+
+impl<S: Isa> Tile<S> for Bytes {
+    #[inline(always)]
+    unsafe fn tile<const MR: usize, const NP: usize, const FETCH: bool>(
+        w: *const u8,
+        bytes: usize,
+        x: *const ActBlock,
+        x_stride: usize,
+        blocks: usize,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        unsafe { tile8::<S, MR, NP, FETCH>(w, bytes, x, x_stride, blocks, out, out_stride) }
+    }
+}
+
+impl<S: Isa, Q: Blocks<S>> Tile<S> for Coded<Q> {
+    #[inline(always)]
+    unsafe fn tile<const MR: usize, const NP: usize, const FETCH: bool>(
+        w: *const u8,
+        bytes: usize,
+        x: *const ActBlock,
+        x_stride: usize,
+        blocks: usize,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        unsafe { coded::<S, Q, MR, NP, FETCH>(w, bytes, x, x_stride, blocks, out, out_stride) }
+    }
 }
 
 /// `MR` rows × `NP` q8_0 panels, `bytes` apart. `FETCH`: prefetches the panels that follow.
@@ -408,7 +466,7 @@ unsafe fn tile8<S: Isa, const MR: usize, const NP: usize, const FETCH: bool>(
     unsafe {
         let mut acc = [[S::zero(); NP]; MR];
         for b in 0..blocks {
-            let (at, scales) = (b / 2 * EIGHT_PAIR + b % 2 * 512, b / 2 * EIGHT_PAIR + 1024 + b % 2 * 32);
+            let (at, scales) = eight(b);
             let mut sum = [[S::start8(0); NP]; MR];
             for r in 0..MR {
                 sum[r] = [S::start8((*x.add(r * x_stride + b)).correction); NP];
@@ -446,9 +504,9 @@ unsafe fn tile8<S: Isa, const MR: usize, const NP: usize, const FETCH: bool>(
     }
 }
 
-/// `MR` rows × `NP` q4_1 panels, `bytes` apart. `FETCH`: prefetches the panels that follow.
+/// `MR` rows × `NP` panels of a type of codes, `bytes` apart. `FETCH`: prefetches the panels that follow.
 #[inline(always)]
-unsafe fn tile4<S: Isa, const MR: usize, const NP: usize, const FETCH: bool>(
+unsafe fn coded<S: Isa, Q: Blocks<S>, const MR: usize, const NP: usize, const FETCH: bool>(
     w: *const u8,
     bytes: usize,
     x: *const ActBlock,
@@ -460,33 +518,93 @@ unsafe fn tile4<S: Isa, const MR: usize, const NP: usize, const FETCH: bool>(
     unsafe {
         let mut acc = [[S::zero(); NP]; MR];
         for b in 0..blocks {
-            let at = b * FOUR_BLOCK;
-            let mut sum = [[S::start4(); NP]; MR];
+            let (w, part) = (w.add(b / Q::SUPER * Q::BYTES), b % Q::SUPER);
+            let mut planes = [Q::planes(w, part); NP];
+            for p in 1..NP {
+                planes[p] = Q::planes(w.add(p * bytes), part);
+            }
+            let (mut low, mut high) = ([[S::start4(); NP]; MR], [[S::start4(); NP]; MR]);
+            let mut total = [[S::splat_i(0); NP]; MR];
+            for r in 0..MR {
+                let correction = (*x.add(r * x_stride + b)).correction;
+                total[r] = match Q::SUM {
+                    Sum::Signed => [S::start8(correction); NP],
+                    Sum::Halves => [S::splat_i(0); NP],
+                    Sum::Four | Sum::Five => [S::splat_i(correction / 128 * Q::OFFSET); NP],
+                };
+            }
             for i in 0..4 {
-                let mut line = [S::line4(w.add(at + i * 64)); NP];
+                let mut line = [Q::line(w, part, i, &mut planes[0]); NP];
                 for p in 1..NP {
-                    line[p] = S::line4(w.add(p * bytes + at + i * 64));
+                    line[p] = Q::line(w.add(p * bytes), part, i, &mut planes[p]);
                 }
                 if FETCH {
                     for p in 0..NP {
-                        S::prefetch(w.wrapping_add((NP + p) * bytes + at + i * 64));
+                        S::prefetch(w.wrapping_add((NP + p) * bytes + Q::at(part, i)));
                     }
                 }
-                for r in 0..MR {
-                    let x = x.add(r * x_stride + b);
-                    let (low, high) = (quad(x, i), quad(x, i + 4));
+                if matches!(Q::SUM, Sum::Signed) {
                     for p in 0..NP {
-                        sum[r][p] = S::dot4(sum[r][p], line[p], low, high);
+                        let (l, h) = (S::signed(line[p].0), S::signed(line[p].1));
+                        for r in 0..MR {
+                            let x = x.add(r * x_stride + b);
+                            total[r][p] = S::dot8(S::dot8(total[r][p], l, quad(x, i)), h, quad(x, i + 4));
+                        }
+                    }
+                } else {
+                    for r in 0..MR {
+                        let x = x.add(r * x_stride + b);
+                        let (a, b) = (quad(x, i), quad(x, i + 4));
+                        for p in 0..NP {
+                            if matches!(Q::SUM, Sum::Halves) {
+                                low[r][p] = S::dot2(low[r][p], line[p].0, a);
+                                high[r][p] = S::dot2(high[r][p], line[p].1, b);
+                            } else {
+                                low[r][p] = S::dot4(low[r][p], line[p], a, b);
+                            }
+                        }
+                    }
+                }
+                let full = i == 3 || S::SHORT && i == 1;
+                if full && matches!(Q::SUM, Sum::Five) {
+                    for r in 0..MR {
+                        for p in 0..NP {
+                            total[r][p] = S::flush(total[r][p], low[r][p]);
+                            low[r][p] = S::start4();
+                        }
+                    }
+                }
+                if full && matches!(Q::SUM, Sum::Halves) {
+                    for p in 0..NP {
+                        let (first, last) = Q::factors(w.add(p * bytes), part);
+                        let (first, last) = (S::factors(first), S::factors(last));
+                        for r in 0..MR {
+                            total[r][p] = S::flush_by(total[r][p], low[r][p], first);
+                            total[r][p] = S::flush_by(total[r][p], high[r][p], last);
+                            (low[r][p], high[r][p]) = (S::start4(), S::start4());
+                            if i == 3 {
+                                let halves = (*x.add(r * x_stride + b)).halves;
+                                total[r][p] = S::fold(total[r][p], first, halves[0] as i32 * -(Q::OFFSET / 2));
+                                total[r][p] = S::fold(total[r][p], last, halves[1] as i32 * -(Q::OFFSET / 2));
+                            }
+                        }
                     }
                 }
             }
             for p in 0..NP {
-                let d = S::load_f16(w.add(p * bytes + at + 256) as *const u16);
-                let m = S::load_f16(w.add(p * bytes + at + 288) as *const u16);
+                let d = Q::step(w.add(p * bytes), part);
+                let m = Q::minimum(w.add(p * bytes), part);
                 for r in 0..MR {
                     let x = x.add(r * x_stride + b);
-                    acc[r][p] = S::fma(S::mul(d, S::splat((*x).d)), S::to_float(S::finish4(sum[r][p])), acc[r][p]);
-                    acc[r][p] = S::fma(m, S::splat((*x).dsum), acc[r][p]);
+                    let sum = match Q::SUM {
+                        Sum::Four if Q::OFFSET == 0 => S::finish4(low[r][p]),
+                        Sum::Four => S::flush(total[r][p], low[r][p]),
+                        _ => total[r][p],
+                    };
+                    acc[r][p] = S::fma(S::mul(d, S::splat((*x).d)), S::to_float(sum), acc[r][p]);
+                    if Q::MINIMUM {
+                        acc[r][p] = S::fma(m, S::splat((*x).dsum), acc[r][p]);
+                    }
                 }
             }
         }

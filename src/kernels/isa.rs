@@ -28,10 +28,14 @@ pub(crate) trait Isa: Copy + 'static {
     type I: Copy;
     /// A line of 8-bit weights (16 columns × 4 k), prepared for several rows.
     type Line8: Copy;
-    /// A line of 4-bit weights (16 columns × 8 k), unpacked for several rows.
-    type Line4: Copy;
-    /// Running sums of a 4-bit block of 32.
+    /// 64 bytes: 16 columns × 4 k.
+    type B: Copy;
+    /// Running sums of products with unsigned codes.
     type Sum4: Copy;
+    /// Sixteen whole factors, one a column.
+    type Factors: Copy;
+    /// Running sums have 16 bits: a part's sum of codes above 15 does not fit.
+    const SHORT: bool;
 
     unsafe fn zero() -> Self::F;
     unsafe fn splat(x: f32) -> Self::F;
@@ -76,11 +80,34 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn start8(correction: i32) -> Self::I;
     /// Adds the products of four k per column; `x` is the four activations' bytes.
     unsafe fn dot8(sum: Self::I, line: Self::Line8, x: i32) -> Self::I;
-    unsafe fn line4(p: *const u8) -> Self::Line4;
+    /// Bytes of weights plus 128, prepared for [`Isa::dot8`].
+    unsafe fn signed(b: Self::B) -> Self::Line8;
+    unsafe fn load_b(p: *const u8) -> Self::B;
+    /// The low and the high nibbles of 64 bytes.
+    unsafe fn nibbles(p: *const u8) -> (Self::B, Self::B);
+    unsafe fn and_b(v: Self::B, mask: u8) -> Self::B;
+    unsafe fn or_b(a: Self::B, b: Self::B) -> Self::B;
+    /// Shifts 16-bit words: bits that cross from byte to byte are the caller's to mask.
+    unsafe fn shl_b(v: Self::B, n: i32) -> Self::B;
+    unsafe fn shr_b(v: Self::B, n: i32) -> Self::B;
+    /// The table's entries for bytes below 16.
+    unsafe fn lookup(table: &[u8; 16], v: Self::B) -> Self::B;
+    /// Sixteen signed bytes as floats.
+    unsafe fn load_i8(p: *const i8) -> Self::F;
+    unsafe fn factors(p: *const i8) -> Self::Factors;
+    unsafe fn splat_i(x: i32) -> Self::I;
     unsafe fn start4() -> Self::Sum4;
-    /// Adds the products with the low nibbles (`low`: four activations) and the high nibbles (`high`).
-    unsafe fn dot4(sum: Self::Sum4, line: Self::Line4, low: i32, high: i32) -> Self::Sum4;
+    /// Adds the products of two lines of codes with four activations each.
+    unsafe fn dot4(sum: Self::Sum4, line: (Self::B, Self::B), low: i32, high: i32) -> Self::Sum4;
+    /// The same of one line.
+    unsafe fn dot2(sum: Self::Sum4, line: Self::B, x: i32) -> Self::Sum4;
     unsafe fn finish4(sum: Self::Sum4) -> Self::I;
+    /// `total + sum`.
+    unsafe fn flush(total: Self::I, sum: Self::Sum4) -> Self::I;
+    /// `total + sum * factors`.
+    unsafe fn flush_by(total: Self::I, sum: Self::Sum4, factors: Self::Factors) -> Self::I;
+    /// `total + 2 * half * factors`; `half` fits in 16 bits.
+    unsafe fn fold(total: Self::I, factors: Self::Factors, half: i32) -> Self::I;
     /// Asks for a cache line to be brought to L2; any address will do.
     unsafe fn prefetch(p: *const u8);
 }
@@ -104,6 +131,16 @@ fn greater(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
+/// 16-bit words of 64 bytes, each changed.
+#[inline(always)]
+fn words(v: [u8; 64], f: impl Fn(u16) -> u16) -> [u8; 64] {
+    let mut out = v;
+    for pair in out.as_chunks_mut::<2>().0 {
+        *pair = f(u16::from_le_bytes(*pair)).to_le_bytes();
+    }
+    out
+}
+
 impl Isa for Portable {
     const NAME: &'static str = "portable";
     const ROWS: usize = 1;
@@ -113,9 +150,11 @@ impl Isa for Portable {
     const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::portable::gemm;
     type F = [f32; 16];
     type I = [i32; 16];
-    type Line8 = *const u8;
-    type Line4 = *const u8;
+    type Line8 = [u8; 64];
+    type B = [u8; 64];
     type Sum4 = [i32; 16];
+    type Factors = [i32; 16];
+    const SHORT: bool = false;
 
     #[inline(always)]
     unsafe fn zero() -> [f32; 16] {
@@ -236,43 +275,104 @@ impl Isa for Portable {
         each(|i| v[i] as f32)
     }
     #[inline(always)]
-    unsafe fn line8(p: *const u8) -> *const u8 {
-        p
+    unsafe fn line8(p: *const u8) -> [u8; 64] {
+        unsafe { (p as *const [u8; 64]).read_unaligned() }
     }
     #[inline(always)]
     unsafe fn start8(_correction: i32) -> [i32; 16] {
         [0; 16]
     }
     #[inline(always)]
-    unsafe fn dot8(sum: [i32; 16], line: *const u8, x: i32) -> [i32; 16] {
-        let (w, x) = (unsafe { (line as *const [u8; 64]).read_unaligned() }, x.to_le_bytes());
+    unsafe fn dot8(sum: [i32; 16], line: [u8; 64], x: i32) -> [i32; 16] {
+        let x = x.to_le_bytes();
         let mut sum = sum;
         for i in 0..64 {
-            sum[i / 4] += (w[i] as i32 - 128) * x[i % 4] as i8 as i32;
+            sum[i / 4] += (line[i] as i32 - 128) * x[i % 4] as i8 as i32;
         }
         sum
     }
     #[inline(always)]
-    unsafe fn line4(p: *const u8) -> *const u8 {
-        p
+    unsafe fn signed(b: [u8; 64]) -> [u8; 64] {
+        b
+    }
+    #[inline(always)]
+    unsafe fn load_b(p: *const u8) -> [u8; 64] {
+        unsafe { (p as *const [u8; 64]).read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(p: *const u8) -> ([u8; 64], [u8; 64]) {
+        let w = unsafe { (p as *const [u8; 64]).read_unaligned() };
+        (w.map(|w| w & 15), w.map(|w| w >> 4))
+    }
+    #[inline(always)]
+    unsafe fn and_b(v: [u8; 64], mask: u8) -> [u8; 64] {
+        v.map(|v| v & mask)
+    }
+    #[inline(always)]
+    unsafe fn or_b(a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+        let mut out = a;
+        for i in 0..64 {
+            out[i] |= b[i];
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn shl_b(v: [u8; 64], n: i32) -> [u8; 64] {
+        words(v, |w| w << n)
+    }
+    #[inline(always)]
+    unsafe fn shr_b(v: [u8; 64], n: i32) -> [u8; 64] {
+        words(v, |w| w >> n)
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: &[u8; 16], v: [u8; 64]) -> [u8; 64] {
+        v.map(|v| table[v as usize & 15])
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> [f32; 16] {
+        let v = unsafe { (p as *const [i8; 16]).read_unaligned() };
+        each(|i| v[i] as f32)
+    }
+    #[inline(always)]
+    unsafe fn factors(p: *const i8) -> [i32; 16] {
+        unsafe { (p as *const [i8; 16]).read_unaligned() }.map(i32::from)
+    }
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> [i32; 16] {
+        [x; 16]
     }
     #[inline(always)]
     unsafe fn start4() -> [i32; 16] {
         [0; 16]
     }
     #[inline(always)]
-    unsafe fn dot4(sum: [i32; 16], line: *const u8, low: i32, high: i32) -> [i32; 16] {
-        let w = unsafe { (line as *const [u8; 64]).read_unaligned() };
-        let (low, high) = (low.to_le_bytes(), high.to_le_bytes());
+    unsafe fn dot4(sum: [i32; 16], line: ([u8; 64], [u8; 64]), low: i32, high: i32) -> [i32; 16] {
+        unsafe { Self::dot2(Self::dot2(sum, line.0, low), line.1, high) }
+    }
+    #[inline(always)]
+    unsafe fn dot2(sum: [i32; 16], line: [u8; 64], x: i32) -> [i32; 16] {
+        let x = x.to_le_bytes();
         let mut sum = sum;
         for i in 0..64 {
-            sum[i / 4] += (w[i] & 15) as i32 * low[i % 4] as i8 as i32 + (w[i] >> 4) as i32 * high[i % 4] as i8 as i32;
+            sum[i / 4] += line[i] as i32 * x[i % 4] as i8 as i32;
         }
         sum
     }
     #[inline(always)]
     unsafe fn finish4(sum: [i32; 16]) -> [i32; 16] {
         sum
+    }
+    #[inline(always)]
+    unsafe fn flush(total: [i32; 16], sum: [i32; 16]) -> [i32; 16] {
+        std::array::from_fn(|i| total[i] + sum[i])
+    }
+    #[inline(always)]
+    unsafe fn flush_by(total: [i32; 16], sum: [i32; 16], factors: [i32; 16]) -> [i32; 16] {
+        std::array::from_fn(|i| total[i] + sum[i] * factors[i])
+    }
+    #[inline(always)]
+    unsafe fn fold(total: [i32; 16], factors: [i32; 16], half: i32) -> [i32; 16] {
+        std::array::from_fn(|i| total[i] + 2 * half * factors[i])
     }
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}

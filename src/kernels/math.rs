@@ -211,6 +211,11 @@ pub(crate) unsafe fn quantize_block<S: Isa>(a: S::F, b: S::F, out: *mut ActBlock
         (*out).d = d;
         (*out).dsum = d * sum as f32;
         (*out).correction = -128 * sum;
+        let mut first = 0;
+        for i in 0..16 {
+            first += (*out).q[i] as i16;
+        }
+        (*out).halves = [first, sum as i16 - first];
     }
 }
 

@@ -9,6 +9,7 @@ mod arena;
 mod attention;
 #[cfg(test)]
 mod boundary_tests;
+mod formats;
 mod gemm;
 mod isa;
 mod math;
@@ -27,6 +28,7 @@ mod x86;
 
 pub use arena::{Arena, NoMemory};
 pub use attention::AttentionUnit;
+pub use formats::Part;
 pub use gemm::ActBlock;
 pub use math::Activation;
 pub use ops::{
@@ -55,38 +57,81 @@ pub enum Format {
     /// ggml Q4_1: blocks of 32 nibbles with f16 scale and minimum; int8 activations.
     #[serde(rename = "q4_1")]
     Q4_1,
+    /// ggml Q4_0: blocks of 32 nibbles with one f16 scale; int8 activations.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// ggml Q5_0: blocks of 32 five-bit codes with one f16 scale; int8 activations.
+    #[serde(rename = "q5_0")]
+    Q5_0,
+    /// ggml Q5_1: blocks of 32 five-bit codes with f16 scale and minimum; int8 activations.
+    #[serde(rename = "q5_1")]
+    Q5_1,
+    /// ggml Q4_K: blocks of 256 nibbles with scales and minima for each 32; int8 activations.
+    #[serde(rename = "q4_k")]
+    Q4K,
+    /// ggml Q5_K: blocks of 256 five-bit codes with scales and minima for each 32; int8 activations.
+    #[serde(rename = "q5_k")]
+    Q5K,
+    /// ggml Q6_K: blocks of 256 six-bit codes with scales for each 16; int8 activations.
+    #[serde(rename = "q6_k")]
+    Q6K,
+    /// ggml IQ4_NL: blocks of 32 nibbles on a curve with one f16 scale; int8 activations.
+    #[serde(rename = "iq4_nl")]
+    Iq4Nl,
+    /// ggml IQ4_XS: blocks of 256 nibbles on a curve with scales for each 32; int8 activations.
+    #[serde(rename = "iq4_xs")]
+    Iq4Xs,
 }
 
 impl Format {
     /// All formats, in the order help and tables show them.
-    pub const ALL: [Format; 5] = [Format::F32, Format::Bf16, Format::F16, Format::Q8_0, Format::Q4_1];
+    pub const ALL: [Format; 13] = [
+        Format::F32,
+        Format::Bf16,
+        Format::F16,
+        Format::Q8_0,
+        Format::Q4_1,
+        Format::Q4_0,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q4K,
+        Format::Q5K,
+        Format::Q6K,
+        Format::Iq4Nl,
+        Format::Iq4Xs,
+    ];
 
     /// The name as typed after `--dtype` and as written in results.
     pub fn name(self) -> &'static str {
-        match self {
-            Format::F32 => "f32",
-            Format::Bf16 => "bf16",
-            Format::F16 => "f16",
-            Format::Q8_0 => "q8_0",
-            Format::Q4_1 => "q4_1",
-        }
+        self.kind().name
     }
 
-    /// Weights that share one scale (1 for the float formats); a row's length must be a multiple of it.
+    /// Weights of a block (1 for the float formats); a row's length must be a multiple of it.
     pub fn block(self) -> usize {
-        match self {
-            Format::F32 | Format::Bf16 | Format::F16 => 1,
-            Format::Q8_0 | Format::Q4_1 => 32,
-        }
+        self.kind().block
     }
 
     /// Bytes of one block in the file's row-major layout (ggml's `block_q8_0` is 34, `block_q4_1` is 20).
     pub fn block_bytes(self) -> usize {
-        match self {
-            Format::F32 => 4,
-            Format::Bf16 | Format::F16 => 2,
-            Format::Q8_0 => 34,
-            Format::Q4_1 => 20,
+        self.kind().bytes
+    }
+
+    /// The format of rows whose length this one does not divide: ggml's rule for blocks of 256 (llama-quant.cpp,
+    /// `tensor_type_fallback`), itself where the length fits, f32 where nothing else does.
+    pub fn fitting(self, k: usize) -> Format {
+        let smaller = match self {
+            Format::Q4K => Format::Q5_0,
+            Format::Q5K => Format::Q5_1,
+            Format::Q6K => Format::Q8_0,
+            Format::Iq4Xs => Format::Iq4Nl,
+            _ => Format::F32,
+        };
+        if k.is_multiple_of(self.block()) {
+            self
+        } else if k.is_multiple_of(smaller.block()) {
+            smaller
+        } else {
+            Format::F32
         }
     }
 

@@ -24,20 +24,21 @@ impl Random {
     }
 
     /// `n` rows of `k` weights as a file has them.
-    fn rows(&mut self, format: Format, n: usize, k: usize) -> Vec<u8> {
+    pub(super) fn rows(&mut self, format: Format, n: usize, k: usize) -> Vec<u8> {
         let mut out = Vec::new();
         for _ in 0..n * k / format.block() {
             match format {
                 Format::F32 => out.extend(self.float().to_le_bytes()),
                 Format::Bf16 => out.extend(half::bf16::from_f32(self.float()).to_le_bytes()),
                 Format::F16 => out.extend(half::f16::from_f32(self.float()).to_le_bytes()),
-                Format::Q8_0 | Format::Q4_1 => {
-                    for _ in 0..if format == Format::Q8_0 { 1 } else { 2 } {
-                        out.extend(half::f16::from_f32(self.float()).to_le_bytes());
-                    }
-                    // All values, -128 and 127 among them.
-                    for _ in 0..if format == Format::Q8_0 { 32 } else { 16 } {
-                        out.push(self.next() as u8);
+                // All bytes, those of the smallest and largest codes, factors and minima among them.
+                _ => {
+                    let begin = out.len();
+                    out.extend(
+                        (0..format.block_bytes()).map(|_| [0, 0x80, 0x7f, 0xff, self.next() as u8][self.next() as usize % 5]),
+                    );
+                    for at in format.half_offsets() {
+                        out[begin + at..][..2].copy_from_slice(&half::f16::from_f32(self.float()).to_le_bytes());
                     }
                 }
             }
@@ -64,7 +65,8 @@ fn blocks(x: &[f32]) -> Vec<ActBlock> {
         let q: Vec<i8> = x.iter().map(|x| (x * scale).round_ties_even() as i8).collect();
         let sum: i32 = q.iter().map(|q| *q as i32).sum();
         let d = largest / 127.0;
-        ActBlock { q: q.try_into().unwrap(), d, dsum: d * sum as f32, correction: -128 * sum }
+        let halves = [0, 16].map(|from| q[from..from + 16].iter().map(|q| *q as i16).sum());
+        ActBlock { q: q.try_into().unwrap(), d, dsum: d * sum as f32, correction: -128 * sum, halves }
     };
     x.chunks_exact(32).map(block).collect()
 }
@@ -76,17 +78,17 @@ fn reference(format: Format, panels: &Panels, rows: &[u8], x: &[f32], q: &[ActBl
     (0..panels.n)
         .map(|n| {
             let file = &rows[n * row_bytes..][..row_bytes];
-            let half = |at: usize| half::f16::from_le_bytes([file[at], file[at + 1]]).to_f32();
             match format {
-                Format::Q8_0 => q.iter().enumerate().fold(0f32, |acc, (b, x)| {
-                    let sum: i32 = (0..32).map(|i| file[b * 34 + 2 + i] as i8 as i32 * x.q[i] as i32).sum();
-                    (half(b * 34) * x.d).mul_add(sum as f32, acc)
-                }),
-                Format::Q4_1 => q.iter().enumerate().fold(0f32, |acc, (b, x)| {
-                    let nibble = |i: usize| (file[b * 20 + 4 + i % 16] >> (i / 16 * 4) & 15) as i32;
-                    let sum: i32 = (0..32).map(|i| nibble(i) * x.q[i] as i32).sum();
-                    half(b * 20 + 2).mul_add(x.dsum, (half(b * 20) * x.d).mul_add(sum as f32, acc))
-                }),
+                _ if format.is_quantized() => {
+                    let parts = file
+                        .chunks(format.block_bytes())
+                        .flat_map(|block| (0..format.block() / 32).map(move |j| (format.kind().part)(block, j)));
+                    parts.zip(q).fold(0f32, |acc, (part, x)| {
+                        let sum: i32 = part.q.iter().zip(x.q).map(|(w, x)| w * x as i32).sum();
+                        let acc = (part.d * x.d).mul_add(sum as f32, acc);
+                        if format.half_offsets().len() == 2 { part.m.mul_add(x.dsum, acc) } else { acc }
+                    })
+                }
                 _ => {
                     panels.row(n, &mut w);
                     let sums =
@@ -122,7 +124,11 @@ fn a_read_past_the_end_of_an_arena_is_seen() {
 fn products_of_all_formats_are_the_definition_in_all_sets() {
     let mut random = Random(7);
     for format in Format::ALL {
-        let ks: &[usize] = if format.is_quantized() { &[32, 64, 96, 608] } else { &[1, 2, 17, 255, 256, 257, 600] };
+        let ks: &[usize] = match format.block() {
+            1 => &[1, 2, 17, 255, 256, 257, 600],
+            32 => &[32, 64, 96, 608],
+            _ => &[256, 768],
+        };
         for &k in ks {
             for n in [1, 37] {
                 let rows = random.rows(format, n, k);

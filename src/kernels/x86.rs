@@ -49,10 +49,18 @@ unsafe fn scaled(v: __m256, s: __m256) -> __m256i {
 }
 
 #[inline(always)]
-unsafe fn half_line8(p: *const u8) -> (__m256i, __m256i) {
+unsafe fn half_signed(raised: __m256i) -> (__m256i, __m256i) {
     unsafe {
-        let w = _mm256_xor_si256(_mm256_loadu_si256(p as *const __m256i), _mm256_set1_epi8(-128));
+        let w = _mm256_xor_si256(raised, _mm256_set1_epi8(-128));
         (_mm256_abs_epi8(w), w)
+    }
+}
+
+#[inline(always)]
+unsafe fn half_factors(p: *const i8) -> __m256i {
+    unsafe {
+        let v = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p as *const __m128i));
+        _mm256_or_si256(_mm256_slli_epi32::<16>(v), _mm256_and_si256(v, _mm256_set1_epi32(0xffff)))
     }
 }
 
@@ -61,14 +69,6 @@ unsafe fn half_dot8(s: __m256i, (magnitude, signed): (__m256i, __m256i), x: __m2
     unsafe {
         let products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, signed));
         _mm256_add_epi32(s, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
-    }
-}
-
-#[inline(always)]
-unsafe fn half_line4(p: *const u8) -> (__m256i, __m256i) {
-    unsafe {
-        let (w, mask) = (_mm256_loadu_si256(p as *const __m256i), _mm256_set1_epi8(15));
-        (_mm256_and_si256(w, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask))
     }
 }
 
@@ -88,9 +88,11 @@ impl Isa for Avx2 {
     type I = [__m256i; 2];
     /// (magnitudes, signed values) of each half.
     type Line8 = [(__m256i, __m256i); 2];
-    /// (low nibbles, high nibbles) of each half.
-    type Line4 = [(__m256i, __m256i); 2];
+    type B = [__m256i; 2];
     type Sum4 = [__m256i; 2];
+    /// Each factor twice, in 16 bits.
+    type Factors = [__m256i; 2];
+    const SHORT: bool = true;
 
     #[inline(always)]
     unsafe fn zero() -> Two {
@@ -233,7 +235,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn line8(p: *const u8) -> [(__m256i, __m256i); 2] {
-        unsafe { [half_line8(p), half_line8(p.add(32))] }
+        unsafe { Self::signed(Self::load_b(p)) }
     }
     #[inline(always)]
     unsafe fn start8(_correction: i32) -> [__m256i; 2] {
@@ -248,8 +250,66 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn line4(p: *const u8) -> [(__m256i, __m256i); 2] {
-        unsafe { [half_line4(p), half_line4(p.add(32))] }
+    unsafe fn signed(b: [__m256i; 2]) -> [(__m256i, __m256i); 2] {
+        unsafe { [half_signed(b[0]), half_signed(b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn load_b(p: *const u8) -> [__m256i; 2] {
+        unsafe { [_mm256_loadu_si256(p as *const __m256i), _mm256_loadu_si256(p.add(32) as *const __m256i)] }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(p: *const u8) -> ([__m256i; 2], [__m256i; 2]) {
+        unsafe {
+            let w = Self::load_b(p);
+            (Self::and_b(w, 15), Self::and_b(Self::shr_b(w, 4), 15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn and_b(v: [__m256i; 2], mask: u8) -> [__m256i; 2] {
+        unsafe {
+            let mask = _mm256_set1_epi8(mask as i8);
+            [_mm256_and_si256(v[0], mask), _mm256_and_si256(v[1], mask)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn or_b(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn shl_b(v: [__m256i; 2], n: i32) -> [__m256i; 2] {
+        unsafe {
+            let n = _mm_cvtsi32_si128(n);
+            [_mm256_sll_epi16(v[0], n), _mm256_sll_epi16(v[1], n)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn shr_b(v: [__m256i; 2], n: i32) -> [__m256i; 2] {
+        unsafe {
+            let n = _mm_cvtsi32_si128(n);
+            [_mm256_srl_epi16(v[0], n), _mm256_srl_epi16(v[1], n)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: &[u8; 16], v: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr() as *const __m128i));
+            [_mm256_shuffle_epi8(table, v[0]), _mm256_shuffle_epi8(table, v[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Two {
+        unsafe {
+            let (a, b) = (_mm_loadl_epi64(p as *const __m128i), _mm_loadl_epi64(p.add(8) as *const __m128i));
+            [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn factors(p: *const i8) -> [__m256i; 2] {
+        unsafe { [half_factors(p), half_factors(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> [__m256i; 2] {
+        unsafe { [_mm256_set1_epi32(x); 2] }
     }
     #[inline(always)]
     unsafe fn start4() -> [__m256i; 2] {
@@ -257,11 +317,39 @@ impl Isa for Avx2 {
     }
     /// 16-bit sums over a whole block: 16 × 15 × 127 = 30 480 fits.
     #[inline(always)]
-    unsafe fn dot4(sum: [__m256i; 2], line: [(__m256i, __m256i); 2], low: i32, high: i32) -> [__m256i; 2] {
+    unsafe fn dot4(sum: [__m256i; 2], (l, h): ([__m256i; 2], [__m256i; 2]), low: i32, high: i32) -> [__m256i; 2] {
         unsafe {
             let (low, high) = (_mm256_set1_epi32(low), _mm256_set1_epi32(high));
-            [half_dot4(sum[0], line[0], low, high), half_dot4(sum[1], line[1], low, high)]
+            [half_dot4(sum[0], (l[0], h[0]), low, high), half_dot4(sum[1], (l[1], h[1]), low, high)]
         }
+    }
+    /// Two lines of codes to 63 may be summed: 2 × 2 × 63 × 127 = 32 004 fits.
+    #[inline(always)]
+    unsafe fn dot2(sum: [__m256i; 2], line: [__m256i; 2], x: i32) -> [__m256i; 2] {
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            [
+                _mm256_add_epi16(sum[0], _mm256_maddubs_epi16(line[0], x)),
+                _mm256_add_epi16(sum[1], _mm256_maddubs_epi16(line[1], x)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn flush(total: [__m256i; 2], sum: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { Self::flush_by(total, sum, [_mm256_set1_epi16(1); 2]) }
+    }
+    #[inline(always)]
+    unsafe fn flush_by(total: [__m256i; 2], sum: [__m256i; 2], factors: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            [
+                _mm256_add_epi32(total[0], _mm256_madd_epi16(sum[0], factors[0])),
+                _mm256_add_epi32(total[1], _mm256_madd_epi16(sum[1], factors[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn fold(total: [__m256i; 2], factors: [__m256i; 2], half: i32) -> [__m256i; 2] {
+        unsafe { Self::flush_by(total, [_mm256_set1_epi16(half as i16); 2], factors) }
     }
     #[inline(always)]
     unsafe fn finish4(sum: [__m256i; 2]) -> [__m256i; 2] {
@@ -288,8 +376,10 @@ impl Isa for Avx512 {
     type F = __m512;
     type I = __m512i;
     type Line8 = __m512i;
-    type Line4 = (__m512i, __m512i);
+    type B = __m512i;
     type Sum4 = __m512i;
+    type Factors = __m512i;
+    const SHORT: bool = false;
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
@@ -417,11 +507,51 @@ impl Isa for Avx512 {
         unsafe { _mm512_dpbusd_epi32(sum, line, _mm512_set1_epi32(x)) }
     }
     #[inline(always)]
-    unsafe fn line4(p: *const u8) -> (__m512i, __m512i) {
+    unsafe fn signed(b: __m512i) -> __m512i {
+        b
+    }
+    #[inline(always)]
+    unsafe fn load_b(p: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(p as *const __m512i) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(p: *const u8) -> (__m512i, __m512i) {
         unsafe {
             let (w, mask) = (_mm512_loadu_si512(p as *const __m512i), _mm512_set1_epi8(15));
             (_mm512_and_si512(w, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(w), mask))
         }
+    }
+    #[inline(always)]
+    unsafe fn and_b(v: __m512i, mask: u8) -> __m512i {
+        unsafe { _mm512_and_si512(v, _mm512_set1_epi8(mask as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn or_b(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shl_b(v: __m512i, n: i32) -> __m512i {
+        unsafe { _mm512_sll_epi16(v, _mm_cvtsi32_si128(n)) }
+    }
+    #[inline(always)]
+    unsafe fn shr_b(v: __m512i, n: i32) -> __m512i {
+        unsafe { _mm512_srl_epi16(v, _mm_cvtsi32_si128(n)) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: &[u8; 16], v: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr() as *const __m128i)), v) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(Self::factors(p)) }
+    }
+    #[inline(always)]
+    unsafe fn factors(p: *const i8) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p as *const __m128i)) }
+    }
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
     unsafe fn start4() -> __m512i {
@@ -430,6 +560,22 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn dot4(sum: __m512i, line: (__m512i, __m512i), low: i32, high: i32) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, line.0, _mm512_set1_epi32(low)), line.1, _mm512_set1_epi32(high)) }
+    }
+    #[inline(always)]
+    unsafe fn dot2(sum: __m512i, line: __m512i, x: i32) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, line, _mm512_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn flush(total: __m512i, sum: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(total, sum) }
+    }
+    #[inline(always)]
+    unsafe fn flush_by(total: __m512i, sum: __m512i, factors: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(total, _mm512_mullo_epi32(sum, factors)) }
+    }
+    #[inline(always)]
+    unsafe fn fold(total: __m512i, factors: __m512i, half: i32) -> __m512i {
+        unsafe { Self::flush_by(total, _mm512_set1_epi32(2 * half), factors) }
     }
     #[inline(always)]
     unsafe fn finish4(sum: __m512i) -> __m512i {

@@ -543,20 +543,12 @@ impl Gguf {
 /// The encoding of a ggml type number, or why it cannot be read.
 fn encoding(kind: u32) -> Result<Encoding, String> {
     use GgmlDType::*;
+    if let Some(format) = Format::of_ggml(kind) {
+        return Ok(Encoding::Known(format));
+    }
     Ok(match kind {
-        0 => Encoding::Known(Format::F32),
-        1 => Encoding::Known(Format::F16),
-        2 => Encoding::Ggml(Q4_0),
-        3 => Encoding::Known(Format::Q4_1),
-        6 => Encoding::Ggml(Q5_0),
-        7 => Encoding::Ggml(Q5_1),
-        8 => Encoding::Known(Format::Q8_0),
         10 => Encoding::Ggml(Q2K),
         11 => Encoding::Ggml(Q3K),
-        12 => Encoding::Ggml(Q4K),
-        13 => Encoding::Ggml(Q5K),
-        14 => Encoding::Ggml(Q6K),
-        30 => Encoding::Known(Format::Bf16),
         other => {
             let name = match other {
                 9 | 15 => "an activation format",
@@ -567,7 +559,7 @@ fn encoding(kind: u32) -> Result<Encoding, String> {
                 _ => "unknown",
             };
             return Err(format!(
-                "ggml type {other} ({name}) is not supported; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K are"
+                "ggml type {other} ({name}) is not supported; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS are"
             ));
         }
     })

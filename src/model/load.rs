@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn some_rows_are_the_rows_of_the_whole_in_every_format() {
         let model = opened(&Tiny { values: Values::Fine, ..Tiny::default() });
-        for format in Format::ALL {
+        for format in Format::ALL.into_iter().filter(|f| crate::model::writable(*f) && f.block() <= 32) {
             let (mut whole, mut some) = (Vec::new(), Vec::new());
             model.weights.read(Role::Gate(1), 0..96, format, &mut whole).expect("readable");
             model.weights.read(Role::Gate(1), 17..40, format, &mut some).expect("readable");

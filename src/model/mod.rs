@@ -27,7 +27,7 @@ pub use resolver::{ALIASES, Alias, Origin};
 pub use spec::{
     Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm, QueryGrowth, Rope,
 };
-pub use tensors::encode;
+pub use tensors::{encode, writable};
 #[cfg(test)]
 pub(crate) use vocabulary::example;
 pub use vocabulary::{

@@ -45,12 +45,9 @@ impl Encoding {
     fn f16_scales(self) -> &'static [usize] {
         use GgmlDType::*;
         match self {
-            Encoding::Known(Format::F32 | Format::Bf16) => &[],
-            Encoding::Known(Format::F16 | Format::Q8_0) | Encoding::Ggml(Q4_0 | Q5_0) => &[0],
-            Encoding::Known(Format::Q4_1) | Encoding::Ggml(Q5_1 | Q8_1 | Q4K | Q5K) => &[0, 2],
+            Encoding::Known(format) => format.half_offsets(),
             Encoding::Ggml(Q2K) => &[80, 82],
             Encoding::Ggml(Q3K) => &[108],
-            Encoding::Ggml(Q6K) => &[208],
             Encoding::Ggml(_) => &[],
         }
     }
@@ -155,26 +152,7 @@ impl Tensor {
         self.stored(rows, &mut bytes)?;
         let mut out = Vec::with_capacity(count);
         match self.encoding {
-            Encoding::Known(Format::F32) => {
-                out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-            }
-            Encoding::Known(Format::Bf16) => {
-                out.extend(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()))
-            }
-            Encoding::Known(Format::F16) => out.extend(bytes.chunks_exact(2).map(|b| half_at(b, 0))),
-            Encoding::Known(Format::Q8_0) => {
-                for block in bytes.chunks_exact(34) {
-                    let d = half_at(block, 0);
-                    out.extend(block[2..].iter().map(|q| f32::from(*q as i8) * d));
-                }
-            }
-            Encoding::Known(Format::Q4_1) => {
-                for block in bytes.chunks_exact(20) {
-                    let (d, m) = (half_at(block, 0), half_at(block, 2));
-                    out.extend(block[4..].iter().map(|q| f32::from(q & 15) * d + m));
-                    out.extend(block[4..].iter().map(|q| f32::from(q >> 4) * d + m));
-                }
-            }
+            Encoding::Known(format) => format.dequantize(&bytes, &mut out),
             Encoding::Ggml(kind) => {
                 out = dequantize(kind, &bytes, shape).map_err(|e| {
                     ModelError::Io(format!(
@@ -200,6 +178,9 @@ impl Tensor {
         if self.encoding == Encoding::Known(format) && self.plus == 0.0 {
             return self.stored(rows, out);
         }
+        if !writable(format) {
+            return Err(ModelError::Invalid(format!("{}: nothing here writes {format}; use --dtype q4_k", place())));
+        }
         if !self.columns.is_multiple_of(format.block()) {
             return Err(ModelError::Invalid(format!(
                 "{}: rows of {} values cannot be stored as {format}, whose blocks hold {}; use --dtype f32, bf16 or f16",
@@ -211,7 +192,12 @@ impl Tensor {
         // A megabyte at a time: a whole embedding as f32 would double the peak memory.
         let step = ((1 << 18) / self.columns.max(1)).max(1);
         for begin in rows.clone().step_by(step) {
-            encode(&self.values(begin..rows.end.min(begin + step))?, format, out);
+            let values = self.values(begin..rows.end.min(begin + step))?;
+            match written_by_candle(format) {
+                None => encode(&values, format, out),
+                Some(kind) => quantize(kind, &values, self.columns, out)
+                    .map_err(|e| ModelError::Io(format!("{}: it cannot be stored as {format}: {e}", place())))?,
+            }
         }
         Ok(())
     }
@@ -241,17 +227,39 @@ impl Tensor {
     }
 }
 
-fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-}
-
 fn dequantize(kind: GgmlDType, bytes: &[u8], shape: (usize, usize)) -> candle_core::Result<Vec<f32>> {
     let cpu = candle_core::Device::Cpu;
     let storage = QStorage::from_data(std::borrow::Cow::Borrowed(bytes), &cpu, kind)?;
     QTensor::new(storage, shape)?.dequantize(&cpu)?.flatten_all()?.to_vec1()
 }
 
-/// Values in `format`, appended to `out`; the length is a multiple of the format's block. Rounding is ggml's reference:
+/// The types of blocks that candle's quantizers write (ports of ggml's reference).
+fn written_by_candle(format: Format) -> Option<GgmlDType> {
+    match format {
+        Format::Q4_0 => Some(GgmlDType::Q4_0),
+        Format::Q5_0 => Some(GgmlDType::Q5_0),
+        Format::Q5_1 => Some(GgmlDType::Q5_1),
+        Format::Q4K => Some(GgmlDType::Q4K),
+        Format::Q5K => Some(GgmlDType::Q5K),
+        Format::Q6K => Some(GgmlDType::Q6K),
+        _ => None,
+    }
+}
+
+/// Rows of `columns` values as blocks.
+fn quantize(kind: GgmlDType, values: &[f32], columns: usize, out: &mut Vec<u8>) -> candle_core::Result<()> {
+    let shape = (values.len() / columns.max(1), columns);
+    let tensor = candle_core::Tensor::from_slice(values, shape, &candle_core::Device::Cpu)?;
+    out.extend_from_slice(&QTensor::quantize(&tensor, kind)?.data()?);
+    Ok(())
+}
+
+/// Whether weights can be converted to this format at load.
+pub fn writable(format: Format) -> bool {
+    !matches!(format, Format::Iq4Nl | Format::Iq4Xs)
+}
+
+/// Values in `format`, appended to `out`; nothing for formats that [`quantize`] writes or that are not [`writable`]. The length is a multiple of the format's block. Rounding is ggml's reference:
 /// to nearest even for bf16 and f16; `quantize_row_q8_0_ref` and `quantize_row_q4_1_ref` (ggml-quants.c) for blocks.
 pub fn encode(values: &[f32], format: Format, out: &mut Vec<u8>) {
     match format {
@@ -278,6 +286,7 @@ pub fn encode(values: &[f32], format: Format, out: &mut Vec<u8>) {
                 out.extend((0..16).map(|i| nibble(block[i]) | nibble(block[i + 16]) << 4));
             }
         }
+        _ => (),
     }
 }
 
@@ -321,5 +330,56 @@ impl Weights for FileWeights {
 
     fn read(&self, role: Role, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
         self.get(role).read(rows, format, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Our dequantizers against candle's, a port of ggml's of its own: blocks of any bytes (scales finite) mean the same values.
+    #[test]
+    fn blocks_mean_what_candle_says_they_mean() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as u32
+        };
+        let kinds = [GgmlDType::Q8_0, GgmlDType::Q4_1];
+        for format in Format::ALL {
+            let known = kinds.into_iter().find(|k| Encoding::Ggml(*k).name() == format.name().to_uppercase());
+            let Some(kind) = written_by_candle(format).or(known) else { continue };
+            assert_eq!((format.block(), format.block_bytes()), (kind.block_size(), kind.type_size()), "{format}");
+            let mut bytes: Vec<u8> = (0..64 * format.block_bytes()).map(|_| next() as u8).collect();
+            for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                for at in format.half_offsets() {
+                    let scale = f16::from_f32(next() as f32 / (1u64 << 30) as f32 - 1.0);
+                    block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                }
+            }
+            let mut ours = Vec::new();
+            format.dequantize(&bytes, &mut ours);
+            let theirs = dequantize(kind, &bytes, (64, format.block())).expect("candle knows it");
+            assert_eq!(ours, theirs, "{format}");
+        }
+    }
+
+    /// What is written means nearly what went in: half a step of the coarsest scale, for all types that can be written.
+    #[test]
+    fn what_is_quantized_is_near_what_was_given() {
+        let values: Vec<f32> = (0..1024).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * 0.1).collect();
+        for format in Format::ALL.into_iter().filter(|f| writable(*f)) {
+            let mut bytes = Vec::new();
+            match written_by_candle(format) {
+                Some(kind) => quantize(kind, &values, 256, &mut bytes).expect("candle writes it"),
+                None => encode(&values, format, &mut bytes),
+            }
+            assert_eq!(bytes.len(), 4 * format.row_bytes(256), "{format}");
+            let mut back = Vec::new();
+            format.dequantize(&bytes, &mut back);
+            for (got, want) in back.iter().zip(&values) {
+                assert!((got - want).abs() < 0.02, "{format}: {got} for {want}");
+            }
+        }
     }
 }

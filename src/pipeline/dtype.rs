@@ -127,7 +127,7 @@ fn numeric_path(model: &Model, plan: FormatPlan) -> String {
             FormatPlan::All(format) => format,
             _ => stored.unwrap_or(Format::F32),
         };
-        let format = if columns.is_multiple_of(wanted.block()) { wanted } else { Format::F32 };
+        let format = wanted.fitting(columns);
         match format {
             Format::F32 => "exact",
             _ if stored == Some(format) && !format.is_quantized() => "exact",
