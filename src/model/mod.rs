@@ -5,6 +5,8 @@
 pub mod architectures;
 mod assemble;
 mod cache;
+mod child;
+mod choice;
 mod gguf;
 mod hub;
 mod kinds;
