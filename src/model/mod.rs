@@ -5,6 +5,7 @@
 pub mod architectures;
 mod assemble;
 mod cache;
+mod child;
 mod gguf;
 mod hub;
 mod kinds;
