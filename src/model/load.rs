@@ -50,7 +50,7 @@ impl OpenOptions<'_> {
     }
 }
 
-/// Opens a model: a `.gguf` file, a folder with `config.json`, `*.safetensors` and `tokenizer.json`, a hub id `org/name[:file]`, or
+/// Opens a model: a `.gguf` file (of a split model any part), a folder with `config.json`, `*.safetensors` and `tokenizer.json`, a hub id `org/name[:file]`, or
 /// an alias. Everything is checked; weights are read later, from the open file.
 pub fn open(name: &str, options: &OpenOptions) -> Result<Model, ModelError> {
     let resolved = resolver::resolve(name, options)?;
@@ -72,7 +72,7 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Model, ModelError> {
 }
 
 fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, ModelError> {
-    let file = Gguf::open(path)?;
+    let file = Gguf::open_set(path)?;
     let name_of = file.need_text("general.architecture")?;
     let architecture = architectures::of_gguf(name_of).ok_or_else(|| file.error(architectures::unknown(name_of)))?;
     let vocabulary = vocabulary::from_gguf(&file)?;
@@ -80,7 +80,7 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
     let spec = architectures::build(architecture, &metadata)?;
     metadata.guard()?;
     let stored = |info: &super::gguf::TensorInfo| Stored {
-        source: file.source.clone(),
+        source: file.source_of(info).clone(),
         shape: match info.dims {
             1 => vec![info.columns],
             2 => vec![info.rows, info.columns],
@@ -98,8 +98,23 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
         harmless: &|name| ROPE_FACTORS.contains(&name),
     };
     let weights = assemble(architecture, &spec, contents)?;
-    let digest = check_bytes(&weights, &name, file.source.len(), options, |tell| file.source.digest(tell))?;
-    Ok(Model { name, path: path.to_path_buf(), digest, spec, vocabulary, weights: Box::new(weights) })
+    let total = file.parts.iter().map(|part| part.len()).sum();
+    let digest = check_bytes(&weights, &name, total, options, |tell| digest_of(&file, tell))?;
+    // Whichever part was named, the model is the set.
+    let path = file.path().to_path_buf();
+    let name = if file.parts.len() > 1 { resolver::file_name(&path) } else { name };
+    Ok(Model { name, path, digest, spec, vocabulary, weights: Box::new(weights) })
+}
+
+/// The file's digest; of a split model that of the parts' names and digests, as of a folder.
+fn digest_of(file: &Gguf, tell: &dyn Fn(u64)) -> Result<String, ModelError> {
+    match &file.parts[..] {
+        [only] => only.digest(tell),
+        parts => {
+            let files = parts.iter().map(|part| (resolver::file_name(part.path()), part.clone())).collect();
+            safetensors::digest(&files, tell)
+        }
+    }
 }
 
 fn open_folder(path: &Path, name: String, options: &OpenOptions) -> Result<Model, ModelError> {
@@ -224,6 +239,98 @@ mod tests {
             assert_eq!((a.bos, &a.eos, a.add_bos, &a.chat_template), (b.bos, &b.eos, b.add_bos, &b.chat_template));
             assert_eq!((&a.bos_text, &a.eos_text), (&b.bos_text, &b.eos_text));
         }
+    }
+
+    /// A tiny model as `count` files, the first without tensors.
+    fn split(folder: &std::path::Path, count: usize) -> Vec<crate::tiny::Gguf> {
+        use crate::tiny::{Gguf, Value};
+        let whole = Tiny::default().container();
+        let total = whole.tensors.len();
+        let chunk = total.div_ceil(count - 1);
+        let parts: Vec<Gguf> = (0..count)
+            .map(|number| {
+                let tensors = whole.tensors.iter().skip((number.max(1) - 1) * chunk).take(if number == 0 { 0 } else { chunk });
+                let mut part = Gguf { tensors: tensors.cloned().collect(), ..Gguf::default() };
+                if number == 0 {
+                    part.metadata = whole.metadata.clone();
+                }
+                let short = |n: usize| Value::Raw(2, (n as u16).to_le_bytes().to_vec());
+                part.set("split.no", short(number)).set("split.count", short(count));
+                part.set("split.tensors.count", Value::I32(total as i32));
+                part
+            })
+            .collect();
+        write_parts(folder, &parts);
+        parts
+    }
+
+    fn part_path(folder: &std::path::Path, number: usize, count: usize) -> std::path::PathBuf {
+        folder.join(format!("tiny-Q8-{:05}-of-{count:05}.gguf", number + 1))
+    }
+
+    fn write_parts(folder: &std::path::Path, parts: &[crate::tiny::Gguf]) {
+        for (number, part) in parts.iter().enumerate() {
+            std::fs::write(part_path(folder, number, parts.len()), part.bytes()).expect("write");
+        }
+    }
+
+    #[test]
+    fn a_split_model_is_the_whole_one_whichever_part_is_named() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let whole = opened(&Tiny::default());
+        split(folder.path(), 4);
+        let mut digests = std::collections::HashSet::new();
+        for number in 0..4 {
+            let path = part_path(folder.path(), number, 4);
+            let model = open(path.to_str().expect("path"), &OpenOptions::default()).expect("a good set");
+            assert_eq!((&*model.name, &model.spec), ("tiny-Q8-00001-of-00004.gguf", &whole.spec));
+            assert_eq!(model.path, part_path(folder.path(), 0, 4));
+            for (role, _) in kinds::roles(&whole.spec) {
+                assert_eq!(values(&model, role), values(&whole, role), "{role:?}");
+            }
+            digests.insert(model.digest.clone());
+        }
+        assert_eq!(digests.len(), 1, "one digest for all");
+    }
+
+    #[test]
+    fn a_split_set_that_does_not_hold_together_is_refused_in_one_line_that_says_why() {
+        use crate::tiny::{Gguf, Value};
+        type Damage = fn(&std::path::Path, &mut Vec<Gguf>);
+        let cases: [(Damage, &str); 12] = [
+            (|f, _| std::fs::remove_file(part_path(f, 1, 3)).expect("remove"), "tiny-Q8-00002-of-00003.gguf is missing"),
+            (|f, _| std::fs::write(part_path(f, 2, 3), b"").expect("write"), "00003-of-00003.gguf: the file is empty"),
+            (|f, _| std::fs::copy(part_path(f, 1, 3), part_path(f, 2, 3)).map(|_| ()).expect("copy"), "'split.no' is 1, but the name says 2"),
+            (|_, p| { p[1].set("split.count", Value::U32(4)); }, "'split.count' is not 3"),
+            (|_, p| { p[2].set("split.no", Value::U32(3)); }, "'split.no' is 3; it must be an integer from 0 to 2"),
+            (|_, p| { p[2].unset("split.no"); }, "'split.no' is missing"),
+            (|_, p| { p[1].unset("split.count"); }, "'split.count' is not 3"),
+            (|_, p| { p[2].set("split.tensors.count", Value::I32(1)); }, "'split.tensors.count' is not the one of"),
+            (|_, p| p.iter_mut().for_each(|p| { p.set("split.tensors.count", Value::I32(7)); }), "is 7, but the 3 parts hold"),
+            (|_, p| p.iter_mut().for_each(|p| { p.unset("split.tensors.count"); }), "'split.tensors.count' is missing"),
+            (|_, p| p[2].tensors[0] = p[1].tensors[0].clone(), "is also in an earlier part"),
+            (|_, p| { p[0].set("split.count", Value::Str("3".into())); }, "'split.count' is a text; it must be an integer"),
+        ];
+        for (damage, expected) in cases {
+            let folder = tempfile::tempdir().expect("temporary folder");
+            let mut parts = split(folder.path(), 3);
+            let before: Vec<Vec<u8>> = parts.iter().map(Gguf::bytes).collect();
+            damage(folder.path(), &mut parts);
+            for (number, part) in parts.iter().enumerate().filter(|(i, part)| part.bytes() != before[*i]) {
+                std::fs::write(part_path(folder.path(), number, 3), part.bytes()).expect("write");
+            }
+            let path = part_path(folder.path(), 0, 3);
+            let error = open(path.to_str().expect("path"), &OpenOptions::default()).err();
+            let error = error.unwrap_or_else(|| panic!("accepted: {expected}")).to_string();
+            assert!(error.contains(expected) && !error.contains('\n'), "{error} does not say {expected}");
+        }
+        // Renamed: the others cannot be found.
+        let folder = tempfile::tempdir().expect("temporary folder");
+        split(folder.path(), 3);
+        let path = folder.path().join("model.gguf");
+        std::fs::rename(part_path(folder.path(), 1, 3), &path).expect("rename");
+        let error = open(path.to_str().expect("path"), &OpenOptions::default()).err().expect("renamed").to_string();
+        assert!(error.contains("part 2 of 3") && error.contains("NAME-00002-of-00003.gguf"), "{error}");
     }
 
     #[test]

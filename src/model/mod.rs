@@ -6,6 +6,7 @@ pub mod architectures;
 mod assemble;
 mod cache;
 mod child;
+mod choice;
 mod gguf;
 mod hub;
 mod kinds;

@@ -166,7 +166,7 @@ pub(super) fn resolve(name: &str, options: &OpenOptions) -> Result<Resolved, Mod
 }
 
 /// The last component of a path that is not `.` or `..`.
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     let absolute = path.canonicalize().unwrap_or_else(|_| path.into());
     let name = path.file_name().or(absolute.file_name());
     crate::units::shown(&name.map_or_else(|| "model".into(), |n| n.to_string_lossy()))
