@@ -202,13 +202,24 @@ mod tests {
 
     #[test]
     fn a_quantization_picks_its_file_in_any_case() {
-        let files = [("a-Q4_K_M.gguf", 4), ("a-UD-Q4_K_M.gguf", 5), ("a-UD-Q2_K_XL.gguf", 2), ("a-Q8_0.gguf", 8), ("mmproj-a-Q8_0.gguf", 1)];
+        let files = [
+            ("a-Q4_K_M.gguf", 4),
+            ("a-UD-Q4_K_M.gguf", 5),
+            ("a-UD-Q2_K_XL.gguf", 2),
+            ("a-Q8_0.gguf", 8),
+            ("mmproj-a-Q8_0.gguf", 1),
+        ];
         assert_eq!(chosen(&files, Some("Q4_K_M")), Ok("a-Q4_K_M.gguf"));
         assert_eq!(chosen(&files, Some("q8_0")), Ok("a-Q8_0.gguf"));
         assert_eq!(chosen(&files, Some("UD-Q4_K_M")), Ok("a-UD-Q4_K_M.gguf"));
         assert_eq!(chosen(&files, Some("Q2_K_XL")), Ok("a-UD-Q2_K_XL.gguf"));
         assert_eq!(chosen(&files, Some("a-Q8_0.gguf")), Ok("a-Q8_0.gguf"));
-        for (asked, says) in [("Q5_K_M", "there are Q4_K_M, Q8_0, UD-Q2_K_XL, UD-Q4_K_M"), ("K_M", "no 'K_M'"), ("UD-Q8_0", "no 'UD-Q8_0'"), ("b.gguf", "no file 'b.gguf'")] {
+        for (asked, says) in [
+            ("Q5_K_M", "there are Q4_K_M, Q8_0, UD-Q2_K_XL, UD-Q4_K_M"),
+            ("K_M", "no 'K_M'"),
+            ("UD-Q8_0", "no 'UD-Q8_0'"),
+            ("b.gguf", "no file 'b.gguf'"),
+        ] {
             let error = chosen(&files, Some(asked)).unwrap_err();
             assert!(error.contains(says), "{error}");
         }

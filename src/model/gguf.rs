@@ -543,7 +543,9 @@ impl Gguf {
         let total = "split.tensors.count";
         if next.integer(total, 0..=MAX_TENSORS)? != self.integer(total, 0..=MAX_TENSORS)? {
             let first = shown(path_name(self.path()));
-            return Err(next.error(format_args!("metadata '{total}' is not the one of {first}; the parts are of different models")));
+            return Err(
+                next.error(format_args!("metadata '{total}' is not the one of {first}; the parts are of different models"))
+            );
         }
         let (before, architecture) = (self.parts.len(), "general.architecture");
         if let Some(other) = next.text(architecture)?

@@ -4,11 +4,11 @@
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use super::{ModelError, choice};
 use super::cache::{Environment, Lock, is_plain_name, is_plain_path};
 use super::load::{OpenOptions, Stage};
 use super::resolver::{Alias, Place, folder_size};
 use super::source::{Source, shown};
+use super::{ModelError, choice};
 use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::repository::{RepoTreeEntry, RepoTypeModel};
 use hf_hub::{HFClient, HFRepositorySync};

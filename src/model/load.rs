@@ -300,16 +300,63 @@ mod tests {
         let cases: [(Damage, &str); 12] = [
             (|f, _| std::fs::remove_file(part_path(f, 1, 3)).expect("remove"), "tiny-Q8-00002-of-00003.gguf is missing"),
             (|f, _| std::fs::write(part_path(f, 2, 3), b"").expect("write"), "00003-of-00003.gguf: the file is empty"),
-            (|f, _| std::fs::copy(part_path(f, 1, 3), part_path(f, 2, 3)).map(|_| ()).expect("copy"), "'split.no' is 1, but the name says 2"),
-            (|_, p| { p[1].set("split.count", Value::U32(4)); }, "'split.count' is not 3"),
-            (|_, p| { p[2].set("split.no", Value::U32(3)); }, "'split.no' is 3; it must be an integer from 0 to 2"),
-            (|_, p| { p[2].unset("split.no"); }, "'split.no' is missing"),
-            (|_, p| { p[1].unset("split.count"); }, "'split.count' is not 3"),
-            (|_, p| { p[2].set("split.tensors.count", Value::I32(1)); }, "'split.tensors.count' is not the one of"),
-            (|_, p| p.iter_mut().for_each(|p| { p.set("split.tensors.count", Value::I32(7)); }), "is 7, but the 3 parts hold"),
-            (|_, p| p.iter_mut().for_each(|p| { p.unset("split.tensors.count"); }), "'split.tensors.count' is missing"),
+            (
+                |f, _| std::fs::copy(part_path(f, 1, 3), part_path(f, 2, 3)).map(|_| ()).expect("copy"),
+                "'split.no' is 1, but the name says 2",
+            ),
+            (
+                |_, p| {
+                    p[1].set("split.count", Value::U32(4));
+                },
+                "'split.count' is not 3",
+            ),
+            (
+                |_, p| {
+                    p[2].set("split.no", Value::U32(3));
+                },
+                "'split.no' is 3; it must be an integer from 0 to 2",
+            ),
+            (
+                |_, p| {
+                    p[2].unset("split.no");
+                },
+                "'split.no' is missing",
+            ),
+            (
+                |_, p| {
+                    p[1].unset("split.count");
+                },
+                "'split.count' is not 3",
+            ),
+            (
+                |_, p| {
+                    p[2].set("split.tensors.count", Value::I32(1));
+                },
+                "'split.tensors.count' is not the one of",
+            ),
+            (
+                |_, p| {
+                    p.iter_mut().for_each(|p| {
+                        p.set("split.tensors.count", Value::I32(7));
+                    })
+                },
+                "is 7, but the 3 parts hold",
+            ),
+            (
+                |_, p| {
+                    p.iter_mut().for_each(|p| {
+                        p.unset("split.tensors.count");
+                    })
+                },
+                "'split.tensors.count' is missing",
+            ),
             (|_, p| p[2].tensors[0] = p[1].tensors[0].clone(), "is also in an earlier part"),
-            (|_, p| { p[0].set("split.count", Value::Str("3".into())); }, "'split.count' is a text; it must be an integer"),
+            (
+                |_, p| {
+                    p[0].set("split.count", Value::Str("3".into()));
+                },
+                "'split.count' is a text; it must be an integer",
+            ),
         ];
         for (damage, expected) in cases {
             let folder = tempfile::tempdir().expect("temporary folder");

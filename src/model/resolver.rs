@@ -440,7 +440,8 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn a_part_that_is_not_the_announced_one_is_named_and_nothing_is_kept() {
-        for (contents, wrong) in [(["the ", "hole ", "model"], "b"), (["", "whole ", "model"], "a"), (["the ", "whole ", "mode"], "c")]
+        for (contents, wrong) in
+            [(["the ", "hole ", "model"], "b"), (["", "whole ", "model"], "a"), (["the ", "whole ", "mode"], "c")]
         {
             let root = tempfile::tempdir().expect("temporary folder");
             let (alias, options) = parts(root.path(), contents);
