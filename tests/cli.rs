@@ -419,6 +419,48 @@ fn hostile_templates_are_refused_in_bounded_memory_and_time() {
 }
 
 #[test]
+fn a_base_model_refuses_conversations_and_says_what_to_do() {
+    let bench = Bench::new();
+    let path = common::Tiny { chat_template: None, name: "base".into(), ..process::tiny() }.write(&bench.path("."));
+    let path = path.to_str().unwrap();
+    let input = bench.file(
+        "in.jsonl",
+        "{\"prompt\":\"a\"}\n{\"messages\":[{\"role\":\"user\",\"content\":\"b\"}]}\n{\"prompt\":\"c\",\"raw\":true}\n",
+    );
+    let ran = bench.run(&["-m", path, input]).expect(4);
+    let codes: Vec<_> = ran.records().iter().map(|r| r["error"]["code"].clone()).collect();
+    assert_eq!(codes.iter().filter(|c| *c == "no_chat_template").count(), 2, "{}", ran.stdout);
+    assert_eq!(codes.iter().filter(|c| c.is_null()).count(), 1, "a raw record is a text to be continued");
+    let said = ran.stdout.lines().find(|l| l.contains("no_chat_template")).unwrap();
+    assert!(said.contains("base model") && said.contains("--raw") && said.contains("--chat-template @FILE"), "{said}");
+    let text = bench.file("in.txt", "a\n");
+    let raw = bench.run(&["-m", path, text, "--raw"]).expect(0);
+    assert!(!raw.stderr.contains("base model"), "{}", raw.stderr);
+    // With the template of another file the answers are that file's.
+    let template = process::tiny().chat_template.unwrap();
+    bench.file("chat.jinja", template);
+    let own = bench.run(&[text]).expect(0);
+    let given = bench.run(&["-m", path, text, "--chat-template", "@chat.jinja"]).expect(0);
+    assert_eq!(given.records()[0]["answer"], own.records()[0]["answer"]);
+    assert_eq!(given.records()[0]["prompt_tokens"], own.records()[0]["prompt_tokens"]);
+    assert_ne!(given.records()[0]["settings"], raw.records()[0]["settings"]);
+    for (bad, content, says) in [
+        ("none.jinja", None, "cannot be read"),
+        ("bad.jinja", Some("{% for m in messages %}"), "--chat-template bad.jinja"),
+        ("latin.jinja", Some("\u{e9}"), "--chat-template latin.jinja"),
+    ] {
+        if let Some(content) = content {
+            let bytes = if bad == "latin.jinja" { vec![0xe9] } else { content.as_bytes().to_vec() };
+            bench.file(bad, bytes);
+        }
+        let ran = bench.run(&["-m", path, text, "--chat-template", &format!("@{bad}")]).expect(2);
+        assert!(ran.stderr.contains(says) && ran.stderr.lines().count() == 1 && ran.stdout.is_empty(), "{bad}: {ran:?}");
+    }
+    let clash = bench.run(&["-m", path, text, "--chat-template", "@chat.jinja", "-o", "chat.jinja", "--overwrite"]).expect(2);
+    assert!(clash.stderr.contains("same file"), "{}", clash.stderr);
+}
+
+#[test]
 fn a_process_that_may_use_one_core_uses_one_thread() {
     let bench = Bench::new();
     let input = bench.file("in.txt", "hello\n");

@@ -11,6 +11,7 @@ use crate::pipeline::{DtypePolicy, Generation, Options, PipelineConfig, Sizes};
 use crate::text::Turn;
 use crate::text::prompts::{GenerationFields, StopOn};
 use crate::units::Bytes;
+use std::path::PathBuf;
 
 /// Flags that all commands share, as typed.
 #[derive(clap::Args, Debug, Clone)]
@@ -105,6 +106,9 @@ pub struct Shared {
     #[arg(long, help_heading = "Generation")]
     pub raw: bool,
 
+    /// A chat template in place of the model's, such as @chatml.jinja
+    #[arg(long, value_name = "@FILE", value_parser = template_file, help_heading = "Generation", conflicts_with = "raw")]
+    pub chat_template: Option<PathBuf>,
     /// Where a conversation ends with the assistant, the answer goes on with that message instead of opening a new turn
     #[arg(long, help_heading = "Generation", conflicts_with = "raw")]
     pub continue_final_message: bool,
@@ -368,6 +372,13 @@ fn top_p(text: &str) -> Result<f32, String> {
     check_top_p(text.parse().unwrap_or(f64::NAN))
 }
 
+fn template_file(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix('@') {
+        Some(path) if !path.is_empty() => Ok(path.into()),
+        _ => Err("is given as a file, with @ before its path: @template.jinja".into()),
+    }
+}
+
 fn stop_string(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("an empty stop string would end every answer at once".into()) } else { Ok(text.to_string()) }
 }
@@ -431,6 +442,8 @@ mod tests {
         }
         assert!(whole("-1").is_err() && top_k("-1").is_err() && whole("18446744073709551616").is_err());
         assert_eq!(whole("18446744073709551615"), Ok(u64::MAX));
+        assert!(template_file("{{ x }}").unwrap_err().contains("@template.jinja") && template_file("@").is_err());
+        assert_eq!(template_file("@a b/c.jinja"), Ok("a b/c.jinja".into()));
         assert!(dtype("q4_k").unwrap_err().contains("q4_1"));
         assert!(stop_on("eos,words").is_err());
         assert_eq!(stop_on("eos, loop"), Ok(StopOn { eos: true, strings: false, sentence: false, repetition: true }));

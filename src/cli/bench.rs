@@ -304,6 +304,7 @@ fn touched(args: &Args) -> Touched {
     args.prompts.iter().for_each(|path| touched.reads("", path));
     args.baseline.iter().for_each(|path| touched.reads("--baseline", path));
     touched.reads_model(&args.shared.model);
+    args.shared.chat_template.iter().for_each(|path| touched.reads("--chat-template", path));
     touched.writes_standard_output();
     step_summary().iter().for_each(|path| touched.writes("GITHUB_STEP_SUMMARY", path));
     touched
@@ -448,6 +449,7 @@ fn child(args: &Args) -> Result<Option<Child>, Failure> {
     flag("temperature", shared.temperature.to_string());
     flag("seed", shared.seed.to_string());
     shared.system.iter().for_each(|s| flag("system", s.clone()));
+    shared.chat_template.iter().for_each(|path| flag("chat-template", format!("@{}", path.display())));
     if shared.raw {
         rest.push("--raw".into());
     }

@@ -179,6 +179,7 @@ fn settings(args: &Args) -> Result<u8, Failure> {
     let mut touched = Touched::default();
     args.text.iter().for_each(|path| touched.reads("--text", path));
     settings.iter().for_each(|s| touched.reads_model(&s.shared.model));
+    settings.iter().flat_map(|s| &s.shared.chat_template).for_each(|path| touched.reads("--chat-template", path));
     touched.writes_standard_output();
     touched.check()?;
     let text = read_text(args)?;

@@ -187,6 +187,7 @@ pub fn base_flags(base: &Shared) -> Vec<(String, String)> {
         stop_on,
         system,
         raw,
+        chat_template,
         continue_final_message,
         typed: _,
         limit: _,
@@ -209,6 +210,7 @@ pub fn base_flags(base: &Shared) -> Vec<(String, String)> {
         ("seed", Some(seed.to_string())),
         ("system", system.clone()),
         ("raw", raw.then(|| "true".to_string())),
+        ("chat-template", chat_template.as_ref().map(|path| format!("@{}", path.display()))),
         ("continue-final-message", continue_final_message.then(|| "true".to_string())),
     ];
     flags.extend(stop.iter().map(|s| ("stop", Some(s.clone()))));

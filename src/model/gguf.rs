@@ -13,7 +13,7 @@ use super::tensors::Encoding;
 use crate::kernels::Format;
 use candle_core::quantized::GgmlDType;
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Most metadata values; real files have about 40.
@@ -32,6 +32,52 @@ const MAX_ARRAY: u64 = 1 << 22;
 const MAX_LAYERS: u64 = 1 << 16;
 /// Alignments that are believed: powers of two in this range.
 const ALIGNMENT: std::ops::RangeInclusive<u64> = 8..=1 << 16;
+
+/// Most parts of a split model; each is an open file, of which a process may have 1 024.
+const MAX_PARTS: u64 = 512;
+
+/// The last component of a path.
+fn path_name(path: &Path) -> &Path {
+    path.file_name().map_or(path, Path::new)
+}
+
+/// The name of a part of a split model, `NAME-00001-of-00003.gguf`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SplitName {
+    path: PathBuf,
+    /// What stands before `-00001`.
+    stem: String,
+    /// From 0.
+    pub(super) number: usize,
+    /// How many parts there are.
+    pub(super) count: usize,
+}
+
+impl SplitName {
+    /// Takes a file's name apart; `None` if it is not that of a part.
+    pub(super) fn parse(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+        let digits = |text: &str| -> Option<usize> {
+            (text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
+        };
+        let (rest, count) = name.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        let (number, count) = (digits(number)?.checked_sub(1)?, digits(count)?);
+        let good = !stem.is_empty() && number < count;
+        good.then(|| SplitName { path: path.to_path_buf(), stem: stem.into(), number, count })
+    }
+
+    /// The name without the numbers.
+    pub(super) fn stem(&self) -> &str {
+        &self.stem
+    }
+
+    /// The path of another part.
+    pub(super) fn part(&self, number: usize) -> PathBuf {
+        let name = format!("{}-{:05}-of-{:05}.gguf", self.stem, number.saturating_add(1), self.count);
+        self.path.with_file_name(name)
+    }
+}
 
 /// A metadata value, as far as anyone here needs it.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,11 +122,16 @@ pub(super) struct TensorInfo {
     pub(super) encoding: Encoding,
     /// Absolute, in bytes.
     pub(super) offset: u64,
+    /// Which of [`Gguf::parts`] holds it.
+    pub(super) part: usize,
 }
 
-/// A checked header.
+/// A checked header; that of a set of files if the model is split.
 pub(super) struct Gguf {
-    pub(super) source: Arc<Source>,
+    /// The first file: its metadata is the model's.
+    source: Arc<Source>,
+    /// All files, in order; one if the model is not split.
+    pub(super) parts: Vec<Arc<Source>>,
     metadata: HashMap<String, Value>,
     pub(super) tensors: HashMap<String, TensorInfo>,
 }
@@ -414,7 +465,7 @@ impl Gguf {
             spans.push((begin, bytes, name.clone()));
             let columns = dims[0] as usize;
             let rows = dims[1..].iter().product::<u64>() as usize;
-            tensors.insert(name, TensorInfo { rows, columns, dims: count as usize, encoding, offset: begin });
+            tensors.insert(name, TensorInfo { rows, columns, dims: count as usize, encoding, offset: begin, part: 0 });
         }
         spans.sort();
         for pair in spans.windows(2) {
@@ -424,7 +475,97 @@ impl Gguf {
                 return Err(reader.error(format_args!("tensors {first} and {second} overlap in the file")));
             }
         }
-        Ok(Gguf { source, metadata, tensors })
+        Ok(Gguf { parts: vec![source.clone()], source, metadata, tensors })
+    }
+
+    /// Reads and checks the header of a file, and where it is a part of a split model those of all parts, whichever was named. Keys
+    /// and names are those of `gguf-split`: `split.no` counts from 0, names from 1; the first part alone has the metadata.
+    pub(super) fn open_set(path: &Path) -> Result<Self, ModelError> {
+        let named = Gguf::open(path)?;
+        let Some(count) = named.integer("split.count", 1..=MAX_PARTS)?.filter(|n| *n > 1) else { return Ok(named) };
+        let own = named.split_number(count)?;
+        let Some(name) = SplitName::parse(path).filter(|name| name.count == count) else {
+            return Err(named.error(format_args!(
+                "it is part {} of {count} of a split model, whose parts are found by their names; it must be called NAME-{:05}-of-{count:05}.gguf",
+                own.saturating_add(1),
+                own.saturating_add(1)
+            )));
+        };
+        let mut all: Option<Gguf> = None;
+        for number in 0..count {
+            let path = name.part(number);
+            if path.symlink_metadata().is_err() {
+                return Err(named.error(format_args!(
+                    "it is part {} of {count} of a split model, and {} is missing; all parts must lie in one folder",
+                    own.saturating_add(1),
+                    shown(&path)
+                )));
+            }
+            let part = Gguf::open(&path)?;
+            if part.integer("split.count", 1..=MAX_PARTS)? != Some(count) {
+                return Err(part.error(format_args!(
+                    "metadata 'split.count' is not {count}, as {} has it; the parts are of different models",
+                    shown(path_name(&name.path))
+                )));
+            }
+            let found = part.split_number(count)?;
+            if found != number {
+                return Err(part.error(format_args!(
+                    "metadata 'split.no' is {found}, but the name says {number} (part {} of {count}); the file was renamed or is another part",
+                    number.saturating_add(1)
+                )));
+            }
+            match &mut all {
+                None => all = Some(part),
+                Some(all) => all.join(part)?,
+            }
+        }
+        let all = all.unwrap_or(named);
+        let total = all.integer("split.tensors.count", 0..=MAX_TENSORS)?;
+        match total {
+            None => Err(all.missing("split.tensors.count")),
+            Some(total) if total != all.tensors.len() => Err(all.error(format_args!(
+                "metadata 'split.tensors.count' is {total}, but the {count} parts hold {} tensors",
+                all.tensors.len()
+            ))),
+            Some(_) => Ok(all),
+        }
+    }
+
+    /// The number of a part, from 0.
+    fn split_number(&self, count: usize) -> Result<usize, ModelError> {
+        let last = (count as u64).saturating_sub(1);
+        self.integer("split.no", 0..=last)?.ok_or_else(|| self.missing("split.no"))
+    }
+
+    /// Adds the tensors of the next part.
+    fn join(&mut self, next: Gguf) -> Result<(), ModelError> {
+        let total = "split.tensors.count";
+        if next.integer(total, 0..=MAX_TENSORS)? != self.integer(total, 0..=MAX_TENSORS)? {
+            let first = shown(path_name(self.path()));
+            return Err(
+                next.error(format_args!("metadata '{total}' is not the one of {first}; the parts are of different models"))
+            );
+        }
+        let (before, architecture) = (self.parts.len(), "general.architecture");
+        if let Some(other) = next.text(architecture)?
+            && self.text(architecture)?.is_some_and(|own| own != other)
+        {
+            return Err(next.error(format_args!("metadata '{architecture}' is not the one of the first part")));
+        }
+        let Gguf { source, parts: _, metadata: _, tensors } = next;
+        for (name, info) in tensors {
+            if self.tensors.insert(name.clone(), TensorInfo { part: before, ..info }).is_some() {
+                return Err(invalid(source.path(), format_args!("tensor {name} is also in an earlier part")));
+            }
+        }
+        self.parts.push(source);
+        Ok(())
+    }
+
+    /// The file that holds a tensor.
+    pub(super) fn source_of(&self, info: &TensorInfo) -> &Arc<Source> {
+        self.parts.get(info.part).unwrap_or(&self.source)
     }
 
     /// The file, for messages.

@@ -4,11 +4,11 @@
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use super::ModelError;
 use super::cache::{Environment, Lock, is_plain_name, is_plain_path};
 use super::load::{OpenOptions, Stage};
 use super::resolver::{Alias, Place, folder_size};
 use super::source::{Source, shown};
+use super::{ModelError, choice};
 use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::repository::{RepoTreeEntry, RepoTypeModel};
 use hf_hub::{HFClient, HFRepositorySync};
@@ -192,12 +192,9 @@ fn is_hex(text: &str, len: usize) -> bool {
 /// The files that make up the model, and whether it is one GGUF file.
 fn choose<'a>(entries: &'a [Entry], file: Option<&str>) -> Result<(Vec<&'a Entry>, bool), String> {
     let find = |name: &str| entries.iter().find(|e| e.path == name);
-    if let Some(file) = file {
-        let entry = find(file).ok_or_else(|| format!("it holds no file '{file}'"))?;
-        return Ok((vec![entry], true));
-    }
     let shards: Vec<&Entry> = entries.iter().filter(|e| !e.path.contains('/') && e.path.ends_with(".safetensors")).collect();
-    if find("config.json").is_some() && find("tokenizer.json").is_some() && !shards.is_empty() {
+    let checkpoint = find("config.json").is_some() && find("tokenizer.json").is_some() && !shards.is_empty();
+    if file.is_none() && checkpoint {
         const BESIDE: [&str; 7] = [
             "config.json",
             "tokenizer.json",
@@ -209,15 +206,12 @@ fn choose<'a>(entries: &'a [Entry], file: Option<&str>) -> Result<(Vec<&'a Entry
         ];
         return Ok((BESIDE.iter().filter_map(|name| find(name)).chain(shards).collect(), false));
     }
-    let models: Vec<&Entry> = entries.iter().filter(|e| e.path.ends_with(".gguf")).collect();
-    match models[..] {
-        [one] => Ok((vec![one], true)),
-        [] => Err("it holds neither a .gguf file nor config.json, tokenizer.json and *.safetensors".into()),
-        _ => {
-            let names: Vec<&str> = models.iter().take(12).map(|e| &*e.path).collect();
-            Err(format!("it holds several .gguf files; add one to the id after a colon: {}", names.join(", ")))
-        }
+    if file.is_none() && !entries.iter().any(|e| e.path.ends_with(".gguf")) {
+        return Err("it holds neither a .gguf file nor config.json, tokenizer.json and *.safetensors".into());
     }
+    let files: Vec<(&str, u64)> = entries.iter().map(|e| (&*e.path, e.size)).collect();
+    let chosen = choice::choose(&files, file)?;
+    Ok((chosen.into_iter().filter_map(find).collect(), true))
 }
 
 fn online(id: &Id, folder: &Path, options: &OpenOptions) -> Result<Place, Failure> {
@@ -243,7 +237,8 @@ fn online(id: &Id, folder: &Path, options: &OpenOptions) -> Result<Place, Failur
         write_whole(&folder.join("refs"), REVISION, commit.as_bytes(), &lock.scratch)?;
     }
     Ok(match wanted[..] {
-        [entry] if single => Place::Gguf(snapshot.join(&entry.path)),
+        // Of a split model the first part.
+        [entry, ..] if single => Place::Gguf(snapshot.join(&entry.path)),
         _ => Place::Folder(snapshot),
     })
 }
@@ -350,18 +345,26 @@ fn cached(folder: &Path, id: &Id) -> Option<Place> {
         return None;
     }
     let snapshot = folder.join("snapshots").join(commit);
-    if let Some(file) = id.file {
-        let path = snapshot.join(file);
-        return path.is_file().then_some(Place::Gguf(path));
-    }
-    if snapshot.join("config.json").is_file() && snapshot.join("tokenizer.json").is_file() {
+    if id.file.is_none() && snapshot.join("config.json").is_file() && snapshot.join("tokenizer.json").is_file() {
         return Some(Place::Folder(snapshot));
     }
-    let mut models =
-        std::fs::read_dir(&snapshot).ok()?.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "gguf"));
-    match (models.next(), models.next()) {
-        (Some(one), None) => Some(Place::Gguf(one)),
-        _ => None,
+    let mut files = Vec::new();
+    files_below(&snapshot, "", 4, &mut files);
+    let files: Vec<(&str, u64)> = files.iter().map(|(path, bytes)| (&**path, *bytes)).collect();
+    let chosen = choice::choose(&files, id.file).ok()?;
+    chosen.first().map(|path| Place::Gguf(snapshot.join(path)))
+}
+
+/// The files below a folder of the cache, by their path in it with `/`, and their sizes.
+fn files_below(folder: &Path, before: &str, depth: usize, files: &mut Vec<(String, u64)>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let (path, name) = (entry.path(), format!("{before}{name}"));
+        match path.metadata() {
+            Ok(meta) if meta.is_dir() && depth > 0 => files_below(&path, &format!("{name}/"), depth.saturating_sub(1), files),
+            Ok(meta) if meta.is_file() && files.len() < MAX_FILES => files.push((name, meta.len())),
+            _ => {}
+        }
     }
 }
 
@@ -548,12 +551,33 @@ mod tests {
     fn one_gguf_file_is_chosen_or_asked_for() {
         let root = tempfile::tempdir().expect("temporary folder");
         let file = |name: &str, seed| (name.to_string(), Tiny::seeded(seed).gguf());
-        let fake = Arc::new(Fake { files: vec![file("a.gguf", 1), file("sub/b.gguf", 2)], ..Fake::default() });
+        let files = vec![file("a.gguf", 1), file("sub/b.gguf", 2)];
+        let fake = Arc::new(Fake { files, ..Fake::default() });
         let options = OpenOptions { progress: None, environment: environment(root.path(), &fake.start()) };
         let error = open("org/name", &options).err().expect("two files").to_string();
         assert!(error.contains("a.gguf, sub/b.gguf"), "{error}");
         assert_eq!(open("org/name:sub/b.gguf", &options).expect("named").name, "b.gguf");
         assert!(open("org/name:c.gguf", &options).is_err());
+    }
+
+    #[test]
+    fn a_quantization_after_the_colon_picks_its_file_online_and_offline() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let file = |name: &str, seed| (name.to_string(), Tiny::seeded(seed).gguf());
+        let files = vec![file("m-Q8_0.gguf", 1), file("Q4_K_M/m-Q4_K_M.gguf", 2), file("m-Q2_K.gguf", 3)];
+        let fake = Arc::new(Fake { files, ..Fake::default() });
+        let mut environment = environment(root.path(), &fake.start());
+        let named = |id: &str, environment: &Environment| {
+            open(id, &OpenOptions { progress: None, environment: environment.clone() }).map(|m| m.name).map_err(|e| e.to_string())
+        };
+        assert_eq!(named("org/name", &environment), Ok("m-Q4_K_M.gguf".into()));
+        assert_eq!(named("org/name:q8_0", &environment), Ok("m-Q8_0.gguf".into()));
+        let error = named("org/name:Q6_K", &environment).expect_err("none");
+        assert!(error.contains("Q2_K, Q4_K_M, Q8_0"), "{error}");
+        environment.hub_offline = true;
+        assert_eq!(named("org/name:Q8_0", &environment), Ok("m-Q8_0.gguf".into()));
+        assert_eq!(named("org/name", &environment), Ok("m-Q4_K_M.gguf".into()));
+        assert!(named("org/name:Q2_K", &environment).is_err(), "it was never fetched");
     }
 
     #[test]

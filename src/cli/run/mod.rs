@@ -17,7 +17,9 @@ use super::failure::status;
 use super::files::Touched;
 use super::loading::open_under;
 use crate::engine::StoppingPolicy;
-use crate::pipeline::{Answer, Control, Ended, Generation, Identity, Loaded, Order, Pipeline, PipelineConfig, Settings};
+use crate::pipeline::{
+    Answer, Content, Control, Ended, Generation, Identity, Loaded, Order, Pipeline, PipelineConfig, RecordError, Settings,
+};
 use crate::text::Prompt as Presented;
 use crate::text::prompts::InputFormat;
 use crate::units::{self, counted};
@@ -107,6 +109,7 @@ fn touched(args: &Args) -> Touched {
     let mut touched = Touched::default();
     args.prompts.iter().for_each(|path| touched.reads("", path));
     touched.reads_model(&args.shared.model);
+    args.shared.chat_template.iter().for_each(|path| touched.reads("--chat-template", path));
     if !args.shared.dry_run {
         match &args.output {
             Some(path) => touched.writes("-o", path),
@@ -115,6 +118,20 @@ fn touched(args: &Args) -> Touched {
         args.stats.iter().flat_map(|stats| summary::files(stats)).for_each(|path| touched.writes("--stats", &path));
     }
     touched
+}
+
+/// What a base model says to a prompt that is to be a turn of a conversation.
+const NO_TEMPLATE: &str =
+    "the model has no chat template (it is a base model): give --raw to continue texts as they stand, or --chat-template @FILE";
+
+/// A prompt that the model can be given: a turn of a conversation needs a template, a text to be continued does not.
+fn presentable(prompt: crate::pipeline::Prompt, has_template: bool) -> Result<crate::pipeline::Prompt, RecordError> {
+    match prompt.content {
+        Content::Text(_) | Content::Messages(_) if !has_template && !prompt.generation.raw => {
+            Err(RecordError::new("no_chat_template", NO_TEMPLATE))
+        }
+        _ => Ok(prompt),
+    }
 }
 
 /// Whether an output's name says CSV; a name that says nothing known is bad usage, unless it is that of a device or pipe.
@@ -371,7 +388,7 @@ impl Run<'_> {
     fn complete(&mut self, prepared: &mut Abandon, scan: &Scan, plan: &Plan) -> Result<u8, Failure> {
         let shared = &self.args.shared;
         let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
-        let identity = Identity::of(&open_under(&loading, &shared.model)?, &self.config);
+        let identity = Identity::of(&open_under(&loading, shared)?, &self.config);
         drop(loading);
         if let Some(prepared) = &prepared.0 {
             self.check_settings(prepared, scan, &identity)?;
@@ -391,15 +408,15 @@ impl Run<'_> {
         let shared = &self.args.shared;
         let since = Instant::now();
         let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
-        let loaded = Loaded::open(open_under(&loading, &shared.model)?)?;
+        let loaded = Loaded::open(open_under(&loading, shared)?)?;
         if let Some(system) = &shared.system {
             loaded.prompting().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
         }
         let pipeline = Pipeline::new(&loaded, &self.config, &shared.options())?;
         drop(loading);
         let console = &mut self.console;
-        if let Some(notice) = loaded.prompting().notice() {
-            console.warn(notice);
+        if !shared.raw && !loaded.prompting().has_template() {
+            console.warn(NO_TEMPLATE);
         }
         if self.config.stopping == StoppingPolicy::MaxTokensOnly && !shared.stop.is_empty() {
             console.warn("--stop is ignored: 'early-stop' is off");
@@ -495,6 +512,7 @@ impl Run<'_> {
                 }
             });
             let mut index = 0;
+            let has_template = pipeline.model().vocabulary.chat_template.is_some();
             records.filter_map(move |record| {
                 let record = match record {
                     Ok(record) => ledger.as_known(record),
@@ -508,6 +526,7 @@ impl Run<'_> {
                 let verdict = judge(&record, &format, &ledger, &half);
                 matched.fetch_or(verdict != Verdict::New, Ordering::Relaxed);
                 let Record { id, id_is_number, given, carried, prompt, place, .. } = record;
+                let prompt = prompt.and_then(|prompt| presentable(prompt, has_template));
                 match verdict {
                     Verdict::Done => return None,
                     Verdict::New | Verdict::Retry => {}
@@ -619,14 +638,15 @@ impl Run<'_> {
         let records = inputs.records(self.flags.clone(), |_| ());
         for record in records {
             let record = record?;
-            let ids = record.prompt.as_ref().ok().and_then(|p| {
+            let prompt = record.prompt.and_then(|p| presentable(p, loaded.prompting().has_template()));
+            let ids = prompt.as_ref().ok().and_then(|p| {
                 let g = &p.generation;
                 let prompt = Presented { content: &p.content, system: g.system.as_deref(), raw: g.raw, turn: &g.turn };
                 let ids = loaded.prompting().prompt_ids_batch(&[prompt]).pop()?;
                 ids.ok().filter(|ids| ids.len() < context)
             });
             prompts += 1;
-            let (Some(ids), Ok(prompt)) = (ids, record.prompt) else {
+            let (Some(ids), Ok(prompt)) = (ids, prompt) else {
                 errors += 1;
                 continue;
             };
