@@ -71,7 +71,7 @@ pub(super) fn choose<'a>(files: &'a [(&'a str, u64)], asked: Option<&str>) -> Re
 
 /// The one model of this quantization; where a plain one and a variant exist, the plain one.
 fn named<'a>(all: Vec<Candidate<'a>>, asked: &str) -> Result<Vec<&'a str>, String> {
-    let (wanted, variant) = plain(&asked.to_ascii_uppercase());
+    let (wanted, variant) = plain(asked.to_ascii_uppercase());
     let mut fitting: Vec<&Candidate> = all.iter().filter(|model| model.quantization == wanted).collect();
     if fitting.iter().any(|model| model.variant == variant) {
         fitting.retain(|model| model.variant == variant);
