@@ -171,6 +171,7 @@ pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions
 }
 
 /// Attention of the token at `position`, whose key and value join the others.
+#[allow(clippy::too_many_arguments)]
 fn attend(
     values: &Values,
     norm_of: &Norm,
