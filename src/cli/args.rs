@@ -444,7 +444,8 @@ mod tests {
         assert_eq!(whole("18446744073709551615"), Ok(u64::MAX));
         assert!(template_file("{{ x }}").unwrap_err().contains("@template.jinja") && template_file("@").is_err());
         assert_eq!(template_file("@a b/c.jinja"), Ok("a b/c.jinja".into()));
-        assert!(dtype("q4_k").unwrap_err().contains("q4_1"));
+        assert_eq!(dtype("q4_k"), Ok(DtypePolicy::Fixed(Format::Q4K)));
+        assert!(dtype("iq4_xs").unwrap_err().contains("q4_k") && dtype("q2_k").is_err());
         assert!(stop_on("eos,words").is_err());
         assert_eq!(stop_on("eos, loop"), Ok(StopOn { eos: true, strings: false, sentence: false, repetition: true }));
     }

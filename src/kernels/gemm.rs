@@ -136,25 +136,36 @@ macro_rules! with_rows {
 }
 pub(crate) use with_rows;
 
-/// Multiplies.
-#[inline(always)]
-pub(crate) unsafe fn gemm<S: Isa>(g: &Gemm) {
-    unsafe {
-        match g.format {
-            Format::F32 => float::<S, WideF32>(g),
-            Format::Bf16 => float::<S, HalfBf16>(g),
-            Format::F16 => float::<S, HalfF16>(g),
-            Format::Q8_0 => quantized::<S, Bytes>(g),
-            Format::Q4_1 => quantized::<S, Coded<formats::Q41>>(g),
-            Format::Q4_0 => quantized::<S, Coded<formats::Q40>>(g),
-            Format::Q5_0 => quantized::<S, Coded<formats::Q50>>(g),
-            Format::Q5_1 => quantized::<S, Coded<formats::Q51>>(g),
-            Format::Q4K => quantized::<S, Coded<formats::Q4K>>(g),
-            Format::Q5K => quantized::<S, Coded<formats::Q5K>>(g),
-            Format::Q6K => quantized::<S, Coded<formats::Q6K>>(g),
-            Format::Iq4Nl => quantized::<S, Coded<formats::Iq4Nl>>(g),
-            Format::Iq4Xs => quantized::<S, Coded<formats::Iq4Xs>>(g),
-        }
+/// The product of one format each, to be compiled for a set as functions of their own: in one function their temporaries fill a thread's
+/// stack where nothing is optimised, and the compiler takes minutes.
+pub(crate) mod products {
+    use super::*;
+
+    macro_rules! products {
+        ($($name:ident: $call:expr;)*) => {
+            $(
+                #[inline(always)]
+                pub(crate) unsafe fn $name<S: Isa>(g: &Gemm) {
+                    unsafe { $call(g) }
+                }
+            )*
+        };
+    }
+
+    products! {
+        f32: float::<S, WideF32>;
+        bf16: float::<S, HalfBf16>;
+        f16: float::<S, HalfF16>;
+        q8_0: quantized::<S, Bytes>;
+        q4_1: quantized::<S, Coded<formats::Q41>>;
+        q4_0: quantized::<S, Coded<formats::Q40>>;
+        q5_0: quantized::<S, Coded<formats::Q50>>;
+        q5_1: quantized::<S, Coded<formats::Q51>>;
+        q4_k: quantized::<S, Coded<formats::Q4K>>;
+        q5_k: quantized::<S, Coded<formats::Q5K>>;
+        q6_k: quantized::<S, Coded<formats::Q6K>>;
+        iq4_nl: quantized::<S, Coded<formats::Iq4Nl>>;
+        iq4_xs: quantized::<S, Coded<formats::Iq4Xs>>;
     }
 }
 

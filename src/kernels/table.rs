@@ -3,8 +3,9 @@
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc)]
 
+use super::Format;
 use super::attention::{self, AttentionArgs};
-use super::gemm::Gemm;
+use super::gemm::{Gemm, products};
 use super::isa::{Isa, Portable};
 use super::units::{self, *};
 #[cfg(target_arch = "x86_64")]
@@ -37,9 +38,90 @@ macro_rules! table {
     ($module:ident, $isa:ty, $np:literal $(, $feature:literal)?) => {
         pub(crate) mod $module {
             use super::*;
-            $(#[target_feature(enable = $feature)])?
+            /// Multiplies.
             pub(crate) unsafe fn gemm(g: &Gemm) {
-                unsafe { super::super::gemm::gemm::<$isa>(g) }
+                unsafe {
+                    match g.format {
+                        Format::F32 => f32(g),
+                        Format::Bf16 => bf16(g),
+                        Format::F16 => f16(g),
+                        Format::Q8_0 => q8_0(g),
+                        Format::Q4_1 => q4_1(g),
+                        Format::Q4_0 => q4_0(g),
+                        Format::Q5_0 => q5_0(g),
+                        Format::Q5_1 => q5_1(g),
+                        Format::Q4K => q4_k(g),
+                        Format::Q5K => q5_k(g),
+                        Format::Q6K => q6_k(g),
+                        Format::Iq4Nl => iq4_nl(g),
+                        Format::Iq4Xs => iq4_xs(g),
+                    }
+                }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn f32(g: &Gemm) {
+                unsafe { products::f32::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn bf16(g: &Gemm) {
+                unsafe { products::bf16::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn f16(g: &Gemm) {
+                unsafe { products::f16::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q8_0(g: &Gemm) {
+                unsafe { products::q8_0::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q4_1(g: &Gemm) {
+                unsafe { products::q4_1::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q4_0(g: &Gemm) {
+                unsafe { products::q4_0::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q5_0(g: &Gemm) {
+                unsafe { products::q5_0::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q5_1(g: &Gemm) {
+                unsafe { products::q5_1::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q4_k(g: &Gemm) {
+                unsafe { products::q4_k::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q5_k(g: &Gemm) {
+                unsafe { products::q5_k::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q6_k(g: &Gemm) {
+                unsafe { products::q6_k::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn iq4_nl(g: &Gemm) {
+                unsafe { products::iq4_nl::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn iq4_xs(g: &Gemm) {
+                unsafe { products::iq4_xs::<$isa>(g) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn norm(a: &NormArgs, unit: usize) {
