@@ -268,7 +268,7 @@ fn tensor_cases(c: &mut Cases) {
     // A damaged output matrix is an error, and never taken for a tied one.
     const O: &str = "output.weight";
     c.change("output_weight_type", O, |f| f.tensor(O).ggml = 99);
-    c.change("output_weight_iq", O, |f| f.tensor(O).ggml = 20);
+    c.change("output_weight_iq", O, |f| f.tensor(O).ggml = 16);
     c.change("output_weight_offset", O, |f| f.tensor(O).offset = Some(1 << 40));
     c.change("output_weight_dims", O, |f| f.tensor(O).dims[1] -= 1);
     c.change("output_weight_name", "output.weighu", |f| f.tensor(O).name = "output.weighu".into());
@@ -765,7 +765,9 @@ fn the_program_ends_with_status_2_and_one_line_and_writes_nothing() {
             .expect("the program runs");
         let said = String::from_utf8_lossy(&run.stderr);
         if case.refused.is_none() {
-            assert_eq!(run.status.code(), Some(0), "{}: {said}", case.name);
+            // A base model refuses the conversation, not the run.
+            let status = if case.name == "control_no_template" { 4 } else { 0 };
+            assert_eq!(run.status.code(), Some(status), "{}: {said}", case.name);
             assert!(out.exists(), "{}", case.name);
             continue;
         }
