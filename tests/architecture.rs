@@ -336,10 +336,12 @@ fn readers_of_files_cannot_index_unwrap_or_panic() {
     let readers = [
         "model/choice.rs",
         "model/gguf.rs",
+        "model/http.rs",
         "model/hub.rs",
         "model/safetensors.rs",
         "model/vocabulary.rs",
         "text/bounded.rs",
+        "text/rendering.rs",
         "text/prompts/mod.rs",
         "text/template.rs",
         "model/tokenizer_json.rs",

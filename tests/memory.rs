@@ -149,3 +149,16 @@ fn ten_thousand_prompts_need_no_more_memory_than_a_thousand() {
     let (early, late) = growth(&[]);
     assert!(late <= early + 32 * 9_000 + MB + 3_096 * 1_024, "{early} {late}");
 }
+
+#[test]
+fn a_claimed_context_costs_nothing_until_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let peak = |context: usize| {
+        let name = format!("claims{context}");
+        let path = Tiny { name, context, chat_template: process::tiny().chat_template, ..Tiny::fuzzed() }.write(folder.path());
+        run(path.to_str().unwrap(), "native", "Say it.\n", 2).0
+    };
+    let (small, large) = (peak(512), peak(1 << 27));
+    println!("{:.1} MB with a context of 512, {:.1} MB with one of 2^27", small as f64 / 1e6, large as f64 / 1e6);
+    assert!(large < small + 16 * MB, "{small} {large}");
+}

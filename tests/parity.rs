@@ -1,4 +1,5 @@
 //! Every decoder against candle's f32 llama on the same dequantized weights: the same greedy tokens, nearly the same scores.
+#![cfg(feature = "candle")]
 
 mod common;
 #[path = "common/textbook.rs"]

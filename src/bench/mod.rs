@@ -19,4 +19,8 @@ pub mod statistics;
 pub mod trial;
 pub mod verdict;
 pub mod workload;
+#[cfg(feature = "candle")]
+pub mod yardstick;
+#[cfg(not(feature = "candle"))]
+#[path = "yardstick_absent.rs"]
 pub mod yardstick;

@@ -102,6 +102,9 @@ pub struct Shared {
     /// A system message for every prompt
     #[arg(long, value_name = "TEXT", help_heading = "Generation", conflicts_with = "raw")]
     pub system: Option<String>,
+    /// A variable of the model's chat template, such as enable_thinking=false or date_string='"26 Jul 2024"'; repeatable
+    #[arg(long, value_name = "NAME=JSON", value_parser = template_argument, help_heading = "Generation", conflicts_with = "raw")]
+    pub template_arg: Vec<(String, serde_json::Value)>,
     /// No chat template: the prompt is the text, control tokens in it are parsed
     #[arg(long, help_heading = "Generation")]
     pub raw: bool,
@@ -162,6 +165,11 @@ pub struct Toggles {
 }
 
 impl Shared {
+    /// Variables of the chat template; the last of two values for a name counts.
+    pub fn template_arguments(&self) -> crate::text::TemplateArguments {
+        self.template_arg.iter().cloned().collect()
+    }
+
     /// The generation settings of a prompt that has none of its own.
     pub fn generation(&self) -> Generation {
         self.generation_with(&GenerationFields::default())
@@ -377,6 +385,18 @@ fn template_file(text: &str) -> Result<PathBuf, String> {
         Some(path) if !path.is_empty() => Ok(path.into()),
         _ => Err("is given as a file, with @ before its path: @template.jinja".into()),
     }
+}
+
+/// `NAME=JSON`; a value that is no JSON is most often a text without its quotes.
+fn template_argument(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (name, value) = text.split_once('=').ok_or("give NAME=JSON, such as enable_thinking=false")?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.is_empty() || !name.chars().all(is_name) || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err("the name of a variable is made of letters, digits and _".into());
+    }
+    let value = serde_json::from_str(value)
+        .map_err(|e| format!("the value is not JSON ({e}); a text needs double quotes: {name}='\"…\"'"))?;
+    Ok((name.into(), value))
 }
 
 fn stop_string(text: &str) -> Result<String, String> {

@@ -450,6 +450,7 @@ fn child(args: &Args) -> Result<Option<Child>, Failure> {
     flag("seed", shared.seed.to_string());
     shared.system.iter().for_each(|s| flag("system", s.clone()));
     shared.chat_template.iter().for_each(|path| flag("chat-template", format!("@{}", path.display())));
+    shared.template_arg.iter().for_each(|(name, value)| flag("template-arg", format!("{name}={value}")));
     if shared.raw {
         rest.push("--raw".into());
     }

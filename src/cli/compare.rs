@@ -290,9 +290,14 @@ struct Models {
 
 impl Models {
     fn of(&self, setting: &Setting) -> &Arc<Loaded> {
-        let at = self.loaded.iter().position(|(name, _)| *name == setting.shared.model);
+        let at = self.loaded.iter().position(|(name, _)| *name == loaded_as(&setting.shared));
         &self.loaded[at.unwrap_or(0)].1
     }
+}
+
+/// A model and the variables of its template, as far as they are given.
+fn loaded_as(shared: &Shared) -> String {
+    shared.template_arg.iter().fold(shared.model.clone(), |all, (name, value)| format!("{all} --template-arg {name}={value}"))
 }
 
 fn open_model(shared: &Shared) -> Result<Arc<Loaded>, Failure> {
@@ -302,9 +307,9 @@ fn open_model(shared: &Shared) -> Result<Arc<Loaded>, Failure> {
 fn open_models(settings: &[Setting]) -> Result<Models, Failure> {
     let mut models = Models { loaded: Vec::new() };
     for setting in settings {
-        let name = &setting.shared.model;
-        if models.loaded.iter().all(|(n, _)| n != name) {
-            models.loaded.push((name.clone(), open_model(&setting.shared)?));
+        let name = loaded_as(&setting.shared);
+        if models.loaded.iter().all(|(n, _)| *n != name) {
+            models.loaded.push((name, open_model(&setting.shared)?));
         }
     }
     let (first, others) = models.loaded.split_first().ok_or_else(|| Failure::failed("no model"))?;

@@ -5,7 +5,7 @@ use super::args::Shared;
 use super::console::Level;
 use super::run::progress::{Loading, style};
 use crate::model::{self, Model, Vocabulary};
-use crate::text::ChatTemplate;
+use crate::text::{ChatTemplate, Limits};
 use std::io::Read;
 use std::path::Path;
 
@@ -26,10 +26,11 @@ pub fn open_under(loading: &Loading, shared: &Shared) -> Result<Model, Failure> 
     };
     let options = model::OpenOptions { progress: Some(&tell), environment: model::Environment::from_process() };
     let mut model = model::open(&shared.model, &options)?;
+    model.vocabulary.template_variables = shared.template_arguments();
     if let (Some(source), Some(path)) = (template, &shared.chat_template) {
-        let Vocabulary { bos_text, eos_text, .. } = &model.vocabulary;
+        let Vocabulary { bos_text, eos_text, template_variables, .. } = &model.vocabulary;
         // Its faults are those of this file, not of the model's.
-        ChatTemplate::compile(&source, bos_text, eos_text).map_err(|e| Failure::usage(format!("{}: {e}", named(path))))?;
+        ChatTemplate::compile_with(&source, bos_text, eos_text, template_variables, Limits::default()).map_err(|e| Failure::usage(format!("{}: {e}", named(path))))?;
         model.vocabulary.chat_template = Some(source);
     }
     Ok(model)

@@ -135,7 +135,7 @@ fn leave_with_parent() {
 const LEAST: Bytes = Bytes(40 << 20);
 
 /// Under a limit on the address space (`ulimit -v`) glibc's heaps, 64 MB of addresses for each thread, would use it up, and small
-/// allocations fail: the program then starts itself again with one heap for all. Too low a limit to begin with is said here.
+/// allocations fail: there all threads share one heap. Too low a limit to begin with is said here.
 fn within_limits() -> Result<(), Failure> {
     enough_descriptors()?;
     let Some(left) = Files::system().resource_limit_left().map(Bytes) else { return Ok(()) };
@@ -143,13 +143,8 @@ fn within_limits() -> Result<(), Failure> {
         let message = format!("the limit on memory (ulimit -v or -d) leaves {left}, and {LEAST} are needed to begin: raise it");
         return Err(Failure { status: status::LEFT, message });
     }
-    #[cfg(target_os = "linux")]
-    if std::env::var_os("MALLOC_ARENA_MAX").is_none()
-        && let Ok(program) = std::env::current_exe()
-    {
-        use std::os::unix::process::CommandExt;
-        // It comes back only where it failed: then this process goes on as it is.
-        let _ = std::process::Command::new(program).args(std::env::args_os().skip(1)).env("MALLOC_ARENA_MAX", "1").exec();
+    if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
+        crate::kernels::one_heap();
     }
     Ok(())
 }

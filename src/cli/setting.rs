@@ -186,6 +186,7 @@ pub fn base_flags(base: &Shared) -> Vec<(String, String)> {
         stop,
         stop_on,
         system,
+        template_arg,
         raw,
         chat_template,
         continue_final_message,
@@ -213,6 +214,7 @@ pub fn base_flags(base: &Shared) -> Vec<(String, String)> {
         ("chat-template", chat_template.as_ref().map(|path| format!("@{}", path.display()))),
         ("continue-final-message", continue_final_message.then(|| "true".to_string())),
     ];
+    flags.extend(template_arg.iter().map(|(name, value)| ("template-arg", Some(format!("{name}={value}")))));
     flags.extend(stop.iter().map(|s| ("stop", Some(s.clone()))));
     let on: Vec<&str> =
         [(stop_on.eos, "eos"), (stop_on.strings, "strings"), (stop_on.sentence, "sentence"), (stop_on.repetition, "loop")]
@@ -260,7 +262,15 @@ mod tests {
 
     #[test]
     fn the_commands_own_flags_are_the_base_and_a_key_replaces_them() {
-        let base = base(&["--threads=3", "--stop=x", "--stop=y", "--dtype=bf16-emulated", "--stop-on=eos,loop", "--seed=7"]);
+        let base = base(&[
+            "--threads=3",
+            "--stop=x",
+            "--stop=y",
+            "--dtype=bf16-emulated",
+            "--stop-on=eos,loop",
+            "--seed=7",
+            "--template-arg=a=[1, \"x\"]",
+        ]);
         let s = Setting::parse("f32", &base).unwrap();
         assert!(s.shared.threads == Some(3) && s.shared.stop == ["x", "y"] && s.shared.seed == 7);
         assert_eq!(Setting::parse("stop=z", &base).unwrap().shared.stop, ["z"]);

@@ -47,8 +47,11 @@ struct Sequence {
 /// See the module's head.
 #[derive(Debug)]
 pub struct PageTable {
+    /// Those that were used so far, from number 0 on: a model may claim a context of millions of pages.
     pages: Vec<Page>,
-    /// Pages nobody needs, the lowest number last (and used first, so that untouched memory stays untouched).
+    /// How many there may be.
+    most: usize,
+    /// Pages of these that nobody needs, the lowest number last (and used first, so that untouched memory stays untouched).
     free: Vec<u32>,
     slots: Vec<Option<Sequence>>,
     trie: HashMap<Key, u32>,
@@ -64,8 +67,9 @@ impl PageTable {
     pub fn new(pages: usize, slots: usize) -> PageTable {
         assert!(pages < ROOT as usize, "page numbers are 32 bits");
         PageTable {
-            pages: (0..pages).map(|_| Page::default()).collect(),
-            free: (0..pages as u32).rev().collect(),
+            pages: Vec::new(),
+            most: pages,
+            free: Vec::new(),
             slots: (0..slots).map(|_| None).collect(),
             trie: HashMap::new(),
             leaves: BTreeSet::new(),
@@ -94,14 +98,14 @@ impl PageTable {
         for &page in &pages {
             self.hold(page);
         }
-        if need - own > self.free.len() + self.kept {
+        if need - own > self.most - self.pages.len() + self.free.len() + self.kept {
             for &page in &pages {
                 self.let_go(page);
             }
             return None;
         }
         while pages.len() < need {
-            let page = self.free.pop().or_else(|| self.evict()).expect("counted above");
+            let page = self.free.pop().or_else(|| self.untouched()).or_else(|| self.evict()).expect("counted above");
             self.pages[page as usize] = Page { refs: 1, ..Page::default() };
             pages.push(page);
         }
@@ -196,6 +200,15 @@ impl PageTable {
     pub fn used(&self) -> (usize, usize) {
         let held = self.pages.len() - self.free.len() - self.kept;
         (held * PAGE, self.kept * PAGE)
+    }
+
+    /// The first page that was never used.
+    fn untouched(&mut self) -> Option<u32> {
+        let number = self.pages.len();
+        (number < self.most).then(|| {
+            self.pages.push(Page::default());
+            number as u32
+        })
     }
 
     fn sequence(&self, slot: Slot) -> &Sequence {
@@ -462,7 +475,7 @@ mod tests {
             table.forget();
             check(&table);
             prop_assert_eq!(table.used(), (0, 0));
-            prop_assert_eq!(table.free.len(), pages);
+            prop_assert_eq!(table.most - table.pages.len() + table.free.len(), pages);
         }
     }
 }

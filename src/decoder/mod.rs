@@ -2,6 +2,7 @@
 //! asked for. A decoder owns keys and values and the scratch memory; it knows no requests, no sampling policy and no text.
 //! Implementations: `native` (ours), `candle` (candle-transformers' f32 llama: yardstick and oracle), `fake` (tests).
 
+#[cfg(feature = "candle")]
 pub mod candle;
 pub mod fake;
 #[cfg(test)]

@@ -99,6 +99,16 @@ fn advise_huge(p: *mut u8, len: usize) {
     let _ = (p, len);
 }
 
+/// One heap for all threads from now on, where glibc would give each thread one of its own with 64 MB of addresses; call it before threads
+/// are started.
+pub fn one_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt sets one number of the allocator, under the allocator's own lock; it touches no memory of ours.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,7 +26,7 @@ mod units;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use arena::{Arena, NoMemory};
+pub use arena::{Arena, NoMemory, one_heap};
 pub use attention::AttentionUnit;
 pub use formats::Part;
 pub use gemm::ActBlock;

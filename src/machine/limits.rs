@@ -123,6 +123,12 @@ impl Files {
         [left("Max address space", "VmSize"), left("Max data size", "VmData")].into_iter().flatten().min()
     }
 
+    /// Largest file that this process may write (`ulimit -f`), if limited.
+    pub fn file_size_limit(&self) -> Option<u64> {
+        let limits = self.read("proc/self/limits")?;
+        limits.lines().find_map(|l| l.strip_prefix("Max file size")?.split_whitespace().next()?.parse().ok())
+    }
+
     /// This process's folder and its parents up to the mount, in the hierarchy of a v1 controller, or of v2 for "".
     fn cgroup_folders(&self, controller: &str) -> Vec<PathBuf> {
         self.try_cgroup_folders(controller).unwrap_or_default()

@@ -8,10 +8,10 @@
 )]
 
 use super::ModelError;
+use super::ggml::GgmlDType;
 use super::source::{Source, shown};
 use super::tensors::Encoding;
 use crate::kernels::Format;
-use candle_core::quantized::GgmlDType;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -688,6 +688,9 @@ fn encoding(kind: u32) -> Result<Encoding, String> {
         return Ok(Encoding::Known(format));
     }
     Ok(match kind {
+        10 | 11 if cfg!(not(feature = "candle")) => {
+            return Err(format!("ggml type {kind} (Q2_K or Q3_K) is read by builds with the feature 'candle' only"));
+        }
         10 => Encoding::Ggml(Q2K),
         11 => Encoding::Ggml(Q3K),
         other => {

@@ -1,55 +1,30 @@
 //! Models of a hub, by id `org/name[:file]`. In: an id, a server that is not trusted. Out: a file or a folder in the hub's own cache layout
-//! (shared with Python's tools). The `hf-hub` client talks to the server and writes into a scratch folder only: it joins names,
-//! ETags and commits from the server to paths unchecked, so every name is checked here first and moved into the cache here.
+//! (shared with Python's tools). Every name, size and hash that the server lists is checked before anything is downloaded, and what
+//! came is checked against them before it enters the cache. The three requests (a branch's commit, its files, a file's content) are those of
+//! huggingface_hub's `hf_api.py` and `file_download.py`.
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use super::cache::{Environment, Lock, is_plain_name, is_plain_path};
+use super::cache::{Environment, Lock, is_plain_path};
+use super::http::{Client, Failure, encoded};
+pub(super) use super::hub_id::Id;
 use super::load::{OpenOptions, Stage};
-use super::resolver::{Alias, Place, folder_size};
-use super::source::{Source, shown};
+use super::resolver::{Alias, Place};
+use super::source::{Source, hex, shown};
 use super::{ModelError, choice};
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
-use hf_hub::repository::{RepoTreeEntry, RepoTypeModel};
-use hf_hub::{HFClient, HFRepositorySync};
+use crate::units::Bytes;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
 
 /// Most files of a repository; a model in hundreds of shards has fewer.
 const MAX_FILES: usize = 4096;
-/// How often the progress of a download is looked at.
-const TICK: Duration = Duration::from_millis(30);
+/// Most pages of a list of files; the hub sends 1,000 files on one.
+const MAX_PAGES: usize = 64;
 /// The branch that is used.
 const REVISION: &str = "main";
-
-/// A hub id.
-#[derive(Debug, PartialEq)]
-pub(super) struct Id<'a> {
-    organization: &'a str,
-    name: &'a str,
-    file: Option<&'a str>,
-}
-
-impl<'a> Id<'a> {
-    /// Takes `org/name` and `org/name:file` apart; `None` if it is not of that form.
-    pub(super) fn parse(text: &'a str) -> Option<Self> {
-        let (repository, file) = match text.split_once(':') {
-            Some((repository, file)) => (repository, Some(file)),
-            None => (text, None),
-        };
-        let (organization, name) = repository.split_once('/')?;
-        let good = |part: &str| {
-            let allowed = part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
-            // `--` separates organization and name in the cache's folder names.
-            allowed && !part.starts_with('.') && is_plain_name(part) && part.len() <= 96
-        };
-        let good = good(organization) && good(name) && file.is_none_or(is_plain_path);
-        good.then_some(Id { organization, name, file })
-    }
-}
+/// The server where `HF_ENDPOINT` names none: huggingface_hub's.
+const ENDPOINT: &str = "https://huggingface.co";
 
 /// A file of a repository, as the server lists it, its name checked.
 struct Entry {
@@ -57,8 +32,43 @@ struct Entry {
     size: u64,
     /// Content hash in git; names the blob of small files.
     oid: String,
-    /// Large files are named by their SHA-256, which the server may announce.
-    lfs: Option<Option<String>>,
+    /// SHA-256 of a large file, in lower case; it names the blob.
+    sha256: Option<String>,
+}
+
+/// An entry of a list of files, as the server sends it.
+#[derive(serde::Deserialize)]
+struct Listed {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
+    #[serde(default)]
+    oid: String,
+    #[serde(default)]
+    size: u64,
+    lfs: Option<ListedLarge>,
+}
+
+/// What it says of a large file.
+#[derive(serde::Deserialize)]
+struct ListedLarge {
+    #[serde(alias = "sha256")]
+    oid: String,
+    size: Option<u64>,
+}
+
+/// What the server says of a branch.
+#[derive(serde::Deserialize)]
+struct Branch {
+    #[serde(default)]
+    sha: String,
+}
+
+/// A repository and whom to ask for it.
+struct Repository {
+    client: Client,
+    /// `org/name`.
+    id: String,
 }
 
 /// Finds the model in the hub cache, or fetches it.
@@ -87,102 +97,82 @@ pub(super) fn fetch(id: &Id, options: &OpenOptions) -> Result<Place, ModelError>
     }
 }
 
-/// Why fetching failed.
-enum Failure {
-    /// The server did not answer; the cache may serve.
-    Unreachable(String),
-    /// It answered, and the answer is no use.
-    Refused(String),
-}
-
-impl From<hf_hub::HFError> for Failure {
-    fn from(error: hf_hub::HFError) -> Self {
-        use hf_hub::HFError;
-        match &error {
-            HFError::Request { source, .. } if source.is_connect() || source.is_timeout() => {
-                Failure::Unreachable(format!("the hub cannot be reached ({error})"))
-            }
-            HFError::Http { context } if context.status.is_server_error() => {
-                Failure::Unreachable(format!("the hub failed ({error})"))
-            }
-            _ => Failure::Refused(error.to_string()),
-        }
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Failure::Refused(error.to_string())
-    }
-}
-
-fn repository(environment: &Environment, organization: &str, name: &str) -> Result<HFRepositorySync<RepoTypeModel>, Failure> {
-    let mut builder = HFClient::builder().cache_enabled(false).retry_max_attempts(2).user_agent("llmopt");
-    if let Some(endpoint) = &environment.hub_endpoint {
-        builder = builder.endpoint(endpoint);
-    }
-    if let Some(token) = &environment.hub_token {
-        builder = builder.token(token);
-    }
-    Ok(builder.build_sync()?.model(organization, name))
-}
-
-/// Does `work` on a thread of its own and waits as long as the number that `came` gives goes on changing: the client itself
-/// waits for a silent server for ever. One that is given up keeps its thread; it can only write to a scratch folder that nobody reads.
-fn patiently<T: Send + 'static>(
-    patience: Duration,
-    work: impl FnOnce() -> Result<T, hf_hub::HFError> + Send + 'static,
-    mut came: impl FnMut() -> u64,
-) -> Result<T, Failure> {
-    let (done, result) = std::sync::mpsc::channel();
-    let thread = std::thread::Builder::new().name("hub".into()).spawn(move || drop(done.send(work())));
-    thread.map_err(|e| Failure::Refused(format!("no thread can be started: {e}")))?;
-    // Counted in waits, not by a clock: a process that is stopped for a while has not waited.
-    let (mut before, mut silent) = (came(), Duration::ZERO);
-    loop {
-        match result.recv_timeout(TICK) {
-            Ok(result) => return Ok(result?),
-            Err(RecvTimeoutError::Disconnected) => return Err(Failure::Refused("the client panicked".into())),
-            Err(RecvTimeoutError::Timeout) => silent += TICK,
-        }
-        let now = came();
-        if now != before {
-            (before, silent) = (now, Duration::ZERO);
-        } else if silent > patience {
-            let seconds = crate::units::seconds(patience.as_secs_f64());
-            return Err(Failure::Unreachable(format!("the hub sent nothing for {seconds} (HF_HUB_DOWNLOAD_TIMEOUT)")));
-        }
-    }
+fn repository(environment: &Environment, id: String) -> Result<Repository, Failure> {
+    let endpoint = environment.hub_endpoint.as_deref().unwrap_or(ENDPOINT);
+    let client = Client::new(endpoint, environment.hub_token.as_deref(), environment.hub_patience)?;
+    Ok(Repository { client, id })
 }
 
 /// The commit of the branch and the files in it.
-fn list(repository: &HFRepositorySync<RepoTypeModel>, patience: Duration) -> Result<(String, Vec<Entry>), Failure> {
-    let asked = repository.clone();
-    let commit = patiently(patience, move || asked.info().revision(REVISION).send(), || 0)?.sha.unwrap_or_default();
+fn list(repository: &Repository) -> Result<(String, Vec<Entry>), Failure> {
+    let Repository { client, id } = repository;
+    let (branch, _) = client.json::<Branch>(&format!("/api/models/{id}/revision/{REVISION}"))?;
+    let commit = branch.sha;
     if !is_hex(&commit, 40) {
+        let commit: String = commit.chars().take(80).collect();
         return Err(Failure::Refused(format!("the server names the commit '{commit}', which is not one")));
     }
-    let (asked, revision) = (repository.clone(), commit.clone());
-    let tree = move || asked.list_tree().revision(revision).recursive(true).limit(MAX_FILES + 1).send();
-    let tree = patiently(patience, tree, || 0)?;
-    if tree.len() > MAX_FILES {
-        return Err(Failure::Refused(format!("the server lists more than {MAX_FILES} files")));
-    }
     let mut entries = Vec::new();
-    for entry in tree {
-        let (RepoTreeEntry::File { path, .. } | RepoTreeEntry::Directory { path, .. }) = &entry;
-        if !is_plain_path(path) {
-            let path: String = path.chars().take(80).collect();
-            return Err(Failure::Refused(format!("the server lists the file name '{path}', which is not safe on every system")));
-        }
-        if let RepoTreeEntry::File { path, size, oid, lfs, .. } = entry {
-            if !is_hex(&oid, 40) && !is_hex(&oid, 64) {
-                return Err(Failure::Refused(format!("the server lists the content hash '{oid}', which is not one")));
+    let mut query = "recursive=true".to_string();
+    for _ in 0..MAX_PAGES {
+        let (page, next) = client.json::<Vec<Listed>>(&format!("/api/models/{id}/tree/{commit}?{query}"))?;
+        for listed in page {
+            entries.extend(checked(listed)?);
+            if entries.len() > MAX_FILES {
+                return Err(Failure::Refused(format!("the server lists more than {MAX_FILES} files")));
             }
-            entries.push(Entry { path, size, oid, lfs: lfs.map(|lfs| lfs.sha256) });
+        }
+        match next {
+            Some(next) => query = next,
+            None => return Ok((commit, entries)),
         }
     }
-    Ok((commit, entries))
+    Err(Failure::Refused(format!("the server lists its files on more than {MAX_PAGES} pages")))
+}
+
+/// A listed file whose name, size and hashes may be believed; `None` for a folder.
+fn checked(listed: Listed) -> Result<Option<Entry>, Failure> {
+    let Listed { kind, path, oid, size, lfs } = listed;
+    let short = |text: &str| text.chars().take(80).collect::<String>();
+    if !is_plain_path(&path) {
+        let path = short(&path);
+        return Err(Failure::Refused(format!("the server lists the file name '{path}', which is not safe on every system")));
+    }
+    if kind != "file" {
+        return Ok(None);
+    }
+    let no_hash = |hash: &str| Failure::Refused(format!("the server lists the content hash '{}', which is not one", short(hash)));
+    if !is_hex(&oid, 40) && !is_hex(&oid, 64) {
+        return Err(no_hash(&oid));
+    }
+    let sha256 = match lfs {
+        None => None,
+        Some(large) if !is_hex(&large.oid, 64) => return Err(no_hash(&large.oid)),
+        Some(large) if large.size.is_some_and(|other| other != size) => {
+            return Err(Failure::Refused(format!("the server lists two sizes of {path}")));
+        }
+        Some(large) => Some(large.oid.to_ascii_lowercase()),
+    };
+    Ok(Some(Entry { path, size, oid: oid.to_ascii_lowercase(), sha256 }))
+}
+
+/// Refuses what cannot fit before the first byte is asked for.
+fn check_room(bytes: u64, largest: u64, folder: &Path) -> Result<(), Failure> {
+    if let Some(limit) = crate::machine::Files::system().file_size_limit()
+        && largest > limit
+    {
+        let (file, limit) = (Bytes(largest), Bytes(limit));
+        return Err(Failure::Refused(format!("a file of it has {file}, and the limit on a file's size (ulimit -f) is {limit}")));
+    }
+    match crate::machine::free_disk(folder) {
+        Some(free) if bytes > free => Err(Failure::Refused(format!(
+            "it needs {}, and {} are free at {}: make room or set HF_HUB_CACHE",
+            Bytes(bytes),
+            Bytes(free),
+            shown(folder)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn is_hex(text: &str, len: usize) -> bool {
@@ -215,24 +205,28 @@ fn choose<'a>(entries: &'a [Entry], file: Option<&str>) -> Result<(Vec<&'a Entry
 }
 
 fn online(id: &Id, folder: &Path, options: &OpenOptions) -> Result<Place, Failure> {
-    let repository = repository(&options.environment, id.organization, id.name)?;
-    let patience = options.environment.hub_patience;
-    let (commit, entries) = list(&repository, patience)?;
+    let repository = repository(&options.environment, format!("{}/{}", id.organization, id.name))?;
+    let (commit, entries) = list(&repository)?;
     let (wanted, single) = choose(&entries, id.file).map_err(Failure::Refused)?;
     let snapshot = folder.join("snapshots").join(&commit);
     let present = |entry: &Entry| snapshot.join(&entry.path).metadata().is_ok_and(|m| m.is_file() && m.len() == entry.size);
     if !wanted.iter().all(|entry| present(entry)) {
+        let sum = |sizes: &mut dyn Iterator<Item = u64>| sizes.fold(0, u64::saturating_add);
+        let missing: Vec<u64> = wanted.iter().filter(|e| !present(e)).map(|e| e.size).collect();
+        let largest = missing.iter().copied().max().unwrap_or(0);
+        let near = folder.ancestors().find(|f| f.exists()).unwrap_or(folder);
+        check_room(sum(&mut missing.into_iter()), largest, near)?;
+        let total = sum(&mut wanted.iter().map(|e| e.size));
         let lock = Lock::take(folder, "llmopt").map_err(|e| Failure::Refused(e.to_string()))?;
-        let total = wanted.iter().map(|e| e.size).sum();
-        let mut before = 0;
+        let mut before = 0u64;
         for entry in &wanted {
             // Another process may have fetched it while this one waited for the lock.
             if !present(entry) {
-                let tell = |done| options.tell(Stage::Download, &entry.path, before + done, Some(total));
-                let file = download(&repository, &commit, &entry.path, &lock.scratch, patience, &tell)?;
+                let tell = |done| options.tell(Stage::Download, &entry.path, before.saturating_add(done), Some(total));
+                let file = download(&repository, &commit, entry, &lock.scratch, &tell)?;
                 install(&file, entry, folder, &snapshot).map_err(Failure::Refused)?;
             }
-            before += entry.size;
+            before = before.saturating_add(entry.size);
         }
         write_whole(&folder.join("refs"), REVISION, commit.as_bytes(), &lock.scratch)?;
     }
@@ -243,66 +237,54 @@ fn online(id: &Id, folder: &Path, options: &OpenOptions) -> Result<Place, Failur
     })
 }
 
-/// Counts the bytes of a download.
-struct Counter(AtomicU64);
-
-impl ProgressHandler for Counter {
-    fn on_progress(&self, event: &ProgressEvent) {
-        match event {
-            ProgressEvent::Download(DownloadEvent::Progress { files }) => {
-                if let Some(file) = files.last() {
-                    self.0.fetch_max(file.bytes_completed, Ordering::Relaxed);
-                }
-            }
-            ProgressEvent::Download(DownloadEvent::AggregateProgress { bytes_completed, .. }) => {
-                self.0.fetch_max(*bytes_completed, Ordering::Relaxed);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Downloads one file, by a checked name, below `scratch`.
+/// Downloads one file into `scratch`, under a name of ours.
 fn download(
-    repository: &HFRepositorySync<RepoTypeModel>,
+    repository: &Repository,
     commit: &str,
-    path: &str,
+    entry: &Entry,
     scratch: &Path,
-    patience: Duration,
     tell: &dyn Fn(u64),
 ) -> Result<PathBuf, Failure> {
-    let counter = Arc::new(Counter(AtomicU64::new(0)));
-    let (asked, counted) = (repository.clone(), counter.clone());
-    let (name, folder, revision) = (path.to_string(), scratch.to_path_buf(), commit.to_string());
-    let work = move || asked.download_file().filename(name).local_dir(folder).revision(revision).progress(counted).send();
-    patiently(patience, work, || {
-        let done = counter.0.load(Ordering::Relaxed);
-        tell(done);
-        // The client does not tell of every byte.
-        done.max(folder_size(scratch))
+    let to = scratch.join("download");
+    let from = format!("/{}/resolve/{commit}/{}", repository.id, encoded(&entry.path));
+    repository.client.download(&from, entry.size, &to, tell).map_err(|failure| match failure {
+        Failure::Refused(reason) => Failure::Refused(format!("{}: {reason}", entry.path)),
+        unreachable => unreachable,
     })?;
-    Ok(scratch.join(path))
+    Ok(to)
+}
+
+/// Checks that a downloaded file is the listed one; returns the name of its blob.
+fn blob_name(file: &Path, entry: &Entry) -> Result<String, String> {
+    let source = Source::open(file).map_err(|e| e.to_string())?;
+    if source.len() != entry.size {
+        return Err(format!("{}: {} bytes came, {} were announced", entry.path, source.len(), entry.size));
+    }
+    let (what, announced, found) = match &entry.sha256 {
+        Some(announced) => ("SHA-256", announced, source.digest(&|_| {})),
+        // A repository of git's newer form names its blobs by SHA-256.
+        None if entry.oid.len() == 64 => ("git blob id", &entry.oid, git_blob::<Sha256>(&source)),
+        None => ("git blob id", &entry.oid, git_blob::<Sha1>(&source)),
+    };
+    let found = found.map_err(|e| e.to_string())?;
+    if *announced != found {
+        return Err(format!("{}: what came has the {what} {found}, not the announced one", entry.path));
+    }
+    Ok(found)
+}
+
+/// The id under which git stores a file: the hash of `blob LENGTH`, a zero byte and the content.
+fn git_blob<H: Digest + sha2::digest::Update>(source: &Source) -> Result<String, ModelError> {
+    let mut hash = H::new();
+    Digest::update(&mut hash, format!("blob {}\0", source.len()));
+    source.hash(&mut hash, &|_| {})?;
+    Ok(hex(&hash.finalize()))
 }
 
 /// Moves a downloaded file to its place in the cache: `blobs/HASH`, and a link to it in the snapshot.
 fn install(file: &Path, entry: &Entry, folder: &Path, snapshot: &Path) -> Result<(), String> {
     let failed = |path: &Path, e: std::io::Error| format!("{}: {e}", shown(path));
-    let source = Source::open(file).map_err(|e| e.to_string())?;
-    if source.len() != entry.size {
-        return Err(format!("{}: {} bytes came, {} were announced", entry.path, source.len(), entry.size));
-    }
-    let blob = match &entry.lfs {
-        None => entry.oid.clone(),
-        Some(announced) => {
-            let found = source.digest(&|_| {}).map_err(|e| e.to_string())?;
-            if let Some(announced) = announced
-                && *announced != found
-            {
-                return Err(format!("{}: what came has the SHA-256 {found}, not the announced one", entry.path));
-            }
-            found
-        }
-    };
+    let blob = blob_name(file, entry)?;
     std::fs::File::open(file).and_then(|f| f.sync_all()).map_err(|e| failed(file, e))?;
     let blobs = folder.join("blobs");
     std::fs::create_dir_all(&blobs).map_err(|e| failed(&blobs, e))?;
@@ -383,10 +365,12 @@ pub(super) fn fetch_file(
     let text = |failure: Failure| match failure {
         Failure::Unreachable(reason) | Failure::Refused(reason) => reason,
     };
-    let (organization, name) = repository.split_once('/').ok_or("not a repository")?;
-    let handle = self::repository(&options.environment, organization, name).map_err(text)?;
-    let tell = |done| options.tell(Stage::Download, alias.file, done, None);
-    let path = download(&handle, REVISION, file, &lock.scratch, options.environment.hub_patience, &tell).map_err(text)?;
+    let repository = self::repository(&options.environment, repository.to_string()).map_err(text)?;
+    let (commit, entries) = list(&repository).map_err(text)?;
+    let entry = entries.iter().find(|e| e.path == file).ok_or_else(|| format!("it holds no file '{file}'"))?;
+    check_room(entry.size.saturating_mul(2), entry.size, &lock.scratch).map_err(text)?;
+    let tell = |done| options.tell(Stage::Download, alias.file, done, Some(entry.size));
+    let path = download(&repository, &commit, entry, &lock.scratch, &tell).map_err(text)?;
     let mut reader = std::fs::File::open(&path).map_err(|e| e.to_string())?;
     super::cache::install(&mut reader, &lock.scratch, target, alias.sha256)
 }
@@ -398,7 +382,9 @@ mod tests {
     use crate::tiny::{Stored, Tiny};
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
-    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -414,7 +400,27 @@ mod tests {
         commit: Option<&'static str>,
         /// Requests whose path has this are never answered, or only with the first half of the body.
         silent: Option<&'static str>,
+        /// Files are large ones, listed with their SHA-256 in capitals.
+        large: bool,
+        /// Parts of a file are sent when asked for.
+        ranges: bool,
+        /// Files lie at this other server.
+        elsewhere: Option<String>,
+        /// The list has a second page, which its header places at this other server.
+        next_at: Option<String>,
+        /// The tree never ends.
+        endless: bool,
+        /// Added to the size that the tree lists.
+        oversized: u64,
+        /// The last byte of each file is another than the listed hash says.
+        altered: bool,
         requests: AtomicU64,
+        /// The heads of all requests.
+        heads: Mutex<Vec<String>>,
+    }
+
+    fn git_id(bytes: &[u8]) -> String {
+        hex(&Sha1::digest([format!("blob {}\0", bytes.len()).as_bytes(), bytes].concat()))
     }
 
     impl Fake {
@@ -434,46 +440,85 @@ mod tests {
 
         fn answer(&self, mut stream: std::net::TcpStream) -> std::io::Result<()> {
             let mut lines = BufReader::new(stream.try_clone()?).lines();
-            let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
-            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-            let mut parts = request.split(' ');
-            let (method, target) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-            let path = target.split('?').next().unwrap_or("");
+            let mut head = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+            let request = head.clone();
+            while let Some(Ok(line)) = lines.next().filter(|line| line.as_ref().is_ok_and(|line| !line.is_empty())) {
+                head.push('\n');
+                head.push_str(&line.to_lowercase());
+            }
+            let from = head.split_once("range: bytes=").and_then(|(_, r)| r.split('-').next()?.parse::<usize>().ok());
+            self.heads.lock().expect("not poisoned").push(head);
+            let target = request.split(' ').nth(1).unwrap_or("");
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
             let silent = self.silent.is_some_and(|part| path.contains(part));
             let forever = || loop {
                 std::thread::park();
             };
-            if silent && method != "HEAD" && !path.contains("/resolve/") {
+            if silent && !path.contains("/resolve/") {
                 forever();
             }
+            if self.endless && path.contains("/tree/") {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[")?;
+                loop {
+                    stream.write_all(&[b' '; 1 << 16])?;
+                }
+            }
+            if let Some(other) = self.elsewhere.as_ref().filter(|_| path.contains("/resolve/")) {
+                let head =
+                    format!("HTTP/1.1 302 Found\r\nLocation: {other}{path}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                return stream.write_all(head.as_bytes());
+            }
+            let mut link = String::new();
             let body = if path.contains("/revision/") {
                 Some(serde_json::json!({"id": "org/name", "sha": self.commit.unwrap_or(COMMIT)}).to_string().into_bytes())
             } else if path.contains("/tree/") {
-                let listed = self.files.iter().map(|(name, bytes)| (name.clone(), bytes.len()));
-                let all = listed.chain(self.lies.iter().map(|name| (name.clone(), 3)));
-                let oid =
-                    |path: &String| super::super::source::hex(&<sha2::Sha256 as sha2::Digest>::digest(path))[..40].to_string();
-                let file = |(path, size)| serde_json::json!({"type": "file", "oid": oid(&path), "size": size, "path": path});
-                Some(serde_json::Value::from(all.map(file).collect::<Vec<_>>()).to_string().into_bytes())
+                let file = |(name, bytes): &(String, Vec<u8>)| {
+                    let size = bytes.len() as u64 + self.oversized;
+                    let mut entry = serde_json::json!({"type": "file", "oid": git_id(bytes), "size": size, "path": name});
+                    if self.large {
+                        entry["oid"] = "0".repeat(40).into();
+                        entry["lfs"] = serde_json::json!({"oid": hex(&Sha256::digest(bytes)).to_uppercase(), "size": size});
+                    }
+                    entry
+                };
+                let lie = |path: &String| serde_json::json!({"type": "file", "oid": git_id(&[]), "size": 3, "path": path});
+                let mut all: Vec<_> = self.files.iter().map(file).chain(self.lies.iter().map(lie)).collect();
+                if let Some(other) = &self.next_at {
+                    let second = all.split_off(all.len() / 2);
+                    match query.contains("cursor=two") {
+                        true => all = second,
+                        false => link = format!("Link: <{other}/api/models/org/name/tree/x?cursor=two>; rel=\"next\"\r\n"),
+                    }
+                }
+                Some(serde_json::Value::from(all).to_string().into_bytes())
             } else {
                 let name = path.split_once(&format!("/resolve/{COMMIT}/")).map_or("", |p| p.1);
-                self.files.iter().find(|f| f.0 == name).map(|f| f.1.clone())
+                let mut body = self.files.iter().find(|f| f.0 == name).map(|f| f.1.clone());
+                if let Some(last) = body.as_mut().filter(|_| self.altered).and_then(|body| body.last_mut()) {
+                    *last ^= 1;
+                }
+                body
             };
             let Some(body) = body else {
                 return stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             };
+            let (status, start) = match from.filter(|from| self.ranges && *from < body.len()) {
+                Some(from) => (format!("206 Part\r\nContent-Range: bytes {from}-{}/{}", body.len() - 1, body.len()), from),
+                None => ("200 OK".to_string(), 0),
+            };
+            let body = &body[start..];
             let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nContent-Type: application/json\r\nConnection: close\r\n\
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nContent-Type: application/json\r\nConnection: close\r\n{link}\
                  ETag: \"../../escaped\"\r\nX-Repo-Commit: ../../escaped\r\n\r\n",
                 body.len()
             );
             stream.write_all(head.as_bytes())?;
-            if silent && method != "HEAD" {
+            if silent {
                 stream.write_all(&body[..body.len() / 2])?;
                 forever();
             }
-            let cut = self.cut.lock().expect("not poisoned").unwrap_or(usize::MAX).min(body.len());
-            if method != "HEAD" { stream.write_all(&body[..cut]) } else { Ok(()) }
+            let cut = self.cut.lock().expect("not poisoned").filter(|_| path.contains("/resolve/"));
+            stream.write_all(&body[..cut.unwrap_or(usize::MAX).min(body.len())])
         }
     }
 
@@ -510,17 +555,6 @@ mod tests {
             }
         }
         found
-    }
-
-    #[test]
-    fn ids_are_told_from_paths() {
-        let id = |organization, name, file| Some(Id { organization, name, file });
-        assert_eq!(Id::parse("org/name"), id("org", "name", None));
-        assert_eq!(Id::parse("org/na-me.1:sub/a.gguf"), id("org", "na-me.1", Some("sub/a.gguf")));
-        for bad in ["name", "a/b/c", "../b", "/b", "a/", "a/b:", "a/b:../c", "a/b:/c", "a/b:c:d", "a b/c", "a/..", "a/con", "./b"]
-        {
-            assert_eq!(Id::parse(bad), None, "{bad}");
-        }
     }
 
     #[test]
@@ -645,5 +679,114 @@ mod tests {
         let options = OpenOptions { progress: None, environment: environment(root.path(), "http://127.0.0.1:9") };
         let error = open("org/name", &options).err().expect("no server").to_string();
         assert!(error.contains("give the path") && !error.contains('\n'), "{error}");
+    }
+
+    /// Opens `org/name` of a fake hub with a token; the error, if any, as text.
+    fn opened(fake: &Arc<Fake>, root: &Path) -> Result<crate::model::Model, String> {
+        let environment = Environment { hub_token: Some("secret".into()), ..environment(root, &fake.start()) };
+        open("org/name", &OpenOptions { progress: None, environment }).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_token_goes_to_the_endpoint_and_to_nobody_else() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let store = Arc::new(Fake { files: checkpoint_files(), ..Fake::default() });
+        let elsewhere = store.start();
+        let hub =
+            Fake { files: checkpoint_files(), elsewhere: Some(elsewhere.clone()), next_at: Some(elsewhere), ..Fake::default() };
+        let hub = Arc::new(hub);
+        opened(&hub, root.path()).expect("fetched from the other server");
+        let (asked, stored) = (hub.heads.lock().expect("not poisoned"), store.heads.lock().expect("not poisoned"));
+        assert!(asked.iter().all(|head| head.contains("authorization: bearer secret")), "{asked:?}");
+        assert!(
+            !stored.is_empty() && stored.iter().all(|head| head.contains("/resolve/")),
+            "the next page is the endpoint's: {stored:?}"
+        );
+        assert!(stored.iter().all(|head| !head.contains("secret") && !head.contains("authorization")), "{stored:?}");
+        assert!(asked.iter().any(|head| head.contains("/tree/") && head.contains("cursor=two")), "{asked:?}");
+    }
+
+    #[test]
+    fn a_cut_connection_is_taken_up_where_it_ended() {
+        let file = Tiny::default().gguf();
+        let cut = file.len() / 3;
+        let fake = Arc::new(Fake {
+            files: vec![("a.gguf".into(), file.clone())],
+            ranges: true,
+            cut: Mutex::new(Some(cut)),
+            large: true,
+            ..Fake::default()
+        });
+        let root = tempfile::tempdir().expect("temporary folder");
+        let model = opened(&fake, root.path()).expect("complete");
+        assert_eq!(std::fs::read(&model.path).expect("cached"), file);
+        let heads = fake.heads.lock().expect("not poisoned");
+        let parts = heads.iter().filter(|head| head.contains("range: bytes=")).count();
+        assert_eq!(parts, file.len().div_ceil(cut) - 1, "{heads:?}");
+    }
+
+    #[test]
+    fn an_announced_size_that_does_not_fit_is_refused_before_a_byte_is_asked_for() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let fake = Arc::new(Fake { files: checkpoint_files(), oversized: 1 << 60, ..Fake::default() });
+        let error = opened(&fake, root.path()).err().expect("no room");
+        assert!(error.contains("are free at") || error.contains("ulimit -f"), "{error}");
+        assert!(!fake.heads.lock().expect("not poisoned").iter().any(|head| head.contains("/resolve/")));
+        assert_eq!(below(&root.path().join("hf")), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn bodies_have_a_bound_and_the_reason_is_told() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let fake = Arc::new(Fake { files: checkpoint_files(), endless: true, ..Fake::default() });
+        let error = opened(&fake, root.path()).err().expect("endless");
+        assert!(error.contains("more than 16"), "{error}");
+        // A file longer than its list says.
+        let fake = Arc::new(Fake { files: checkpoint_files(), oversized: 1, ..Fake::default() });
+        let error = opened(&fake, root.path()).err().expect("another length");
+        assert!(error.contains("announced"), "{error}");
+        assert_eq!(below(&root.path().join("hf")), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn hashes_in_capitals_are_hashes_and_every_file_is_checked_against_its_own() {
+        for large in [false, true] {
+            let root = tempfile::tempdir().expect("temporary folder");
+            let good = Arc::new(Fake { files: checkpoint_files(), large, ..Fake::default() });
+            opened(&good, root.path()).expect("as listed");
+            let root = tempfile::tempdir().expect("temporary folder");
+            let fake = Arc::new(Fake { files: checkpoint_files(), large, altered: true, ..Fake::default() });
+            let error = opened(&fake, root.path()).err().expect("altered");
+            assert!(error.contains(if large { "SHA-256" } else { "git blob id" }), "{error}");
+            assert_eq!(below(&root.path().join("hf")), Vec::<PathBuf>::new());
+        }
+        assert_eq!(git_id(b"hello"), "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0", "what git hash-object says");
+    }
+
+    #[test]
+    fn an_endpoint_that_is_no_address_is_named() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let options = OpenOptions { progress: None, environment: environment(root.path(), "file:///etc/passwd") };
+        let error = open("org/name", &options).err().expect("no address").to_string();
+        assert!(error.contains("HF_ENDPOINT") && error.contains("https://host"), "{error}");
+    }
+
+    #[test]
+    fn two_runs_that_fetch_at_once_both_get_the_model() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let fake = Arc::new(Fake { files: checkpoint_files(), ..Fake::default() });
+        let address = fake.start();
+        std::thread::scope(|scope| {
+            let fetch = || {
+                let options = OpenOptions { progress: None, environment: environment(root.path(), &address) };
+                open("org/name", &options).map(|model| model.digest).map_err(|e| e.to_string())
+            };
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(fetch)).collect();
+            let digests: Vec<_> = all.into_iter().map(|t| t.join().expect("no panic").expect("fetched")).collect();
+            assert!(digests.iter().all(|d| *d == digests[0]));
+        });
+        let heads = fake.heads.lock().expect("not poisoned");
+        let config = heads.iter().filter(|head| head.contains("/config.json")).count();
+        assert_eq!(config, 1, "the lock lets one of them download");
     }
 }

@@ -7,8 +7,16 @@ mod assemble;
 mod cache;
 mod child;
 mod choice;
+mod ggml;
 mod gguf;
+#[cfg(feature = "hub")]
+mod http;
+#[cfg(feature = "hub")]
 mod hub;
+#[cfg(not(feature = "hub"))]
+#[path = "hub_absent.rs"]
+mod hub;
+mod hub_id;
 mod kinds;
 mod load;
 mod metadata;

@@ -363,7 +363,9 @@ fn vocabulary(folder: &mut Folder, config: &Value, vocab: usize) -> Result<Vocab
         raw.check().map_err(|(field, text)| folder.error(TOKENIZER, format_args!("{}: {text}", tokenizer_json::field(field))))?;
     let eos = super::vocabulary::ends(eos, &spec);
     let chat_template = chat_template(folder, &settings)?;
-    Ok(Vocabulary { tokenizer: Arc::new(spec), bos, eos, add_bos: first.is_some(), chat_template, bos_text, eos_text })
+    let template_variables = serde_json::Map::new();
+    let add_bos = first.is_some();
+    Ok(Vocabulary { tokenizer: Arc::new(spec), bos, eos, add_bos, chat_template, template_variables, bos_text, eos_text })
 }
 
 /// `chat_template.jinja`, else `chat_template.json`, else the one in `tokenizer_config.json` (the one named `default` of several).

@@ -61,6 +61,12 @@ impl Source {
     /// SHA-256 of the whole file, 64 hex digits; `tell` hears the bytes read so far.
     pub(super) fn digest(&self, tell: &dyn Fn(u64)) -> Result<String, ModelError> {
         let mut hash = Sha256::new();
+        self.hash(&mut hash, tell)?;
+        Ok(hex(&hash.finalize()))
+    }
+
+    /// Feeds the whole file to `hash`; `tell` hears the bytes read so far.
+    pub(super) fn hash(&self, hash: &mut dyn sha2::digest::Update, tell: &dyn Fn(u64)) -> Result<(), ModelError> {
         let mut buffer = vec![0u8; 1 << 20];
         let mut at = 0;
         while at < self.len {
@@ -70,7 +76,7 @@ impl Source {
             at += n as u64;
             tell(at);
         }
-        Ok(hex(&hash.finalize()))
+        Ok(())
     }
 }
 

@@ -1,10 +1,10 @@
 //! Tensors of a model file: where they lie, how they are encoded, and reading rows of them in any [`Format`].
 //! In: a checked place in a file. Out: bytes in the wanted format. candle dequantizes the GGUF types that have no kernel of ours.
 
+use super::ggml::{self, GgmlDType, dequantize, quantize};
 use super::source::Source;
 use super::{ModelError, Role, Weights};
 use crate::kernels::Format;
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -156,7 +156,7 @@ impl Tensor {
             Encoding::Ggml(kind) => {
                 out = dequantize(kind, &bytes, shape).map_err(|e| {
                     ModelError::Io(format!(
-                        "{}: tensor {}: candle cannot dequantize it: {e}",
+                        "{}: tensor {}: {e}",
                         super::source::shown(self.source.path()),
                         self.name
                     ))
@@ -227,12 +227,6 @@ impl Tensor {
     }
 }
 
-fn dequantize(kind: GgmlDType, bytes: &[u8], shape: (usize, usize)) -> candle_core::Result<Vec<f32>> {
-    let cpu = candle_core::Device::Cpu;
-    let storage = QStorage::from_data(std::borrow::Cow::Borrowed(bytes), &cpu, kind)?;
-    QTensor::new(storage, shape)?.dequantize(&cpu)?.flatten_all()?.to_vec1()
-}
-
 /// The types of blocks that candle's quantizers write (ports of ggml's reference).
 fn written_by_candle(format: Format) -> Option<GgmlDType> {
     match format {
@@ -246,17 +240,9 @@ fn written_by_candle(format: Format) -> Option<GgmlDType> {
     }
 }
 
-/// Rows of `columns` values as blocks.
-fn quantize(kind: GgmlDType, values: &[f32], columns: usize, out: &mut Vec<u8>) -> candle_core::Result<()> {
-    let shape = (values.len() / columns.max(1), columns);
-    let tensor = candle_core::Tensor::from_slice(values, shape, &candle_core::Device::Cpu)?;
-    out.extend_from_slice(&QTensor::quantize(&tensor, kind)?.data()?);
-    Ok(())
-}
-
 /// Whether weights can be converted to this format at load.
 pub fn writable(format: Format) -> bool {
-    !matches!(format, Format::Iq4Nl | Format::Iq4Xs)
+    !matches!(format, Format::Iq4Nl | Format::Iq4Xs) && (ggml::IS_WRITTEN || written_by_candle(format).is_none())
 }
 
 /// Values in `format`, appended to `out`; nothing for formats that [`quantize`] writes or that are not [`writable`]. The length is a multiple of the format's block. Rounding is ggml's reference:
@@ -338,6 +324,7 @@ mod tests {
     use super::*;
 
     /// Our dequantizers against candle's, a port of ggml's of its own: blocks of any bytes (scales finite) mean the same values.
+    #[cfg(feature = "candle")]
     #[test]
     fn blocks_mean_what_candle_says_they_mean() {
         let mut state = 1u64;

@@ -227,6 +227,8 @@ pub struct Vocabulary {
     pub add_bos: bool,
     /// The chat template (Jinja), if the file has one.
     pub chat_template: Option<String>,
+    /// Variables for it that are the user's (`--template-arg`), by name.
+    pub template_variables: serde_json::Map<String, serde_json::Value>,
     /// Texts of the special tokens that templates name (`bos_token`, `eos_token`).
     pub bos_text: String,
     /// See `bos_text`.
@@ -234,6 +236,16 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
+    /// What the chat template makes of a conversation depends on this text alone: its source and the user's variables, sorted by name.
+    pub fn template_identity(&self) -> String {
+        let source = self.chat_template.as_deref().unwrap_or("");
+        if self.template_variables.is_empty() {
+            return source.to_string();
+        }
+        let sorted: std::collections::BTreeMap<_, _> = self.template_variables.iter().collect();
+        format!("{source}\0{}", serde_json::to_string(&sorted).unwrap_or_default())
+    }
+
     /// The same with the words cut as the pre-tokenizer called `name` cuts them; `None` if it is unknown or the tokens are not bytes.
     pub fn with_pre_tokenizer(&self, name: &str) -> Option<Vocabulary> {
         let pre = PreTokenizer::named(name)?;
@@ -632,7 +644,8 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
     let text_of = |id: Option<TokenId>| id.and_then(|id| spec.tokens.get(id as usize)).cloned().unwrap_or_default();
     let (bos_text, eos_text) = (text_of(bos), text_of(eos.first().copied()));
     let eos = ends(eos, &spec);
-    Ok(Vocabulary { tokenizer: Arc::new(spec), bos, eos, add_bos, chat_template, bos_text, eos_text })
+    let template_variables = serde_json::Map::new();
+    Ok(Vocabulary { tokenizer: Arc::new(spec), bos, eos, add_bos, chat_template, template_variables, bos_text, eos_text })
 }
 
 /// `tokenizer.ggml.merges`: two texts with a space between; the first character may be a space itself.

@@ -183,8 +183,7 @@ impl Identity {
     }
 
     fn with(model: &Model, dtype: &ResolvedDtype) -> Identity {
-        let template = model.vocabulary.chat_template.as_deref().unwrap_or("");
-        let half = Settings::model_half(&model.digest, &dtype.numeric_path, template);
+        let half = Settings::model_half(&model.digest, &dtype.numeric_path, &model.vocabulary.template_identity());
         Identity { model: model.name.clone(), dtype: dtype.name.clone(), half }
     }
 }

@@ -1,6 +1,7 @@
 //! Read bandwidth and multiply-add peaks at 1…N threads, as medians of several passes. In: a number of threads. Out: rates.
 //! The probes are in `kernels::probes`; here are threads, clock and medians. Nothing is pinned: neither are the engine's workers.
 
+use crate::kernels::Arena;
 use crate::kernels::probes::{self, Isa};
 use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
@@ -112,19 +113,14 @@ fn buffer_bytes(most: u64) -> usize {
     wanted.min(crate::machine::usable_memory() / 4).max(1 << 20) as usize
 }
 
-/// Touched anonymous memory in huge pages where the system has them.
-struct Buffer(Result<memmap2::MmapMut, Vec<u8>>);
+/// Touched memory in huge pages where the system has them.
+struct Buffer(Result<Arena, Vec<u8>>);
 
 impl Buffer {
     fn new(bytes: usize, threads: usize) -> Buffer {
-        let mut buffer = Buffer(memmap2::MmapMut::map_anon(bytes).map_err(|_| vec![0u8; bytes]));
-        #[cfg(target_os = "linux")]
-        if let Ok(map) = &buffer.0 {
-            // Only advice: where it is refused, the pages are small and the rate says so.
-            let _ = map.advise(memmap2::Advice::HugePage);
-        }
+        let mut buffer = Buffer(Arena::new(bytes).map_err(|_| vec![0u8; bytes]));
         let data: &mut [u8] = match &mut buffer.0 {
-            Ok(map) => map,
+            Ok(arena) => arena.bytes_mut(),
             Err(vec) => vec,
         };
         // Written, not only zero: unwritten pages are one shared page of zeros.
@@ -138,7 +134,7 @@ impl Buffer {
 
     fn bytes(&self) -> &[u8] {
         match &self.0 {
-            Ok(map) => map,
+            Ok(arena) => arena.bytes(),
             Err(vec) => vec,
         }
     }

@@ -1,8 +1,15 @@
-//! A chat template's program with bounds on what it can make of nested values. The crate's fuel counts instructions, characters and
-//! items, but not what a value is worth when it is written out, compared or thrown away: `[[x] * 9999] * 9999` is two small objects,
-//! and a list put into a list a hundred thousand times takes a stack that deep to free. So the compiled program is written anew with
-//! checks before every instruction that could follow such a structure (they charge for each item and letter in it) or deepen it
-//! (they charge a fee, which bounds the depth). In: a template's source. Out: a [`Program`]. What a template means is not changed.
+//! A stranger's template as a program whose work is paid for before it is done. minijinja's fuel counts instructions, the bytes of new
+//! texts and the items of most loops, but not what a value is worth when it is written out, compared, looked into or thrown away:
+//! `[[x] * 9999] * 9999` is two small objects, `s[999999]` walks a long text for the price of one instruction, and a list put into a
+//! list a hundred thousand times takes a stack that deep to free. So the compiled program is written anew with checks before every
+//! instruction whose cost depends on a value: they charge for each item and letter that it will visit, a fee for deepening a structure
+//! (which bounds the depth), and they make lazy products, sums and slices of lists into plain lists, so that looking into those is one step.
+//! In: a template's source. Out: a [`Program`]. What a template means is not changed. `tests/templates.rs` lists every operator, filter, test,
+//! method and function with large values and holds each to its bound.
+//!
+//! Why not a child process with limits on time and memory: a limit in seconds refuses a template on a slow day that it takes on a quick one,
+//! so that one request would not have one answer; fuel refuses at the same place everywhere. A child is also a program to be found (a library's
+//! user or a test has none), started under limits on processes and memory that may forbid it, and asked twice for each prompt.
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
@@ -20,8 +27,8 @@ const DEEPEST: usize = 50;
 /// A filter's slot that is looked up at every use.
 const NO_SLOT: u8 = u8::MAX;
 
-/// Filters that look at the first layer of their input only and make nothing deeper.
-const SHALLOW: [&str; 9] = ["attr", "count", "d", "default", "first", "last", "length", "string", "tojson"];
+/// Filters that look at the first layer of their input only and make nothing deeper, or charge for themselves.
+const SHALLOW: [&str; 10] = ["attr", "count", "d", "default", "first", "last", "length", "reverse", "string", "tojson"];
 /// Tests that do.
 const PLAIN: [&str; 18] = [
     "boolean",
@@ -66,6 +73,8 @@ impl Program {
         environment.add_filter("!add", added);
         environment.add_filter("!times", repeated);
         environment.add_filter("!map", mapped);
+        environment.add_filter("!item", looked_up);
+        environment.add_filter("!slice", sliced);
         Ok(Program { instructions: guarded(&instructions, source)? })
     }
 
@@ -220,17 +229,16 @@ fn check(instruction: &Instruction) -> Result<Option<(&'static str, usize)>, Err
     Ok(match instruction {
         I::StringConcat => Some(("!text", 2)),
         I::Eq | I::Ne | I::Gt | I::Gte | I::Lt | I::Lte | I::In | I::CompareAndPreserve(_) => Some(("!walk", 2)),
-        // The key only; what it is looked up in is not followed.
-        I::GetItem => Some(("!walk", 1)),
+        I::GetItem => Some(("!item", 2)),
         I::Add => Some(("!add", 2)),
         I::Mul => Some(("!times", 2)),
-        I::Slice => Some(("!nest", 4)),
+        I::Slice => Some(("!slice", 4)),
         I::SetAttr(_) => Some(("!set", 2)),
         I::BuildList(Some(count)) | I::BuildTuple(Some(count)) => Some(("!nest", *count)),
         I::BuildMap(count) => Some(("!map", 2 * count)),
         I::BuildKwargs(count) => Some(("!nest", 2 * count)),
         I::ApplyFilter(name, ..) if SHALLOW.contains(name) => None,
-        I::ApplyFilter("list" | "reverse" | "items", count, _) => Some(("!nest", known(count)?)),
+        I::ApplyFilter("list" | "items", count, _) => Some(("!nest", known(count)?)),
         I::ApplyFilter(_, count, _) => Some(("!both", known(count)?)),
         I::PerformTest(name, ..) if PLAIN.contains(name) => None,
         I::PerformTest(_, count, _) => Some(("!walk", known(count)?)),
@@ -266,8 +274,8 @@ fn guarded(program: &Instructions<'static>, source: &'static str) -> Result<Inst
         {
             use Instruction as I;
             let plain = match instruction {
-                I::Eq | I::Ne | I::Gt | I::Gte | I::Lt | I::Lte | I::Add | I::GetItem => true,
-                I::Mul => right.as_str().is_some(),
+                I::Eq | I::Ne | I::Gt | I::Gte | I::Lt | I::Lte => true,
+                I::Add | I::Mul | I::GetItem => right.as_str().is_some(),
                 _ => false,
             };
             check = check.filter(|_| !plain);
@@ -308,39 +316,65 @@ fn guarded(program: &Instructions<'static>, source: &'static str) -> Result<Inst
     Ok(new)
 }
 
-/// Letters in a list for one fuel: when it is compared or handed on, and when it is written out, perhaps with escapes.
+/// Letters for one fuel: when they are compared, searched or handed on, and when they are written out, perhaps with escapes.
 const READ: u64 = 64;
 const WRITTEN: u64 = 8;
 
-/// Charges every item and letter in a value before it is written out. What stands by itself is charged by the crate.
+/// Charges every item and letter in a value before it is written out. A text that stands by itself is charged by the crate.
 pub(super) fn walk(state: &State, value: &Value) -> Result<(), Error> {
-    follow(state, value, WRITTEN, 0)
+    follow(state, value, Price { letters: WRITTEN, indent: 0, bare: false }, 0)
 }
 
-fn follow(state: &State, value: &Value, letters: u64, depth: usize) -> Result<(), Error> {
+/// The same where each item goes on a line of its own, `indent` spaces in for each level.
+pub(super) fn walk_indented(state: &State, value: &Value, indent: u64) -> Result<(), Error> {
+    follow(state, value, Price { letters: WRITTEN, indent, bare: false }, 0)
+}
+
+/// Charges for reading all of a value, a text that stands by itself included.
+fn read(state: &State, value: &Value) -> Result<(), Error> {
+    follow(state, value, Price { letters: READ, indent: 0, bare: true }, 0)
+}
+
+/// What following a value costs.
+#[derive(Clone, Copy)]
+struct Price {
+    /// Letters for one fuel.
+    letters: u64,
+    /// Spaces before an item for each level.
+    indent: u64,
+    /// Whether a text or number that is no item of anything costs too.
+    bare: bool,
+}
+
+fn follow(state: &State, value: &Value, price: Price, depth: usize) -> Result<(), Error> {
     if depth > DEEPEST {
         return Err(Error::new(ErrorKind::InvalidOperation, "nested too deeply"));
     }
     let kind = value.kind();
     match kind {
         ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+            let item_cost = 1 + price.indent.saturating_mul(depth as u64 + 1) / READ;
             for item in value.try_iter()? {
-                state.consume_fuel(1)?;
-                follow(state, &item, letters, depth + 1)?;
+                state.consume_fuel(item_cost)?;
+                follow(state, &item, price, depth + 1)?;
                 if kind == ValueKind::Map {
-                    follow(state, &value.get_item(&item)?, letters, depth + 1)?;
+                    follow(state, &value.get_item(&item)?, price, depth + 1)?;
                 }
             }
         }
-        ValueKind::String | ValueKind::Bytes if depth > 0 => {
-            let length = value.as_str().map_or_else(|| value.as_bytes().map_or(0, <[u8]>::len), str::len);
-            state.consume_fuel(length as u64 / letters)?;
+        ValueKind::String | ValueKind::Bytes if depth > 0 || price.bare => {
+            state.consume_fuel(letters(value) / price.letters)?;
         }
         // Up to 311 digits.
         ValueKind::Number if depth > 0 => state.consume_fuel(4)?,
         _ => {}
     }
     Ok(())
+}
+
+/// Bytes of a text.
+fn letters(value: &Value) -> u64 {
+    value.as_str().map_or_else(|| value.as_bytes().map_or(0, <[u8]>::len), str::len) as u64
 }
 
 /// The values as the next instruction finds them on the stack: unpacking puts the first on top.
@@ -361,7 +395,7 @@ type Stacked = Rest<ValueOrKwargs>;
 
 fn walked(state: &State, values: Stacked) -> Result<Value, Error> {
     let values = values.into_values();
-    values.iter().try_for_each(|value| follow(state, value, READ, 0))?;
+    values.iter().try_for_each(|value| read(state, value))?;
     Ok(back(values))
 }
 
@@ -387,7 +421,7 @@ fn nested(state: &State, values: Stacked) -> Result<Value, Error> {
 fn walked_and_nested(state: &State, values: Stacked) -> Result<Value, Error> {
     let values = values.into_values();
     fee(state, &values)?;
-    values.iter().try_for_each(|value| follow(state, value, READ, 0))?;
+    values.iter().try_for_each(|value| read(state, value))?;
     Ok(back(values))
 }
 
@@ -395,21 +429,115 @@ fn length(value: &Value) -> u64 {
     if is_scalar(value) { 0 } else { value.len().unwrap_or(0) as u64 }
 }
 
-/// A sum of lists may be written out item by item at any later time.
+/// Whether the crate takes it for a list that is read item by item: adding, repeating and slicing such are lazy there.
+fn is_list(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) && !value.is_tuple()
+}
+
+/// The items of a list, half a fuel each.
+fn items(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
+    state.consume_fuel(length(value) / 2)?;
+    let mut items = Vec::new();
+    for (n, item) in value.try_iter()?.enumerate() {
+        if n as u64 >= length(value) {
+            state.consume_fuel(1)?;
+        }
+        items.push(item);
+    }
+    Ok(items)
+}
+
+/// A sum of lists becomes one plain list, to which the instruction adds an empty one.
 fn added(state: &State, values: Stacked) -> Result<Value, Error> {
-    let values = values.into_values();
+    let mut values = values.into_values();
     fee(state, &values)?;
-    state.consume_fuel(values.iter().map(length).fold(0, u64::saturating_add) / 4)?;
+    if let [left, right] = &mut values[..]
+        && is_list(left)
+        && is_list(right)
+    {
+        let mut all = items(state, left)?;
+        all.append(&mut items(state, right)?);
+        (*left, *right) = (Value::from(all), Value::from(Vec::<Value>::new()));
+    }
     Ok(back(values))
 }
 
-/// So may a product.
+/// A product becomes one plain list, which the instruction takes once.
 fn repeated(state: &State, values: Stacked) -> Result<Value, Error> {
-    let values = values.into_values();
+    let mut values = values.into_values();
     fee(state, &values)?;
-    let times = values.iter().filter_map(|v| u64::try_from(v.clone()).ok()).max().unwrap_or(0);
+    let number = |value: &Value| u64::try_from(value.clone()).ok();
+    let times = values.iter().filter_map(number).max().unwrap_or(0);
     state.consume_fuel(values.iter().map(length).max().unwrap_or(0).saturating_mul(times) / 4)?;
+    if let [left, right] = &mut values[..] {
+        let (list, factor) = if is_list(left) { (left, right) } else { (right, left) };
+        if is_list(list) && number(factor).is_some() {
+            let all = items(state, list)?;
+            let times = usize::try_from(times).unwrap_or(usize::MAX);
+            let size = all.len().checked_mul(times).ok_or_else(|| Error::from(ErrorKind::OutOfFuel))?;
+            *list = Value::from(all.iter().cycle().take(size).cloned().collect::<Vec<_>>());
+            *factor = Value::from(1);
+        }
+    }
     Ok(back(values))
+}
+
+/// What is looked up in a text walks to it; a key that is a text is compared.
+fn looked_up(state: &State, values: Stacked) -> Result<Value, Error> {
+    let values = values.into_values();
+    if let [container, key] = &values[..] {
+        state.consume_fuel(letters(container) / READ)?;
+        // Counted from the end, a lazy list is walked from its beginning; the crate charges for the number only.
+        if container.kind() == ValueKind::Iterable && key.as_i64().is_some_and(|at| at < 0) {
+            state.consume_fuel(length(container) / 2)?;
+        }
+        read(state, key)?;
+    }
+    Ok(back(values))
+}
+
+/// A part of a text walks to it; a part of a list becomes a plain list, of which the instruction takes all.
+fn sliced(state: &State, values: Stacked) -> Result<Value, Error> {
+    let mut values = values.into_values();
+    fee(state, &values)?;
+    if let [value, start, stop, step] = &mut values[..] {
+        state.consume_fuel(letters(value) / READ)?;
+        let bound = |value: &Value| if value.is_none() { Some(None) } else { value.as_i64().map(Some) };
+        if is_list(value)
+            && let (Some(first), Some(last), Some(by)) = (bound(start), bound(stop), bound(step))
+            && by != Some(0)
+        {
+            let all = items(state, value)?;
+            let part = places(all.len(), first, last, by.unwrap_or(1)).filter_map(|at| all.get(at).cloned());
+            *value = Value::from(part.collect::<Vec<_>>());
+            (*start, *stop, *step) = (Value::from(()), Value::from(()), Value::from(()));
+        }
+    }
+    Ok(back(values))
+}
+
+/// The places that Python's slice `[first:last:step]` of `len` items names, in its order (the language reference's "slicings").
+fn places(len: usize, first: Option<i64>, last: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
+    let len = i64::try_from(len).unwrap_or(i64::MAX);
+    let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
+    let within = |at: i64| if at < 0 { at.saturating_add(len) } else { at }.clamp(low, high);
+    let first = first.map_or(if step > 0 { low } else { high }, within);
+    let last = last.map_or(if step > 0 { high } else { low }, within);
+    let inside = move |at: &i64| if step > 0 { *at < last } else { *at > last };
+    std::iter::successors(Some(first), move |at| at.checked_add(step))
+        .take_while(inside)
+        .filter_map(|at| usize::try_from(at).ok())
+}
+
+/// The `reverse` filter: of a list, a plain list.
+pub(super) fn reversed(state: &State, value: &Value) -> Result<Value, Error> {
+    fee(state, std::slice::from_ref(value))?;
+    if !is_list(value) {
+        return minijinja::filters::reverse(value);
+    }
+    let mut all = items(state, value)?;
+    all.reverse();
+    Ok(Value::from(all))
 }
 
 /// Keys are compared at every look-up.
@@ -420,4 +548,25 @@ fn mapped(state: &State, values: Stacked) -> Result<Value, Error> {
     }
     fee(state, &values)?;
     Ok(back(values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::places;
+
+    #[test]
+    fn slices_are_those_of_python() {
+        let of = |first, last, step| places(5, first, last, step).collect::<Vec<_>>();
+        assert_eq!(of(None, None, 1), [0, 1, 2, 3, 4]);
+        assert_eq!(of(None, None, -1), [4, 3, 2, 1, 0]);
+        assert_eq!(of(Some(1), Some(-1), 1), [1, 2, 3]);
+        assert_eq!(of(Some(-2), None, 1), [3, 4]);
+        assert_eq!(of(Some(-99), Some(99), 2), [0, 2, 4]);
+        assert_eq!(of(Some(99), Some(-99), -2), [4, 2, 0]);
+        assert_eq!(of(Some(3), Some(0), -1), [3, 2, 1]);
+        assert_eq!(of(Some(3), Some(1), 1), [0usize; 0]);
+        assert_eq!(of(Some(i64::MIN), Some(i64::MAX), i64::MAX), [0]);
+        assert_eq!(of(Some(i64::MAX), Some(i64::MIN), i64::MIN), [4]);
+        assert_eq!(places(0, None, None, -1).count(), 0);
+    }
 }

@@ -2,17 +2,21 @@
 //! Everything here reads strangers' input: files, templates and vocabularies are checked, never believed, and never fail silently.
 
 mod bounded;
+mod date;
 mod detokenizer;
 mod merging;
 mod normalizer;
 mod pretokenizer;
 mod prompting;
 pub mod prompts;
+mod rendering;
 mod specials;
 mod template;
 mod tokenizer;
 
+pub use date::Date;
 pub use detokenizer::Detokenizer;
 pub use prompting::{Content, Prompt, PromptError, Prompting};
+pub use rendering::{Limits, Style, Template};
 pub use template::{ChatTemplate, Message, NEW_TURN, Segment, Turn};
 pub use tokenizer::{TextError, Tokenizer};

@@ -1,6 +1,7 @@
 //! What a model needs to read prompts: its tokenizer and its chat template, put together. In: a model, contents. Out: prompt ids, each at
 //! most as long as the context allows. A conversation is tokenized as transformers does it, except that nothing in a content is a control token.
 
+use super::rendering::Limits;
 use super::specials::Part;
 use super::template::{ChatTemplate, Message, NEW_TURN, Segment, Turn};
 use super::{TextError, Tokenizer};
@@ -92,9 +93,10 @@ impl Prompting {
     /// The same without a model; errors name the field only.
     pub fn from_vocabulary(vocabulary: &Vocabulary, context: usize) -> Result<Prompting, ModelError> {
         let tokenizer = Tokenizer::build(vocabulary)?;
+        let Vocabulary { bos_text, eos_text, template_variables: variables, .. } = vocabulary;
         let template = match &vocabulary.chat_template {
             Some(source) => Some(
-                ChatTemplate::compile(source, &vocabulary.bos_text, &vocabulary.eos_text)
+                ChatTemplate::compile_with(source, bos_text, eos_text, variables, Limits::default())
                     .map_err(|e| e.within("tokenizer.chat_template"))?,
             ),
             None => None,
@@ -105,6 +107,11 @@ impl Prompting {
     /// Whether conversations can be written; a base model has no template, and its prompts are texts to be continued.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
+    }
+
+    /// One line that the user should see once if the template asks for the date.
+    pub fn date_notice(&self) -> Option<String> {
+        self.template.as_ref().and_then(ChatTemplate::date_notice)
     }
 
     /// How many prompts so far began with BOS as written and got another from the file's rule, as transformers and llama.cpp do it.

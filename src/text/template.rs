@@ -5,25 +5,12 @@
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use super::bounded::{Program, walk};
+use super::date::Date;
+use super::rendering::{Limits, Style, Template, from_json, within_stack};
 use crate::model::ModelError;
-use crate::units::{Bytes, shown};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State};
+use minijinja::value::Value;
+use serde_json::{Map, Value as Json};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-/// Instructions, and 64 bytes of text each, that one rendering may use; about 50 ms and 100 MB at most.
-const FUEL: u64 = 500_000;
-/// Nested calls and blocks.
-const RECURSION: usize = 100;
-/// Longest template source; the longest in use are below 30 kB. Parsing recurses once for a byte at worst (`{{ ------1 }}`).
-const LONGEST: usize = 1 << 16;
-/// Stack for compiling and probing a stranger's template, for each byte of its source.
-const STACK: usize = 1 << 11;
-/// Bytes of source that every template has stack for.
-const SHORT: usize = 1 << 12;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -68,56 +55,54 @@ pub enum Segment {
 
 /// A compiled chat template.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
-    program: Program,
+    template: Template,
     source: String,
     bos: Option<String>,
     eos: Option<String>,
+    /// Variables for every conversation, by name.
+    variables: Vec<(String, Value)>,
 }
 
 impl ChatTemplate {
     /// Compiles `source` and renders one probe conversation. Errors are one line.
     pub fn compile(source: &str, bos_text: &str, eos_text: &str) -> Result<ChatTemplate, ModelError> {
-        if source.len() > LONGEST {
-            return Err(ModelError::Invalid(format!("it has {} bytes; the limit is {LONGEST}", source.len())));
-        }
-        let stack = source.len().max(SHORT) * STACK;
-        std::thread::scope(|scope| {
-            std::thread::Builder::new()
-                .name("template".to_string())
-                .stack_size(stack)
-                .spawn_scoped(scope, || Self::compile_here(source, bos_text, eos_text))
-                .map_err(|e| {
-                    let stack = Bytes(stack as u64);
-                    ModelError::Memory(format!(
-                        "no thread with a stack of {stack} can be started to compile it ({e}): free some memory"
-                    ))
-                })?
-                .join()
-                .unwrap_or_else(|_| Err("compiling it failed".to_string()))
-                .map_err(ModelError::Invalid)
+        Self::compile_with(source, bos_text, eos_text, &Map::new(), Limits::default())
+    }
+
+    /// The same with variables for every conversation (`--template-arg`), such as `enable_thinking`, and limits. A `date_string` that is a
+    /// date, such as `2024-07-26` or `26 Jul 2024`, is also what `strftime_now` tells.
+    pub fn compile_with(
+        source: &str,
+        bos_text: &str,
+        eos_text: &str,
+        variables: &Map<String, Json>,
+        limits: Limits,
+    ) -> Result<ChatTemplate, ModelError> {
+        variables.keys().try_for_each(|name| free(name)).map_err(ModelError::Invalid)?;
+        let date = variables.get("date_string").and_then(Json::as_str).and_then(Date::parse).unwrap_or(Date::FIXED);
+        let style = Style { name: "the chat template", trim: true, strict: false };
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
+        within_stack(source, limits, || {
+            let template = ChatTemplate {
+                template: Template::compile_here(source, limits, style, date)?,
+                source: source.to_string(),
+                bos: some(bos_text),
+                eos: some(eos_text),
+                variables: variables.iter().map(|(name, value)| (name.clone(), from_json(value))).collect(),
+            };
+            template.splice(&[Message { role: "user".into(), content: "What is the capital of France?".into() }])?;
+            Ok(template)
         })
     }
 
-    fn compile_here(source: &str, bos_text: &str, eos_text: &str) -> Result<ChatTemplate, String> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| e.to_string())?;
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(RECURSION);
-        environment.set_unknown_method_callback(method);
-        environment.set_formatter(format_as_python);
-        environment.add_filter("tojson", tojson);
-        environment.add_filter("string", string);
-        environment.remove_filter("pprint");
-        environment.remove_global("debug");
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime);
-        let program = guarded(|| Program::compile(&mut environment, &without_generation_tags(source), syntax))?;
-        let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
-        let template =
-            ChatTemplate { environment, program, source: source.to_string(), bos: some(bos_text), eos: some(eos_text) };
-        template.splice(&[Message { role: "user".into(), content: "What is the capital of France?".into() }])?;
-        Ok(template)
+    /// One line that the user should see once if the template asks for the date.
+    pub fn date_notice(&self) -> Option<String> {
+        let given = self.variables.iter().any(|(name, _)| name == "date_string");
+        (self.template.asks_for_date() && !given).then(|| {
+            "the chat template asks for today's date and is told 2024-07-26, so that answers do not change with the day; \
+             --template-arg date_string='\"26 Jul 2024\"' sets it"
+                .to_string()
+        })
     }
 
     /// The text that transformers would render, with the prompt for an answer at its end.
@@ -138,13 +123,13 @@ impl ChatTemplate {
         ];
         context.extend(self.bos.as_ref().map(|t| ("bos_token", Value::from(&t[..]))));
         context.extend(self.eos.as_ref().map(|t| ("eos_token", Value::from(&t[..]))));
+        // A conversation's own variable replaces that of all: the last value of a name counts.
+        context.extend(self.variables.iter().map(|(name, value)| (&name[..], value.clone())));
         for (name, value) in turn.variables.iter().flatten() {
-            if OWN_NAMES.contains(&name.as_str()) {
-                return Err(format!("the variable {name} is the chat template's own"));
-            }
-            context.push((name.as_str(), value_of(value)));
+            free(name)?;
+            context.push((name.as_str(), from_json(value)));
         }
-        guarded(|| self.program.render(&self.environment, Value::from_pairs(context)))
+        self.template.render_values(Value::from_pairs(context))
     }
 
     /// The rendered conversation with each content apart from the template's own text.
@@ -214,21 +199,9 @@ impl ChatTemplate {
     }
 }
 
-/// JSON as the template engine has it.
-fn value_of(json: &serde_json::Value) -> Value {
-    use serde_json::Value as Json;
-    match json {
-        Json::Null => Value::from(()),
-        Json::Bool(on) => Value::from(*on),
-        Json::Number(n) => match (n.as_i64(), n.as_u64()) {
-            (Some(whole), _) => Value::from(whole),
-            (_, Some(whole)) => Value::from(whole),
-            _ => Value::from(n.as_f64().unwrap_or(f64::NAN)),
-        },
-        Json::String(text) => Value::from(&text[..]),
-        Json::Array(many) => Value::from(many.iter().map(value_of).collect::<Vec<_>>()),
-        Json::Object(fields) => Value::from_pairs(fields.iter().map(|(name, value)| (name.clone(), value_of(value)))),
-    }
+/// Refuses the name of a variable that is set here.
+fn free(name: &str) -> Result<(), String> {
+    if OWN_NAMES.contains(&name) { Err(format!("the variable {name} is the chat template's own")) } else { Ok(()) }
 }
 
 /// Cuts a rendered conversation after the last message's content, its own white space at the end kept where the template keeps it
@@ -299,140 +272,6 @@ fn work(bytes: usize) {
 
 #[cfg(not(test))]
 fn work(_bytes: usize) {}
-
-/// One line for every way in which a template can fail, a panic included.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => {
-            let line = error.line().map(|l| format!(" (its line {l})")).unwrap_or_default();
-            let text = match (error.kind(), error.detail()) {
-                (ErrorKind::OutOfFuel, _) => "it does too much work".to_string(),
-                (_, Some(detail)) => detail.to_string(),
-                (kind, None) => kind.to_string(),
-            };
-            let text: String = text.chars().take(300).collect();
-            Err(format!("the chat template fails{line}: {}", shown(&text)))
-        }
-        Err(_) => Err("the chat template fails: it made the renderer panic".to_string()),
-    }
-}
-
-/// `{% generation %}` marks answers for training; to transformers' rendering it is nothing.
-#[cfg_attr(not(test), expect(clippy::expect_used, reason = "the pattern is a constant"))]
-fn without_generation_tags(source: &str) -> String {
-    let tag = regex::Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a constant pattern");
-    tag.replace_all(source, |c: &regex::Captures| {
-        let word = if c.get(2).is_some() { "endif" } else { "if true" };
-        format!("{{%{} {word} {}%}}", &c[1], &c[3])
-    })
-    .into_owned()
-}
-
-/// Python's methods of strings, lists and dictionaries, with their work charged: those of the crate cost one instruction whatever they do.
-fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let size = value.as_str().map(str::len).or_else(|| value.len()).unwrap_or(0);
-    // A piece of a text takes 24 bytes, however short it is.
-    state.consume_fuel(size as u64 / if name.contains("split") { 8 } else { 64 })?;
-    if value.kind() == ValueKind::String {
-        match (name, args) {
-            ("replace", [from, to]) => return state.apply_filter("replace", &[value.clone(), from.clone(), to.clone()]),
-            ("join", [values]) => return state.apply_filter("join", &[values.clone(), value.clone()]),
-            // Widths ask for as much memory as they like.
-            ("format" | "replace" | "join" | "center" | "ljust" | "rjust" | "zfill", _) => {
-                return Err(Error::new(
-                    ErrorKind::UnknownMethod,
-                    format!("the string method {name} is not supported with these arguments"),
-                ));
-            }
-            _ => {}
-        }
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
-}
-
-/// Values print as in Python: `True`, `False`, `None`.
-fn format_as_python(out: &mut minijinja::Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    match value.kind() {
-        ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Error::from),
-        ValueKind::None => out.write_str("None").map_err(Error::from),
-        _ => {
-            walk(state, value)?;
-            minijinja::escape_formatter(out, state, value)
-        }
-    }
-}
-
-/// Transformers' `tojson`: `json.dumps(x, ensure_ascii=False, indent=…)`: the crate's, without its escapes for HTML.
-fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
-    // Before the work is done: a repeated list is as large as it says only when it is written out.
-    walk(state, value)?;
-    let json = minijinja::filters::tojson(value, indent, options)?;
-    let json = json.as_str().unwrap_or_default();
-    state.consume_fuel(json.len() as u64 / 16)?;
-    let (mut out, mut rest) = (String::with_capacity(json.len()), json);
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        let (escape, letter) = match rest.get(at..at + 6) {
-            Some("\\u003c") => (6, "<"),
-            Some("\\u003e") => (6, ">"),
-            Some("\\u0026") => (6, "&"),
-            Some("\\u0027") => (6, "'"),
-            _ => (2, &rest[at..at + 2]),
-        };
-        out.push_str(letter);
-        rest = &rest[at + escape..];
-    }
-    out.push_str(rest);
-    Ok(Value::from(out))
-}
-
-/// The `string` filter.
-fn string(state: &State, value: &Value) -> Result<String, Error> {
-    walk(state, value)?;
-    Ok(value.to_string())
-}
-
-fn raise_exception(state: &State, message: Value) -> Result<Value, Error> {
-    walk(state, &message)?;
-    Err(Error::new(ErrorKind::InvalidOperation, message.to_string()))
-}
-
-/// `strftime` of 26 July 2024, 12:00, a Friday: the date that Llama 3's template falls back to.
-fn strftime(format: &str) -> Result<String, Error> {
-    let mut out = String::new();
-    let mut letters = format.chars();
-    while let Some(letter) = letters.next() {
-        if letter != '%' {
-            out.push(letter);
-            continue;
-        }
-        out.push_str(match letters.next() {
-            Some('d') => "26",
-            Some('b' | 'h') => "Jul",
-            Some('B') => "July",
-            Some('m') => "07",
-            Some('Y') => "2024",
-            Some('y') => "24",
-            Some('a') => "Fri",
-            Some('A') => "Friday",
-            Some('j') => "208",
-            Some('H' | 'I') => "12",
-            Some('M' | 'S') => "00",
-            Some('p') => "PM",
-            Some('F') => "2024-07-26",
-            Some('T') => "12:00:00",
-            Some('%') => "%",
-            other => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("strftime_now: %{} is not supported", other.map_or(String::new(), String::from)),
-                ));
-            }
-        });
-    }
-    Ok(out)
-}
 
 #[cfg(test)]
 mod tests {
@@ -543,7 +382,7 @@ mod tests {
             ("{% set s = 'a' * 1000000 %}{% for a in range(99999) %}{% set t = s.upper() %}{% endfor %}", "too much work"),
             ("{{ '{:999999999}'.format(1) }}", "format"),
             ("{{ '%999999999d' | format(1) }}", "too much work"),
-            ("{{ messages | tojson(indent=100000000) }}", "too"),
+            ("{{ messages | tojson(indent=100000000) }}", "indent"),
             ("{{ ([1] * 1000000000) | tojson }}", "constant lists"),
             ("{{ ([messages] * 1000000000) | tojson }}", "too"),
             ("{{ ([[[messages] * 99999] * 99999] * 99999) | tojson }}", "too much work"),
@@ -578,7 +417,7 @@ mod tests {
                 "",
             ),
         ] {
-            let times = (LONGEST - 200) / (open.len() + close.len()).max(1);
+            let times = (Limits::default().longest - 200) / (open.len() + close.len()).max(1);
             let deep = format!("{before}{}{middle}{}{after}", open.repeat(times), close.repeat(times));
             assert!(!refusal(&deep).is_empty());
         }

@@ -415,6 +415,9 @@ impl Run<'_> {
         let pipeline = Pipeline::new(&loaded, &self.config, &shared.options())?;
         drop(loading);
         let console = &mut self.console;
+        if let Some(notice) = loaded.prompting().date_notice().filter(|_| !shared.raw) {
+            console.warn(notice);
+        }
         if !shared.raw && !loaded.prompting().has_template() {
             console.warn(NO_TEMPLATE);
         }
