@@ -12,7 +12,7 @@ fn trapped(root: &Path) -> std::path::PathBuf {
     std::fs::create_dir(&folder).unwrap();
     let mark = root.join("mark");
     for module in ["pip.py", "sitecustomize.py", "usercustomize.py", "startup.py", "zipfile.py", "shutil.py", "ssl.py"] {
-        let trap = format!("open({:?}, 'a').write({module:?} + '\n')\n", mark.display().to_string());
+        let trap = format!("open({:?}, 'a').write({module:?} + '\\n')\n", mark.display().to_string());
         std::fs::write(folder.join(module), trap).unwrap();
     }
     for program in ["python3", "git", "lsb_release", "uname"] {

@@ -518,10 +518,10 @@ fn a_chat_template_sees_the_callers_variables_and_its_date() {
     };
     let plain = compile(json!({})).unwrap();
     assert_eq!(text(&plain), "26 Jul 2024 hi ");
-    assert!(plain.notice().unwrap().contains("2024-07-26"));
+    assert!(plain.date_notice().unwrap().contains("2024-07-26"));
     let given = compile(json!({"date_string": "1 Jan 2026", "enable_thinking": false})).unwrap();
     assert_eq!(text(&given), "1 Jan 2026 hi False");
-    assert_eq!(given.notice(), None);
+    assert_eq!(given.date_notice(), None);
     let now = ChatTemplate::compile_with(
         "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}",
         "",
@@ -531,5 +531,5 @@ fn a_chat_template_sees_the_callers_variables_and_its_date() {
     );
     assert_eq!(text(&now.unwrap()), "2026-01-01 hi");
     let error = compile(json!({"messages": []})).err().unwrap().to_string();
-    assert!(error.contains("'messages'"), "{error}");
+    assert!(error.contains("variable messages"), "{error}");
 }

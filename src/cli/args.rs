@@ -166,7 +166,7 @@ pub struct Toggles {
 
 impl Shared {
     /// Variables of the chat template; the last of two values for a name counts.
-    pub fn template_arguments(&self) -> crate::text::TemplateArguments {
+    pub fn template_arguments(&self) -> serde_json::Map<String, serde_json::Value> {
         self.template_arg.iter().cloned().collect()
     }
 

@@ -30,7 +30,8 @@ pub fn open_under(loading: &Loading, shared: &Shared) -> Result<Model, Failure> 
     if let (Some(source), Some(path)) = (template, &shared.chat_template) {
         let Vocabulary { bos_text, eos_text, template_variables, .. } = &model.vocabulary;
         // Its faults are those of this file, not of the model's.
-        ChatTemplate::compile_with(&source, bos_text, eos_text, template_variables, Limits::default()).map_err(|e| Failure::usage(format!("{}: {e}", named(path))))?;
+        ChatTemplate::compile_with(&source, bos_text, eos_text, template_variables, Limits::default())
+            .map_err(|e| Failure::usage(format!("{}: {e}", named(path))))?;
         model.vocabulary.chat_template = Some(source);
     }
     Ok(model)

@@ -68,6 +68,7 @@ impl SplitName {
     }
 
     /// The name without the numbers.
+    #[cfg(feature = "hub")]
     pub(super) fn stem(&self) -> &str {
         &self.stem
     }

@@ -389,4 +389,42 @@ mod tests {
         assert_eq!(model.weights.format(Role::TokenEmbedding), Some(Format::Q8_0));
         assert_eq!(model.vocabulary.tokenizer.cuts, crate::model::PreTokenizer::named("smollm").expect("known").cuts);
     }
+
+    #[test]
+    fn a_checkpoints_only_safetensors_file_may_have_any_name() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        Tiny::default().stored(Stored::Bf16).write_checkpoint(folder.path(), 1);
+        let path = folder.path().to_str().expect("path");
+        let file = |name: &str| folder.path().join(name);
+        let error = || open(path, &OpenOptions::default()).err().expect("no model").to_string();
+        std::fs::rename(file("model.safetensors"), file("weights.safetensors")).expect("renamed");
+        let digest = open(path, &OpenOptions::default()).expect("the only one").digest;
+        std::fs::copy(file("weights.safetensors"), file("adapter.safetensors")).expect("copied");
+        assert!(
+            error().contains("adapter.safetensors and weights.safetensors, and neither model.safetensors nor"),
+            "{}",
+            error()
+        );
+        std::fs::rename(file("adapter.safetensors"), file("model.safetensors")).expect("renamed");
+        open(path, &OpenOptions::default()).expect("the usual one");
+        assert!(!digest.is_empty());
+        std::fs::remove_file(file("model.safetensors")).expect("removed");
+        std::fs::remove_file(file("weights.safetensors")).expect("removed");
+        assert!(error().contains("no file *.safetensors"), "{}", error());
+    }
+
+    #[test]
+    fn a_model_of_width_one_is_read_as_any_other() {
+        for stored in [Stored::F32, Stored::Bf16] {
+            for tiny in [
+                Tiny { ffn: 1, ..Tiny::default() }.stored(stored),
+                Tiny { hidden: 1, heads: 1, kv_heads: 1, head_dim: 2, ffn: 1, ..Tiny::default() }.stored(stored),
+            ] {
+                let folder = tempfile::tempdir().expect("temporary folder");
+                let model =
+                    open(tiny.write(folder.path()).to_str().expect("path"), &OpenOptions::default()).expect("a good model");
+                assert_eq!(model.spec.hidden, tiny.hidden);
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ pub mod architectures;
 mod assemble;
 mod cache;
 mod child;
+#[cfg(feature = "hub")]
 mod choice;
 mod ggml;
 mod gguf;

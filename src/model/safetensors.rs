@@ -190,7 +190,7 @@ fn tensors(folder: &mut Folder) -> Result<HashMap<String, (Arc<Source>, Found)>,
             shards.sort();
             shards
         }
-        None => vec!["model.safetensors".into()],
+        None => vec![only_file(folder)?],
     };
     let mut all = HashMap::new();
     for name in names {
@@ -208,6 +208,29 @@ fn tensors(folder: &mut Folder) -> Result<HashMap<String, (Arc<Source>, Found)>,
         return Err(folder.error(INDEX, format_args!("weight_map names the tensor {missing}, which its file does not hold")));
     }
     Ok(all)
+}
+
+/// The name of the file that holds all tensors where no index says so: `model.safetensors`, or the only one there is.
+fn only_file(folder: &Folder) -> Result<String, ModelError> {
+    const USUAL: &str = "model.safetensors";
+    let entries = std::fs::read_dir(folder.path).map_err(|e| super::source::cannot_read(folder.path, &e))?;
+    let mut names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    names.retain(|name| is_shard_name(name));
+    names.sort();
+    match &names[..] {
+        _ if names.iter().any(|name| name == USUAL) => Ok(USUAL.into()),
+        [one] => Ok(one.clone()),
+        [] => Err(invalid(
+            folder.path,
+            "the folder has no file *.safetensors; a checkpoint has config.json, *.safetensors and tokenizer.json",
+        )),
+        [first, second, ..] => Err(invalid(
+            folder.path,
+            format_args!(
+                "the folder has several files such as {first} and {second}, and neither {USUAL} nor {USUAL}.index.json, which says what is in which"
+            ),
+        )),
+    }
 }
 
 /// A plain file name, on any system, that ends in `.safetensors`.

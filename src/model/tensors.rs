@@ -155,11 +155,7 @@ impl Tensor {
             Encoding::Known(format) => format.dequantize(&bytes, &mut out),
             Encoding::Ggml(kind) => {
                 out = dequantize(kind, &bytes, shape).map_err(|e| {
-                    ModelError::Io(format!(
-                        "{}: tensor {}: {e}",
-                        super::source::shown(self.source.path()),
-                        self.name
-                    ))
+                    ModelError::Io(format!("{}: tensor {}: {e}", super::source::shown(self.source.path()), self.name))
                 })?
             }
         }
