@@ -18,7 +18,7 @@ pub fn run(
 ) -> Result<Clients, BenchError> {
     pipeline.reset();
     let (send, receive) = mpsc::channel::<Input>();
-    let nth = |i: usize| Input::Prompt(Prompt { id: i.to_string(), ..prompts[i % prompts.len()].clone() });
+    let nth = |i: usize| Input::Prompt(Prompt { id: i.to_string(), ..prompts[i % prompts.len()].clone() }, ());
     let mut sent = clients.min(requests);
     for i in 0..sent {
         let _ = send.send(nth(i));
@@ -26,7 +26,7 @@ pub fn run(
     // The source ends when the sender is dropped: after the last request has been sent.
     let mut send = (sent < requests).then_some(send);
     let (mut latency_ms, mut ttft_ms) = (Vec::with_capacity(requests), Vec::with_capacity(requests));
-    let report = pipeline.run(receive.into_iter(), Order::Finished, control, &mut |answer| {
+    let report = pipeline.run(receive.into_iter(), Order::Finished, control, &mut |answer, ()| {
         latency_ms.push(answer.latency_ms);
         ttft_ms.push(answer.ttft_ms);
         if let Some(sender) = &send {
@@ -41,7 +41,7 @@ pub fn run(
     match report.ended {
         Ended::Complete if report.errors == 0 => {}
         Ended::Complete => return Err(BenchError::Workload(format!("{} of {requests} requests failed", report.errors))),
-        Ended::SourceFailed(why) => return Err(BenchError::Workload(why)),
+        Ended::SourceFailed(why) => return Err(BenchError::Workload(why.message)),
         Ended::Stopped | Ended::Deadline => return Err(BenchError::Interrupted),
     }
     Ok(Clients {

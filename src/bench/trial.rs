@@ -46,15 +46,15 @@ pub fn answer(pipeline: &mut Pipeline, config: usize, prompts: &[Prompt], contro
     let before = Activity::now();
     let mut answers: Vec<Answer> = Vec::with_capacity(prompts.len());
     // Owned: the pipeline reads ahead on a thread of its own.
-    let source: Vec<Input> = prompts.iter().cloned().map(Input::Prompt).collect();
-    let report = pipeline.run(source.into_iter(), Order::Finished, control, &mut |answer| {
+    let source: Vec<Input> = prompts.iter().cloned().map(|prompt| Input::Prompt(prompt, ())).collect();
+    let report = pipeline.run(source.into_iter(), Order::Finished, control, &mut |answer, ()| {
         answers.push(answer);
         ControlFlow::Continue(())
     })?;
     let busy = before.and_then(|b| Activity::now()?.since(&b));
     match &report.ended {
         Ended::Complete => {}
-        Ended::SourceFailed(why) => return Err(BenchError::Workload(why.clone())),
+        Ended::SourceFailed(why) => return Err(BenchError::Workload(why.message.clone())),
         Ended::Stopped | Ended::Deadline => return Err(BenchError::Interrupted),
     }
     answers.sort_by_key(|a| a.index);

@@ -352,9 +352,9 @@ fn child(args: &Args, prompts: usize, tokens: usize) -> Result<u8, Failure> {
     let loaded = open_model(&setting.shared)?;
     let mut pipeline = Pipeline::new(&loaded, &setting.config(), &setting.shared.options())?;
     let load_s = begin.elapsed().as_secs_f64();
-    let source = workload(&setting, prompts, tokens).into_iter().map(Input::Prompt);
+    let source = workload(&setting, prompts, tokens).into_iter().map(|prompt| Input::Prompt(prompt, ()));
     let (mut answers, mut latencies_ms, mut failed) = (Vec::new(), Vec::new(), None);
-    let report = pipeline.run(source, Order::Input, &Control::default(), &mut |answer| {
+    let report = pipeline.run(source, Order::Input, &Control::default(), &mut |answer, ()| {
         latencies_ms.push(answer.latency_ms);
         failed = failed.take().or(answer.error.map(|e| e.message));
         answers.push(answer.tokens);

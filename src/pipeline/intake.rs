@@ -2,6 +2,7 @@
 //! records are inside, counted from acceptance to the moment the engine's thread takes them, so a source of any length needs
 //! fixed memory. Generic over what is accepted and what it becomes; it knows no prompts.
 
+use super::SourceFailure;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ pub enum Next<T> {
     Item(Accepted<T>),
     /// Nothing now, but more may come.
     Empty,
-    /// Nothing, and nothing will come; with the line of a source or a stage that failed.
+    /// Nothing, and nothing will come; with what is said by a source or a stage that failed.
     Ended(Option<Failed>),
 }
 
@@ -32,7 +33,7 @@ pub enum Next<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failed {
     /// The source said so.
-    Source(String),
+    Source(SourceFailure),
     /// A thread panicked.
     Panic(&'static str),
 }
@@ -239,7 +240,7 @@ mod tests {
     fn a_failure_is_told_after_what_was_accepted_before_it() {
         let intake: Intake<u32, u32> = Intake::new(4);
         assert!(intake.accept(1));
-        intake.end(Some(Failed::Source("line 2 is broken".into())));
+        intake.end(Some(Failed::Source(SourceFailure { message: "line 2 is broken".into(), refused: true })));
         assert!(matches!(intake.next(), Next::Empty) && !intake.settled(2));
         let items = intake.take(9).unwrap();
         intake.give(items);

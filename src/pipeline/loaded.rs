@@ -399,13 +399,13 @@ impl Pipeline {
 
     /// Answers everything `source` yields. The source is read on a thread of its own (which is left behind, blocked in its
     /// read, if the run is stopped before the source ends); tokenizing has another; the engine runs on the calling thread,
-    /// where `sink` gets each answer. The sink's `Break` stops the run at once, without an error.
-    pub fn run(
+    /// where `sink` gets each answer with what came along with its prompt. The sink's `Break` stops the run at once, without an error.
+    pub fn run<T: Send + 'static>(
         &mut self,
-        source: impl Iterator<Item = Input> + Send + 'static,
+        source: impl Iterator<Item = Input<T>> + Send + 'static,
         order: Order,
         control: &Control,
-        sink: &mut dyn FnMut(Answer) -> ControlFlow<()>,
+        sink: &mut dyn FnMut(Answer, T) -> ControlFlow<()>,
     ) -> Result<RunReport, PipelineError> {
         let clock = Arc::new(Mutex::new(Clock::default()));
         self.engine.observe(Box::new(clock.clone()));

@@ -12,11 +12,12 @@ mod report;
 mod run;
 mod settings;
 
+pub use crate::text::prompts::RecordError;
 pub use crate::text::{Content, Message};
 pub use control::{Control, Stopping};
 pub use dtype::ResolvedDtype;
 pub use loaded::{Identity, Loaded, Options, Pipeline, PipelineError};
-pub use prompt::{Answer, Generation, Input, Prompt, RecordError};
+pub use prompt::{Answer, Generation, Input, Prompt, SourceFailure};
 pub use report::{Ended, Latencies, RunReport, StageTimes};
 pub use run::{GRACE, Order};
 pub use settings::Settings;

@@ -2,6 +2,7 @@
 //! Plain data; no file formats (those are `text`'s and `cli`'s).
 
 use crate::engine::{FinishReason, Sampling, StopRules};
+use crate::text::prompts::RecordError;
 use crate::text::{Content, Turn};
 use crate::units::TokenId;
 
@@ -33,31 +34,31 @@ pub struct Prompt {
     pub generation: Generation,
 }
 
-/// Why one record has no answer.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct RecordError {
-    /// A word for programs: `duplicate_id`, `too_long`, `empty_prompt`, `not_finite`, …
-    pub code: String,
+/// What a source yields. `T` is the caller's: whatever is needed to write the answer down travels with the prompt and comes back with it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input<T = ()> {
+    /// To be answered.
+    Prompt(Prompt, T),
+    /// A record that cannot be answered; becomes an answer with this error, in its place.
+    Rejected {
+        /// Its id.
+        id: String,
+        /// Why.
+        error: RecordError,
+        /// What comes back with it.
+        with: T,
+    },
+    /// The source cannot be read any further; what was accepted is answered, then the run fails with this.
+    Failed(SourceFailure),
+}
+
+/// Why a source cannot be read any further.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFailure {
     /// One line for people.
     pub message: String,
-}
-
-impl RecordError {
-    /// One of this code.
-    pub fn new(code: &str, message: impl Into<String>) -> Self {
-        RecordError { code: code.to_string(), message: message.into() }
-    }
-}
-
-/// What a source yields.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Input {
-    /// To be answered.
-    Prompt(Prompt),
-    /// A record that cannot be answered; becomes an answer with this error, in its place.
-    Rejected { id: String, error: RecordError },
-    /// The source cannot be read any further; what was accepted is answered, then the run fails with this line.
-    Failed(String),
+    /// What was found is refused, rather than that reading failed.
+    pub refused: bool,
 }
 
 /// One record's answer. Every accepted input gets exactly one, unless the run is stopped before.

@@ -1,5 +1,6 @@
 //! What a run tells when it is over: counts, time per stage, latency histograms. Plain data in fixed memory, however many prompts.
 
+use super::SourceFailure;
 use crate::engine::{Observer, Stage};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -110,7 +111,7 @@ pub enum Ended {
     /// The deadline passed.
     Deadline,
     /// The source failed with this line; what was accepted before is answered.
-    SourceFailed(String),
+    SourceFailed(SourceFailure),
 }
 
 /// A run's figures.

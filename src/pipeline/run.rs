@@ -61,9 +61,11 @@ pub(super) struct Run<'a> {
 pub const GRACE: Duration = Duration::from_secs(5);
 
 /// A record on its way, from its admission on.
-struct Pending {
+struct Pending<T> {
     index: u64,
     id: String,
+    /// The caller's.
+    with: T,
     accepted: Instant,
     /// Its first forward pass, or for one that waits for an identical request, the moment it began to wait.
     started: Option<Instant>,
@@ -71,23 +73,23 @@ struct Pending {
 }
 
 /// A request in the engine and everybody who waits for it; the first is the one it is generated for.
-struct Flight {
-    waiters: Vec<Pending>,
+struct Flight<T> {
+    waiters: Vec<Pending<T>>,
     key: Option<Key>,
     reused: usize,
     first_token: Option<Instant>,
 }
 
-type Ready = (Input, Result<Vec<TokenId>, RecordError>);
+type Ready<T> = (Input<T>, Result<Vec<TokenId>, RecordError>);
 
-struct State<'a> {
-    sink: &'a mut dyn FnMut(Answer) -> ControlFlow<()>,
+struct State<'a, T> {
+    sink: &'a mut dyn FnMut(Answer, T) -> ControlFlow<()>,
     order: Order,
     /// Finished out of order, waiting for their turn.
-    held: BTreeMap<u64, Answer>,
+    held: BTreeMap<u64, (Answer, T)>,
     /// Index of the next answer to hand out in input order.
     next: u64,
-    flights: HashMap<Ticket, Flight>,
+    flights: HashMap<Ticket, Flight<T>>,
     by_key: HashMap<Key, Ticket>,
     waiting: usize,
     report: RunReport,
@@ -98,13 +100,13 @@ struct State<'a> {
 
 impl Run<'_> {
     /// See [`super::Pipeline::run`].
-    pub fn run(
+    pub fn run<T: Send + 'static>(
         mut self,
-        source: impl Iterator<Item = Input> + Send + 'static,
-        sink: &mut dyn FnMut(Answer) -> ControlFlow<()>,
+        source: impl Iterator<Item = Input<T>> + Send + 'static,
+        sink: &mut dyn FnMut(Answer, T) -> ControlFlow<()>,
     ) -> Result<RunReport, PipelineError> {
         let begin = Instant::now();
-        let intake: Arc<Intake<Input, Ready>> = Arc::new(Intake::new(4 * self.batch));
+        let intake: Arc<Intake<Input<T>, Ready<T>>> = Arc::new(Intake::new(4 * self.batch));
         spawn("reader", read(source, intake.clone()))?;
         let tokenizing = tokenize(self.encoder.clone(), self.clock.clone(), intake.clone());
         let tokenizer = spawn("tokenizer", tokenizing).inspect_err(|_| intake.close())?;
@@ -134,7 +136,7 @@ impl Run<'_> {
         Ok(report)
     }
 
-    fn answer_all(&mut self, intake: &Intake<Input, Ready>, state: &mut State) -> Result<Ended, PipelineError> {
+    fn answer_all<T>(&mut self, intake: &Intake<Input<T>, Ready<T>>, state: &mut State<T>) -> Result<Ended, PipelineError> {
         let mut events = Vec::new();
         let mut draining: Option<Instant> = None;
         let mut source_ended = None;
@@ -167,7 +169,7 @@ impl Run<'_> {
             if state.flights.is_empty() {
                 match source_ended {
                     Some(None) => return Ok(Ended::Complete),
-                    Some(Some(Failed::Source(line))) => return Ok(Ended::SourceFailed(line)),
+                    Some(Some(Failed::Source(failure))) => return Ok(Ended::SourceFailed(failure)),
                     Some(Some(Failed::Panic(thread))) => {
                         return Err(PipelineError::Internal(format!("the {thread} thread panicked")));
                     }
@@ -194,7 +196,7 @@ impl Run<'_> {
     }
 
     /// Takes records from the queue while there is room; `Some` once there will never be more.
-    fn admit(&mut self, intake: &Intake<Input, Ready>, state: &mut State) -> Option<Option<Failed>> {
+    fn admit<T>(&mut self, intake: &Intake<Input<T>, Ready<T>>, state: &mut State<T>) -> Option<Option<Failed>> {
         if self.batching == BatchingPolicy::Blocking && (!state.flights.is_empty() || !intake.settled(self.batch)) {
             // The next batch is gathered while this one runs, so that it starts whole.
             return None;
@@ -209,24 +211,23 @@ impl Run<'_> {
         None
     }
 
-    fn has_room(&self, state: &State) -> bool {
+    fn has_room<T>(&self, state: &State<T>) -> bool {
         let unwritten = state.held.len() + state.flights.len() + state.waiting;
         !state.sink_closed && state.flights.len() < self.batch && state.waiting < 4 * self.batch && unwritten < 4 * self.batch
     }
 
     /// One record leaves the queue: it is answered at once (rejected, kept in memory), waits for an identical one, or is submitted.
-    fn begin(&mut self, accepted: Accepted<Ready>, state: &mut State) {
+    fn begin<T>(&mut self, accepted: Accepted<Ready<T>>, state: &mut State<T>) {
         let Accepted { index, at, item: (input, ids) } = accepted;
-        let mut pending = Pending { index, id: String::new(), accepted: at, started: None, prompt_tokens: 0 };
-        let prompt = match input {
-            Input::Prompt(prompt) => prompt,
-            Input::Rejected { id, error } => {
-                pending.id = id;
-                return state.emit(failed(pending, error), self.control);
+        let pending = |id: String, with: T| Pending { index, id, with, accepted: at, started: None, prompt_tokens: 0 };
+        let (prompt, mut pending) = match input {
+            Input::Prompt(prompt, with) => {
+                let id = prompt.id.clone();
+                (prompt, pending(id, with))
             }
+            Input::Rejected { id, error, with } => return state.emit(failed(pending(id, with), error), self.control),
             Input::Failed(_) => return,
         };
-        pending.id = prompt.id.clone();
         let ids = match ids {
             Ok(ids) => ids,
             Err(error) => return state.emit(failed(pending, error), self.control),
@@ -280,7 +281,7 @@ impl Run<'_> {
         })
     }
 
-    fn take(&mut self, event: Event, now: Instant, state: &mut State) {
+    fn take<T>(&mut self, event: Event, now: Instant, state: &mut State<T>) {
         match event {
             Event::Admitted { ticket, reused_tokens } => {
                 if let Some(flight) = state.flights.get_mut(&ticket) {
@@ -326,12 +327,12 @@ impl Run<'_> {
     }
 }
 
-impl State<'_> {
+impl<T> State<'_, T> {
     fn mean_service(&self) -> Duration {
         self.served.1.checked_div(self.served.0).unwrap_or_default()
     }
 
-    fn remove(&mut self, ticket: Ticket) -> Option<Flight> {
+    fn remove(&mut self, ticket: Ticket) -> Option<Flight<T>> {
         let flight = self.flights.remove(&ticket)?;
         if let Some(key) = flight.key {
             self.by_key.remove(&key);
@@ -345,24 +346,24 @@ impl State<'_> {
     }
 
     /// Hands an answer out, or keeps it until its turn.
-    fn emit(&mut self, answer: Answer, control: &Control) {
+    fn emit(&mut self, (answer, with): (Answer, T), control: &Control) {
         if self.order == Order::Finished {
-            return self.hand_out(answer, control);
+            return self.hand_out(answer, with, control);
         }
-        self.held.insert(answer.index, answer);
-        while let Some(answer) = self.held.remove(&self.next) {
+        self.held.insert(answer.index, (answer, with));
+        while let Some((answer, with)) = self.held.remove(&self.next) {
             self.next += 1;
-            self.hand_out(answer, control);
+            self.hand_out(answer, with, control);
         }
     }
 
-    fn hand_out(&mut self, answer: Answer, control: &Control) {
+    fn hand_out(&mut self, answer: Answer, with: T, control: &Control) {
         if self.sink_closed {
             return;
         }
         self.report.count(&answer);
         control.answered.fetch_add(1, Ordering::Relaxed);
-        self.sink_closed = (self.sink)(answer).is_break();
+        self.sink_closed = (self.sink)(answer, with).is_break();
     }
 }
 
@@ -372,12 +373,15 @@ fn too_long(tokens: usize, context: usize) -> RecordError {
 }
 
 /// The reader thread's work: everything the source yields into the queue.
-fn read(source: impl Iterator<Item = Input> + Send + 'static, intake: Arc<Intake<Input, Ready>>) -> impl FnOnce() + Send {
+fn read<T: Send + 'static>(
+    source: impl Iterator<Item = Input<T>> + Send + 'static,
+    intake: Arc<Intake<Input<T>, Ready<T>>>,
+) -> impl FnOnce() + Send {
     move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             for input in source {
-                if let Input::Failed(line) = input {
-                    return Some(Failed::Source(line));
+                if let Input::Failed(failure) = input {
+                    return Some(Failed::Source(failure));
                 }
                 if !intake.accept(input) {
                     return None;
@@ -390,22 +394,22 @@ fn read(source: impl Iterator<Item = Input> + Send + 'static, intake: Arc<Intake
 }
 
 /// The tokenizer thread's work: ids for everything that waits.
-fn tokenize(
+fn tokenize<T: Send + 'static>(
     encoder: Arc<dyn Encode>,
     clock: Arc<Mutex<Clock>>,
-    intake: Arc<Intake<Input, Ready>>,
+    intake: Arc<Intake<Input<T>, Ready<T>>>,
 ) -> impl FnOnce() + Send + 'static {
     move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             while let Some(items) = intake.take(encoder.at_once()) {
                 let since = Instant::now();
                 let prompts: Vec<&Prompt> =
-                    items.iter().filter_map(|a| if let Input::Prompt(p) = &a.item { Some(p) } else { None }).collect();
+                    items.iter().filter_map(|a| if let Input::Prompt(p, _) = &a.item { Some(p) } else { None }).collect();
                 let mut encoded = encoder.encode(&prompts).into_iter();
                 clock.lock().unwrap_or_else(PoisonError::into_inner).times.add(Stage::Tokenize, since.elapsed().as_secs_f64());
                 let ready = items.into_iter().map(|a| {
                     let ids = match &a.item {
-                        Input::Prompt(_) => encoded.next().unwrap_or_else(|| Ok(Vec::new())),
+                        Input::Prompt(..) => encoded.next().unwrap_or_else(|| Ok(Vec::new())),
                         _ => Ok(Vec::new()),
                     };
                     Accepted { index: a.index, at: a.at, item: (a.item, ids) }
@@ -428,12 +432,18 @@ fn ms(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64() * 1e3
 }
 
-fn answered(pending: Pending, kept: &Kept, cached: bool, forward_rows: usize, first_token: Option<Instant>) -> Answer {
+fn answered<T>(
+    pending: Pending<T>,
+    kept: &Kept,
+    cached: bool,
+    forward_rows: usize,
+    first_token: Option<Instant>,
+) -> (Answer, T) {
     let now = Instant::now();
     let started = pending.started.unwrap_or(now);
     // One that waits for an identical request has its first token when it began to wait, if that one's came earlier.
     let first = first_token.unwrap_or(now).max(started);
-    Answer {
+    let answer = Answer {
         index: pending.index,
         id: pending.id,
         text: kept.text.clone(),
@@ -448,12 +458,13 @@ fn answered(pending: Pending, kept: &Kept, cached: bool, forward_rows: usize, fi
         ttft_ms: ms(pending.accepted, first),
         latency_ms: ms(pending.accepted, now),
         error: None,
-    }
+    };
+    (answer, pending.with)
 }
 
-fn failed(pending: Pending, error: RecordError) -> Answer {
+fn failed<T>(pending: Pending<T>, error: RecordError) -> (Answer, T) {
     let now = Instant::now();
-    Answer {
+    let answer = Answer {
         index: pending.index,
         id: pending.id,
         text: String::new(),
@@ -468,7 +479,8 @@ fn failed(pending: Pending, error: RecordError) -> Answer {
         ttft_ms: 0.0,
         latency_ms: ms(pending.accepted, now),
         error: Some(error),
-    }
+    };
+    (answer, pending.with)
 }
 
 #[cfg(test)]
@@ -476,7 +488,7 @@ mod tests {
     use super::*;
     use crate::decoder::{Capacity, fake::FakeDecoder};
     use crate::engine::{EngineConfig, PaddingPolicy, PrefixPolicy, Sampling, SamplingPolicy, StopRules, TextDecoder};
-    use crate::pipeline::{Content, Generation};
+    use crate::pipeline::{Content, Generation, SourceFailure};
 
     /// A letter is a token; `!` cannot be encoded, `%` panics.
     struct Letters;
@@ -528,12 +540,12 @@ mod tests {
         FakeDecoder::new(256, Capacity { slots: 3, positions: 512, rows: 16 })
     }
 
-    fn prompt(text: &str) -> Input {
+    fn prompt(text: &str) -> Input<String> {
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
         let stop = StopRules { eos: true, strings: vec![], sentence: false, repetition: false };
         let generation =
             Generation { max_tokens: 5, sampling, stop, system: None, raw: false, turn: crate::text::Turn::default() };
-        Input::Prompt(Prompt { id: text.into(), content: Content::Text(text.into()), generation })
+        Input::Prompt(Prompt { id: text.into(), content: Content::Text(text.into()), generation }, format!("with {text}"))
     }
 
     struct Setup {
@@ -554,8 +566,8 @@ mod tests {
 
         fn run(
             &mut self,
-            source: impl Iterator<Item = Input> + Send + 'static,
-            sink: &mut dyn FnMut(Answer) -> ControlFlow<()>,
+            source: impl Iterator<Item = Input<String>> + Send + 'static,
+            sink: &mut dyn FnMut(Answer, String) -> ControlFlow<()>,
         ) -> Result<RunReport, PipelineError> {
             let clock = Arc::new(Mutex::new(Clock::default()));
             self.engine.observe(Box::new(clock.clone()));
@@ -575,9 +587,10 @@ mod tests {
         }
 
         fn all(&mut self, texts: &[&str]) -> (Vec<Answer>, RunReport) {
-            let source: Vec<Input> = texts.iter().map(|t| prompt(t)).collect();
+            let source: Vec<Input<String>> = texts.iter().map(|t| prompt(t)).collect();
             let mut answers = Vec::new();
-            let report = self.run(source.into_iter(), &mut |a| {
+            let report = self.run(source.into_iter(), &mut |a, with| {
+                assert_eq!(with, format!("with {}", a.id), "what came along comes back with its own answer");
                 answers.push(a);
                 ControlFlow::Continue(())
             });
@@ -650,7 +663,7 @@ mod tests {
     fn a_panic_anywhere_ends_the_run_with_an_error_and_never_hangs() {
         let keep_quiet = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
-        let mut nothing = |_: Answer| ControlFlow::Continue(());
+        let mut nothing = |_: Answer, _: String| ControlFlow::Continue(());
         let decoder = fake().panic_at(TokenId::from(b'q'));
         let mut broken = Setup { engine: engine(decoder, BatchingPolicy::Continuous), ..Setup::new() };
         let in_decoder = broken.run([prompt("a"), prompt("q")].into_iter(), &mut nothing);
@@ -668,7 +681,7 @@ mod tests {
             let mut setup = Setup::new();
             let control = setup.control.clone();
             let mut answers = 0;
-            let report = setup.run((0..).map(|i| prompt(&format!("{i}"))), &mut |_| {
+            let report = setup.run((0..).map(|i| prompt(&format!("{i}"))), &mut |_, _| {
                 answers += 1;
                 if answers == 7 {
                     control.stop(how);
@@ -688,13 +701,14 @@ mod tests {
         let deadline = Some(Instant::now() + Duration::from_millis(30));
         setup.control = Arc::new(Control::until(deadline));
         let endless = || (0..).map(|i| prompt(&format!("{i}")));
-        let report = setup.run(endless(), &mut |_| ControlFlow::Continue(())).unwrap();
+        let report = setup.run(endless(), &mut |_, _| ControlFlow::Continue(())).unwrap();
         assert_eq!(report.ended, Ended::Deadline);
-        let report = Setup::new().run(endless(), &mut |_| ControlFlow::Break(())).unwrap();
+        let report = Setup::new().run(endless(), &mut |_, _| ControlFlow::Break(())).unwrap();
         assert_eq!((report.ended, report.answers), (Ended::Stopped, 1));
-        let source = [prompt("a"), Input::Failed("line 2".into()), prompt("b")];
-        let report = Setup::new().run(source.into_iter(), &mut |_| ControlFlow::Continue(())).unwrap();
-        assert_eq!((report.ended, report.answers), (Ended::SourceFailed("line 2".into()), 1));
+        let line_2 = SourceFailure { message: "line 2".into(), refused: true };
+        let source = [prompt("a"), Input::Failed(line_2.clone()), prompt("b")];
+        let report = Setup::new().run(source.into_iter(), &mut |_, _| ControlFlow::Continue(())).unwrap();
+        assert_eq!((report.ended, report.answers), (Ended::SourceFailed(line_2), 1));
     }
 
     #[test]
@@ -710,7 +724,7 @@ mod tests {
             })
         };
         setup
-            .run(source, &mut |a| {
+            .run(source, &mut |a, _| {
                 assert_eq!(a.index, taken);
                 taken += 1;
                 // 4 batches in the queue, 4 admitted, and the one in the reader's hands.

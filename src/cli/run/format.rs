@@ -5,10 +5,10 @@
 
 use crate::engine::FinishReason;
 use crate::pipeline::{Answer, RecordError, Settings};
+use crate::text::prompts::{Endpoint, Given, OpenAiRequest, Origin};
 use crate::units::shown;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 
 /// What an output file is made of.
@@ -22,50 +22,16 @@ pub enum Format {
     OpenAi,
 }
 
-/// The prompt as its file gave it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Given {
-    /// `prompt`.
-    Prompt(String),
-    /// `messages`: JSON, byte for byte.
-    Messages(String),
-    /// An OpenAI request.
-    OpenAi(Box<OpenAi>),
-    /// It could not be read.
-    Nothing,
-}
-
-/// What a response repeats of its request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenAi {
-    /// Digest of the whole request, 24 hex digits.
-    pub digest: String,
-    /// `body.model`, echoed.
-    pub model: Option<String>,
-    /// `/v1/chat/completions`, or `/v1/completions`.
-    pub chat: bool,
-}
-
-impl OpenAi {
-    /// The digest of a request's line.
-    pub fn digest(line: &str) -> String {
-        Sha256::digest(line.as_bytes()).iter().take(12).map(|b| format!("{b:02x}")).collect()
-    }
-}
-
 /// An answer with everything its line says.
 pub struct Line<'a> {
     pub answer: &'a Answer,
-    /// The input has the id as a number.
-    pub id_is_number: bool,
-    pub given: &'a Given,
+    /// What it repeats of its record.
+    pub origin: &'a Origin,
     /// Alias or file name.
     pub model: &'a str,
     /// As resolved.
     pub dtype: &'a str,
     pub settings: Settings,
-    /// Values of the carried columns.
-    pub carried: &'a [String],
     /// Unix time, seconds.
     pub created: u64,
 }
@@ -142,18 +108,18 @@ impl Line<'_> {
 
     fn json(&self) -> String {
         let a = self.answer;
-        let messages = match self.given {
+        let messages = match &self.origin.given {
             Given::Messages(json) => RawValue::from_string(json.clone()).ok(),
             _ => None,
         };
-        let prompt = match self.given {
+        let prompt = match &self.origin.given {
             Given::Prompt(text) => Some(Some(text.as_str())),
             _ if messages.is_some() => None,
             _ => Some(None),
         };
         let line = JsonLine {
             id: match RawValue::from_string(a.id.clone()) {
-                Ok(number) if self.id_is_number => JsonId::Number(number),
+                Ok(number) if self.origin.id_is_number => JsonId::Number(number),
                 _ => JsonId::Text(&a.id),
             },
             prompt,
@@ -177,7 +143,7 @@ impl Line<'_> {
 
     fn csv(&self) -> Vec<u8> {
         let a = self.answer;
-        let prompt = match self.given {
+        let prompt = match &self.origin.given {
             Given::Prompt(text) => text.as_str(),
             Given::Messages(json) => json,
             _ => "",
@@ -203,14 +169,14 @@ impl Line<'_> {
             &settings,
             &error,
         ];
-        csv_row(fields.into_iter().chain(self.carried.iter().map(String::as_str)))
+        csv_row(fields.into_iter().chain(self.origin.carried.iter().map(String::as_str)))
     }
 
     fn open_ai(&self) -> String {
         use serde_json::json;
         let a = self.answer;
-        let nothing = OpenAi { digest: OpenAi::digest(&a.id), model: None, chat: true };
-        let request = if let Given::OpenAi(request) = self.given { request } else { &nothing };
+        let nothing = OpenAiRequest { digest: OpenAiRequest::digest_of(&a.id), model: None, endpoint: Endpoint::Chat };
+        let request = if let Given::OpenAi(request) = &self.origin.given { request } else { &nothing };
         let model = request.model.as_deref().unwrap_or(self.model);
         let settings = self.settings.to_string();
         let (status, body) = match &a.error {
@@ -220,7 +186,7 @@ impl Line<'_> {
                     FinishReason::Stop | FinishReason::StopString => "stop",
                     FinishReason::Length | FinishReason::Sentence | FinishReason::Loop | FinishReason::Error => "length",
                 };
-                let (kind, prefix, choice) = if request.chat {
+                let (kind, prefix, choice) = if request.endpoint == Endpoint::Chat {
                     let message = json!({"role": "assistant", "content": a.text});
                     let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": reason});
                     ("chat.completion", "chatcmpl", choice)
@@ -424,7 +390,7 @@ fn read_json(record: &[u8]) -> Result<Past, String> {
 fn read_open_ai(record: &[u8]) -> Result<Past, String> {
     let past: PastOpenAi = serde_json::from_slice(record).map_err(|e| plain(&e))?;
     let digest = past.id.strip_prefix("batch_req_").ok_or("its id does not begin with batch_req_")?;
-    let given = Given::OpenAi(Box::new(OpenAi { digest: digest.into(), model: None, chat: true }));
+    let given = Given::OpenAi(Box::new(OpenAiRequest { digest: digest.into(), model: None, endpoint: Endpoint::Chat }));
     let settings = settings(past.response.body.get("system_fingerprint").and_then(|s| s.as_str()))?;
     Ok(Past { id: past.custom_id, key: Format::OpenAi.key(&given), settings, model: None, dtype: None, error: past.error })
 }
@@ -492,14 +458,19 @@ pub(super) mod tests {
         }
     }
 
-    pub fn line<'a>(answer: &'a Answer, given: &'a Given, carried: &'a [String]) -> Line<'a> {
+    pub fn origin(id: &str, given: Given, carried: &[&str]) -> Origin {
+        let carried = carried.iter().map(|c| c.to_string()).collect();
+        Origin { id: id.into(), id_is_number: false, file: "in".into(), line: 1, given, carried }
+    }
+
+    pub fn line<'a>(answer: &'a Answer, origin: &'a Origin) -> Line<'a> {
         let settings = Settings { model: 1, generation: 2 };
-        Line { answer, id_is_number: false, given, model: "tiny", dtype: "f32", settings, carried, created: 1_700_000_000 }
+        Line { answer, origin, model: "tiny", dtype: "f32", settings, created: 1_700_000_000 }
     }
 
     fn write(format: &Format, answer: &Answer, given: &Given) -> String {
-        let carried = vec!["x".to_string(); if let Format::Csv { carried } = format { carried.len() } else { 0 }];
-        String::from_utf8(format.line(&line(answer, given, &carried))).unwrap()
+        let carried = vec!["x"; if let Format::Csv { carried } = format { carried.len() } else { 0 }];
+        String::from_utf8(format.line(&line(answer, &origin(&answer.id, given.clone(), &carried)))).unwrap()
     }
 
     #[test]
@@ -529,7 +500,7 @@ pub(super) mod tests {
         for format in [Format::Jsonl, csv, Format::OpenAi] {
             for answer in [answer("a\nß", "text\n\"quoted\", and\r\nmore"), failed.clone()] {
                 let given = match format {
-                    Format::OpenAi => Given::OpenAi(Box::new(OpenAi { digest: OpenAi::digest("{}"), model: None, chat: true })),
+                    Format::OpenAi => Given::OpenAi(Box::new(OpenAiRequest { digest: OpenAiRequest::digest_of("{}"), model: None, endpoint: Endpoint::Chat })),
                     _ => Given::Prompt("what\n\"is\", it".into()),
                 };
                 let past = format.read(write(&format, &answer, &given).as_bytes()).unwrap();
@@ -573,7 +544,10 @@ pub(super) mod tests {
     #[test]
     fn an_id_is_a_number_where_the_input_has_one_and_is_found_again_as_it_was() {
         let given = Given::Prompt("q".into());
-        let number = |id: &str| Format::Jsonl.line(&Line { id_is_number: true, ..line(&answer(id, "x"), &given, &[]) });
+        let number = |id: &str| {
+            let origin = Origin { id_is_number: true, ..origin(id, given.clone(), &[]) };
+            Format::Jsonl.line(&line(&answer(id, "x"), &origin))
+        };
         for id in ["1", "-7", "1.0", "18446744073709551617", "1e400"] {
             let text = String::from_utf8(number(id)).unwrap();
             assert!(text.starts_with(&format!("{{\"id\":{id},")), "{text}");

@@ -1,28 +1,15 @@
 //! Prompt files as `run` needs them: records with the generation settings that the flags leave them, and what an output line repeats
-//! of them. In: paths, flags. Out: an iterator of [`Record`]s, in fixed memory. Reading the formats is `text`'s business.
+//! of them. In: paths, flags. Out: an iterator of [`Item`]s, in fixed memory. Reading the formats is `text`'s business.
 
-use super::format::{Given, OpenAi};
 use crate::cli::Failure;
 use crate::cli::args::{OPENAI_MOST_TOKENS, Shared};
 use crate::pipeline::{Content, Prompt, RecordError};
-use crate::text::prompts::{self, Endpoint, InputError, InputFormat, PromptFiles};
+use crate::text::prompts::{Given, InputError, InputFormat, Origin, PromptFiles, Record};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// A record of a prompt file.
-#[derive(Debug, Clone)]
-pub struct Record {
-    pub id: String,
-    /// The file has the id as a number.
-    pub id_is_number: bool,
-    /// Where it stands: the path as typed and the line.
-    pub place: String,
-    pub given: Given,
-    /// Values of the CSV columns that are carried through.
-    pub carried: Vec<String>,
-    /// What to answer, or why it cannot be.
-    pub prompt: Result<Prompt, RecordError>,
-}
+/// A record's own part, and what to answer or why it cannot be.
+pub type Item = (Origin, Result<Prompt, RecordError>);
 
 /// The files, looked at.
 pub struct Inputs {
@@ -71,7 +58,7 @@ impl Inputs {
         &self,
         flags: Arc<Shared>,
         mut warn: W,
-    ) -> impl Iterator<Item = Result<Record, Failure>> + Send + use<W> {
+    ) -> impl Iterator<Item = Result<Item, Failure>> + Send + use<W> {
         let mut reader = self.files.reader();
         let flags = if self.open_ai() { Arc::new(flags.for_openai()) } else { flags };
         let mut left = self.limit;
@@ -119,32 +106,19 @@ impl Counts {
     }
 }
 
-fn prepare(record: prompts::Record, flags: &Shared, counts: &mut Counts) -> Record {
-    let openai = record.openai.is_some();
-    let given = match (record.openai, record.given) {
-        (Some(request), _) => Given::OpenAi(Box::new(OpenAi {
-            digest: OpenAi::digest(&request.line),
-            chat: request.endpoint == Endpoint::Chat,
-            model: request.model,
-        })),
-        (None, prompts::Given::Prompt(text)) => Given::Prompt(text),
-        (None, prompts::Given::Messages(json)) => Given::Messages(json.get().to_string()),
-        (None, prompts::Given::Nothing) => Given::Nothing,
-    };
-    let prompt = match record.asked {
-        Ok(asked) => {
+fn prepare(record: Record, flags: &Shared, counts: &mut Counts) -> Item {
+    let Record { origin, asked } = record;
+    let openai = matches!(origin.given, Given::OpenAi(_));
+    let prompt = asked.map(|asked| {
             let mut generation = flags.generation_with(&asked.generation);
             if assistant_is_last(&asked.content) && !generation.raw {
                 generation.turn.continue_final = asked.generation.continue_final_message.unwrap_or(flags.continue_final_message);
                 counts.new_turns += u64::from(!generation.turn.continue_final && generation.turn.generation_prompt);
             }
             counts.unlimited += u64::from(openai && asked.generation.max_tokens.is_none() && !flags.typed.max_tokens);
-            Ok(Prompt { id: record.id.clone(), content: asked.content, generation })
-        }
-        Err(error) => Err(RecordError::new(error.code, error.message)),
-    };
-    let place = format!("{}:{}", record.file, record.line);
-    Record { id: record.id, id_is_number: record.id_is_number, place, given, carried: record.carried, prompt }
+            Prompt { id: origin.id.clone(), content: asked.content, generation }
+        });
+    (origin, prompt)
 }
 
 /// Whether a conversation ends with something said by the assistant.

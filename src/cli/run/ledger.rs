@@ -4,11 +4,11 @@
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use super::format::{Format, Given, Past};
-use super::inputs::Record;
+use super::format::{Format, Past};
 use super::output::Writer;
 use crate::cli::Failure;
 use crate::pipeline::{RecordError, Settings};
+use crate::text::prompts::{Given, Origin};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -226,22 +226,19 @@ impl Ledger {
 
     /// A record whose default id an output of an earlier version spells otherwise, with the path in it, under that id: so it is found, and
     /// its error is replaced.
-    pub fn as_known(&self, mut record: Record) -> Record {
-        let default = record.id != record.place && record.place.strip_suffix(&record.id).is_some_and(|path| path.ends_with('/'));
-        if self.past.is_empty() || !(default || record.id == record.place) || self.find(self.hash(&record.id)).is_some() {
-            return record;
+    pub fn as_known(&self, origin: &mut Origin) {
+        let (id, place) = (&origin.id, origin.place());
+        let default = *id != place && place.strip_suffix(id).is_some_and(|path| path.ends_with('/'));
+        if self.past.is_empty() || !(default || *id == place) || self.find(self.hash(id)).is_some() {
+            return;
         }
-        let absolute = std::path::absolute(&record.place).map(|p| p.to_string_lossy().into_owned());
+        let absolute = std::path::absolute(&place).map(|p| p.to_string_lossy().into_owned());
         // An id without a folder in it is that of the only input of this name, however its path is typed now.
-        let here = (!record.id.contains('/')).then(|| format!("./{}", record.id));
-        let spellings = [Some(record.place.clone()), Some(format!("./{}", record.place)), absolute.ok(), here];
+        let here = (!id.contains('/')).then(|| format!("./{id}"));
+        let spellings = [Some(place.clone()), Some(format!("./{place}")), absolute.ok(), here];
         if let Some(known) = spellings.into_iter().flatten().find(|id| self.find(self.hash(id)).is_some()) {
-            if let Ok(prompt) = &mut record.prompt {
-                prompt.id = known.clone();
-            }
-            record.id = known;
+            origin.id = known;
         }
-        record
     }
 
     /// Judges a record that can be answered.
@@ -394,7 +391,7 @@ pub fn what_differs(
 
 #[cfg(test)]
 mod tests {
-    use super::super::format::tests::{answer, line};
+    use super::super::format::tests::{answer, line, origin};
     use super::*;
 
     fn written(format: &Format, texts: &[(&str, &str)]) -> Vec<Vec<u8>> {
@@ -405,7 +402,8 @@ mod tests {
                 answer.error = Some(RecordError::new("x", "broke"));
                 answer.finish_reason = crate::engine::FinishReason::Error;
             }
-            lines.push(format.line(&line(&answer, &Given::Prompt(prompt.to_string()), &[])));
+            let origin = origin(id, Given::Prompt(prompt.to_string()), &[]);
+            lines.push(format.line(&line(&answer, &origin)));
         }
         lines
     }
@@ -475,13 +473,11 @@ mod tests {
     #[test]
     fn a_default_id_is_found_however_earlier_versions_spelt_the_path() {
         let here = std::path::absolute("in/p.txt").unwrap();
-        let record = |id: &str, place: &str| Record {
-            id: id.into(),
-            id_is_number: false,
-            place: place.into(),
-            given: Given::Prompt("q".into()),
-            carried: vec![],
-            prompt: Err(RecordError::new("x", "broke")),
+        let known = |ledger: &Ledger, id: &str, place: &str| {
+            let (file, line) = place.rsplit_once(':').unwrap();
+            let mut origin = Origin { file: file.into(), line: line.parse().unwrap(), ..origin(id, Given::Nothing, &[]) };
+            ledger.as_known(&mut origin);
+            origin.id
         };
         for (then, id, place, found) in [
             ("in/p.txt:1", "p.txt:1", "in/p.txt:1", true),
@@ -496,18 +492,18 @@ mod tests {
         ] {
             let (ledger, scan) = read(&Format::Jsonl, &written(&Format::Jsonl, &[(then, "q")]).concat()).unwrap();
             assert_eq!(scan.first_id.as_deref(), Some(then));
-            assert_eq!(ledger.as_known(record(id, place)).id, if found { then } else { id }, "{then} {id} {place}");
+            assert_eq!(known(&ledger, id, place), if found { then } else { id }, "{then} {id} {place}");
         }
         // The id as it is now comes first.
         let (ledger, _) = read(&Format::Jsonl, &written(&Format::Jsonl, &[("in/p:1", "q"), ("p:1", "q")]).concat()).unwrap();
-        assert_eq!(ledger.as_known(record("p:1", "in/p:1")).id, "p:1");
+        assert_eq!(known(&ledger, "p:1", "in/p:1"), "p:1");
     }
 
     #[test]
     fn merging_puts_answers_in_the_place_of_errors_and_of_nothing_else() {
         for format in [Format::Jsonl, Format::csv([])] {
             let lines = written(&format, &RECORDS);
-            let fresh = |id: &str| format.line(&line(&answer(id, "new"), &Given::Prompt("q".into()), &[]));
+            let fresh = |id: &str| format.line(&line(&answer(id, "new"), &origin(id, Given::Prompt("q".into()), &[])));
             // 'd' has an answer already, 'e' is not there.
             let waiting = ["c", "d", "e"].map(|id| (id.to_string(), fresh(id))).into();
             let mut out = Vec::new();

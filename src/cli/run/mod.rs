@@ -19,24 +19,24 @@ use super::loading::open_under;
 use crate::engine::StoppingPolicy;
 use crate::pipeline::{
     Answer, Content, Control, Ended, Generation, Identity, Loaded, Order, Pipeline, PipelineConfig, RecordError, Settings,
+    SourceFailure,
 };
 use crate::text::Prompt as Presented;
-use crate::text::prompts::InputFormat;
+use crate::text::prompts::{Given, InputFormat, Origin};
 use crate::units::{self, counted};
-use format::{Format, Given, Line};
-use inputs::{Inputs, Record};
+use format::{Format, Line};
+use inputs::{Inputs, Item};
 use ledger::{Ledger, Replacements, Scan, Verdict};
 use output::{Existing, Prepared, WriteError, Writer};
 use progress::{Display, Loading};
 use signals::Signals;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use summary::Faults;
 
@@ -320,23 +320,24 @@ impl Run<'_> {
         let (warn, warnings) = std::sync::mpsc::channel();
         let warn = move |line: String| drop(warn.send(line));
         for record in inputs.records(self.flags.clone(), warn) {
-            let record = ledger.as_known(record?);
+            let mut record = record?;
+            ledger.as_known(&mut record.0);
             all += 1;
             let verdict = self.judge(&record, format, ledger);
             matched |= verdict != Verdict::New;
             match verdict {
                 Verdict::New => {
                     todo += 1;
-                    first_new.get_or_insert(record.id);
+                    first_new.get_or_insert(record.0.id);
                 }
                 verdict @ (Verdict::Retry | Verdict::Done) => {
                     todo += u64::from(verdict == Verdict::Retry);
-                    plan.kept_errors += u64::from(verdict == Verdict::Done && record.prompt.is_err());
+                    plan.kept_errors += u64::from(verdict == Verdict::Done && record.1.is_err());
                     if let Some(first) = first_new.as_ref().filter(|_| self.args.ordered) {
                         return Err(Failure::usage(format!(
                             "output {}: it has '{}' but not '{first}', which comes before; it was not written with --ordered, so resume it without",
                             prepared.map(|p| p.path().display().to_string()).unwrap_or_default(),
-                            record.id
+                            record.0.id
                         )));
                     }
                 }
@@ -359,18 +360,18 @@ impl Run<'_> {
         Ok(plan)
     }
 
-    fn judge(&self, record: &Record, format: &Format, ledger: &Ledger) -> Verdict {
+    fn judge(&self, record: &Item, format: &Format, ledger: &Ledger) -> Verdict {
         judge(record, format, ledger, &|g| self.generation_half(g))
     }
 
     /// The line for a record that the output has otherwise.
-    fn conflict(&self, verdict: Verdict, record: &Record, format: &Format, prepared: Option<&Prepared>) -> Failure {
+    fn conflict(&self, verdict: Verdict, (origin, prompt): &Item, format: &Format, prepared: Option<&Prepared>) -> Failure {
         let path = self.args.output.clone().unwrap_or_default();
         let past = prepared
             .and_then(|p| p.content().ok())
-            .and_then(|f| Ledger::look_up(format, BufReader::new(f), &format.id_key(&record.id, record.id_is_number)));
+            .and_then(|f| Ledger::look_up(format, BufReader::new(f), &format.id_key(&origin.id, origin.id_is_number)));
         let line = past.as_ref().map(|(_, line)| format!("line {line}: ")).unwrap_or_default();
-        let what = match (verdict, &record.prompt, past.and_then(|(past, _)| past.settings)) {
+        let what = match (verdict, prompt, past.and_then(|(past, _)| past.settings)) {
             (Verdict::OtherSettings, Ok(prompt), Some(settings)) => {
                 let differs =
                     ledger::what_differs(&prompt.generation, self.config.sampling, self.config.stopping, settings.generation);
@@ -380,7 +381,7 @@ impl Run<'_> {
             }
             _ => "it was written for another prompt".into(),
         };
-        Failure::usage(format!("output {}: {line}'{}': {what}; name another file, or --overwrite", path.display(), record.id))
+        Failure::usage(format!("output {}: {line}'{}': {what}; name another file, or --overwrite", path.display(), origin.id))
     }
 
     /// Everything is there already. It must still be of this model, dtype and template: the model's file is read for its digest, and
@@ -500,11 +501,9 @@ impl Run<'_> {
         writer: &mut Sink,
         plan: &Plan,
     ) -> Result<Outcome, Failure> {
-        let flying: Arc<Mutex<HashMap<u64, Flying>>> = Arc::default();
-        let refused: Arc<Mutex<Option<Failure>>> = Arc::default();
         let (matched, streamed) = (Arc::new(AtomicBool::new(ledger.is_empty())), !inputs.can_be_read_twice());
         let source = {
-            let (flying, refused, format, matched) = (flying.clone(), refused.clone(), format.clone(), matched.clone());
+            let (format, matched) = (format.clone(), matched.clone());
             let (sampling, stopping) = (self.config.sampling, self.config.stopping);
             let twice = inputs.can_be_read_twice();
             let level = self.console.level;
@@ -514,43 +513,38 @@ impl Run<'_> {
                     console::line(&format!("llmopt: warning: {line}"));
                 }
             });
-            let mut index = 0;
             let has_template = pipeline.model().vocabulary.chat_template.is_some();
             records.filter_map(move |record| {
-                let record = match record {
-                    Ok(record) => ledger.as_known(record),
-                    Err(failure) => {
-                        let line = failure.message.clone();
-                        *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
-                        return Some(crate::pipeline::Input::Failed(line));
+                let mut record = match record {
+                    Ok(record) => record,
+                    Err(Failure { message, status }) => {
+                        let refused = status == status::USAGE;
+                        return Some(crate::pipeline::Input::Failed(SourceFailure { message, refused }));
                     }
                 };
+                ledger.as_known(&mut record.0);
                 let half = |g: &Generation| Settings::generation_half(g, sampling, stopping);
                 let verdict = judge(&record, &format, &ledger, &half);
                 matched.fetch_or(verdict != Verdict::New, Ordering::Relaxed);
-                let Record { id, id_is_number, given, carried, prompt, place, .. } = record;
-                let prompt = prompt.and_then(|prompt| presentable(prompt, has_template));
+                let (origin, prompt) = record;
                 match verdict {
                     Verdict::Done => return None,
                     Verdict::New | Verdict::Retry => {}
                     Verdict::OtherPrompt | Verdict::OtherSettings => {
                         let message = format!(
                             "the output has '{}' for another prompt or other settings; name another file",
-                            units::shown(&id)
+                            units::shown(&origin.id)
                         );
-                        *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Failure::usage(message.clone()));
-                        return Some(crate::pipeline::Input::Failed(message));
+                        return Some(crate::pipeline::Input::Failed(SourceFailure { message, refused: true }));
                     }
                 };
+                let prompt = prompt.and_then(|prompt| presentable(prompt, has_template));
                 let generation = prompt.as_ref().map(|p| half(&p.generation)).unwrap_or(0);
-                flying
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(index, Flying { id_is_number, given, carried, place, generation, retry: verdict == Verdict::Retry });
-                index += 1;
+                let id = origin.id.clone();
+                let with = Ticket { origin, generation, retry: verdict == Verdict::Retry };
                 Some(match prompt {
-                    Ok(prompt) => crate::pipeline::Input::Prompt(crate::pipeline::Prompt { id, ..prompt }),
-                    Err(error) => crate::pipeline::Input::Rejected { id, error },
+                    Ok(prompt) => crate::pipeline::Input::Prompt(crate::pipeline::Prompt { id, ..prompt }, with),
+                    Err(error) => crate::pipeline::Input::Rejected { id, error, with },
                 })
             })
         };
@@ -565,23 +559,19 @@ impl Run<'_> {
         let mut replacements = Replacements::default();
         let mut faults = Faults::default();
         let watch = writer.watch(self.control.clone());
-        let mut sink = |answer: Answer| {
-            let flown = flying.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.index);
-            let Flying { id_is_number, given, carried, place, generation, retry } = flown.unwrap_or_default();
+        let mut sink = |answer: Answer, Ticket { origin, generation, retry }: Ticket| {
             if let Some(error) = &answer.error {
-                faults.count(&error.code, answer.index, &place);
+                faults.count(&error.code, answer.index, &origin.place());
             }
             let line = format.line(&Line {
                 answer: &answer,
-                id_is_number,
-                given: &given,
+                origin: &origin,
                 model: &model,
                 dtype: &dtype,
                 settings: Settings { model: half, generation },
-                carried: &carried,
                 created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             });
-            if let Given::OpenAi(request) = &given
+            if let Given::OpenAi(request) = &origin.given
                 && let Some(asked) = request.model.as_ref().filter(|m| **m != model && !std::mem::replace(&mut told, true))
                 && level > console::Level::Quiet
             {
@@ -593,7 +583,7 @@ impl Run<'_> {
             let outcome = display
                 .suspend(|| match retry {
                     true => replacements
-                        .add(&format.id_key(&answer.id, id_is_number), line, &format, writer)
+                        .add(&format.id_key(&answer.id, origin.id_is_number), line, &format, writer)
                         .map_err(WriteError::Failed),
                     false => writer.line(&line),
                 })
@@ -621,14 +611,11 @@ impl Run<'_> {
         if streamed && report.answers > 0 && !matched.load(Ordering::Relaxed) {
             self.console.warn("none of the records that the output had is of these prompts");
         }
-        if let Ended::SourceFailed(line) = &report.ended {
-            let refused = refused.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let mut refused = refused.unwrap_or_else(|| Failure::failed(line.clone()));
-            if report.answers > 0 {
-                // Status 2 would say that nothing was written.
-                refused.status = status::FAILED;
-            }
-            failure = failure.or(Some(refused));
+        if let Ended::SourceFailed(source) = &report.ended {
+            // Status 2 would say that nothing was written.
+            let usage = source.refused && report.answers == 0;
+            let status = if usage { status::USAGE } else { status::FAILED };
+            failure = failure.or(Some(Failure { status, message: source.message.clone() }));
         }
         Ok(Outcome { report, failure, closed, faults })
     }
@@ -640,8 +627,8 @@ impl Run<'_> {
         let mut sample = Vec::new();
         let records = inputs.records(self.flags.clone(), |_| ());
         for record in records {
-            let record = record?;
-            let prompt = record.prompt.and_then(|p| presentable(p, loaded.prompting().has_template()));
+            let (_, prompt) = record?;
+            let prompt = prompt.and_then(|p| presentable(p, loaded.prompting().has_template()));
             let ids = prompt.as_ref().ok().and_then(|p| {
                 let g = &p.generation;
                 let prompt = Presented { content: &p.content, system: g.system.as_deref(), raw: g.raw, turn: &g.turn };
@@ -657,7 +644,7 @@ impl Run<'_> {
             most += prompt.generation.max_tokens.min(context - ids.len()) as u64;
             if sample.len() < self.config.sizes.batch {
                 let generation = Generation { max_tokens: 16, ..prompt.generation };
-                sample.push(crate::pipeline::Input::Prompt(crate::pipeline::Prompt { generation, ..prompt }));
+                sample.push(crate::pipeline::Input::Prompt(crate::pipeline::Prompt { generation, ..prompt }, ()));
             }
         }
         self.console.release();
@@ -671,7 +658,7 @@ impl Run<'_> {
         if sample.is_empty() {
             return Ok(status::DONE);
         }
-        let report = pipeline.run(sample.into_iter(), Order::Finished, &self.control, &mut |_| ControlFlow::Continue(()))?;
+        let report = pipeline.run(sample.into_iter(), Order::Finished, &self.control, &mut |_, ()| ControlFlow::Continue(()))?;
         let stages = &report.stages;
         let per_row = |stage, rows: u64| if rows == 0 { 0.0 } else { stages.of(stage) / rows as f64 };
         let prefill = per_row(crate::engine::Stage::Prefill, stages.prefill_rows);
@@ -690,30 +677,13 @@ impl Run<'_> {
 /// Where answers go.
 type Sink = Writer<File>;
 
-/// What a line needs of its record besides the answer.
-struct Flying {
-    id_is_number: bool,
-    given: Given,
-    carried: Vec<String>,
-    /// Where it stands, for people.
-    place: String,
+/// What a line needs besides the answer; it travels with the prompt.
+struct Ticket {
+    origin: Origin,
     /// Second half of the settings.
     generation: u32,
     /// The output has an error record for it, which the answer replaces.
     retry: bool,
-}
-
-impl Default for Flying {
-    fn default() -> Self {
-        Flying {
-            id_is_number: false,
-            given: Given::Nothing,
-            carried: Vec::new(),
-            place: String::new(),
-            generation: 0,
-            retry: false,
-        }
-    }
 }
 
 struct Outcome {
@@ -724,10 +694,10 @@ struct Outcome {
     faults: Faults,
 }
 
-fn judge(record: &Record, format: &Format, ledger: &Ledger, half: &dyn Fn(&Generation) -> u32) -> Verdict {
-    let id = format.id_key(&record.id, record.id_is_number);
-    match &record.prompt {
-        Ok(prompt) => ledger.judge(&id, format, &record.given, half(&prompt.generation)),
+fn judge((origin, prompt): &Item, format: &Format, ledger: &Ledger, half: &dyn Fn(&Generation) -> u32) -> Verdict {
+    let id = format.id_key(&origin.id, origin.id_is_number);
+    match prompt {
+        Ok(prompt) => ledger.judge(&id, format, &origin.given, half(&prompt.generation)),
         Err(error) => ledger.judge_rejected(&id, error),
     }
 }

@@ -386,7 +386,6 @@ impl Rows {
             id_is_number: false,
             given: if readable { Given::Prompt(cell(prompt_place).to_string()) } else { Given::Nothing },
             carried: self.carried.iter().map(|place| place.map_or(String::new(), |p| cell(p).to_string())).collect(),
-            openai: None,
             asked: asked(),
             usable: readable,
         }

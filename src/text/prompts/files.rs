@@ -9,7 +9,7 @@ use super::fields::GenerationFields;
 use super::ids::Ids;
 use super::labels::labels;
 use super::lines::Lines;
-use super::record::{Asked, Given, InputError, InputFormat, Parsed, Record, RecordError, Warnings, prompt};
+use super::record::{Asked, Given, InputError, InputFormat, Origin, Parsed, Record, RecordError, Warnings, prompt};
 use super::source::Source;
 use super::{csv, json, openai};
 use crate::units::shown;
@@ -382,7 +382,6 @@ pub(super) fn text(lines: &mut Lines) -> io::Result<Option<(u64, Parsed)>> {
                 id_is_number: false,
                 given: Given::Prompt(text.to_string()),
                 carried: Vec::new(),
-                openai: None,
                 asked: prompt(text).map(|content| Asked { content, generation: GenerationFields::default() }),
                 usable: true,
             },
@@ -423,7 +422,7 @@ impl PromptReader {
 
     fn finish(&mut self, file: Arc<str>, label: Arc<str>, line: u64, parsed: Parsed) -> Record {
         let place = format!("{label}:{line}");
-        let Parsed { id, mut id_is_number, given, carried, openai, mut asked, usable: _ } = parsed;
+        let Parsed { id, mut id_is_number, given, carried, mut asked, usable: _ } = parsed;
         let id = match id {
             Some(id) => {
                 let number = id_is_number && !self.ids_are_text;
@@ -440,8 +439,8 @@ impl PromptReader {
         };
         // Labels and not paths: a run that is resumed by another spelling of the path finds the same errors.
         let asked =
-            asked.map_err(|(code, message)| RecordError { code, message: format!("{}:{line}: {message}", shown(&label)) });
-        Record { id, id_is_number, file, line, given, carried, openai, asked }
+            asked.map_err(|(code, message)| RecordError::new(code, format!("{}:{line}: {message}", shown(&label))));
+        Record { origin: Origin { id, id_is_number, file, line, given, carried }, asked }
     }
 
     /// Whether this id is the one that another record of these files has for want of its own.

@@ -153,7 +153,6 @@ pub(super) fn read(text: &str, warnings: &mut Warnings) -> Parsed {
         id_is_number,
         given: found.given,
         carried: Vec::new(),
-        openai: None,
         asked: id_fault.map_or(asked, Err),
         usable: found.usable,
     }
@@ -187,7 +186,7 @@ fn ask(fields: &Fields, found: &mut Found, warnings: &mut Warnings) -> Result<As
         // A conversation under the name of prompt, as TRL's data sets have it.
         (Some(raw), None) | (None, Some(raw)) if list || prompt_field.is_none() => {
             found.usable = raw.get().starts_with('[');
-            found.given = Given::Messages(raw.to_owned());
+            found.given = Given::Messages(raw.get().to_string());
             messages(raw, Extra::Told(warnings))?
         }
         (Some(raw), _) | (_, Some(raw)) => {

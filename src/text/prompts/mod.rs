@@ -20,7 +20,7 @@ mod source;
 pub use fault::LONGEST_RECORD;
 pub use fields::{GenerationFields, StopOn};
 pub use files::{PromptFiles, PromptReader};
-pub use record::{Asked, Endpoint, Given, InputError, InputFormat, OpenAiRequest, Record, RecordError};
+pub use record::{Asked, Endpoint, Given, InputError, InputFormat, OpenAiRequest, Origin, Record, RecordError};
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 
 use super::fault::Fault;
 use super::fields::GenerationFields;
-use super::json::{Extra, Fields, Found, check_turn, messages};
+use super::json::{Extra, Fields, check_turn, messages};
 use super::record::{Asked, Endpoint, Given, OpenAiRequest, Parsed, Warnings, prompt};
 use crate::text::Content;
 use crate::units::shown;
@@ -45,17 +45,17 @@ pub(super) fn read(text: &str, warnings: &mut Warnings) -> Parsed {
         Ok(None) => (None, Some(("bad_field", "custom_id is missing".to_string()))),
         Err(fault) => (None, Some(fault)),
     };
-    let mut found = Found::default();
-    let mut request = OpenAiRequest { endpoint: Endpoint::Chat, model: None, line: text.trim().to_string() };
-    let asked = ask(&fields, &mut found, &mut request, warnings);
+    let digest = OpenAiRequest::digest_of(text.trim());
+    let mut request = OpenAiRequest { endpoint: Endpoint::Chat, model: None, digest };
+    let mut usable = false;
+    let asked = ask(&fields, &mut usable, &mut request, warnings);
     Parsed {
         id,
         id_is_number: false,
-        given: found.given,
+        given: Given::OpenAi(Box::new(request)),
         carried: Vec::new(),
-        openai: Some(request),
         asked: id_fault.map_or(asked, Err),
-        usable: found.usable,
+        usable,
     }
 }
 
@@ -83,7 +83,7 @@ fn endpoint(url: &str) -> Option<Endpoint> {
     known.then_some(endpoint)
 }
 
-fn ask(fields: &Fields, found: &mut Found, request: &mut OpenAiRequest, warnings: &mut Warnings) -> Result<Asked, Fault> {
+fn ask(fields: &Fields, usable: &mut bool, request: &mut OpenAiRequest, warnings: &mut Warnings) -> Result<Asked, Fault> {
     let refuse = |message: String| Err(("unsupported", message));
     request.endpoint = match fields.text("url")?.as_deref().map(endpoint) {
         Some(Some(endpoint)) => endpoint,
@@ -103,21 +103,19 @@ fn ask(fields: &Fields, found: &mut Found, request: &mut OpenAiRequest, warnings
     let Some(body) = fields.get("body")? else { return Err(("bad_field", "body is missing".to_string())) };
     let body = Fields::of(body.get()).map_err(|(_, message)| ("bad_field", format!("body: {message}")))?;
     request.model = body.text("model")?;
-    // What is asked is told before what is wrong with the settings, so that an error line can repeat it.
-    let content = content(&body, found, request.endpoint)?;
+    let content = content(&body, usable, request.endpoint)?;
     allowed(&body, request.endpoint)?;
     let generation = generation(&body, request.endpoint)?;
     check_turn(&content, &generation)?;
     Ok(Asked { content, generation })
 }
 
-fn content(body: &Fields, found: &mut Found, endpoint: Endpoint) -> Result<Content, Fault> {
+fn content(body: &Fields, usable: &mut bool, endpoint: Endpoint) -> Result<Content, Fault> {
     if endpoint == Endpoint::Chat {
         let Some(raw) = body.get("messages")? else {
             return Err(("missing_prompt", "body.messages is missing".to_string()));
         };
-        found.usable = true;
-        found.given = Given::Messages(raw.to_owned());
+        *usable = true;
         return messages(raw, Extra::Refused);
     }
     let text = match body.value("prompt")? {
@@ -126,13 +124,12 @@ fn content(body: &Fields, found: &mut Found, endpoint: Endpoint) -> Result<Conte
             many.into_iter().find_map(|text| if let Value::String(text) = text { Some(text) } else { None }).unwrap_or_default()
         }
         Some(_) => {
-            found.usable = true;
+            *usable = true;
             return Err(("unsupported", "prompt: only one string is supported".to_string()));
         }
         None => return Err(("missing_prompt", "body.prompt is missing".to_string())),
     };
-    found.usable = true;
-    found.given = Given::Prompt(text.clone());
+    *usable = true;
     Ok(match prompt(&text)? {
         Content::Text(text) => Content::Completion(text),
         other => other,

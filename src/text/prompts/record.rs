@@ -7,7 +7,7 @@ use super::fault::{Fault, TOO_LONG};
 use super::fields::GenerationFields;
 use crate::text::Content;
 use crate::units::shown;
-use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, VecDeque};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -57,25 +57,16 @@ pub enum InputError {
 }
 
 /// The prompt as the file had it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Given {
     /// Text.
     Prompt(String),
     /// The JSON of `messages`, byte for byte.
-    Messages(Box<RawValue>),
+    Messages(String),
+    /// An OpenAI request whose envelope could be read.
+    OpenAi(Box<OpenAiRequest>),
     /// It was not found or could not be read.
     Nothing,
-}
-
-impl PartialEq for Given {
-    fn eq(&self, other: &Given) -> bool {
-        match (self, other) {
-            (Given::Prompt(a), Given::Prompt(b)) => a == b,
-            (Given::Messages(a), Given::Messages(b)) => a.get() == b.get(),
-            (Given::Nothing, Given::Nothing) => true,
-            _ => false,
-        }
-    }
 }
 
 /// What an answer to an OpenAI request repeats of it.
@@ -85,8 +76,15 @@ pub struct OpenAiRequest {
     pub endpoint: Endpoint,
     /// `body.model`.
     pub model: Option<String>,
-    /// The line, byte for byte.
-    pub line: String,
+    /// Digest of the whole request, 24 hex digits.
+    pub digest: String,
+}
+
+impl OpenAiRequest {
+    /// The digest of a request's text: the first 12 bytes of its SHA-256.
+    pub fn digest_of(text: &str) -> String {
+        Sha256::digest(text.as_bytes()).iter().take(12).map(|b| format!("{b:02x}")).collect()
+    }
 }
 
 /// Which kind of completion is asked for.
@@ -98,9 +96,18 @@ pub enum Endpoint {
     Completions,
 }
 
-/// A record of a prompt file, good or bad: where it stands and what its answer repeats of it.
+/// A record of a prompt file, good or bad.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
+    /// Where it stands and what its answer repeats of it.
+    pub origin: Origin,
+    /// What to answer, or why it cannot be.
+    pub asked: Result<Asked, RecordError>,
+}
+
+/// Where a record stands, and what the line of its answer repeats of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Origin {
     /// Its id; `<label>:<line>` if it has none, or none of its own. See [`super::PromptFiles::labels`].
     pub id: String,
     /// The file has it as a number.
@@ -113,10 +120,13 @@ pub struct Record {
     pub given: Given,
     /// Values of [`PromptFiles::columns`]; empty where the file lacks the column.
     pub carried: Vec<String>,
-    /// Set for OpenAI requests whose envelope could be read.
-    pub openai: Option<OpenAiRequest>,
-    /// What to answer, or why it cannot be.
-    pub asked: Result<Asked, RecordError>,
+}
+
+impl Origin {
+    /// Its place for people: the path as typed and the line.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.file, self.line)
+    }
 }
 
 /// What a good record asks for.
@@ -128,13 +138,21 @@ pub struct Asked {
     pub generation: GenerationFields,
 }
 
-/// Why a record has no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why one record has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RecordError {
-    /// A word for programs: `bad_json`, `bad_field`, `missing_prompt`, `empty_prompt`, `duplicate_id`, `not_utf8`, `record_too_long`, `bad_csv`, `unsupported`.
-    pub code: &'static str,
-    /// One line for people, the file and line in it.
+    /// A word for programs: `bad_json`, `bad_field`, `missing_prompt`, `empty_prompt`, `duplicate_id`, `not_utf8`, `record_too_long`, `bad_csv`, `unsupported`
+    /// where a reader found it; `prompt_too_long`, `not_finite`, … where answering did.
+    pub code: String,
+    /// One line for people; a reader's has the file and line in it.
     pub message: String,
+}
+
+impl RecordError {
+    /// One of this code.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        RecordError { code: code.to_string(), message: message.into() }
+    }
 }
 
 /// What one format's reader makes of one record.
@@ -144,7 +162,6 @@ pub(super) struct Parsed {
     pub id_is_number: bool,
     pub given: Given,
     pub carried: Vec<String>,
-    pub openai: Option<OpenAiRequest>,
     pub asked: Result<Asked, Fault>,
     /// It has the form of a record, whatever else is wrong with it: a prompt is there.
     pub usable: bool,
@@ -158,7 +175,6 @@ impl Parsed {
             id_is_number: false,
             given: Given::Nothing,
             carried: Vec::new(),
-            openai: None,
             asked: Err((code, message.into())),
             usable,
         }

@@ -106,7 +106,7 @@ fn ids_are_kept_exactly_and_each_is_used_once() {
     let folder = Folder::new();
     let path = folder.put("x.jsonl", lines);
     let got = read(&path, None);
-    let ids: Vec<(&str, bool)> = got.iter().map(|r| (&r.id[..], r.id_is_number)).collect();
+    let ids: Vec<(&str, bool)> = got.iter().map(|r| (&r.origin.id[..], r.origin.id_is_number)).collect();
     assert_eq!(
         ids,
         [
@@ -124,12 +124,12 @@ fn ids_are_kept_exactly_and_each_is_used_once() {
     );
     assert_eq!(told(&got), ["1", "2", "3", "4", "5", "6", "!duplicate_id", "8", "!bad_field", "!duplicate_id"]);
     assert!(got[6].asked.as_ref().unwrap_err().message.starts_with("x.jsonl:7: "));
-    assert!(matches!(&got[6].given, Given::Prompt(text) if text == "7"), "what could be read stays");
+    assert!(matches!(&got[6].origin.given, Given::Prompt(text) if text == "7"), "what could be read stays");
     // Where the output is CSV, the number and the text are one id.
     let mut files = PromptFiles::open(&[path], None).unwrap();
     files.take_ids_as_text();
     let as_text: Vec<Record> = files.reader().map(Result::unwrap).collect();
-    assert_eq!((told(&as_text)[5].as_str(), &as_text[5].id[..]), ("!duplicate_id", "x.jsonl:6"));
+    assert_eq!((told(&as_text)[5].as_str(), &as_text[5].origin.id[..]), ("!duplicate_id", "x.jsonl:6"));
     // The id that another record has for want of its own.
     let taken = folder
         .put("y.jsonl", "{\"prompt\":\"1\"}\n{\"id\":\"y.jsonl:1\",\"prompt\":\"2\"}\n{\"id\":\"y.jsonl:3\",\"prompt\":\"3\"}\n");
@@ -142,7 +142,7 @@ fn default_ids_are_the_same_however_a_path_is_typed_and_differ_between_files() {
     std::fs::create_dir(folder.0.path().join("sub")).unwrap();
     let (a, b) = (folder.put("p.txt", "x\ny\n"), folder.put("sub/p.txt", "x\n"));
     let ids =
-        |paths: &[PathBuf]| -> Vec<String> { PromptFiles::open(paths, None).unwrap().reader().map(|r| r.unwrap().id).collect() };
+        |paths: &[PathBuf]| -> Vec<String> { PromptFiles::open(paths, None).unwrap().reader().map(|r| r.unwrap().origin.id).collect() };
     for typed in [a.clone(), folder.0.path().join("./p.txt"), folder.0.path().join("sub/../p.txt")] {
         assert_eq!(ids(&[typed]), ["p.txt:1", "p.txt:2"]);
     }
@@ -207,7 +207,7 @@ fn one_bad_record_is_one_error_with_its_line() {
         ]
     );
     for (n, record) in got.iter().enumerate() {
-        assert_eq!(record.line, n as u64 + 1);
+        assert_eq!(record.origin.line, n as u64 + 1);
         if let Err(error) = &record.asked {
             assert!(error.message.contains(&format!(":{}: ", n + 1)) && !error.message.contains('\n'), "{}", error.message);
         }
@@ -259,7 +259,7 @@ fn settings_of_a_record_have_bounds() {
     ] {
         let got = records("a.jsonl", format!("{{\"prompt\":\"x\",{bad}}}\n{{\"prompt\":\"y\"}}"));
         let error = got[0].asked.as_ref().expect_err(bad);
-        assert!(matches!(error.code, "bad_field" | "bad_json"), "{bad}: {error:?}");
+        assert!(matches!(&*error.code, "bad_field" | "bad_json"), "{bad}: {error:?}");
         assert_eq!(got[1].asked.as_ref().unwrap().generation, GenerationFields::default());
     }
     assert_eq!(
@@ -297,23 +297,23 @@ fn csv_columns_are_carried_and_quotes_may_span_lines() {
         "id, prompt ,note\n1,\"two\nlines\",n1\n\n2,\"a\"\"b\",\"x,y\"\n,three,\n2,again,kept\n4,too,many,fields\n5\n\"6\",nul \0,z\n7,short\n8,long,z,,\n",
     );
     assert_eq!(told(&got), ["two\nlines", "a\"b", "three", "!duplicate_id", "!bad_csv", "!bad_csv", "nul \0", "short", "long"]);
-    assert_eq!(got.iter().map(|r| r.line).collect::<Vec<_>>(), [2, 5, 6, 7, 8, 9, 10, 11, 12]);
-    let carried: Vec<&str> = got.iter().map(|r| &r.carried[0][..]).collect();
+    assert_eq!(got.iter().map(|r| r.origin.line).collect::<Vec<_>>(), [2, 5, 6, 7, 8, 9, 10, 11, 12]);
+    let carried: Vec<&str> = got.iter().map(|r| &r.origin.carried[0][..]).collect();
     assert_eq!(carried, ["n1", "x,y", "", "kept", "", "", "z", "", "z"]);
-    let ids: Vec<&str> = got.iter().map(|r| &r.id[..]).collect();
+    let ids: Vec<&str> = got.iter().map(|r| &r.origin.id[..]).collect();
     assert_eq!(ids, ["1", "2", "a.csv:6", "a.csv:7", "4", "5", "6", "7", "8"], "what stands left of the fault is read");
     assert!(got[4].asked.as_ref().unwrap_err().message.contains("4 fields, the header 3"));
     assert!(got[5].asked.as_ref().unwrap_err().message.contains("no prompt"));
-    assert_eq!((&got[3].given, &got[4].given), (&Given::Prompt("again".into()), &Given::Nothing));
+    assert_eq!((&got[3].origin.given, &got[4].origin.given), (&Given::Prompt("again".into()), &Given::Nothing));
     let bytes = b"id,prompt,note\n1,\xff,n\n2,fine,\xff\n3,good,n\n";
     let bad = records("a.csv", bytes);
     assert_eq!(told(&bad), ["!not_utf8", "!not_utf8", "good"]);
-    assert_eq!((&bad[0].id[..], &bad[0].carried[0][..], &bad[1].given), ("1", "n", &Given::Prompt("fine".into())));
+    assert_eq!((&bad[0].origin.id[..], &bad[0].origin.carried[0][..], &bad[1].origin.given), ("1", "n", &Given::Prompt("fine".into())));
     let folder = Folder::new();
     let (a, b) = (folder.put("a.csv", "prompt,x,y\n1,2,3\n"), folder.put("b.csv", "z,prompt,x\n4,5,6\n"));
     let files = PromptFiles::open(&[a, b], None).unwrap();
     assert_eq!(files.columns(), ["x", "y", "z"]);
-    let carried: Vec<_> = files.reader().map(|r| r.unwrap().carried).collect();
+    let carried: Vec<_> = files.reader().map(|r| r.unwrap().origin.carried).collect();
     assert_eq!(carried, [["2", "3", ""], ["6", "", "4"]]);
 }
 
@@ -429,7 +429,7 @@ fn the_kind_of_a_file_is_told_by_its_content_where_its_name_says_otherwise_or_no
     );
     let array = folder.put("x.json", "[{\"prompt\":\"a\"},{\"id\":3,\"prompt\":\"b\"}]");
     let ids: Vec<String> =
-        PromptFiles::open(std::slice::from_ref(&array), None).unwrap().reader().map(|r| r.unwrap().id).collect();
+        PromptFiles::open(std::slice::from_ref(&array), None).unwrap().reader().map(|r| r.unwrap().origin.id).collect();
     assert_eq!(ids, ["x.json:1", "3"]);
     let both = PromptFiles::open(&[array, folder.put("y.jsonl", request)], None);
     assert!(matches!(both, Err(InputError::Bad(message)) if message.contains("OpenAI") && message.contains("two runs")));
@@ -474,7 +474,7 @@ fn a_pipe_that_nobody_writes_to_does_not_hang_and_one_with_a_writer_is_read() {
     let got: Vec<_> = files.reader().map(Result::unwrap).collect();
     writer.join().unwrap();
     assert_eq!(
-        (told(&got), got.iter().map(|r| r.line).collect::<Vec<_>>()),
+        (told(&got), got.iter().map(|r| r.origin.line).collect::<Vec<_>>()),
         (vec!["a".to_string(), "b".to_string()], vec![2, 3])
     );
     assert!(matches!(files.reader().next(), Some(Err(InputError::Io(_)))));
@@ -518,8 +518,8 @@ fn fields_of_openai_requests_are_an_allow_list() {
         ",\"tools\":null,\"tool_choice\":null,\"suffix\":null,\"whatever\":null,\"logprobs\":null",
     ] {
         let got = request(&chat_line(harmless));
-        assert!(got.asked.is_ok() && got.id == "c", "{harmless}: {:?}", got.asked);
-        assert_eq!(got.openai.as_ref().unwrap().model.as_deref(), Some("m"));
+        assert!(got.asked.is_ok() && got.origin.id == "c", "{harmless}: {:?}", got.asked);
+        assert!(matches!(&got.origin.given, Given::OpenAi(request) if request.model.as_deref() == Some("m")));
         assert_eq!(got.asked.unwrap().generation, GenerationFields::default());
     }
     for (field, value) in [
@@ -553,7 +553,7 @@ fn fields_of_openai_requests_are_an_allow_list() {
         let got = request(&chat_line(&format!(",\"{field}\":{value}")));
         let error = got.asked.as_ref().expect_err(field);
         assert!(error.message.contains(field), "{field}: {}", error.message);
-        assert!(got.openai.is_some() && got.id == "c" && matches!(got.given, Given::Messages(_)));
+        assert!(got.origin.id == "c" && matches!(got.origin.given, Given::OpenAi(_)));
     }
     let generation = |extra: &str| request(&chat_line(extra)).asked.unwrap().generation;
     assert_eq!(generation(",\"max_completion_tokens\":7").max_tokens, Some(7));
@@ -607,7 +607,8 @@ fn openai_requests_are_known_by_every_address_that_servers_use() {
             "{\"prompt\":\"Once\"}"
         };
         let record = request(&body_line(url, body).replace("POST", method));
-        record.asked.map(|asked| (asked.content, record.openai.unwrap().endpoint)).map_err(|e| e.message)
+        let Given::OpenAi(request) = record.origin.given else { panic!("{url}") };
+        record.asked.map(|asked| (asked.content, request.endpoint)).map_err(|e| e.message)
     };
     for url in [
         CHAT,
@@ -698,8 +699,8 @@ proptest! {
         let got = records("a.csv", writer.into_inner().unwrap());
         prop_assert_eq!(got.len(), rows.len());
         for (record, (prompt, note)) in got.iter().zip(&rows) {
-            prop_assert_eq!(&record.given, &Given::Prompt(prompt.clone()));
-            prop_assert_eq!(&record.carried, &vec![note.clone()]);
+            prop_assert_eq!(&record.origin.given, &Given::Prompt(prompt.clone()));
+            prop_assert_eq!(&record.origin.carried, &vec![note.clone()]);
             prop_assert_eq!(record.asked.is_ok(), !prompt.is_empty());
         }
     }
@@ -710,7 +711,7 @@ proptest! {
         let got = records("a.jsonl", lines);
         prop_assert_eq!(got.len(), texts.len());
         for (n, (record, text)) in got.iter().zip(&texts).enumerate() {
-            prop_assert_eq!(&record.id, &format!("{n}{text}"));
+            prop_assert_eq!(&record.origin.id, &format!("{n}{text}"));
             match &record.asked {
                 Ok(asked) => prop_assert_eq!((&asked.content, asked.generation.seed), (&Content::Text(text.clone()), Some(seed))),
                 Err(error) => prop_assert!(text.is_empty() && error.code == "empty_prompt"),
@@ -730,7 +731,7 @@ proptest! {
             prop_assert_eq!(&first, &second);
             let lines = text.split(|b| *b == b'\n').count() + text.iter().filter(|b| **b == b'\r').count();
             prop_assert!(first.len() <= lines);
-            let ids: std::collections::HashSet<_> = first.iter().map(|r| r.as_ref().unwrap().id.clone()).collect();
+            let ids: std::collections::HashSet<_> = first.iter().map(|r| r.as_ref().unwrap().origin.id.clone()).collect();
             prop_assert_eq!(ids.len(), first.len());
             if format == InputFormat::Txt {
                 let expected = text.split(|b| *b == b'\n').count() - usize::from(text.ends_with(b"\n") || text.is_empty());

@@ -14,12 +14,13 @@ mod ledger;
 #[path = "../../../src/cli/run/output.rs"]
 mod output;
 
-use format::{Format, Given, Line};
+use format::{Format, Line};
 use ledger::{Ledger, Scan, Verdict};
 use libfuzzer_sys::fuzz_target;
 use llmopt::engine::FinishReason;
 use llmopt::pipeline::{Answer, RecordError, Settings};
-use llmopt::{cli, engine, pipeline, units};
+use llmopt::text::prompts::{Given, Origin};
+use llmopt::{cli, engine, pipeline, text, units};
 use std::path::Path;
 
 /// Ids and prompts; the one without a prompt failed.
@@ -43,9 +44,9 @@ fn line(format: &Format, id: &str, prompt: &str) -> Vec<u8> {
         latency_ms: 2.0,
         error: failed.then(|| RecordError::new("x", "broke")),
     };
-    let given = Given::Prompt(prompt.into());
+    let origin = Origin { id: id.into(), id_is_number: false, file: "in".into(), line: 1, given: Given::Prompt(prompt.into()), carried: vec![] };
     let settings = Settings { model: 1, generation: 2 };
-    format.line(&Line { answer: &answer, id_is_number: false, given: &given, model: "tiny", dtype: "f32", settings, carried: &[], created: 1 })
+    format.line(&Line { answer: &answer, origin: &origin, model: "tiny", dtype: "f32", settings, created: 1 })
 }
 
 fn read(format: &Format, bytes: &[u8]) -> Result<(Ledger, Scan), cli::Failure> {
