@@ -388,9 +388,9 @@ fn workload(args: &Args, console: &mut Console) -> Result<Workload, Failure> {
     let mut prompts = Vec::new();
     let (tell, told) = std::sync::mpsc::channel();
     for record in inputs.records(Arc::new(args.shared.clone()), move |line| drop(tell.send(line))) {
-        let record = record?;
+        let (origin, prompt) = record?;
         // A record that `run` would answer with an error cannot be timed.
-        prompts.push(record.prompt.map_err(|e| Failure::usage(format!("{}: {}", crate::units::shown(&record.id), e.message)))?);
+        prompts.push(prompt.map_err(|e| Failure::usage(format!("{}: {}", crate::units::shown(&origin.id), e.message)))?);
     }
     told.try_iter().for_each(|line| console.warn(line));
     Workload::of_prompts(&names.join(" "), prompts).map_err(Failure::usage)

@@ -432,13 +432,7 @@ fn ms(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64() * 1e3
 }
 
-fn answered<T>(
-    pending: Pending<T>,
-    kept: &Kept,
-    cached: bool,
-    forward_rows: usize,
-    first_token: Option<Instant>,
-) -> (Answer, T) {
+fn answered<T>(pending: Pending<T>, kept: &Kept, cached: bool, forward_rows: usize, first_token: Option<Instant>) -> (Answer, T) {
     let now = Instant::now();
     let started = pending.started.unwrap_or(now);
     // One that waits for an identical request has its first token when it began to wait, if that one's came earlier.

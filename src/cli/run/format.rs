@@ -500,7 +500,11 @@ pub(super) mod tests {
         for format in [Format::Jsonl, csv, Format::OpenAi] {
             for answer in [answer("a\nß", "text\n\"quoted\", and\r\nmore"), failed.clone()] {
                 let given = match format {
-                    Format::OpenAi => Given::OpenAi(Box::new(OpenAiRequest { digest: OpenAiRequest::digest_of("{}"), model: None, endpoint: Endpoint::Chat })),
+                    Format::OpenAi => Given::OpenAi(Box::new(OpenAiRequest {
+                        digest: OpenAiRequest::digest_of("{}"),
+                        model: None,
+                        endpoint: Endpoint::Chat,
+                    })),
                     _ => Given::Prompt("what\n\"is\", it".into()),
                 };
                 let past = format.read(write(&format, &answer, &given).as_bytes()).unwrap();

@@ -110,14 +110,14 @@ fn prepare(record: Record, flags: &Shared, counts: &mut Counts) -> Item {
     let Record { origin, asked } = record;
     let openai = matches!(origin.given, Given::OpenAi(_));
     let prompt = asked.map(|asked| {
-            let mut generation = flags.generation_with(&asked.generation);
-            if assistant_is_last(&asked.content) && !generation.raw {
-                generation.turn.continue_final = asked.generation.continue_final_message.unwrap_or(flags.continue_final_message);
-                counts.new_turns += u64::from(!generation.turn.continue_final && generation.turn.generation_prompt);
-            }
-            counts.unlimited += u64::from(openai && asked.generation.max_tokens.is_none() && !flags.typed.max_tokens);
-            Prompt { id: origin.id.clone(), content: asked.content, generation }
-        });
+        let mut generation = flags.generation_with(&asked.generation);
+        if assistant_is_last(&asked.content) && !generation.raw {
+            generation.turn.continue_final = asked.generation.continue_final_message.unwrap_or(flags.continue_final_message);
+            counts.new_turns += u64::from(!generation.turn.continue_final && generation.turn.generation_prompt);
+        }
+        counts.unlimited += u64::from(openai && asked.generation.max_tokens.is_none() && !flags.typed.max_tokens);
+        Prompt { id: origin.id.clone(), content: asked.content, generation }
+    });
     (origin, prompt)
 }
 

@@ -438,8 +438,7 @@ impl PromptReader {
             None => place,
         };
         // Labels and not paths: a run that is resumed by another spelling of the path finds the same errors.
-        let asked =
-            asked.map_err(|(code, message)| RecordError::new(code, format!("{}:{line}: {message}", shown(&label))));
+        let asked = asked.map_err(|(code, message)| RecordError::new(code, format!("{}:{line}: {message}", shown(&label))));
         Record { origin: Origin { id, id_is_number, file, line, given, carried }, asked }
     }
 

@@ -141,8 +141,9 @@ fn default_ids_are_the_same_however_a_path_is_typed_and_differ_between_files() {
     let folder = Folder::new();
     std::fs::create_dir(folder.0.path().join("sub")).unwrap();
     let (a, b) = (folder.put("p.txt", "x\ny\n"), folder.put("sub/p.txt", "x\n"));
-    let ids =
-        |paths: &[PathBuf]| -> Vec<String> { PromptFiles::open(paths, None).unwrap().reader().map(|r| r.unwrap().origin.id).collect() };
+    let ids = |paths: &[PathBuf]| -> Vec<String> {
+        PromptFiles::open(paths, None).unwrap().reader().map(|r| r.unwrap().origin.id).collect()
+    };
     for typed in [a.clone(), folder.0.path().join("./p.txt"), folder.0.path().join("sub/../p.txt")] {
         assert_eq!(ids(&[typed]), ["p.txt:1", "p.txt:2"]);
     }
@@ -308,7 +309,10 @@ fn csv_columns_are_carried_and_quotes_may_span_lines() {
     let bytes = b"id,prompt,note\n1,\xff,n\n2,fine,\xff\n3,good,n\n";
     let bad = records("a.csv", bytes);
     assert_eq!(told(&bad), ["!not_utf8", "!not_utf8", "good"]);
-    assert_eq!((&bad[0].origin.id[..], &bad[0].origin.carried[0][..], &bad[1].origin.given), ("1", "n", &Given::Prompt("fine".into())));
+    assert_eq!(
+        (&bad[0].origin.id[..], &bad[0].origin.carried[0][..], &bad[1].origin.given),
+        ("1", "n", &Given::Prompt("fine".into()))
+    );
     let folder = Folder::new();
     let (a, b) = (folder.put("a.csv", "prompt,x,y\n1,2,3\n"), folder.put("b.csv", "z,prompt,x\n4,5,6\n"));
     let files = PromptFiles::open(&[a, b], None).unwrap();
