@@ -6,6 +6,7 @@ mod common;
 mod process;
 
 use process::{Bench, essence, essences, feed_without_end, finish, records, signal, tiny, wait};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Stdio;
@@ -422,6 +423,7 @@ fn hub(file: Vec<u8>, silent: Arc<AtomicBool>) -> String {
     let commit = "0123456789abcdef0123456789abcdef01234567";
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
+    let digest: String = Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
     let answer = move |mut stream: std::net::TcpStream| -> Option<()> {
         let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
         let request = lines.next()?.ok()?;
@@ -429,7 +431,8 @@ fn hub(file: Vec<u8>, silent: Arc<AtomicBool>) -> String {
         let body = match () {
             _ if request.contains("/revision/") => serde_json::json!({"id": "org/name", "sha": commit}).to_string().into_bytes(),
             _ if request.contains("/tree/") => {
-                serde_json::json!([{"type": "file", "oid": commit, "size": file.len(), "path": "a.gguf"}])
+                let lfs = serde_json::json!({"oid": digest, "size": file.len()});
+                serde_json::json!([{"type": "file", "oid": commit, "size": file.len(), "path": "a.gguf", "lfs": lfs}])
                     .to_string()
                     .into_bytes()
             }

@@ -20,6 +20,8 @@ use std::collections::HashMap;
 const MAX_PATTERN: usize = 1 << 14;
 /// Most steps of a sequence of normalizers, pre-tokenizers or decoders; published files have at most 8.
 const MAX_STEPS: usize = 64;
+/// Times that a normalizer may lengthen a text; a record of 8 MiB becomes 528 MiB at most. Real files triple (a space becomes `▁`).
+const MAX_GROWTH: usize = 66;
 
 #[derive(Deserialize)]
 struct File {
@@ -281,6 +283,18 @@ fn replaced(step: &Value, field: &str) -> Result<String, String> {
     }
 }
 
+/// The most bytes that one byte may become. Normal forms are stable, so that each counts once: U+FDFA, three bytes, has a compatibility form
+/// of 33; U+0390 triples in NFC. What stands in front of a text counts apart: [`MAX_STEPS`] times [`MAX_REPLACEMENT`].
+fn growth(steps: &[Normalizer]) -> usize {
+    let forms = [(Normalizer::Nfkc, 11), (Normalizer::Nfc, 3), (Normalizer::Lowercase, 2)];
+    let forms = forms.into_iter().filter(|(form, _)| steps.contains(form)).map(|(_, times)| times);
+    let replaced = steps.iter().map(|step| match step {
+        Normalizer::Replace { from, to } => to.len().div_ceil(from.len().max(1)).max(1),
+        _ => 1,
+    });
+    forms.chain(replaced).fold(1, usize::saturating_mul)
+}
+
 fn normalizers(value: &Value, out: &mut Vec<Normalizer>) -> Result<(), String> {
     for step in steps(value, "normalizers", "normalizer")? {
         out.push(match kind(step).as_str() {
@@ -303,6 +317,10 @@ fn normalizers(value: &Value, out: &mut Vec<Normalizer>) -> Result<(), String> {
                 ));
             }
         });
+    }
+    let growth = growth(out);
+    if growth > MAX_GROWTH {
+        return Err(format!("normalizer: {growth} bytes may come of one; at most {MAX_GROWTH} are computed"));
     }
     Ok(())
 }
@@ -512,6 +530,17 @@ mod tests {
             ("/normalizer", json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"}), "not empty"),
             ("/normalizer", json!({"type": "Replace", "pattern": {"Regex": "a+"}, "content": "x"}), "'Replace'"),
             ("/normalizer", json!({"type": "Sequence", "normalizers": vec![json!({"type": "NFC"}); 1000]}), "more than 64 steps"),
+            (
+                "/normalizer",
+                json!({"type": "Sequence", "normalizers": vec![json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}); 7]}),
+                "128 bytes may come of one",
+            ),
+            (
+                "/normalizer",
+                json!({"type": "Sequence", "normalizers":
+                    vec![json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(32)}); 64]}),
+                "bytes may come of one",
+            ),
             ("/normalizer", json!(7), "normalizer: 'without a type'"),
             ("/pre_tokenizer", json!({"type": "BertPreTokenizer"}), "pre_tokenizer: 'BertPreTokenizer'"),
             ("/pre_tokenizer", split("(?=a)b", "Isolated"), "look-around"),

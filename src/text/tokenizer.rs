@@ -457,7 +457,7 @@ fn least(spec: &TokenizerSpec, pieces: &Pieces, symbols: &Symbols) -> Least {
     for step in &spec.normalizers {
         match step {
             // No composition, compatibility form or lower case is shorter than an eighth of what it came from.
-            Normalizer::Nfc | Normalizer::Nfkc | Normalizer::Lowercase => most *= 8,
+            Normalizer::Nfc | Normalizer::Nfkc | Normalizer::Lowercase => most = most.saturating_mul(8),
             Normalizer::Strip { .. } | Normalizer::OneSpace => spaces = false,
             Normalizer::Replace { from, to } if to.len() < from.len() => return Least::Unknown,
             // In decoded tokens it is a space again.
@@ -539,6 +539,14 @@ pub(super) mod tests {
             (t.special("<|im_end|>"), t.special("<fn>"), t.special("x"), t.special("<fn>x")),
             (Some(2), Some(3), None, None)
         );
+    }
+
+    #[test]
+    fn a_long_list_of_normalizers_neither_overflows_nor_divides_by_zero() {
+        let mut vocabulary = pieces_with_scores(true);
+        std::sync::Arc::make_mut(&mut vocabulary.tokenizer).normalizers.extend(vec![Normalizer::Nfc; 64]);
+        let t = Tokenizer::build(&vocabulary).unwrap();
+        assert!(t.least_tokens("é the") <= t.encode("é the").unwrap().len());
     }
 
     #[test]
