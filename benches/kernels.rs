@@ -307,14 +307,14 @@ fn places(rows: usize) -> Vec<Row> {
 }
 
 fn kv_shape(spec: &ModelSpec, layers: usize, half: bool) -> KvShape {
-    let attention = spec.layers[0].attention();
+    let attention = spec.layers[0].attention().expect("attention");
     let element = if half { KvElement::F16 } else { KvElement::F32 };
     KvShape::uniform(layers, attention.kv_heads, attention.head_dim, element)
 }
 
 /// The products of a layer and the head, with what is fused to them.
 fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format, region: &mut Arena) {
-    let attention = spec.layers[0].attention();
+    let attention = spec.layers[0].attention().expect("attention");
     let (h, q, kv, f) = (spec.hidden, attention.query_width(), attention.kv_width(), spec.layers[0].ffn.width());
     if ![h, q, f].iter().all(|k| k.is_multiple_of(format.block())) {
         println!("{format}: rows of {h}, {q}, {f} are no multiples of {}", format.block());
@@ -383,7 +383,7 @@ fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format
 
 /// What works on rows in the caches; epilogues of products are timed with one multiply-add an output in front of them.
 fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
-    let attention = spec.layers[0].attention();
+    let attention = spec.layers[0].attention().expect("attention");
     let (h, q, kv, f) = (spec.hidden, attention.query_width(), attention.kv_width(), spec.layers[0].ffn.width());
     let elements = |m: usize, n: usize, bytes: f64, ops: f64| {
         let count = (m * n) as f64;
@@ -478,7 +478,7 @@ fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, t
     if !cases.iter().any(|c| table.wants(&name(c))) {
         return;
     }
-    let first = spec.layers[0].attention();
+    let first = spec.layers[0].attention().expect("attention");
     let (q, kv, layers, pages) = (first.query_width(), first.kv_width(), 15, 512);
     let shape = kv_shape(spec, layers, half);
     let mut arena = KvArena::new(shape, pages).expect("memory");
@@ -524,7 +524,7 @@ fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, t
                 &contexts,
                 &arena,
                 i % layers,
-                Attending::plain(spec.layers[0].attention().heads),
+                Attending::plain(spec.layers[0].attention().expect("attention").heads),
                 &queries,
                 &mut out,
             );
@@ -632,7 +632,7 @@ fn main() {
         .collect();
     let mut region = Arena::new(REGION.max(spec.vocab.next_multiple_of(COLUMNS) * spec.hidden * 4)).expect("memory");
     for set in KernelSet::available().into_iter().rev().filter(|s| args.kernels.is_none_or(|k| k == *s)) {
-        let mut team = Team::new(set, args.threads, spec.layers[0].attention().head_dim, false).expect("threads");
+        let mut team = Team::new(set, args.threads, spec.layers[0].attention().expect("attention").head_dim, false).expect("threads");
         let mut table = Table { rates: &rates, only: &args.only, full: args.full, left_out: 0, pace: f64::INFINITY };
         table.head(&format!("{}: products, weights from memory", set.name()));
         for &format in &formats {

@@ -35,7 +35,7 @@ def values(name, count):
 
 
 # Families whose norms multiply by 1 + weight.
-LESS_ONE = {"gemma", "gemma2", "gemma3_text", "nemotron"}
+LESS_ONE = {"gemma", "gemma2", "gemma3_text", "nemotron", "qwen3_5_text", "qwen3_5_moe_text"}
 
 
 def shape_of(name, shape, model_type, tied):
@@ -44,7 +44,8 @@ def shape_of(name, shape, model_type, tied):
     if last == "bias":
         return 0.0, 0.25
     if "norm" in name or "ln_" in name or "layernorm" in name:
-        plus = model_type in LESS_ONE
+        # The delta net's own norm multiplies by its weight.
+        plus = model_type in LESS_ONE and "linear_attn" not in name
         return (0.0 if plus else 1.0), 0.25
     if len(shape) == 1:
         return 0.0, 0.5
@@ -126,6 +127,35 @@ def families():
         f("cohere", "cohere", base=small, logit_scale=0.5),
         f("cohere2", "cohere2", base=small, num_hidden_layers=5, sliding_window=11, layer_types=pattern4, logit_scale=0.5),
         f("nemotron", "nemotron", partial_rotary_factor=0.5, rope_parameters=rope("default", partial_rotary_factor=0.5)),
+        f("qwen2_moe", "qwen2_moe", base=small, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24,
+          shared_expert_intermediate_size=40),
+        f("qwen3_moe", "qwen3_moe", num_experts=7, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True,
+          tie_word_embeddings=False),
+        f("qwen3_moe-dense", "qwen3_moe", base=dict(wide, num_hidden_layers=4), num_experts=4, num_experts_per_tok=2,
+          moe_intermediate_size=24, decoder_sparse_step=2, mlp_only_layers=[3], tie_word_embeddings=True),
+        f("mixtral", "mixtral", base=small, num_local_experts=5, num_experts_per_tok=2),
+        f("olmoe", "olmoe", base=small, num_experts=6, num_experts_per_tok=3),
+        f("granitemoe", "granitemoe", base=dict(small, intermediate_size=40), num_local_experts=6, num_experts_per_tok=2,
+          embedding_multiplier=3.0, residual_multiplier=0.5, attention_multiplier=0.125, logits_scaling=2.0),
+        f("gpt_oss", "gpt_oss", base=dict(small, head_dim=16, intermediate_size=40, num_hidden_layers=4),
+          num_local_experts=6, num_experts_per_tok=3, sliding_window=11,
+          layer_types=["sliding_attention", "full_attention"] * 2,
+          rope_parameters=rope("yarn", 150000.0, factor=8.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                               original_max_position_embeddings=32)),
+        f("lfm2", "lfm2", base=dict(small, num_hidden_layers=5), block_auto_adjust_ff_dim=True, block_multiple_of=16,
+          block_ffn_dim_multiplier=1.0, layer_types=["conv", "full_attention", "conv", "conv", "full_attention"]),
+        f("lfm2-biases", "lfm2", base=dict(small, num_hidden_layers=3), block_auto_adjust_ff_dim=False, conv_bias=True,
+          conv_L_cache=4, layer_types=["conv", "conv", "full_attention"]),
+        f("lfm2_moe", "lfm2_moe", base=dict(small, num_hidden_layers=4), num_dense_layers=1, num_experts=6,
+          num_experts_per_tok=2, moe_intermediate_size=24, routed_scaling_factor=1.5,
+          layer_types=["conv", "full_attention", "conv", "full_attention"]),
+        f("qwen3_5", "qwen3_5_text", base=dict(small, head_dim=16, num_hidden_layers=5), linear_num_key_heads=2,
+          linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=12, tie_word_embeddings=True,
+          rope_parameters=rope("default", partial_rotary_factor=0.25, mrope_section=[1, 1, 0])),
+        f("qwen3_5_moe", "qwen3_5_moe_text", base=dict(small, head_dim=16, num_hidden_layers=4), linear_num_key_heads=2,
+          linear_num_value_heads=6, linear_key_head_dim=16, linear_value_head_dim=16, num_experts=6, num_experts_per_tok=2,
+          moe_intermediate_size=24, shared_expert_intermediate_size=40,
+          rope_parameters=rope("default", partial_rotary_factor=0.5, mrope_section=[2, 1, 1])),
         f("phi", "phi", base=small, partial_rotary_factor=0.5, rope_parameters=rope("default", partial_rotary_factor=0.5)),
         f("gpt_neox", "gpt_neox", base=small),
     ]

@@ -497,7 +497,7 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
     gemma.ropes[0].long = Some(LongRope { above: 60, factors: vec![3.0; 16], magnitude: 1.2 });
     for (i, layer) in gemma.layers.iter_mut().enumerate() {
         (layer.ffn, layer.norms) = (gelu, Norms::Both);
-        let attention = layer.attention_mut();
+        let attention = layer.attention_mut().unwrap();
         attention.qk_norm = Some(QkNorm::PerHead);
         attention.softcap = Some(20.0);
         (attention.window, attention.rope) = if i == 1 { (None, Some(1)) } else { (Some(21), Some(0)) };
@@ -505,22 +505,22 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
     let mut olmo = base.clone();
     for layer in &mut olmo.layers {
         layer.norms = Norms::After;
-        layer.attention_mut().qk_norm = Some(QkNorm::Whole);
-        layer.attention_mut().sinks = true;
+        layer.attention_mut().unwrap().qk_norm = Some(QkNorm::Whole);
+        layer.attention_mut().unwrap().sinks = true;
     }
-    olmo.layers[2].attention_mut().rope = None;
+    olmo.layers[2].attention_mut().unwrap().rope = None;
     let mut starcoder = ModelSpec { output_bias: true, logit_scale: 0.5, ..base.clone() };
     starcoder.norm = Norm { kind: NormKind::Layer, bias: true, ..starcoder.norm };
     for (layer, norms) in starcoder.layers.iter_mut().zip([Norms::Before, Norms::Parallel, Norms::ParallelApart]) {
         layer.norms = norms;
         layer.ffn = Ffn::Plain { width: 160, activation: Activation::Gelu, input_bias: true, output_bias: true };
-        let attention = layer.attention_mut();
+        let attention = layer.attention_mut().unwrap();
         (attention.qkv_bias, attention.output_bias, attention.window) = (true, true, Some(70));
     }
     let mut granite = ModelSpec { query_growth: Some(QueryGrowth { beta: 0.3, original: 16 }), ..base };
     for layer in &mut granite.layers {
         layer.residual_scale = 0.4;
-        layer.attention_mut().qk_norm = Some(QkNorm::PerHeadRotated);
+        layer.attention_mut().unwrap().qk_norm = Some(QkNorm::PerHeadRotated);
         layer.ffn = Ffn::Gated { width: 160, activation: Activation::Silu, input_bias: true, output_bias: false };
     }
     vec![("gemma", gemma), ("olmo", olmo), ("starcoder", starcoder), ("granite", granite)]

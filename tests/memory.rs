@@ -40,7 +40,7 @@ fn open(name: &str) -> Model {
 fn packed(model: &Model, dtype: &str) -> (u64, u64) {
     let format = Format::ALL.into_iter().find(|f| f.name() == dtype);
     let half = format.or(model.weights.format(Role::Gate(0))).is_some_and(Format::is_quantized);
-    let attention = model.spec.layers[0].attention();
+    let attention = model.spec.layers[0].attention().unwrap();
     let (layers, kv_heads, head_dim) = (model.spec.layers.len(), attention.kv_heads, attention.head_dim);
     let element = if half { KvElement::F16 } else { KvElement::F32 };
     let shape = KvShape::uniform(layers, kv_heads, head_dim, element);

@@ -2,10 +2,12 @@
 //! by all workers ([`crate::kernels::Team`]). It takes the blueprint apart without `..`: a field that is not computed here does not
 //! compile, and what [`supported`] does not let through is refused.
 
-use super::packed::{FfnInput, Layer, NormWeights, Packed, PackedModel};
-use super::workspace::{FfnWorkspace, Step, Workspace};
+use super::packed::{AttentionWeights, DenseWeights, FfnInput, FfnWeights, MixerWeights, NormWeights, Packed, PackedModel};
+use super::workspace::{AttentionWorkspace, FfnWorkspace, Step, Workspace, shape_of};
 use super::{Batch, DecodeError, Output};
-use crate::kernels::{self, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation, Scores, Scoring, Team};
+use crate::kernels::{
+    self, Activations, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation, Scores, Scoring, Team,
+};
 use crate::model::{
     Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth,
     Rope,
@@ -13,6 +15,8 @@ use crate::model::{
 
 /// Cosines and signed sines of one rope for the positions so far.
 pub(super) struct Rotations {
+    /// Index of the rope; `None`: no positions.
+    rope: Option<usize>,
     head_dim: usize,
     /// Angle a position turns each pair of a head by.
     frequencies: Vec<f64>,
@@ -23,9 +27,9 @@ pub(super) struct Rotations {
 
 impl Rotations {
     /// Of a rope, for heads of this width; `None`: no positions. `long`: for sequences longer than its first set serves.
-    fn new(rope: Option<&Rope>, head_dim: usize, long: bool) -> Rotations {
-        let Some(Rope { theta, dims, factors, magnitude, long: other }) = rope else {
-            return Rotations { head_dim, frequencies: Vec::new(), magnitude: 1.0, table: Vec::new() };
+    fn new(spec: &ModelSpec, rope: Option<usize>, head_dim: usize, long: bool) -> Rotations {
+        let Some(Rope { theta, dims, factors, magnitude, long: other }) = rope.and_then(|rope| spec.ropes.get(rope)) else {
+            return Rotations { rope, head_dim, frequencies: Vec::new(), magnitude: 1.0, table: Vec::new() };
         };
         let (factors, magnitude) = match other {
             Some(LongRope { above: _, factors, magnitude }) if long => (factors, magnitude),
@@ -36,13 +40,23 @@ impl Rotations {
             (*theta as f64).powf(-2.0 * i as f64 / *dims as f64) / factor
         };
         let frequencies = (0..dims / 2).map(frequency).collect();
-        Rotations { head_dim, frequencies, magnitude: *magnitude, table: Vec::new() }
+        Rotations { rope, head_dim, frequencies, magnitude: *magnitude, table: Vec::new() }
     }
 
-    /// One for each of the model's ropes, and one without positions.
+    /// One for each rope and width of heads that layers have.
     pub(super) fn of(spec: &ModelSpec, long: bool) -> Vec<Rotations> {
-        let head_dim = spec.layers[0].attention().head_dim;
-        spec.ropes.iter().map(Some).chain([None]).map(|rope| Rotations::new(rope, head_dim, long)).collect()
+        let mut all: Vec<Rotations> = Vec::new();
+        for attention in spec.layers.iter().filter_map(LayerSpec::attention) {
+            if Rotations::find(&all, attention).is_none() {
+                all.push(Rotations::new(spec, attention.rope, attention.head_dim, long));
+            }
+        }
+        all
+    }
+
+    /// Those of a layer.
+    fn find<'a>(all: &'a [Rotations], attention: &Attention) -> Option<&'a Rotations> {
+        all.iter().find(|r| (r.rope, r.head_dim) == (attention.rope, attention.head_dim))
     }
 
     /// Extends the table to `positions` positions.
@@ -69,15 +83,65 @@ pub(super) fn supported(spec: &ModelSpec) -> Result<(), ModelError> {
         let family = &spec.architecture;
         Err(ModelError::Invalid(format!("this {family} model has {what}, which llmopt does not compute yet")))
     };
-    let Some(first) = spec.layers.first() else { return refuse("no layers") };
-    let heads = |layer: &LayerSpec| {
-        let Mixer::Attention(attention) = &layer.mixer;
-        (attention.heads, attention.kv_heads, attention.head_dim)
-    };
-    if spec.layers.iter().any(|layer| heads(layer) != heads(first)) {
-        return refuse("layers with different heads");
+    if spec.layers.is_empty() {
+        return refuse("no layers");
+    }
+    for layer in &spec.layers {
+        match layer.ffn {
+            Ffn::Plain { activation: Activation::Clamped { .. }, .. } => return refuse("a clamped activation without a gate"),
+            Ffn::Mixture(_) if layer.norms == Norms::ParallelApart => return refuse("experts beside attention"),
+            _ => {}
+        }
     }
     Ok(())
+}
+
+/// An activation as the kernels have it.
+pub(super) fn kernel_activation(activation: Activation) -> kernels::Activation {
+    match activation {
+        Activation::Silu => kernels::Activation::Silu,
+        Activation::Gelu => kernels::Activation::Gelu,
+        Activation::GeluTanh => kernels::Activation::GeluTanh,
+        Activation::Relu => kernels::Activation::Relu,
+        Activation::Relu2 => kernels::Activation::Relu2,
+        Activation::Clamped { limit, alpha } => kernels::Activation::Clamped { limit, alpha },
+    }
+}
+
+/// The inner activations of a dense part, from `normed`.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn dense<'w>(
+    model: &PackedModel,
+    team: &mut Team,
+    weights: &DenseWeights,
+    activation: kernels::Activation,
+    width: usize,
+    rows: usize,
+    normed: &Activations,
+    ffn: &'w mut [FfnWorkspace],
+    wide: &mut [f32],
+) -> &'w mut Activations {
+    let FfnWorkspace { width: _, gate, up, product } = Workspace::of_width(ffn, width);
+    let [gate_bias, up_bias] = weights.input_biases.each_ref().map(|bias| bias.as_deref());
+    match &weights.input {
+        FfnInput::Together(m) => {
+            let m = panels_of(model, m, team, wide);
+            team.gate_up(&m, normed, rows, activation, product);
+        }
+        FfnInput::Apart { gate: gate_matrix, up: up_matrix } => {
+            let m = panels_of(model, gate_matrix, team, wide);
+            team.product(&m, normed, rows, gate_bias, gate);
+            let m = panels_of(model, up_matrix, team, wide);
+            team.product(&m, normed, rows, up_bias, up);
+            team.activate(Some(gate), up, activation, rows, product);
+        }
+        FfnInput::Plain(m) => {
+            let m = panels_of(model, m, team, wide);
+            team.product(&m, normed, rows, up_bias, up);
+            team.activate(None, up, activation, rows, product);
+        }
+    }
+    product
 }
 
 /// What a pass works with.
@@ -102,6 +166,15 @@ enum Join<'a> {
     Norm(&'a NormWeights),
     /// It waits in `branch`: the other branch reads the residual stream as it is.
     Wait,
+}
+
+/// What the last product of a branch reads.
+#[derive(Clone, Copy)]
+enum Inner<'a> {
+    /// What this attention gave.
+    Attended(&'a Attention),
+    /// The inner activations of this width.
+    Ffn(usize),
 }
 
 impl Pass<'_> {
@@ -138,31 +211,48 @@ impl Pass<'_> {
         let growth = query_growth.map(|growth| self.growth(growth));
         let model = self.model;
         for (l, (layer, LayerSpec { mixer, ffn, norms, residual_scale })) in model.layers.iter().zip(layers).enumerate() {
-            let Mixer::Attention(attention) = mixer;
+            let (Mixer::Attention(attention), MixerWeights::Attention(weights)) = (mixer, &layer.mixer);
             let scale = *residual_scale;
             match norms {
                 Norms::After => self.team.activations(&w.x, rows, &mut w.normed),
                 Norms::Before | Norms::Both | Norms::Parallel | Norms::ParallelApart => self.norm(&layer.attention_norm, w),
             }
-            self.attention(batch, l, layer, attention, growth.as_deref(), w);
+            self.attention(batch, l, weights, attention, growth.as_deref(), w);
             let join = match norms {
                 Norms::Before | Norms::Parallel => Join::Add,
                 Norms::After | Norms::Both => Join::Norm(&layer.attention_post_norm),
                 Norms::ParallelApart => Join::Wait,
             };
-            self.join(&layer.output, layer.output_bias.as_deref(), None, join, scale, w);
+            let from = Inner::Attended(attention);
+            self.join(&weights.output, weights.output_bias.as_deref(), from, join, scale, w);
             match norms {
                 Norms::After => self.team.activations(&w.x, rows, &mut w.normed),
                 Norms::Before | Norms::Both | Norms::ParallelApart => self.norm(&layer.ffn_norm, w),
                 // Both branches read the same norm, which is still there.
                 Norms::Parallel => {}
             }
-            let width = self.ffn(layer, ffn, w);
             let join = match norms {
                 Norms::Before | Norms::Parallel | Norms::ParallelApart => Join::Add,
                 Norms::After | Norms::Both => Join::Norm(&layer.ffn_post_norm),
             };
-            self.join(&layer.down, layer.down_bias.as_deref(), Some(width), join, scale, w);
+            match (&layer.ffn, ffn) {
+                (
+                    FfnWeights::Dense(weights),
+                    Ffn::Gated { width, activation, input_bias: _, output_bias: _ }
+                    | Ffn::Plain { width, activation, input_bias: _, output_bias: _ },
+                ) => {
+                    let activation = kernel_activation(*activation);
+                    let Workspace { normed, ffn, wide, .. } = w;
+                    dense(model, self.team, weights, activation, *width, rows, normed, ffn, wide);
+                    self.join(&weights.down, weights.down_bias.as_deref(), Inner::Ffn(*width), join, scale, w);
+                }
+                (FfnWeights::Mixture(weights), Ffn::Mixture(mixture)) => {
+                    self.mixture(weights, mixture, w);
+                    let by = if let Join::Norm(norm) = join { Some(self.by(norm)) } else { None };
+                    self.team.add_normed(&mut w.branch, by.as_ref(), hidden, scale, rows, &mut w.x);
+                }
+                _ => unreachable!("packed by its blueprint"),
+            }
             if *norms == Norms::ParallelApart {
                 self.team.add_normed(&mut w.branch, None, hidden, scale, rows, &mut w.x);
             }
@@ -188,12 +278,15 @@ impl Pass<'_> {
         self.team.norm(&w.x, None, self.step.rows.len(), &by, self.model.spec().hidden, &mut w.normed);
     }
 
-    /// The last product of a branch: of `attended`, or of the inner activations of this width.
-    fn join(&mut self, m: &Packed, bias: Option<&[f32]>, width: Option<usize>, join: Join, scale: f32, w: &mut Workspace) {
+    /// The last product of a branch.
+    fn join(&mut self, m: &Packed, bias: Option<&[f32]>, from: Inner, join: Join, scale: f32, w: &mut Workspace) {
         let (rows, hidden) = (self.step.rows.len(), self.model.spec().hidden);
-        let Workspace { x, branch, attended, ffn, wide, .. } = w;
+        let Workspace { x, branch, attention, ffn, wide, .. } = w;
         let m = panels_of(self.model, m, self.team, wide);
-        let input = width.map_or(attended, |width| &mut Workspace::of_width(ffn, width).product);
+        let input = match from {
+            Inner::Attended(of) => &Workspace::of_shape(attention, shape_of(of)).attended,
+            Inner::Ffn(width) => &Workspace::of_width(ffn, width).product,
+        };
         match join {
             Join::Add => self.team.add_product(&m, input, rows, x, bias, scale),
             Join::Wait => self.team.product(&m, input, rows, bias, branch),
@@ -206,7 +299,15 @@ impl Pass<'_> {
     }
 
     /// Queries, keys and values of `w.normed`, and attention into `w.attended`.
-    fn attention(&mut self, batch: &Batch, l: usize, layer: &Layer, spec: &Attention, growth: Option<&[f32]>, w: &mut Workspace) {
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        l: usize,
+        layer: &AttentionWeights,
+        spec: &Attention,
+        growth: Option<&[f32]>,
+        w: &mut Workspace,
+    ) {
         let Attention {
             heads,
             kv_heads: _,
@@ -222,12 +323,13 @@ impl Pass<'_> {
             sinks: _,
         } = *spec;
         let (model, step) = (self.model, self.step);
-        // The last one has no positions.
-        let table = &self.rotations[rope.unwrap_or(self.rotations.len() - 1)].table;
+        let table = &Rotations::find(self.rotations, spec).expect("made of the blueprint").table;
+        let Workspace { normed, attention, wide, .. } = w;
+        let AttentionWorkspace { shape: _, queries, keys, values, attended } = Workspace::of_shape(attention, shape_of(spec));
         if qk_norm.is_none() && growth.is_none() {
             let [q, k, v] = [&layer.query, &layer.key, &layer.value].map(|m| model.panels(m));
             let (q, k, v) = if model.emulated() {
-                let (first, rest) = w.wide.split_at_mut(wide_floats(&q));
+                let (first, rest) = wide.split_at_mut(wide_floats(&q));
                 let (second, third) = rest.split_at_mut(wide_floats(&k));
                 (self.team.widen(&q, first), self.team.widen(&k, second), self.team.widen(&v, third))
             } else {
@@ -235,16 +337,16 @@ impl Pass<'_> {
             };
             let biases = layer.biases.each_ref().map(|bias| bias.as_deref());
             let rotation = Rotation { table, scale };
-            self.team.qkv([&q, &k, &v], biases, &w.normed, &step.rows, &rotation, self.kv, l, &mut w.queries);
+            self.team.qkv([&q, &k, &v], biases, normed, &step.rows, &rotation, self.kv, l, queries);
         } else {
             let rows = step.rows.len();
             for (m, bias, out) in [
-                (&layer.query, &layer.biases[0], &mut w.queries),
-                (&layer.key, &layer.biases[1], &mut w.keys),
-                (&layer.value, &layer.biases[2], &mut w.values),
+                (&layer.query, &layer.biases[0], &mut *queries),
+                (&layer.key, &layer.biases[1], &mut *keys),
+                (&layer.value, &layer.biases[2], &mut *values),
             ] {
-                let m = panels_of(model, m, self.team, &mut w.wide);
-                self.team.product(&m, &w.normed, rows, bias.as_deref(), out);
+                let m = panels_of(model, m, self.team, wide);
+                self.team.product(&m, normed, rows, bias.as_deref(), out);
             }
             let norms = layer.qk_norms.each_ref().map(|norm| self.by(norm));
             let (norms, rotated_first) = match qk_norm {
@@ -252,14 +354,14 @@ impl Pass<'_> {
                 Some(QkNorm::PerHead) => (Some(norms), false),
                 Some(QkNorm::PerHeadRotated) => (Some(norms), true),
                 Some(QkNorm::Whole) => {
-                    self.team.norm_in_place(&mut w.queries, rows, &norms[0], spec.query_width());
-                    self.team.norm_in_place(&mut w.keys, rows, &norms[1], spec.kv_width());
+                    self.team.norm_in_place(queries, rows, &norms[0], spec.query_width());
+                    self.team.norm_in_place(keys, rows, &norms[1], spec.kv_width());
                     (None, false)
                 }
             };
             let table = rope.map(|_| table.as_slice());
             let by = HeadsBy { norms, rotated_first, table, scale, row_scales: growth };
-            self.team.heads(&mut w.queries, &w.keys, &w.values, &step.rows, &by, self.kv, l, heads);
+            self.team.heads(queries, keys, values, &step.rows, &by, self.kv, l, heads);
         }
         let mut copies: Vec<Vec<u8>> = Vec::new();
         if self.copies {
@@ -276,43 +378,7 @@ impl Pass<'_> {
             true => copies.iter().map(|c| Context::Copy(c)).collect(),
         };
         let by = Attending { heads, window, cap: softcap, sinks: layer.sinks.as_deref() };
-        self.team.attention(&step.units, &step.rows, &contexts, self.kv, l, by, &w.queries, &mut w.attended);
-    }
-
-    /// The inner activations of `w.normed`; returns their width.
-    fn ffn(&mut self, layer: &Layer, ffn: &Ffn, w: &mut Workspace) -> usize {
-        let (Ffn::Gated { width, activation, input_bias: _, output_bias: _ }
-        | Ffn::Plain { width, activation, input_bias: _, output_bias: _ }) = *ffn;
-        let rows = self.step.rows.len();
-        let activation = match activation {
-            Activation::Silu => kernels::Activation::Silu,
-            Activation::Gelu => kernels::Activation::Gelu,
-            Activation::GeluTanh => kernels::Activation::GeluTanh,
-            Activation::Relu => kernels::Activation::Relu,
-            Activation::Relu2 => kernels::Activation::Relu2,
-        };
-        let Workspace { normed, ffn, wide, .. } = w;
-        let FfnWorkspace { width: _, gate, up, product } = Workspace::of_width(ffn, width);
-        let [gate_bias, up_bias] = layer.input_biases.each_ref().map(|bias| bias.as_deref());
-        match &layer.input {
-            FfnInput::Together(m) => {
-                let m = panels_of(self.model, m, self.team, wide);
-                self.team.gate_up(&m, normed, rows, activation, product);
-            }
-            FfnInput::Apart { gate: gate_matrix, up: up_matrix } => {
-                let m = panels_of(self.model, gate_matrix, self.team, wide);
-                self.team.product(&m, normed, rows, gate_bias, gate);
-                let m = panels_of(self.model, up_matrix, self.team, wide);
-                self.team.product(&m, normed, rows, up_bias, up);
-                self.team.activate(Some(gate), up, activation, rows, product);
-            }
-            FfnInput::Plain(m) => {
-                let m = panels_of(self.model, m, self.team, wide);
-                self.team.product(&m, normed, rows, up_bias, up);
-                self.team.activate(None, up, activation, rows, product);
-            }
-        }
-        width
+        self.team.attention(step.units_of(spec), &step.rows, &contexts, self.kv, l, by, queries, attended);
     }
 
     /// Scores of the rows that want them.
@@ -396,7 +462,7 @@ fn wide_floats(m: &Panels) -> usize {
 }
 
 /// A matrix as the kernels take it: as packed, or widened anew under the emulated dtype.
-fn panels_of<'a>(model: &'a PackedModel, m: &Packed, team: &mut Team, wide: &'a mut [f32]) -> Panels<'a> {
+pub(super) fn panels_of<'a>(model: &'a PackedModel, m: &Packed, team: &mut Team, wide: &'a mut [f32]) -> Panels<'a> {
     let panels = model.panels(m);
     if model.emulated() { team.widen(&panels, wide) } else { panels }
 }

@@ -9,6 +9,7 @@ pub mod fake;
 mod flips;
 mod forward;
 pub mod kv;
+mod mixture;
 pub mod native;
 mod packed;
 mod workspace;

@@ -9,7 +9,7 @@ use super::kv::PageTable;
 use super::workspace::{Step, Workspace};
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Segment, Slot};
 use crate::kernels::{KernelSet, KvArena, PAGE, Row, Team, attention_units};
-use crate::model::ModelSpec;
+use crate::model::{LayerSpec, ModelSpec};
 use crate::units::TokenId;
 use std::sync::Arc;
 
@@ -149,13 +149,16 @@ impl NativeDecoder {
     /// Works out rows and attention units; checks what the caller promised.
     fn plan(&mut self, batch: &Batch) -> Result<(), DecodeError> {
         let spec = self.model.spec();
-        let attention = spec.layers[0].attention();
-        let (heads, kv_heads) = (attention.heads, attention.kv_heads);
         let step = &mut self.step;
         *step = Step::default();
+        for attention in spec.layers.iter().filter_map(LayerSpec::attention) {
+            let key = (attention.heads, attention.kv_heads);
+            if step.units.iter().all(|(k, _)| *k != key) {
+                step.units.push((key, Vec::new()));
+            }
+        }
         // One unit a head instead of one a kv head when there would be too few units for the workers.
-        let few = batch.segments.len() * kv_heads < 3 * self.options.threads;
-        let heads_apart = few && batch.tokens.len() < 64;
+        let few = |kv_heads| batch.segments.len() * kv_heads < 3 * self.options.threads && batch.tokens.len() < 64;
         for (s, segment) in batch.segments.iter().enumerate() {
             let broken = |what: &str| DecodeError::Broken(format!("{what} (slot {:?}, start {})", segment.slot, segment.start));
             if !self.table.is_open(segment.slot) {
@@ -174,7 +177,9 @@ impl NativeDecoder {
             step.tokens.extend_from_slice(tokens);
             step.rows.extend((segment.start..end).map(|p| Row { position: p as u32, page: pages[p / PAGE] }));
             let mut units = |first, rows, context| {
-                attention_units(s, first, rows, context, heads, kv_heads, heads_apart, &mut step.units);
+                for ((heads, kv_heads), units) in &mut step.units {
+                    attention_units(s, first, rows, context, *heads, *kv_heads, few(*kv_heads), units);
+                }
             };
             units(first, tokens.len(), segment.padded_context);
             if segment.padding_rows > 0 {

@@ -4,7 +4,7 @@
 use crate::kernels::{
     Arena, COLUMNS, Format, KernelSet, KvElement, KvLayer, KvShape, NoMemory, PAGE, Panels, Team, pack_panel, padded, panel_bytes,
 };
-use crate::model::{Ffn, LayerSpec, Mixer, Model, ModelError, ModelSpec, QkNorm, Role, is_matrix, roles};
+use crate::model::{Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, QkNorm, Role, is_matrix, roles};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
@@ -43,16 +43,23 @@ pub enum NativeError {
 pub struct Packed {
     /// How it is stored and computed.
     pub format: Format,
-    /// Outputs; of gate and up together, both in whole panels.
+    /// Outputs; of gate and up together, both in whole panels. Of one expert, where there are several.
     pub n: usize,
     /// Inputs.
     pub k: usize,
+    /// Matrices of this shape, one behind the other; 1 but for experts.
+    pub experts: usize,
     offset: usize,
 }
 
 impl Packed {
-    fn bytes(&self) -> usize {
+    /// Bytes of one of them.
+    fn bytes_of_one(&self) -> usize {
         self.n.div_ceil(COLUMNS) * panel_bytes(self.format, self.k)
+    }
+
+    fn bytes(&self) -> usize {
+        self.experts * self.bytes_of_one()
     }
 }
 
@@ -81,6 +88,22 @@ pub(super) enum FfnInput {
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub attention_norm: NormWeights,
+    pub mixer: MixerWeights,
+    pub attention_post_norm: NormWeights,
+    pub ffn_norm: NormWeights,
+    pub ffn: FfnWeights,
+    pub ffn_post_norm: NormWeights,
+}
+
+/// What mixes positions.
+#[derive(Debug, Clone)]
+pub(super) enum MixerWeights {
+    Attention(AttentionWeights),
+}
+
+/// Of attention.
+#[derive(Debug, Clone)]
+pub(super) struct AttentionWeights {
     pub query: Packed,
     pub key: Packed,
     pub value: Packed,
@@ -91,29 +114,85 @@ pub(super) struct Layer {
     pub sinks: Vector,
     pub output: Packed,
     pub output_bias: Vector,
-    pub attention_post_norm: NormWeights,
-    pub ffn_norm: NormWeights,
+}
+
+/// Of the feed-forward part.
+#[derive(Debug, Clone)]
+pub(super) enum FfnWeights {
+    Dense(DenseWeights),
+    Mixture(Box<MixtureWeights>),
+}
+
+/// Of a dense part; of the experts of a mixture, one behind the other.
+#[derive(Debug, Clone)]
+pub(super) struct DenseWeights {
     pub input: FfnInput,
-    /// Of gate and up.
+    /// Of gate and up. Those of experts are each padded to whole panels.
     pub input_biases: [Vector; 2],
     pub down: Packed,
     pub down_bias: Vector,
-    pub ffn_post_norm: NormWeights,
+}
+
+/// Of a mixture.
+#[derive(Debug, Clone)]
+pub(super) struct MixtureWeights {
+    pub router: Packed,
+    pub router_bias: Vector,
+    pub choice_bias: Vector,
+    pub experts: DenseWeights,
+    pub shared: Option<DenseWeights>,
+    /// What tells the shared expert's share.
+    pub share: Vector,
+}
+
+impl DenseWeights {
+    pub(super) fn inputs(&self) -> Vec<&Packed> {
+        match &self.input {
+            FfnInput::Together(m) | FfnInput::Plain(m) => vec![m],
+            FfnInput::Apart { gate, up } => vec![gate, up],
+        }
+    }
+}
+
+impl FfnWeights {
+    /// Its dense parts: the experts and the shared one of a mixture.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &DenseWeights> {
+        let (one, shared) = match self {
+            FfnWeights::Dense(dense) => (dense, None),
+            FfnWeights::Mixture(mixture) => (&mixture.experts, mixture.shared.as_ref()),
+        };
+        [one].into_iter().chain(shared)
+    }
 }
 
 impl Layer {
-    /// Its matrices in the order of execution.
+    /// Its matrices, those that multiply normed hidden states first.
     fn matrices(&self) -> impl Iterator<Item = &Packed> {
-        let input: Vec<&Packed> = match &self.input {
-            FfnInput::Together(m) | FfnInput::Plain(m) => vec![m],
-            FfnInput::Apart { gate, up } => vec![gate, up],
-        };
-        [&self.query, &self.key, &self.value, &self.output].into_iter().chain(input).chain([&self.down])
+        self.hidden_matrices().chain(self.outputs())
     }
 
     /// Matrices that multiply normed hidden states.
     pub(super) fn hidden_matrices(&self) -> impl Iterator<Item = &Packed> {
-        self.matrices().filter(|m| **m != self.output && **m != self.down)
+        let MixerWeights::Attention(a) = &self.mixer;
+        let router = match &self.ffn {
+            FfnWeights::Dense(_) => None,
+            FfnWeights::Mixture(mixture) => Some(&mixture.router),
+        };
+        [&a.query, &a.key, &a.value].into_iter().chain(router).chain(self.ffn.parts().flat_map(DenseWeights::inputs))
+    }
+
+    /// A matrix that stands for the layer's format: the last one.
+    fn widest(&self) -> &Packed {
+        match &self.ffn {
+            FfnWeights::Dense(dense) => &dense.down,
+            FfnWeights::Mixture(mixture) => &mixture.experts.down,
+        }
+    }
+
+    /// Matrices that multiply what a branch has inside.
+    fn outputs(&self) -> impl Iterator<Item = &Packed> {
+        let MixerWeights::Attention(a) = &self.mixer;
+        [&a.output].into_iter().chain(self.ffn.parts().map(|part| &part.down))
     }
 }
 
@@ -146,6 +225,10 @@ impl Layout {
         let mut odd = BTreeSet::new();
         let mut format_of = |role: Role| {
             let (k, stored) = (weights.shape(role).1, weights.format(role));
+            // A router is small, and what it chooses depends on the last bits: it is never quantized (nor is it in files).
+            if matches!(role, Role::Router(_)) && plan != FormatPlan::WidenedBf16Emulated {
+                return Format::F32;
+            }
             let wanted = match plan {
                 FormatPlan::AsStored => stored.unwrap_or(Format::F32),
                 FormatPlan::All(format) => format,
@@ -167,10 +250,12 @@ impl Layout {
         let mut bytes = 0;
         let mut matrices = Vec::new();
         for (roles, format) in order(spec, &mut format_of) {
+            let experts = spec.experts_of(roles[0]);
             let (n, k) = weights.shape(roles[0]);
+            let n = n / experts;
             // Two matrices in turn: both padded to whole panels.
             let n = if roles.len() == 1 { n } else { roles.len() * padded(n) };
-            let packed = Packed { format, n, k, offset: bytes };
+            let packed = Packed { format, n, k, experts, offset: bytes };
             bytes += packed.bytes();
             matrices.push((roles, packed));
         }
@@ -197,9 +282,17 @@ fn order(spec: &ModelSpec, format_of: &mut dyn FnMut(Role) -> Format) -> Vec<(Ve
     let mut all: Vec<(Vec<Role>, Format)> = Vec::new();
     for role in roles(spec).map(|(role, _)| role).filter(|role| is_matrix(*role) && role.layer().is_some()) {
         let format = format_of(role);
-        let fused = |layer: usize| matches!(spec.layers[layer].ffn, Ffn::Gated { input_bias: false, .. });
+        let fused = |layer: usize| {
+            matches!(spec.layers[layer].ffn, Ffn::Gated { input_bias: false, .. } | Ffn::Mixture(Mixture { biases: false, .. }))
+        };
         match (role, all.last_mut()) {
             (Role::Up(layer), Some((last, of))) if *last == [Role::Gate(layer)] && *of == format && fused(layer) => {
+                last.push(role);
+            }
+            (Role::ExpertUp(layer), Some((last, of))) if *last == [Role::ExpertGate(layer)] && *of == format && fused(layer) => {
+                last.push(role);
+            }
+            (Role::SharedUp(layer), Some((last, of))) if *last == [Role::SharedGate(layer)] && *of == format => {
                 last.push(role);
             }
             _ => all.push((vec![role], format)),
@@ -225,17 +318,37 @@ impl PackedModel {
         let mut team = Team::new(KernelSet::portable(), threads, 2, false).map_err(NativeError::Threads)?;
         let mut fill = |packed: Packed, roles: &[Role]| -> Result<(), NativeError> {
             let bytes = panel_bytes(packed.format, packed.k);
-            let rows = model.weights.shape(roles[0]).0;
+            let rows = model.weights.shape(roles[0]).0 / packed.experts;
             let failed = Mutex::new(None);
-            team.chunks(&mut arena.bytes_mut()[packed.offset..][..packed.bytes()], bytes.max(1), |panel, out| {
-                let from = panel / roles.len() * COLUMNS;
-                let range = from.min(rows)..(from + COLUMNS).min(rows);
-                let mut buffer = Vec::new();
-                match model.weights.read(roles[panel % roles.len()], range, packed.format, &mut buffer) {
-                    Ok(()) => pack_panel(packed.format, packed.k, &buffer, out),
-                    Err(e) => *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e),
-                }
-            });
+            let fail = |e| *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+            let all = &mut arena.bytes_mut()[packed.offset..][..packed.bytes()];
+            if packed.experts == 1 {
+                team.chunks(all, bytes.max(1), |panel, out| {
+                    let from = panel / roles.len() * COLUMNS;
+                    let range = from.min(rows)..(from + COLUMNS).min(rows);
+                    let mut buffer = Vec::new();
+                    match model.weights.read(roles[panel % roles.len()], range, packed.format, &mut buffer) {
+                        Ok(()) => pack_panel(packed.format, packed.k, &buffer, out),
+                        Err(e) => fail(e),
+                    }
+                });
+            } else {
+                // An expert at a time: some files hold its rows as columns.
+                team.chunks(all, packed.bytes_of_one().max(1), |expert, out| {
+                    for (part, role) in roles.iter().enumerate() {
+                        let mut buffer = Vec::new();
+                        if let Err(e) = model.weights.read(*role, expert * rows..(expert + 1) * rows, packed.format, &mut buffer)
+                        {
+                            return fail(e);
+                        }
+                        let panels = out.chunks_exact_mut(bytes.max(1)).skip(part).step_by(roles.len());
+                        let size = COLUMNS * packed.format.row_bytes(packed.k);
+                        panels
+                            .zip(buffer.chunks(size.max(1)))
+                            .for_each(|(out, rows)| pack_panel(packed.format, packed.k, rows, out));
+                    }
+                });
+            }
             match (team.broken(), failed.into_inner().unwrap_or_else(PoisonError::into_inner)) {
                 (Some(reason), _) => Err(NativeError::Broken(reason)),
                 (None, Some(e)) => Err(e.into()),
@@ -271,33 +384,74 @@ impl PackedModel {
         let hidden = model.spec.hidden;
         let mut layers = Vec::with_capacity(model.spec.layers.len());
         for (i, LayerSpec { mixer, ffn, norms: _, residual_scale: _ }) in model.spec.layers.iter().enumerate() {
-            let Mixer::Attention(attention) = mixer;
-            let (query_width, kv_width) = match attention.qk_norm {
-                Some(QkNorm::Whole) => (attention.query_width(), attention.kv_width()),
-                _ => (attention.head_dim, attention.head_dim),
+            let mixer = match mixer {
+                Mixer::Attention(attention) => {
+                    let (query_width, kv_width) = match attention.qk_norm {
+                        Some(QkNorm::Whole) => (attention.query_width(), attention.kv_width()),
+                        _ => (attention.head_dim, attention.head_dim),
+                    };
+                    MixerWeights::Attention(AttentionWeights {
+                        query: placed[&Role::Query(i)],
+                        key: placed[&Role::Key(i)],
+                        value: placed[&Role::Value(i)],
+                        biases: [vector(Role::QueryBias(i))?, vector(Role::KeyBias(i))?, vector(Role::ValueBias(i))?],
+                        qk_norms: [norm(Role::QueryNorm(i), None, query_width)?, norm(Role::KeyNorm(i), None, kv_width)?],
+                        sinks: vector(Role::Sinks(i))?,
+                        output: placed[&Role::AttentionOutput(i)],
+                        output_bias: vector(Role::AttentionOutputBias(i))?,
+                    })
+                }
             };
-            let (gate, up) = (placed.get(&Role::Gate(i)).copied(), placed[&Role::Up(i)]);
-            let input = match (ffn, gate) {
-                (Ffn::Gated { .. }, Some(gate)) if gate == up => FfnInput::Together(up),
-                (Ffn::Gated { .. }, Some(gate)) => FfnInput::Apart { gate, up },
-                _ => FfnInput::Plain(up),
+            let input = |gate: Role, up: Role| match (placed.get(&gate).copied(), placed[&up]) {
+                (Some(gate), up) if gate == up => FfnInput::Together(up),
+                (Some(gate), up) => FfnInput::Apart { gate, up },
+                (None, up) => FfnInput::Plain(up),
+            };
+            let ffn = match ffn {
+                Ffn::Gated { .. } | Ffn::Plain { .. } => FfnWeights::Dense(DenseWeights {
+                    input: input(Role::Gate(i), Role::Up(i)),
+                    input_biases: [vector(Role::GateBias(i))?, vector(Role::UpBias(i))?],
+                    down: placed[&Role::Down(i)],
+                    down_bias: vector(Role::DownBias(i))?,
+                }),
+                Ffn::Mixture(mixture) => {
+                    // Each expert's part of a vector, padded.
+                    let apart = |role: Role| -> Result<Vector, NativeError> {
+                        let of_one = model.spec.shape(role).1 / mixture.experts;
+                        let parts = |values: Vec<f32>| {
+                            let values = &values[..of_one * mixture.experts];
+                            let padding = vec![0.0; padded(of_one) - of_one];
+                            values.chunks(of_one.max(1)).flat_map(|v| [v, &padding]).flatten().copied().collect()
+                        };
+                        Ok(vector(role)?.map(parts))
+                    };
+                    let shared = mixture.shared.map(|_| DenseWeights {
+                        input: input(Role::SharedGate(i), Role::SharedUp(i)),
+                        input_biases: [None, None],
+                        down: placed[&Role::SharedDown(i)],
+                        down_bias: None,
+                    });
+                    FfnWeights::Mixture(Box::new(MixtureWeights {
+                        router: placed[&Role::Router(i)],
+                        router_bias: vector(Role::RouterBias(i))?,
+                        choice_bias: vector(Role::ChoiceBias(i))?,
+                        experts: DenseWeights {
+                            input: input(Role::ExpertGate(i), Role::ExpertUp(i)),
+                            input_biases: [apart(Role::ExpertGateBias(i))?, apart(Role::ExpertUpBias(i))?],
+                            down: placed[&Role::ExpertDown(i)],
+                            down_bias: apart(Role::ExpertDownBias(i))?,
+                        },
+                        shared,
+                        share: vector(Role::SharedShare(i))?,
+                    }))
+                }
             };
             layers.push(Layer {
                 attention_norm: norm(Role::AttentionNorm(i), Some(Role::AttentionNormBias(i)), hidden)?,
-                query: placed[&Role::Query(i)],
-                key: placed[&Role::Key(i)],
-                value: placed[&Role::Value(i)],
-                biases: [vector(Role::QueryBias(i))?, vector(Role::KeyBias(i))?, vector(Role::ValueBias(i))?],
-                qk_norms: [norm(Role::QueryNorm(i), None, query_width)?, norm(Role::KeyNorm(i), None, kv_width)?],
-                sinks: vector(Role::Sinks(i))?,
-                output: placed[&Role::AttentionOutput(i)],
-                output_bias: vector(Role::AttentionOutputBias(i))?,
+                mixer,
                 attention_post_norm: norm(Role::AttentionPostNorm(i), None, hidden)?,
                 ffn_norm: norm(Role::FfnNorm(i), Some(Role::FfnNormBias(i)), hidden)?,
-                input,
-                input_biases: [vector(Role::GateBias(i))?, vector(Role::UpBias(i))?],
-                down: placed[&Role::Down(i)],
-                down_bias: vector(Role::DownBias(i))?,
+                ffn,
                 ffn_post_norm: norm(Role::FfnPostNorm(i), None, hidden)?,
             });
         }
@@ -334,7 +488,7 @@ impl PackedModel {
         &self.notes
     }
 
-    /// Its matrices in the order of execution; the embedding last, again if it is also the output matrix.
+    /// Its matrices layer by layer; the embedding last, again if it is also the output matrix.
     pub fn matrices(&self) -> impl Iterator<Item = &Packed> {
         self.layers.iter().flat_map(Layer::matrices).chain([&self.output, &self.embedding])
     }
@@ -347,7 +501,7 @@ impl PackedModel {
     /// The format of the layers' largest matrices and of the output matrix, for counting bytes.
     pub fn storage(&self) -> crate::roofline::Formats {
         let output = self.output.format;
-        crate::roofline::Formats { layers: self.layers.first().map_or(output, |l| l.down.format), output }
+        crate::roofline::Formats { layers: self.layers.first().map_or(output, |l| l.widest().format), output }
     }
 
     /// Keys and values are kept in f16: a model with quantized layers. Otherwise in f32.
@@ -370,7 +524,14 @@ impl PackedModel {
     }
 
     pub(super) fn panels(&self, m: &Packed) -> Panels<'_> {
-        Panels::new(m.format, m.n, m.k, &self.arena.bytes()[m.offset..][..m.bytes()])
+        self.expert(m, 0)
+    }
+
+    /// One of a matrix's experts.
+    pub(super) fn expert(&self, m: &Packed, expert: usize) -> Panels<'_> {
+        assert!(expert < m.experts, "expert {expert} of {}", m.experts);
+        let bytes = m.bytes_of_one();
+        Panels::new(m.format, m.n, m.k, &self.arena.bytes()[m.offset + expert * bytes..][..bytes])
     }
 
     pub(super) fn emulated(&self) -> bool {
@@ -381,7 +542,8 @@ impl PackedModel {
     pub(super) fn wide_floats(&self) -> usize {
         let floats = |m: &Packed| m.n.div_ceil(COLUMNS) * COLUMNS * m.k + COLUMNS;
         let layers = self.layers.iter().map(|l| {
-            let together = floats(&l.query) + floats(&l.key) + floats(&l.value);
+            let MixerWeights::Attention(a) = &l.mixer;
+            let together = floats(&a.query) + floats(&a.key) + floats(&a.value);
             l.matrices().map(floats).max().unwrap_or(0).max(together)
         });
         if self.emulated() { layers.max().unwrap_or(0).max(floats(&self.output)) } else { 0 }

@@ -1,8 +1,9 @@
 //! The activations of one step, and what the rows of a batch are. Plain memory: the forward pass fills it.
 
-use super::packed::{FfnInput, Layer, Packed, PackedModel};
+use super::mixture::Choice;
+use super::packed::{FfnInput, FfnWeights, Layer, MixerWeights, Packed, PackedModel};
 use crate::kernels::{Activations, AttentionUnit, Row, Rows};
-use crate::model::{Mixer, Norms};
+use crate::model::{Attention, Mixer, Mixture, Norms};
 use crate::units::TokenId;
 
 /// The activations of one step. What no layer needs has no rows.
@@ -13,6 +14,21 @@ pub(super) struct Workspace {
     pub normed: Activations,
     /// What a branch gives, before its norm: rows × hidden.
     pub branch: Rows,
+    /// Of each shape of attention that occurs.
+    pub attention: Vec<AttentionWorkspace>,
+    /// Of each width that occurs.
+    pub ffn: Vec<FfnWorkspace>,
+    /// Of each shape of mixtures that occurs.
+    pub mixtures: Vec<MixtureWorkspace>,
+    /// The norm of the rows that are scored.
+    pub last: Activations,
+    /// The emulated dtype's f32 temporary.
+    pub wide: Vec<f32>,
+}
+
+/// Inside attention.
+pub(super) struct AttentionWorkspace {
+    pub shape: AttentionShape,
     /// Queries: rows × query width.
     pub queries: Rows,
     /// Keys and values where they are normed by themselves: rows × key width.
@@ -20,12 +36,14 @@ pub(super) struct Workspace {
     pub values: Rows,
     /// Attention's output.
     pub attended: Activations,
-    /// Of each width that occurs.
-    pub ffn: Vec<FfnWorkspace>,
-    /// The norm of the rows that are scored.
-    pub last: Activations,
-    /// The emulated dtype's f32 temporary.
-    pub wide: Vec<f32>,
+}
+
+/// Heads, key/value heads and their width.
+pub(super) type AttentionShape = (usize, usize, usize);
+
+/// The shape of a layer's attention.
+pub(super) fn shape_of(attention: &Attention) -> AttentionShape {
+    (attention.heads, attention.kv_heads, attention.head_dim)
 }
 
 /// Inside the feed-forward part.
@@ -38,18 +56,47 @@ pub(super) struct FfnWorkspace {
     pub product: Activations,
 }
 
+/// Inside a mixture of experts. Rows are those of all experts together, `used` for each row of the batch.
+pub(super) struct MixtureWorkspace {
+    /// Experts, how many are used, their width.
+    pub shape: (usize, usize, usize),
+    /// The router's: rows of the batch × experts.
+    pub scores: Rows,
+    /// `used` for each row of the batch.
+    pub choices: Vec<Choice>,
+    /// The row of the batch of each row here.
+    pub picked: Vec<u32>,
+    /// Their inputs, grouped by expert.
+    pub gathered: Activations,
+    /// Where they are computed apart.
+    pub gate: Rows,
+    pub up: Rows,
+    /// activation(gate) * up.
+    pub product: Activations,
+    /// What experts give.
+    pub out: Rows,
+}
+
 /// What a workspace holds, in rows × width.
 struct Plan {
     hidden: usize,
-    query: usize,
-    key: usize,
+    /// Each shape with whether keys are kept apart, and whether the output is quantized.
+    attention: Vec<(AttentionShape, bool, bool)>,
     /// Each width with whether gate and up are kept apart, and whether the product is quantized.
     ffn: Vec<(usize, bool, bool)>,
+    /// Each with whether gate and up are kept apart, and whether inputs and products are quantized.
+    mixtures: Vec<(Mixture, bool, [bool; 2])>,
     branches: bool,
-    keys_apart: bool,
     quantized_hidden: bool,
-    quantized_attended: bool,
     quantized_last: bool,
+}
+
+/// Adds an entry, or what it needs to the entry of its key.
+fn join<K: PartialEq>(all: &mut Vec<(K, bool, bool)>, key: K, a: bool, b: bool) {
+    match all.iter_mut().find(|(k, _, _)| *k == key) {
+        Some((_, x, y)) => (*x, *y) = (*x || a, *y || b),
+        None => all.push((key, a, b)),
+    }
 }
 
 impl Plan {
@@ -57,28 +104,42 @@ impl Plan {
         let spec = model.spec();
         let any = |pick: &dyn Fn(&Layer) -> bool| model.layers.iter().any(pick);
         let quantized = |m: &Packed| m.format.is_quantized();
-        let mut ffn: Vec<(usize, bool, bool)> = Vec::new();
-        for (layer, spec) in model.layers.iter().zip(&spec.layers) {
-            let width = spec.ffn.width();
-            let apart = !matches!(layer.input, FfnInput::Together(_));
-            match ffn.iter_mut().find(|(w, _, _)| *w == width) {
-                Some((_, a, q)) => (*a, *q) = (*a || apart, *q || quantized(&layer.down)),
-                None => ffn.push((width, apart, quantized(&layer.down))),
-            }
-        }
-        let Mixer::Attention(first) = &spec.layers[0].mixer;
-        let branch = |norms: Norms| matches!(norms, Norms::After | Norms::Both | Norms::ParallelApart);
-        Plan {
+        let apart = |input: &FfnInput| !matches!(input, FfnInput::Together(_));
+        let mut plan = Plan {
             hidden: spec.hidden,
-            query: first.query_width(),
-            key: first.kv_width(),
-            ffn,
-            branches: spec.layers.iter().any(|l| branch(l.norms)),
-            keys_apart: spec.query_growth.is_some() || spec.layers.iter().any(|l| l.attention().qk_norm.is_some()),
+            attention: Vec::new(),
+            ffn: Vec::new(),
+            mixtures: Vec::new(),
+            branches: false,
             quantized_hidden: any(&|l| l.hidden_matrices().any(quantized)),
-            quantized_attended: any(&|l| quantized(&l.output)),
             quantized_last: quantized(&model.output),
+        };
+        for (layer, spec_of) in model.layers.iter().zip(&spec.layers) {
+            let (Mixer::Attention(attention), MixerWeights::Attention(weights)) = (&spec_of.mixer, &layer.mixer);
+            let keys = spec.query_growth.is_some() || attention.qk_norm.is_some();
+            join(&mut plan.attention, shape_of(attention), keys, quantized(&weights.output));
+            match (&layer.ffn, spec_of.ffn.mixture()) {
+                (FfnWeights::Dense(dense), _) => {
+                    join(&mut plan.ffn, spec_of.ffn.width(), apart(&dense.input), quantized(&dense.down));
+                }
+                (FfnWeights::Mixture(weights), Some(mixture)) => {
+                    if let (Some(shared), Some(dense)) = (mixture.shared, &weights.shared) {
+                        join(&mut plan.ffn, shared.width, apart(&dense.input), quantized(&dense.down));
+                    }
+                    let key = (mixture.experts, mixture.used, mixture.width);
+                    let (kept, product) = (apart(&weights.experts.input), quantized(&weights.experts.down));
+                    let inputs = weights.experts.inputs().into_iter().any(quantized);
+                    match plan.mixtures.iter_mut().find(|(m, ..)| (m.experts, m.used, m.width) == key) {
+                        Some((_, a, [i, p])) => (*a, *i, *p) = (*a || kept, *i || inputs, *p || product),
+                        None => plan.mixtures.push((*mixture, kept, [inputs, product])),
+                    }
+                }
+                (FfnWeights::Mixture(_), None) => unreachable!("packed by its blueprint"),
+            }
+            let joined = matches!(spec_of.norms, Norms::After | Norms::Both | Norms::ParallelApart);
+            plan.branches |= joined || spec_of.ffn.mixture().is_some();
         }
+        plan
     }
 }
 
@@ -86,21 +147,30 @@ impl Workspace {
     pub(super) fn new(model: &PackedModel, rows: usize) -> Workspace {
         let plan = Plan::of(model);
         let only = |wanted: bool| if wanted { rows } else { 0 };
+        let attention = plan.attention.iter().map(|&(shape, keys, quantized)| {
+            let (heads, kv_heads, head_dim) = shape;
+            AttentionWorkspace {
+                shape,
+                queries: Rows::new(rows, heads * head_dim),
+                keys: Rows::new(only(keys), kv_heads * head_dim),
+                values: Rows::new(only(keys), kv_heads * head_dim),
+                attended: Activations::new(rows, heads * head_dim, quantized),
+            }
+        });
         let ffn = plan.ffn.iter().map(|&(width, apart, quantized)| FfnWorkspace {
             width,
             gate: Rows::new(only(apart), width),
             up: Rows::new(only(apart), width),
             product: Activations::new(rows, width, quantized),
         });
+        let mixtures = plan.mixtures.iter().map(|(m, apart, q)| MixtureWorkspace::new(m, plan.hidden, rows, *apart, *q));
         Workspace {
             x: Rows::new(rows, plan.hidden),
             normed: Activations::new(rows, plan.hidden, plan.quantized_hidden),
             branch: Rows::new(only(plan.branches), plan.hidden),
-            queries: Rows::new(rows, plan.query),
-            keys: Rows::new(only(plan.keys_apart), plan.key),
-            values: Rows::new(only(plan.keys_apart), plan.key),
-            attended: Activations::new(rows, plan.query, plan.quantized_attended),
+            attention: attention.collect(),
             ffn: ffn.collect(),
+            mixtures: mixtures.collect(),
             last: Activations::new(rows, plan.hidden, plan.quantized_last),
             wide: vec![0.0; model.wide_floats()],
         }
@@ -109,19 +179,29 @@ impl Workspace {
     pub(super) fn bytes(model: &PackedModel, rows: usize) -> usize {
         let plan = Plan::of(model);
         let only = |wanted: bool| if wanted { rows } else { 0 };
+        let attention = plan.attention.iter().map(|&((heads, kv_heads, head_dim), keys, quantized)| {
+            Rows::bytes(rows, heads * head_dim)
+                + 2 * Rows::bytes(only(keys), kv_heads * head_dim)
+                + Activations::bytes(rows, heads * head_dim, quantized)
+        });
         let ffn = plan
             .ffn
             .iter()
             .map(|&(width, apart, quantized)| 2 * Rows::bytes(only(apart), width) + Activations::bytes(rows, width, quantized));
+        let mixtures = plan.mixtures.iter().map(|(m, apart, q)| MixtureWorkspace::bytes(m, plan.hidden, rows, *apart, *q));
         Rows::bytes(rows, plan.hidden)
             + Activations::bytes(rows, plan.hidden, plan.quantized_hidden)
             + Rows::bytes(only(plan.branches), plan.hidden)
-            + Rows::bytes(rows, plan.query)
-            + 2 * Rows::bytes(only(plan.keys_apart), plan.key)
-            + Activations::bytes(rows, plan.query, plan.quantized_attended)
+            + attention.sum::<usize>()
             + ffn.sum::<usize>()
+            + mixtures.sum::<usize>()
             + Activations::bytes(rows, plan.hidden, plan.quantized_last)
             + model.wide_floats() * 4
+    }
+
+    /// Inside attention of this shape.
+    pub(super) fn of_shape(all: &mut [AttentionWorkspace], shape: AttentionShape) -> &mut AttentionWorkspace {
+        all.iter_mut().find(|w| w.shape == shape).expect("one for each shape of the model")
     }
 
     /// Inside a feed-forward part of this width.
@@ -135,8 +215,17 @@ impl Workspace {
 pub(super) struct Step {
     pub tokens: Vec<TokenId>,
     pub rows: Vec<Row>,
-    pub units: Vec<AttentionUnit>,
+    /// Of each number of heads and key/value heads that occurs.
+    pub units: Vec<((usize, usize), Vec<AttentionUnit>)>,
     /// Rows to score, and the segment each belongs to.
     pub scored: Vec<u32>,
     pub scored_for: Vec<usize>,
+}
+
+impl Step {
+    /// The units of a layer's attention.
+    pub(super) fn units_of(&self, attention: &Attention) -> &[AttentionUnit] {
+        let key = (attention.heads, attention.kv_heads);
+        self.units.iter().find(|(k, _)| *k == key).map_or(&[], |(_, units)| units)
+    }
 }

@@ -32,7 +32,8 @@ pub use formats::Part;
 pub use gemm::ActBlock;
 pub use math::Activation;
 pub use ops::{
-    Activations, Attending, Context, HeadsBy, KvArena, NormWeights, Rotation, Rows, Scores, Scoring, Team, Want, attention_units,
+    Activations, Attending, Context, Group, HeadsBy, KvArena, NormWeights, Rotation, Rows, Scores, Scoring, Team, Want,
+    attention_units,
 };
 pub use pages::{KvElement, KvLayer, KvShape, PAGE, Row};
 pub use panels::{COLUMNS, Panels, pack_panel, padded, panel_bytes};

@@ -13,6 +13,7 @@ use super::panels::{COLUMNS, Panels};
 use super::pool::{PerWorker, Pool};
 use super::table::KernelSet;
 use super::units::*;
+use std::ops::Range;
 
 /// f32 rows with a stride of whole panels; what lies past the width is zero.
 #[derive(Clone, Default)]
@@ -289,6 +290,17 @@ impl Scoring<'_> {
     pub const PLAIN: Scoring<'static> = Scoring { bias: None, scale: 1.0, cap: None };
 }
 
+/// Rows of an input that meet a matrix of their own: those of one expert.
+#[derive(Clone)]
+pub struct Group<'a> {
+    /// The matrix; all groups of a phase have matrices of one shape.
+    pub m: Panels<'a>,
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// Padded to 16.
+    pub bias: Option<&'a [f32]>,
+}
+
 /// Null for none.
 fn pointer<T>(v: Option<&[T]>) -> *const T {
     v.map_or(std::ptr::null(), <[T]>::as_ptr)
@@ -408,11 +420,13 @@ impl Team {
 
     /// Cuts a product of `rows` rows and `panels` panels; units hold multiples of `multiple` panels.
     fn grid(&mut self, rows: usize, panels: usize, multiple: usize) -> Grid {
-        let row_groups = rows.div_ceil(ROW_GROUP).max(1);
-        // Whole tiles in every group but the last.
-        let group = rows.div_ceil(row_groups).next_multiple_of(16).clamp(1, rows.max(1));
-        let row_groups = rows.div_ceil(group).max(1);
-        let wanted = (panels * row_groups).div_ceil(6 * self.pool.threads());
+        self.grid_among(rows, multiple, panels * row_groups(rows).1)
+    }
+
+    /// The same for one of several products that have `all` panels together, those of each group of rows counted.
+    fn grid_among(&mut self, rows: usize, multiple: usize, all: usize) -> Grid {
+        let (group, row_groups) = row_groups(rows);
+        let wanted = all.div_ceil(6 * self.pool.threads());
         let grid = Grid { panels: (wanted / multiple * multiple).clamp(multiple, MOST_PANELS), rows: group, row_groups };
         for scratch in self.scratch.iter_mut() {
             scratch.tile(grid.rows * grid.panels * COLUMNS);
@@ -783,6 +797,102 @@ impl Team {
         self.pool.run(units, |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
     }
 
+    /// Rows `pick` of `x`, in that order, as rows of `out`.
+    pub fn gather(&mut self, x: &Activations, pick: &[u32], out: &mut Activations) {
+        assert!(pick.len() <= out.rows.count() && x.width == out.width && (!out.has_blocks() || x.has_blocks()));
+        let per_unit = self.rows_per_unit(pick.len()).max(1);
+        let (stride, blocks) = (out.rows.stride, out.blocks_stride);
+        self.chunks(&mut out.rows.data[..pick.len() * stride], (stride * per_unit).max(1), |unit, chunk| {
+            for (row, from) in chunk.chunks_exact_mut(stride.max(1)).zip(&pick[unit * per_unit..]) {
+                row.copy_from_slice(x.row(*from as usize));
+            }
+        });
+        self.chunks(&mut out.blocks[..pick.len() * blocks], (blocks * per_unit).max(1), |unit, chunk| {
+            for (row, from) in chunk.chunks_exact_mut(blocks.max(1)).zip(&pick[unit * per_unit..]) {
+                row.copy_from_slice(x.blocks(*from as usize));
+            }
+        });
+    }
+
+    /// Checks groups, cuts each, and numbers their units: (grid, first unit) of each, and how many units there are.
+    fn cut_groups(&mut self, groups: &[Group], multiple: usize) -> (Vec<(Grid, usize)>, usize) {
+        assert!(groups.windows(2).all(|g| g[0].rows.end <= g[1].rows.start), "groups one behind the other");
+        assert!(groups.windows(2).all(|g| (g[0].m.n, g[0].m.k) == (g[1].m.n, g[1].m.k)), "matrices of one shape");
+        let all = groups.iter().map(|g| g.m.count() * row_groups(g.rows.len()).1).sum();
+        let mut units = 0;
+        let cut = groups
+            .iter()
+            .map(|g| {
+                let grid = self.grid_among(g.rows.len(), multiple, all);
+                let first = units;
+                units += g.m.count().div_ceil(grid.panels) * grid.row_groups;
+                (grid, first)
+            })
+            .collect();
+        (cut, units)
+    }
+
+    /// As [`Team::product`], each group of rows with its own matrix and bias. Rows of no group stay as they are.
+    pub fn product_of_groups(&mut self, groups: &[Group], input: &Activations, out: &mut Rows) {
+        let (cut, units) = self.cut_groups(groups, 2);
+        let args: Vec<ResidualArgs> = groups
+            .iter()
+            .zip(&cut)
+            .map(|(g, (grid, _))| {
+                assert!(out.count() >= g.rows.end && out.stride == whole(g.m.n));
+                ResidualArgs {
+                    m: matrix(&g.m),
+                    input: input.input(g.rows.end, &g.m).from(g.rows.start),
+                    grid: *grid,
+                    rows: g.rows.len(),
+                    bias: bias_of(g.bias, g.m.n),
+                    scale: 1.0,
+                    x: out.data.as_mut_ptr().wrapping_add(g.rows.start * out.stride),
+                    x_stride: out.stride,
+                    store: true,
+                    round: self.round,
+                }
+            })
+            .collect();
+        let (run, scratch, args) = (self.set.table().residual, &self.scratch, Shared(args));
+        // SAFETY: features as in `norm`; groups have rows of their own, a unit writes its own columns of its own rows; scratch by worker.
+        self.pool.run(units, |worker, unit| unsafe {
+            let group = cut.partition_point(|(_, first)| *first <= unit) - 1;
+            run(&args.get()[group], scratch.get(worker), unit - cut[group].1)
+        });
+    }
+
+    /// As [`Team::gate_up`], each group of rows with its own matrix. Rows of no group stay as they are.
+    pub fn gate_up_of_groups(&mut self, groups: &[Group], input: &Activations, activation: Activation, out: &mut Activations) {
+        let to_q = out.has_blocks();
+        assert!(!to_q || out.width.is_multiple_of(32));
+        let (cut, units) = self.cut_groups(groups, 4);
+        let width = out.width;
+        let args: Vec<GateUpArgs> = groups
+            .iter()
+            .zip(&cut)
+            .map(|(g, (grid, _))| {
+                assert!(g.m.n.is_multiple_of(2) && g.m.n / 2 == whole(width) && g.bias.is_none(), "gate and up panels in turn");
+                GateUpArgs {
+                    m: matrix(&g.m),
+                    input: input.input(g.rows.end, &g.m).from(g.rows.start),
+                    grid: *grid,
+                    rows: g.rows.len(),
+                    activation,
+                    out: out.sink(g.rows.end, width).from(g.rows.start),
+                    to_q,
+                    round: self.round,
+                }
+            })
+            .collect();
+        let (run, scratch, args) = (self.set.table().gate_up, &self.scratch, Shared(args));
+        // SAFETY: as in `product_of_groups`; whole blocks of 32 of its own rows.
+        self.pool.run(units, |worker, unit| unsafe {
+            let group = cut.partition_point(|(_, first)| *first <= unit) - 1;
+            run(&args.get()[group], scratch.get(worker), unit - cut[group].1)
+        });
+    }
+
     /// The output matrix on the rows of `input`, one for each of `wants`.
     pub fn head(&mut self, m: &Panels, input: &Activations, scoring: &Scoring, wants: &mut [Want]) -> Vec<Scores> {
         let rows = wants.len();
@@ -851,6 +961,14 @@ impl Team {
         let bytes = unsafe { std::slice::from_raw_parts(out.as_ptr() as *const u8, len * 4) };
         Panels::new(Format::F32, m.n, m.k, bytes)
     }
+}
+
+/// Rows of a group of a unit's rows, and how many groups `rows` rows make.
+fn row_groups(rows: usize) -> (usize, usize) {
+    let groups = rows.div_ceil(ROW_GROUP).max(1);
+    // Whole tiles in every group but the last.
+    let group = rows.div_ceil(groups).next_multiple_of(16).clamp(1, rows.max(1));
+    (group, rows.div_ceil(group).max(1))
 }
 
 /// Rows of one unit at most: their activations stay in L2.

@@ -41,6 +41,22 @@ pub(crate) struct Sink {
     pub q_stride: usize,
 }
 
+impl Input {
+    /// The rows from `row` on.
+    pub(crate) fn from(self, row: usize) -> Input {
+        let (f, q) = (self.f.wrapping_add(row * self.f_stride), self.q.wrapping_add(row * self.q_stride));
+        Input { f, q, ..self }
+    }
+}
+
+impl Sink {
+    /// The rows from `row` on.
+    pub(crate) fn from(self, row: usize) -> Sink {
+        let (f, q) = (self.f.wrapping_add(row * self.f_stride), self.q.wrapping_add(row * self.q_stride));
+        Sink { f, q, ..self }
+    }
+}
+
 /// How a product is cut into units: groups of `panels` panels × groups of `rows` rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Grid {

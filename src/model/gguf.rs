@@ -118,8 +118,8 @@ pub(super) struct TensorInfo {
     /// Rows and columns; a vector is one row.
     pub(super) rows: usize,
     pub(super) columns: usize,
-    /// Number of dimensions in the file.
-    pub(super) dims: usize,
+    /// Its dimensions in the file, the slowest first.
+    pub(super) shape: Vec<usize>,
     pub(super) encoding: Encoding,
     /// Absolute, in bytes.
     pub(super) offset: u64,
@@ -466,7 +466,8 @@ impl Gguf {
             spans.push((begin, bytes, name.clone()));
             let columns = dims[0] as usize;
             let rows = dims[1..].iter().product::<u64>() as usize;
-            tensors.insert(name, TensorInfo { rows, columns, dims: count as usize, encoding, offset: begin, part: 0 });
+            let shape = dims.iter().take(count as usize).rev().map(|n| *n as usize).collect();
+            tensors.insert(name, TensorInfo { rows, columns, shape, encoding, offset: begin, part: 0 });
         }
         spans.sort();
         for pair in spans.windows(2) {

@@ -2,7 +2,7 @@
 //! makes queries or keys (and so has a rotary order). Roles, names, shape checks, permutations and lists of matrices follow from it.
 
 use super::Role;
-use super::spec::{Attention, Ffn, LayerSpec, Mixer, ModelSpec, Norms, QkNorm};
+use super::spec::{Attention, Ffn, LayerSpec, Mixture, ModelSpec, Norms, QkNorm, Shared};
 
 /// Rows and columns.
 pub(crate) type Shape = (usize, usize);
@@ -15,8 +15,13 @@ pub(crate) struct TensorKind {
     pub gguf: &'static str,
     /// Name in safetensors files, as llama has it; an architecture may rename it.
     pub hf: &'static str,
-    /// One row with one dimension in the file.
+    /// One row with one dimension in the file .
     pub vector: bool,
+    /// It holds the rows (a vector's elements) of all experts; in the file the experts are a dimension of their own, or tensors of
+    /// their own. `[]` in its name is the expert's number.
+    pub experts: bool,
+    /// A dimension of 1 beside a vector's does not count.
+    pub loose: bool,
     /// Its rows (a vector's elements) are those of query or key heads, in the file's order of rotary pairs.
     pub rotary: bool,
     /// A vector of weights that some families' checkpoints hold less 1.
@@ -35,25 +40,47 @@ pub(crate) struct Fused {
     pub roles: &'static [fn(usize) -> Role],
 }
 
-const MATRIX: TensorKind =
-    TensorKind { role: |_| Role::Output, gguf: "", hf: "", vector: false, rotary: false, norm: false, shape: |_, _| None };
+const MATRIX: TensorKind = TensorKind {
+    role: |_| Role::Output,
+    gguf: "",
+    hf: "",
+    vector: false,
+    experts: false,
+    loose: false,
+    rotary: false,
+    norm: false,
+    shape: |_, _| None,
+};
 const VECTOR: TensorKind = TensorKind { vector: true, ..MATRIX };
+const EXPERTS: TensorKind = TensorKind { experts: true, ..MATRIX };
+const EXPERT_BIASES: TensorKind = TensorKind { vector: true, experts: true, ..MATRIX };
 const NORM: TensorKind = TensorKind { norm: true, ..VECTOR };
 
-fn attention(layer: &LayerSpec) -> &Attention {
-    let Mixer::Attention(attention) = &layer.mixer;
-    attention
+/// The shape of a tensor of attention, where the layer has that.
+fn attention(layer: &LayerSpec, shape: impl FnOnce(&Attention) -> Option<Shape>) -> Option<Shape> {
+    layer.attention().and_then(shape)
+}
+
+/// The shape of a tensor of experts, where the layer has them.
+fn experts(layer: &LayerSpec, shape: impl FnOnce(&Mixture) -> Option<Shape>) -> Option<Shape> {
+    layer.ffn.mixture().and_then(shape)
+}
+
+/// The shape of a tensor of the expert that all positions use, where there is one.
+fn shared(layer: &LayerSpec, shape: impl FnOnce(Shared) -> Option<Shape>) -> Option<Shape> {
+    layer.ffn.mixture().and_then(|mixture| mixture.shared).and_then(shape)
 }
 
 fn row(exists: bool, columns: usize) -> Option<Shape> {
     exists.then_some((1, columns))
 }
 
-/// (width, has a gate, biases of the input matrices, bias of the output matrix).
-fn ffn(layer: &LayerSpec) -> (usize, bool, bool, bool) {
+/// The shape by (width, has a gate, biases of the input matrices, bias of the output matrix) of a dense part.
+fn ffn(layer: &LayerSpec, shape: impl FnOnce(usize, bool, bool, bool) -> Option<Shape>) -> Option<Shape> {
     match layer.ffn {
-        Ffn::Gated { width, activation: _, input_bias, output_bias } => (width, true, input_bias, output_bias),
-        Ffn::Plain { width, activation: _, input_bias, output_bias } => (width, false, input_bias, output_bias),
+        Ffn::Gated { width, activation: _, input_bias, output_bias } => shape(width, true, input_bias, output_bias),
+        Ffn::Plain { width, activation: _, input_bias, output_bias } => shape(width, false, input_bias, output_bias),
+        Ffn::Mixture(_) => None,
     }
 }
 
@@ -69,7 +96,7 @@ fn norms(layer: &LayerSpec) -> (bool, bool, bool, bool) {
 
 /// Width of a query or key norm's weights, where there is one.
 fn qk_norm(spec: &ModelSpec, layer: &LayerSpec, width: fn(&Attention) -> usize) -> Option<Shape> {
-    let a = attention(layer);
+    let a = layer.attention()?;
     let columns = match a.qk_norm? {
         QkNorm::PerHead | QkNorm::PerHeadRotated => a.head_dim,
         QkNorm::Whole => width(a),
@@ -107,7 +134,7 @@ pub(crate) static LAYER: &[TensorKind] = &[
         gguf: "blk.{}.attn_q.weight",
         hf: "model.layers.{}.self_attn.q_proj.weight",
         rotary: true,
-        shape: |s, l| Some((attention(l).query_width(), s.hidden)),
+        shape: |s, l| attention(l, |a| Some((a.query_width(), s.hidden))),
         ..MATRIX
     },
     TensorKind {
@@ -115,7 +142,7 @@ pub(crate) static LAYER: &[TensorKind] = &[
         gguf: "blk.{}.attn_q.bias",
         hf: "model.layers.{}.self_attn.q_proj.bias",
         rotary: true,
-        shape: |_, l| row(attention(l).qkv_bias, attention(l).query_width()),
+        shape: |_, l| attention(l, |a| row(a.qkv_bias, a.query_width())),
         ..VECTOR
     },
     TensorKind {
@@ -123,7 +150,7 @@ pub(crate) static LAYER: &[TensorKind] = &[
         gguf: "blk.{}.attn_k.weight",
         hf: "model.layers.{}.self_attn.k_proj.weight",
         rotary: true,
-        shape: |s, l| Some((attention(l).kv_width(), s.hidden)),
+        shape: |s, l| attention(l, |a| Some((a.kv_width(), s.hidden))),
         ..MATRIX
     },
     TensorKind {
@@ -131,21 +158,21 @@ pub(crate) static LAYER: &[TensorKind] = &[
         gguf: "blk.{}.attn_k.bias",
         hf: "model.layers.{}.self_attn.k_proj.bias",
         rotary: true,
-        shape: |_, l| row(attention(l).qkv_bias, attention(l).kv_width()),
+        shape: |_, l| attention(l, |a| row(a.qkv_bias, a.kv_width())),
         ..VECTOR
     },
     TensorKind {
         role: Role::Value,
         gguf: "blk.{}.attn_v.weight",
         hf: "model.layers.{}.self_attn.v_proj.weight",
-        shape: |s, l| Some((attention(l).kv_width(), s.hidden)),
+        shape: |s, l| attention(l, |a| Some((a.kv_width(), s.hidden))),
         ..MATRIX
     },
     TensorKind {
         role: Role::ValueBias,
         gguf: "blk.{}.attn_v.bias",
         hf: "model.layers.{}.self_attn.v_proj.bias",
-        shape: |_, l| row(attention(l).qkv_bias, attention(l).kv_width()),
+        shape: |_, l| attention(l, |a| row(a.qkv_bias, a.kv_width())),
         ..VECTOR
     },
     TensorKind {
@@ -168,21 +195,21 @@ pub(crate) static LAYER: &[TensorKind] = &[
         role: Role::Sinks,
         gguf: "blk.{}.attn_sinks.weight",
         hf: "model.layers.{}.self_attn.sinks",
-        shape: |_, l| row(attention(l).sinks, attention(l).heads),
+        shape: |_, l| attention(l, |a| row(a.sinks, a.heads)),
         ..VECTOR
     },
     TensorKind {
         role: Role::AttentionOutput,
         gguf: "blk.{}.attn_output.weight",
         hf: "model.layers.{}.self_attn.o_proj.weight",
-        shape: |s, l| Some((s.hidden, attention(l).query_width())),
+        shape: |s, l| attention(l, |a| Some((s.hidden, a.query_width()))),
         ..MATRIX
     },
     TensorKind {
         role: Role::AttentionOutputBias,
         gguf: "blk.{}.attn_output.bias",
         hf: "model.layers.{}.self_attn.o_proj.bias",
-        shape: |s, l| row(attention(l).output_bias, s.hidden),
+        shape: |s, l| attention(l, |a| row(a.output_bias, s.hidden)),
         ..VECTOR
     },
     TensorKind {
@@ -210,43 +237,135 @@ pub(crate) static LAYER: &[TensorKind] = &[
         role: Role::Gate,
         gguf: "blk.{}.ffn_gate.weight",
         hf: "model.layers.{}.mlp.gate_proj.weight",
-        shape: |s, l| ffn(l).1.then_some((ffn(l).0, s.hidden)),
+        shape: |s, l| ffn(l, |width, gate, _, _| gate.then_some((width, s.hidden))),
         ..MATRIX
     },
     TensorKind {
         role: Role::GateBias,
         gguf: "blk.{}.ffn_gate.bias",
         hf: "model.layers.{}.mlp.gate_proj.bias",
-        shape: |_, l| row(ffn(l).1 && ffn(l).2, ffn(l).0),
+        shape: |_, l| ffn(l, |width, gate, bias, _| row(gate && bias, width)),
         ..VECTOR
     },
     TensorKind {
         role: Role::Up,
         gguf: "blk.{}.ffn_up.weight",
         hf: "model.layers.{}.mlp.up_proj.weight",
-        shape: |s, l| Some((ffn(l).0, s.hidden)),
+        shape: |s, l| ffn(l, |width, _, _, _| Some((width, s.hidden))),
         ..MATRIX
     },
     TensorKind {
         role: Role::UpBias,
         gguf: "blk.{}.ffn_up.bias",
         hf: "model.layers.{}.mlp.up_proj.bias",
-        shape: |_, l| row(ffn(l).2, ffn(l).0),
+        shape: |_, l| ffn(l, |width, _, bias, _| row(bias, width)),
         ..VECTOR
     },
     TensorKind {
         role: Role::Down,
         gguf: "blk.{}.ffn_down.weight",
         hf: "model.layers.{}.mlp.down_proj.weight",
-        shape: |s, l| Some((s.hidden, ffn(l).0)),
+        shape: |s, l| ffn(l, |width, _, _, _| Some((s.hidden, width))),
         ..MATRIX
     },
     TensorKind {
         role: Role::DownBias,
         gguf: "blk.{}.ffn_down.bias",
         hf: "model.layers.{}.mlp.down_proj.bias",
-        shape: |s, l| row(ffn(l).3, s.hidden),
+        shape: |s, l| ffn(l, |_, _, _, bias| row(bias, s.hidden)),
         ..VECTOR
+    },
+    TensorKind {
+        role: Role::Router,
+        gguf: "blk.{}.ffn_gate_inp.weight",
+        hf: "model.layers.{}.mlp.gate.weight",
+        shape: |s, l| experts(l, |m| Some((m.experts, s.hidden))),
+        ..MATRIX
+    },
+    TensorKind {
+        role: Role::RouterBias,
+        gguf: "blk.{}.ffn_gate_inp.bias",
+        hf: "model.layers.{}.mlp.gate.bias",
+        shape: |_, l| experts(l, |m| row(m.router_bias, m.experts)),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::ChoiceBias,
+        gguf: "blk.{}.exp_probs_b.bias",
+        hf: "model.layers.{}.mlp.expert_bias",
+        shape: |_, l| experts(l, |m| row(m.choice_bias, m.experts)),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::ExpertGate,
+        gguf: "blk.{}.ffn_gate_exps.weight",
+        hf: "model.layers.{}.mlp.experts.[].gate_proj.weight",
+        shape: |s, l| experts(l, |m| Some((m.experts.saturating_mul(m.width), s.hidden))),
+        ..EXPERTS
+    },
+    TensorKind {
+        role: Role::ExpertGateBias,
+        gguf: "blk.{}.ffn_gate_exps.bias",
+        hf: "model.layers.{}.mlp.experts.[].gate_proj.bias",
+        shape: |_, l| experts(l, |m| row(m.biases, m.experts.saturating_mul(m.width))),
+        ..EXPERT_BIASES
+    },
+    TensorKind {
+        role: Role::ExpertUp,
+        gguf: "blk.{}.ffn_up_exps.weight",
+        hf: "model.layers.{}.mlp.experts.[].up_proj.weight",
+        shape: |s, l| experts(l, |m| Some((m.experts.saturating_mul(m.width), s.hidden))),
+        ..EXPERTS
+    },
+    TensorKind {
+        role: Role::ExpertUpBias,
+        gguf: "blk.{}.ffn_up_exps.bias",
+        hf: "model.layers.{}.mlp.experts.[].up_proj.bias",
+        shape: |_, l| experts(l, |m| row(m.biases, m.experts.saturating_mul(m.width))),
+        ..EXPERT_BIASES
+    },
+    TensorKind {
+        role: Role::ExpertDown,
+        gguf: "blk.{}.ffn_down_exps.weight",
+        hf: "model.layers.{}.mlp.experts.[].down_proj.weight",
+        shape: |s, l| experts(l, |m| Some((m.experts.saturating_mul(s.hidden), m.width))),
+        ..EXPERTS
+    },
+    TensorKind {
+        role: Role::ExpertDownBias,
+        gguf: "blk.{}.ffn_down_exps.bias",
+        hf: "model.layers.{}.mlp.experts.[].down_proj.bias",
+        shape: |s, l| experts(l, |m| row(m.biases, m.experts.saturating_mul(s.hidden))),
+        ..EXPERT_BIASES
+    },
+    TensorKind {
+        role: Role::SharedShare,
+        gguf: "blk.{}.ffn_gate_inp_shexp.weight",
+        hf: "model.layers.{}.mlp.shared_expert_gate.weight",
+        loose: true,
+        shape: |s, l| shared(l, |e| row(e.gate, s.hidden)),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::SharedGate,
+        gguf: "blk.{}.ffn_gate_shexp.weight",
+        hf: "model.layers.{}.mlp.shared_expert.gate_proj.weight",
+        shape: |s, l| shared(l, |e| Some((e.width, s.hidden))),
+        ..MATRIX
+    },
+    TensorKind {
+        role: Role::SharedUp,
+        gguf: "blk.{}.ffn_up_shexp.weight",
+        hf: "model.layers.{}.mlp.shared_expert.up_proj.weight",
+        shape: |s, l| shared(l, |e| Some((e.width, s.hidden))),
+        ..MATRIX
+    },
+    TensorKind {
+        role: Role::SharedDown,
+        gguf: "blk.{}.ffn_down_shexp.weight",
+        hf: "model.layers.{}.mlp.shared_expert.down_proj.weight",
+        shape: |s, l| shared(l, |e| Some((s.hidden, e.width))),
+        ..MATRIX
     },
     TensorKind {
         role: Role::FfnPostNorm,
@@ -369,12 +488,58 @@ impl Role {
             | UpBias(i)
             | Down(i)
             | DownBias(i)
+            | Router(i)
+            | RouterBias(i)
+            | ChoiceBias(i)
+            | ExpertGate(i)
+            | ExpertGateBias(i)
+            | ExpertUp(i)
+            | ExpertUpBias(i)
+            | ExpertDown(i)
+            | ExpertDownBias(i)
+            | SharedShare(i)
+            | SharedGate(i)
+            | SharedUp(i)
+            | SharedDown(i)
             | FfnPostNorm(i) => Some(i),
         }
     }
 }
 
 impl ModelSpec {
+    /// How many matrices of one shape a weight holds, one below the other: that of experts as many as there are, any other one.
+    pub fn experts_of(&self, role: Role) -> usize {
+        let experts = kind(role).is_some_and(|kind| kind.experts);
+        let layer = role.layer().filter(|_| experts).and_then(|i| self.layers.get(i));
+        layer.and_then(|l| l.ffn.mixture()).map_or(1, |m| m.experts.max(1))
+    }
+
+    /// How many of them one row of a batch is multiplied with: as many as it chooses, else 1.
+    pub fn experts_used(&self, role: Role) -> usize {
+        let experts = kind(role).is_some_and(|kind| kind.experts);
+        let layer = role.layer().filter(|_| experts).and_then(|i| self.layers.get(i));
+        layer.and_then(|l| l.ffn.mixture()).map_or(1, |m| m.used)
+    }
+
+    /// How many there are, and how many a step of `rows` rows reads if rows choose independently and each expert is as likely as any.
+    pub fn experts_read(&self, role: Role, rows: usize) -> (usize, f64) {
+        let (experts, used) = (self.experts_of(role), self.experts_used(role));
+        if experts == 1 {
+            return (1, 1.0);
+        }
+        let missed = (1.0 - used as f64 / experts as f64).powi(rows.min(1 << 20) as i32);
+        (experts, experts as f64 * (1.0 - missed))
+    }
+
+    /// Weights of all matrices, and of those that one row is multiplied with: (total, active). The embedding counts once.
+    pub fn parameters(&self) -> (u64, u64) {
+        let count = |(role, (rows, columns)): (Role, Shape)| {
+            let (all, experts) = (rows as u64 * columns as u64, self.experts_of(role) as u64);
+            (all, all / experts * self.experts_used(role) as u64)
+        };
+        roles(self).map(count).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    }
+
     /// Rows and columns of a weight: outputs × inputs of a matrix; a vector is one row. (0, 0) for a weight that the model has not.
     pub fn shape(&self, role: Role) -> Shape {
         let role = if role == Role::Output && self.tied_embeddings { Role::TokenEmbedding } else { role };

@@ -79,15 +79,8 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
     let metadata = GgufMetadata::new(&file, name_of, vocabulary.tokenizer.tokens.len());
     let spec = architectures::build(architecture, &metadata)?;
     metadata.guard()?;
-    let stored = |info: &super::gguf::TensorInfo| Stored {
-        source: file.source_of(info).clone(),
-        shape: match info.dims {
-            1 => vec![info.columns],
-            2 => vec![info.rows, info.columns],
-            more => [vec![1; more - 2], vec![info.rows, info.columns]].concat(),
-        },
-        encoding: info.encoding,
-        offset: info.offset,
+    let stored = |info: &super::gguf::TensorInfo| {
+        Stored::new(file.source_of(info).clone(), info.shape.clone(), info.encoding, info.offset)
     };
     let contents = Contents {
         container: Container::Gguf,
@@ -168,7 +161,7 @@ mod tests {
             let model = opened(&tiny);
             let (layers, first) = (model.spec.layers.len(), &model.spec.layers[0]);
             assert_eq!((layers, model.spec.hidden, first.ffn.width()), (tiny.layers, tiny.hidden, tiny.ffn));
-            let attention = first.attention();
+            let attention = first.attention().expect("attention");
             assert_eq!((attention.heads, attention.kv_heads, attention.head_dim), (tiny.heads, tiny.kv_heads, tiny.head_dim));
             // The key names 2; `<|endoftext|>` is a control token that ends a text.
             assert_eq!(model.vocabulary.eos, [2, 0]);

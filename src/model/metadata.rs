@@ -208,6 +208,15 @@ impl dyn Metadata + '_ {
         flags.filter(|f| f.len() == layers).map(Some).ok_or_else(|| self.wrong(&name, &item, &wanted))
     }
 
+    /// An optional list of layers by number; empty where there is none.
+    pub(in crate::model) fn indices(&self, key: Key, layers: usize) -> Result<Vec<usize>, ModelError> {
+        let Some((name, item)) = self.find(key) else { return Ok(Vec::new()) };
+        let wanted = format!("a list of layers, numbers below {layers}");
+        let Item::List(items) = &item else { return Err(self.wrong(&name, &item, &wanted)) };
+        let number = |item: &Item| item.unsigned().filter(|n| *n < layers as u64).map(|n| n as usize);
+        items.iter().map(number).collect::<Option<Vec<usize>>>().ok_or_else(|| self.wrong(&name, &item, &wanted))
+    }
+
     /// An optional text.
     pub(in crate::model) fn text(&self, key: Key) -> Result<Option<String>, ModelError> {
         match self.find(key) {

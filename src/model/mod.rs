@@ -36,7 +36,8 @@ pub use load::{OpenOptions, Progress, Stage, open};
 pub use pretokenizers::{Cut, PreTokenizer};
 pub use resolver::{ALIASES, Alias, Origin};
 pub use spec::{
-    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm, QueryGrowth, Rope,
+    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm,
+    QueryGrowth, Rope, Routing, Shared,
 };
 pub use tensors::{encode, writable};
 #[cfg(test)]
@@ -115,6 +116,23 @@ pub enum Role {
     UpBias(usize),
     Down(usize),
     DownBias(usize),
+    /// Scores of experts.
+    Router(usize),
+    RouterBias(usize),
+    /// Added for the choice alone.
+    ChoiceBias(usize),
+    /// Of all experts, one below the other.
+    ExpertGate(usize),
+    ExpertGateBias(usize),
+    ExpertUp(usize),
+    ExpertUpBias(usize),
+    ExpertDown(usize),
+    ExpertDownBias(usize),
+    /// A vector: the share of the shared expert.
+    SharedShare(usize),
+    SharedGate(usize),
+    SharedUp(usize),
+    SharedDown(usize),
     /// The norm of the feed-forward part's output.
     FfnPostNorm(usize),
 }

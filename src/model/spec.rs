@@ -92,16 +92,66 @@ pub enum QkNorm {
 }
 
 /// Feed-forward part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub enum Ffn {
     /// down(activation(gate(x)) * up(x)).
     Gated { width: usize, activation: Activation, input_bias: bool, output_bias: bool },
     /// down(activation(up(x))).
     Plain { width: usize, activation: Activation, input_bias: bool, output_bias: bool },
+    /// A weighted sum of a few of many.
+    Mixture(Mixture),
+}
+
+/// Experts, each down(activation(gate(x)) * up(x)), of which a router chooses a few for each position. Of equal ones it takes the lower
+/// index.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Mixture {
+    /// How many there are.
+    pub experts: usize,
+    /// How many each position uses.
+    pub used: usize,
+    /// Width between an expert's two matrices.
+    pub width: usize,
+    /// Of the gate.
+    pub activation: Activation,
+    /// From the router's scores to the experts' weights.
+    pub routing: Routing,
+    /// The weights of the chosen ones are divided by their sum.
+    pub normalized: bool,
+    /// What weights are multiplied with at the end.
+    pub scale: f32,
+    /// The router has a bias.
+    pub router_bias: bool,
+    /// A vector is added to the weights for the choice alone.
+    pub choice_bias: bool,
+    /// Each expert has biases of gate, up and down.
+    pub biases: bool,
+    /// An expert that every position uses.
+    pub shared: Option<Shared>,
+}
+
+/// From a router's scores to the weights of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub enum Routing {
+    /// Softmax over all, then the choice.
+    Softmax,
+    /// The choice, then the softmax over the chosen ones.
+    SoftmaxOfChosen,
+    /// Each by the sigmoid.
+    Sigmoid,
+}
+
+/// An expert beside those that are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Shared {
+    /// Width between its two matrices.
+    pub width: usize,
+    /// It is multiplied with the sigmoid of a product of a vector and the layer's input.
+    pub gate: bool,
 }
 
 /// Feed-forward activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub enum Activation {
     /// x * sigmoid(x).
     Silu,
@@ -113,6 +163,8 @@ pub enum Activation {
     Relu,
     /// max(x, 0) squared.
     Relu2,
+    /// With g = min(gate, limit) and u = up within ±limit: g * sigmoid(alpha * g) * (u + 1). It needs a gate.
+    Clamped { limit: f32, alpha: f32 },
 }
 
 /// Where a layer is normalized.
@@ -223,6 +275,11 @@ impl ModelSpec {
             tied_embeddings: true,
         }
     }
+
+    /// The attention of all layers that have any, to be changed.
+    pub fn attentions_mut(&mut self) -> impl Iterator<Item = &mut Attention> {
+        self.layers.iter_mut().filter_map(LayerSpec::attention_mut)
+    }
 }
 
 impl LayerSpec {
@@ -248,16 +305,16 @@ impl LayerSpec {
         }
     }
 
-    /// Its attention.
-    pub fn attention(&self) -> &Attention {
+    /// Its attention, if it has any.
+    pub fn attention(&self) -> Option<&Attention> {
         let Mixer::Attention(attention) = &self.mixer;
-        attention
+        Some(attention)
     }
 
     /// Its attention, to be changed.
-    pub fn attention_mut(&mut self) -> &mut Attention {
+    pub fn attention_mut(&mut self) -> Option<&mut Attention> {
         let Mixer::Attention(attention) = &mut self.mixer;
-        attention
+        Some(attention)
     }
 }
 
@@ -274,10 +331,18 @@ impl Attention {
 }
 
 impl Ffn {
-    /// Width between its two matrices.
+    /// Width between its two matrices (those of one expert).
     pub fn width(&self) -> usize {
         match *self {
-            Ffn::Gated { width, .. } | Ffn::Plain { width, .. } => width,
+            Ffn::Gated { width, .. } | Ffn::Plain { width, .. } | Ffn::Mixture(Mixture { width, .. }) => width,
+        }
+    }
+
+    /// Its experts, if it has any.
+    pub fn mixture(&self) -> Option<&Mixture> {
+        match self {
+            Ffn::Mixture(mixture) => Some(mixture),
+            Ffn::Gated { .. } | Ffn::Plain { .. } => None,
         }
     }
 }

@@ -91,14 +91,28 @@ pub(super) enum RowOrder {
     HalfSplit { head_dim: usize, dims: usize },
 }
 
-/// One weight: a checked place in a file.
+/// A place in a file.
 #[derive(Clone)]
-pub(super) struct Tensor {
+pub(super) struct Place {
     pub(super) source: Arc<Source>,
-    /// The file's own name of it.
-    pub(super) name: String,
     /// Absolute, in bytes.
     pub(super) offset: u64,
+}
+
+/// Rows that lie as columns of a place, which holds `step` parts in turn; this is part `phase`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turned {
+    pub(super) step: usize,
+    pub(super) phase: usize,
+}
+
+/// One weight: checked places in files.
+#[derive(Clone)]
+pub(super) struct Tensor {
+    /// One, or one for each expert: as many rows (elements of a vector) in each.
+    pub(super) places: Vec<Place>,
+    /// The file's own name of it.
+    pub(super) name: String,
     pub(super) rows: usize,
     /// A multiple of the encoding's block.
     pub(super) columns: usize,
@@ -106,6 +120,8 @@ pub(super) struct Tensor {
     pub(super) order: RowOrder,
     /// Added to each value: 1 for the norms of checkpoints that hold them less 1.
     pub(super) plus: f32,
+    /// Its rows are columns in the file.
+    pub(super) turned: Option<Turned>,
 }
 
 impl Tensor {
@@ -125,8 +141,46 @@ impl Tensor {
             RowOrder::HalfSplit { head_dim, dims } if !rows.is_empty() => {
                 self.ordered(0..self.columns, width / self.columns, head_dim, dims, out)
             }
-            _ => self.source.read_at(self.offset + (rows.start * width) as u64, out),
+            _ => self.placed(rows, width, out),
         }
+    }
+
+    /// The place of a tensor that has only one.
+    fn only(&self) -> &Place {
+        &self.places[0]
+    }
+
+    /// Rows of `width` bytes from their places.
+    fn placed(&self, rows: Range<usize>, width: usize, out: &mut [u8]) -> Result<(), ModelError> {
+        if let ([Place { source, offset }], None) = (&self.places[..], self.turned) {
+            return source.read_at(offset + (rows.start * width) as u64, out);
+        }
+        // The elements of a vector are what rows are to a matrix.
+        let (count, width, columns, rows) = match self.rows {
+            1 => (self.columns, width / self.columns.max(1), 1, 0..if rows.is_empty() { 0 } else { self.columns }),
+            count => (count, width, self.columns, rows),
+        };
+        let of_one = count / self.places.len();
+        for (i, Place { source, offset }) in self.places.iter().enumerate() {
+            let (from, to) = (rows.start.max(i * of_one), rows.end.min((i + 1) * of_one));
+            if from >= to {
+                continue;
+            }
+            let out = &mut out[(from - rows.start) * width..(to - rows.start) * width];
+            let Some(Turned { step, phase }) = self.turned else {
+                source.read_at(offset + ((from - i * of_one) * width) as u64, out)?;
+                continue;
+            };
+            let value = width / columns.max(1);
+            let mut whole = vec![0; of_one * step * columns * value];
+            source.read_at(*offset, &mut whole)?;
+            for (row, out) in (from - i * of_one..to - i * of_one).zip(out.chunks_exact_mut(width)) {
+                for (column, out) in out.chunks_exact_mut(value).enumerate() {
+                    out.copy_from_slice(&whole[((column * of_one + row) * step + phase) * value..][..value]);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Rows of `width` bytes from the half-split order into the interleaved one.
@@ -134,7 +188,8 @@ impl Tensor {
         // Whole heads are read once; rows outside `rows` are dropped.
         let mut head = vec![0; head_dim * width];
         for h in rows.start / head_dim..rows.end.div_ceil(head_dim) {
-            self.source.read_at(self.offset + (h * head_dim * width) as u64, &mut head)?;
+            let Place { source, offset } = self.only();
+            source.read_at(offset + (h * head_dim * width) as u64, &mut head)?;
             for row in rows.start.max(h * head_dim)..rows.end.min((h + 1) * head_dim) {
                 let within = row % head_dim;
                 let from = if within < dims { within / 2 + within % 2 * (dims / 2) } else { within };
@@ -155,7 +210,7 @@ impl Tensor {
             Encoding::Known(format) => format.dequantize(&bytes, &mut out),
             Encoding::Ggml(kind) => {
                 out = dequantize(kind, &bytes, shape).map_err(|e| {
-                    ModelError::Io(format!("{}: tensor {}: {e}", super::source::shown(self.source.path()), self.name))
+                    ModelError::Io(format!("{}: tensor {}: {e}", super::source::shown(self.only().source.path()), self.name))
                 })?
             }
         }
@@ -167,7 +222,7 @@ impl Tensor {
 
     /// Rows in `format`, appended to `out`.
     pub(super) fn read(&self, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
-        let place = || format!("{}: tensor {}", super::source::shown(self.source.path()), self.name);
+        let place = || format!("{}: tensor {}", super::source::shown(self.only().source.path()), self.name);
         if rows.start > rows.end || rows.end > self.rows {
             return Err(ModelError::Io(format!("{}: rows {rows:?} of {} were asked for", place(), self.rows)));
         }
@@ -201,22 +256,26 @@ impl Tensor {
     /// An error naming the tensor if a value or a scale is not finite.
     fn check_finite(&self) -> Result<(), ModelError> {
         let width = self.row_bytes();
-        let step = ((1 << 20) / width.max(1)).max(1);
+        let (values, size) = self.encoding.block();
+        let parts = self.turned.map_or(1, |turned| turned.step);
+        let of_one = self.rows * width / self.places.len() * parts;
+        let step = ((1 << 20) / size.max(1)).max(1) * size;
         let mut bytes = Vec::new();
-        for begin in (0..self.rows).step_by(step) {
-            let rows = begin..self.rows.min(begin + step);
-            bytes.clear();
-            bytes.resize(rows.len() * width, 0);
-            self.source.read_at(self.offset + (begin * width) as u64, &mut bytes)?;
-            if let Some(block) = self.encoding.first_not_finite(&bytes) {
-                let (values, size) = self.encoding.block();
-                let (row, column) = (begin + block * size / width, block * size % width / size * values);
-                let what = if values > 1 { "a scale" } else { "a value" };
-                return Err(ModelError::Invalid(format!(
-                    "{}: tensor {}: {what} in row {row}, column {column} is not a finite number; the file is damaged",
-                    super::source::shown(self.source.path()),
-                    self.name
-                )));
+        for (i, Place { source, offset }) in self.places.iter().enumerate() {
+            for begin in (0..of_one).step_by(step) {
+                bytes.clear();
+                bytes.resize(step.min(of_one - begin), 0);
+                source.read_at(offset + begin as u64, &mut bytes)?;
+                if let Some(block) = self.encoding.first_not_finite(&bytes) {
+                    let at = i * of_one + begin + block * size;
+                    let (row, column) = (at / width, at % width / size * values);
+                    let what = if values > 1 { "a scale" } else { "a value" };
+                    return Err(ModelError::Invalid(format!(
+                        "{}: tensor {}: {what} in row {row}, column {column} is not a finite number; the file is damaged",
+                        super::source::shown(source.path()),
+                        self.name
+                    )));
+                }
             }
         }
         Ok(())
@@ -281,7 +340,7 @@ impl FileWeights {
     /// Refuses values that are not finite, on all threads.
     pub(super) fn check_finite(&self) -> Result<(), ModelError> {
         let mut all: Vec<&Tensor> = self.tensors.values().collect();
-        all.sort_by_key(|t| t.offset);
+        all.sort_by_key(|t| t.only().offset);
         // `find_first`, so that the same tensor is named every time.
         all.par_iter().map(|t| t.check_finite()).find_first(Result::is_err).unwrap_or(Ok(()))
     }

@@ -4,7 +4,7 @@
 
 use super::Rates;
 use crate::kernels::Format;
-use crate::model::{LayerSpec, Mixer, ModelSpec, is_matrix, roles};
+use crate::model::{LayerSpec, Mixer, ModelSpec, Role, is_matrix, roles};
 use serde::{Deserialize, Serialize};
 
 /// How a model's weights are stored while it computes.
@@ -85,9 +85,12 @@ impl Work {
     pub fn step(spec: &ModelSpec, formats: Formats, segments: &[(usize, usize)]) -> Work {
         let rows: usize = segments.iter().map(|s| s.1).sum();
         let (mut bytes, mut weights) = (0.0, 0.0);
-        for (_, (n, k)) in roles(spec).filter(|(role, _)| is_matrix(*role) && role.layer().is_some()) {
-            bytes += (n * formats.layers.row_bytes(k)) as f64;
-            weights += (n * k) as f64;
+        for (role, (n, k)) in roles(spec).filter(|(role, _)| is_matrix(*role) && role.layer().is_some()) {
+            // Of experts those that are used are read and computed: at most as many as rows choose, at least as many as one row does.
+            let (experts, used) = spec.experts_read(role, rows);
+            let format = if matches!(role, Role::Router(_)) { Format::F32 } else { formats.layers };
+            bytes += (n / experts * format.row_bytes(k)) as f64 * used;
+            weights += (n / experts * k) as f64 * spec.experts_used(role) as f64;
         }
         bytes += (spec.vocab * formats.output.row_bytes(spec.hidden)) as f64;
         let mut work = Work { tokens: rows as f64, weight_bytes: bytes, ..Work::default() };

@@ -5,8 +5,8 @@
 
 use llmopt::kernels::Format;
 use llmopt::model::{
-    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Role, Rope,
-    Weights, roles,
+    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Role,
+    Rope, Routing, Shared, Weights, roles,
 };
 use std::collections::HashMap;
 
@@ -29,9 +29,15 @@ impl Values {
 
     /// W x + b.
     fn product(&self, weights: Role, bias: Role, x: &[f64]) -> Vec<f64> {
-        let weights = self.get(weights).unwrap_or_else(|| panic!("no {weights:?}"));
+        self.product_of(weights, bias, x, 0, 1)
+    }
+
+    /// W x + b of one of several matrices that stand one below the other.
+    fn product_of(&self, weights: Role, bias: Role, x: &[f64], which: usize, count: usize) -> Vec<f64> {
+        let part = |all: &'_ [f64]| all[which * all.len() / count..(which + 1) * all.len() / count].to_vec();
+        let weights = part(self.get(weights).unwrap_or_else(|| panic!("no {weights:?}")));
         let mut y: Vec<f64> = weights.chunks(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
-        if let Some(bias) = self.get(bias) {
+        if let Some(bias) = self.get(bias).map(part) {
             y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
         }
         y
@@ -72,7 +78,80 @@ fn activate(activation: Activation, x: f64) -> f64 {
         Activation::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0).powi(2),
+        Activation::Clamped { .. } => panic!("it needs a gate"),
     }
+}
+
+/// activation(gate) * up.
+fn gated(activation: Activation, gate: f64, up: f64) -> f64 {
+    match activation {
+        Activation::Clamped { limit, alpha } => {
+            let (limit, alpha) = (f64::from(limit), f64::from(alpha));
+            let (gate, up) = (gate.min(limit), up.clamp(-limit, limit));
+            gate / (1.0 + (-alpha * gate).exp()) * (up + 1.0)
+        }
+        other => activate(other, gate) * up,
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// A mixture of experts.
+fn mix(values: &Values, l: usize, mixture: &Mixture, x: &[f64]) -> Vec<f64> {
+    let Mixture {
+        experts,
+        used,
+        width: _,
+        activation,
+        routing,
+        normalized,
+        scale,
+        router_bias: _,
+        choice_bias: _,
+        biases: _,
+        shared,
+    } = *mixture;
+    let scores = values.product(Role::Router(l), Role::RouterBias(l), x);
+    let exps: Vec<f64> = scores.iter().map(|s| s.exp()).collect();
+    let total: f64 = exps.iter().sum();
+    let mut weights: Vec<f64> = match routing {
+        Routing::Sigmoid => scores.iter().map(|s| sigmoid(*s)).collect(),
+        Routing::Softmax | Routing::SoftmaxOfChosen => exps.iter().map(|e| e / total).collect(),
+    };
+    let bias = values.get(Role::ChoiceBias(l));
+    let rank = |e: usize| weights[e] + bias.map_or(0.0, |b| b[e]);
+    let mut chosen: Vec<usize> = Vec::new();
+    for _ in 0..used {
+        let rest = (0..experts).filter(|e| !chosen.contains(e));
+        // The first of equal ones.
+        chosen.push(rest.reduce(|best, e| if rank(e) > rank(best) { e } else { best }).unwrap());
+    }
+    let sum: f64 = chosen.iter().map(|e| weights[*e]).sum();
+    if normalized || routing == Routing::SoftmaxOfChosen {
+        let least = if routing == Routing::Sigmoid { 1e-6 } else { 0.0 };
+        weights.iter_mut().for_each(|w| *w /= sum + least);
+    }
+    let mut out = vec![0.0; x.len()];
+    let mut add = |weight: f64, y: Vec<f64>| out.iter_mut().zip(y).for_each(|(out, y)| *out += weight * y);
+    for e in chosen {
+        let gate = values.product_of(Role::ExpertGate(l), Role::ExpertGateBias(l), x, e, experts);
+        let up = values.product_of(Role::ExpertUp(l), Role::ExpertUpBias(l), x, e, experts);
+        let inner: Vec<f64> = gate.iter().zip(up).map(|(g, u)| gated(activation, *g, u)).collect();
+        let y = values.product_of(Role::ExpertDown(l), Role::ExpertDownBias(l), &inner, e, experts);
+        add(weights[e] * f64::from(scale), y);
+    }
+    if let Some(Shared { width: _, gate: share }) = shared {
+        // A dense part.s, which is not here.
+        let none = Role::GateBias(l);
+        let gate = values.product(Role::SharedGate(l), none, x);
+        let inner: Vec<f64> =
+            gate.iter().zip(values.product(Role::SharedUp(l), none, x)).map(|(g, u)| gated(activation, *g, u)).collect();
+        let share = if share { sigmoid(values.product(Role::SharedShare(l), none, x)[0]) } else { 1.0 };
+        add(share, values.product(Role::SharedDown(l), none, &inner));
+    }
+    out
 }
 
 /// Turns the pairs (2i, 2i + 1) of one head; `positions` is what the request may take in all.
@@ -144,16 +223,17 @@ pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions
                 Norms::Before | Norms::Both => normed(Role::FfnNorm(l), Role::FfnNormBias(l), x),
             };
             let up = |input: &[f64]| values.product(Role::Up(l), Role::UpBias(l), input);
-            let inner: Vec<f64> = match *ffn {
+            let down = |inner: Vec<f64>| values.product(Role::Down(l), Role::DownBias(l), &inner);
+            let down = match *ffn {
                 Ffn::Gated { width: _, activation, input_bias: _, output_bias: _ } => {
                     let gate = values.product(Role::Gate(l), Role::GateBias(l), &input);
-                    gate.iter().zip(up(&input)).map(|(g, u)| activate(activation, *g) * u).collect()
+                    down(gate.iter().zip(up(&input)).map(|(g, u)| gated(activation, *g, u)).collect())
                 }
                 Ffn::Plain { width: _, activation, input_bias: _, output_bias: _ } => {
-                    up(&input).iter().map(|u| activate(activation, *u)).collect()
+                    down(up(&input).iter().map(|u| activate(activation, *u)).collect())
                 }
+                Ffn::Mixture(mixture) => mix(&values, l, &mixture, &input),
             };
-            let down = values.product(Role::Down(l), Role::DownBias(l), &inner);
             let down = match norms {
                 Norms::After | Norms::Both => norm(norms_of, values.get(Role::FfnPostNorm(l)), None, &down),
                 _ => down,

@@ -11,6 +11,7 @@ pub(super) static ARCEE: Architecture = Architecture {
     gguf_pairs: Pairs::Interleaved,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[],
     build: |m| dense::build(m, Dense { gated: false, activation: Activation::Relu2, ..Dense::default() }),
 };

@@ -8,13 +8,13 @@
 
 use super::rope::{self, Wanted};
 use crate::model::metadata::{Container, Key, Metadata, key};
-use crate::model::spec::{Activation, Ffn, LayerSpec, Mixer, ModelSpec, Norm, NormKind, Norms};
+use crate::model::spec::{Activation, Ffn, LayerSpec, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms};
 use crate::model::{ModelError, Rope};
 
 /// Positions beyond which a context length is not believed.
 pub(in crate::model) const MAX_CONTEXT: u64 = 1 << 27;
 /// Most elements of any width; rows of 2^24 f32 values are 64 MiB.
-const MAX_WIDTH: u64 = 1 << 24;
+pub(super) const MAX_WIDTH: u64 = 1 << 24;
 /// Most layers, heads, or dimensions of a head.
 const MAX_COUNT: u64 = 1 << 16;
 
@@ -22,6 +22,8 @@ const LAYERS: Key = key(&"block_count", &"num_hidden_layers");
 const CONTEXT: Key = key(&"context_length", &"max_position_embeddings");
 const HIDDEN: Key = key(&"embedding_length", &"hidden_size");
 const FFN: Key = key(&"feed_forward_length", &"intermediate_size");
+/// Width of each expert.
+pub(super) const EXPERT_FFN: Key = key(&"expert_feed_forward_length", &"moe_intermediate_size");
 const HEADS: Key = key(&"attention.head_count", &"num_attention_heads");
 const KV_HEADS: Key = key(&"attention.head_count_kv", &"num_key_value_heads");
 const HEAD_DIM: Key = key(&"attention.key_length", &"head_dim");
@@ -55,6 +57,8 @@ pub(super) struct Dense {
     pub theta: f64,
     /// Share of a head that rotates where a config says none.
     pub partial: f64,
+    /// The ends of yarn's ramp are rounded where the file does not say.
+    pub truncate: bool,
     /// Sizes that configs leave out where they are the family's default.
     pub defaults: Defaults,
 }
@@ -79,6 +83,7 @@ impl Default for Dense {
             gated: true,
             theta: 10_000.0,
             partial: 1.0,
+            truncate: true,
             defaults: Defaults::default(),
         }
     }
@@ -86,7 +91,7 @@ impl Default for Dense {
 
 /// The blueprint of a family that is llama but for `dense`, with one rope for all layers.
 pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelError> {
-    let Dense { norm, epsilon, norms, activation, gated, theta, partial, defaults } = dense;
+    let Dense { norm, epsilon, norms, activation, gated, theta, partial, truncate, defaults } = dense;
     let defaults = if m.container() == Container::Checkpoint { defaults } else { Defaults::default() };
     let layers = m.need(LAYERS, 1..=MAX_COUNT)?;
     // Each layer has tensors of its own, which are looked up one by one; nothing is allocated by a number that this does not hold.
@@ -95,7 +100,11 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
     }
     let context = m.integer(CONTEXT, 1..=MAX_CONTEXT)?.or(defaults.context).ok_or_else(|| m.missing(CONTEXT))?;
     let hidden = m.need(HIDDEN, 1..=MAX_WIDTH)?;
-    let ffn = m.per_layer(FFN, 1..=MAX_WIDTH, layers)?.ok_or_else(|| m.missing(FFN))?;
+    // Where all layers have experts, some files say their width alone.
+    let ffn = match m.per_layer(FFN, 1..=MAX_WIDTH, layers)? {
+        Some(ffn) => ffn,
+        None => m.per_layer(EXPERT_FFN, 1..=MAX_WIDTH, layers)?.ok_or_else(|| m.missing(FFN))?,
+    };
     let heads = m.per_layer(HEADS, 1..=MAX_COUNT, layers)?;
     let heads = heads.or(defaults.heads.map(|n| vec![n; layers])).ok_or_else(|| m.missing(HEADS))?;
     let kv_heads = m.per_layer(KV_HEADS, 1..=MAX_COUNT, layers)?.or(defaults.kv_heads.map(|n| vec![n; layers]));
@@ -121,7 +130,7 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
         weights: true,
         bias: false,
     };
-    let rope: Rope = rope::read(m, Wanted { theta, partial, ..Wanted::new(head_dim, context) })?;
+    let rope: Rope = rope::read(m, Wanted { theta, partial, truncate, ..Wanted::new(head_dim, context) })?;
     // Some configs have the activation under both names; the first one counts, as in transformers.
     m.find(key(&"", &"hidden_act"));
     let activation = match m.text(ACTIVATION)? {
@@ -162,14 +171,13 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
         None => m.bool(ALL_BIASES)?,
     };
     for layer in &mut spec.layers {
-        let own = layer.attention_mut();
-        // What a config promises must be there; what it denies is refused as a tensor that nobody uses.
-        own.qkv_bias = attention.unwrap_or(own.qkv_bias);
-        own.output_bias &= attention != Some(false);
-        match &mut layer.ffn {
-            Ffn::Gated { input_bias, output_bias, .. } | Ffn::Plain { input_bias, output_bias, .. } => {
-                (*input_bias, *output_bias) = (inner.unwrap_or(*input_bias), inner.unwrap_or(*output_bias));
-            }
+        if let Some(own) = layer.attention_mut() {
+            // What a config promises must be there; what it denies is refused as a tensor that nobody uses.
+            own.qkv_bias = attention.unwrap_or(own.qkv_bias);
+            own.output_bias &= attention != Some(false);
+        }
+        if let Ffn::Gated { input_bias, output_bias, .. } | Ffn::Plain { input_bias, output_bias, .. } = &mut layer.ffn {
+            (*input_bias, *output_bias) = (inner.unwrap_or(*input_bias), inner.unwrap_or(*output_bias));
         }
     }
     Ok(spec)
@@ -183,12 +191,11 @@ pub(super) fn biases(m: &dyn Metadata, spec: &mut ModelSpec, up: &str, down: &st
     let output = has("blk.0.attn_output.bias", "model.layers.0.self_attn.o_proj.bias");
     let (up, down) = (has("blk.0.ffn_up.bias", up), has("blk.0.ffn_down.bias", down));
     for layer in &mut spec.layers {
-        let attention = layer.attention_mut();
-        (attention.qkv_bias, attention.output_bias) = (qkv, output);
-        match &mut layer.ffn {
-            Ffn::Gated { input_bias, output_bias, .. } | Ffn::Plain { input_bias, output_bias, .. } => {
-                (*input_bias, *output_bias) = (up, down);
-            }
+        if let Some(attention) = layer.attention_mut() {
+            (attention.qkv_bias, attention.output_bias) = (qkv, output);
+        }
+        if let Ffn::Gated { input_bias, output_bias, .. } | Ffn::Plain { input_bias, output_bias, .. } = &mut layer.ffn {
+            (*input_bias, *output_bias) = (up, down);
         }
     }
 }
@@ -240,6 +247,9 @@ pub(super) fn named_activation(m: &dyn Metadata, name: &str) -> Result<Activatio
 /// The rules between the numbers of a blueprint.
 pub(super) fn check(spec: &ModelSpec) -> Result<(), String> {
     for layer in &spec.layers {
+        if let Some(mixture) = layer.ffn.mixture() {
+            check_mixture(mixture)?;
+        }
         let Mixer::Attention(a) = &layer.mixer;
         let (heads, kv_heads, head_dim) = (a.heads, a.kv_heads, a.head_dim);
         if !heads.is_multiple_of(kv_heads) {
@@ -253,6 +263,16 @@ pub(super) fn check(spec: &ModelSpec) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn check_mixture(mixture: &Mixture) -> Result<(), String> {
+    let Mixture { experts, used, .. } = *mixture;
+    match () {
+        _ if experts == 0 => Err("a mixture of 0 experts computes nothing".into()),
+        _ if used == 0 => Err(format!("0 of {experts} experts are used; at least 1 must be")),
+        _ if used > experts => Err(format!("{used} experts are used of only {experts} that there are")),
+        _ => Ok(()),
+    }
 }
 
 fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), String> {

@@ -14,20 +14,21 @@ pub(super) static EXAONE4: Architecture = Architecture {
     gguf_pairs: Pairs::HalfSplit,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[],
     build,
 };
 
 fn build(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     let mut spec = dense::build(m, Dense { norms: Norms::After, ..Dense::default() })?;
-    spec.layers.iter_mut().for_each(|layer| layer.attention_mut().qk_norm = Some(QkNorm::PerHead));
+    spec.attentions_mut().for_each(|a| a.qk_norm = Some(QkNorm::PerHead));
     if m.integer(WINDOW, 0..=u64::MAX)?.is_none_or(|window| window == 0) {
         return Ok(spec);
     }
     let local = layers::local(m, spec.layers.len(), 4)?;
     layers::set_windows(m, &mut spec, &local)?;
-    for (layer, local) in spec.layers.iter_mut().zip(local) {
-        layer.attention_mut().rope = local.then_some(0);
+    for (attention, local) in spec.attentions_mut().zip(local) {
+        attention.rope = local.then_some(0);
     }
     Ok(spec)
 }

@@ -5,7 +5,7 @@ use super::dense::{self, Defaults, Dense};
 use super::rope::{self, Wanted};
 use super::{Architecture, Pairs, Renamed, layers};
 use crate::model::metadata::{Container, Key, Metadata, key};
-use crate::model::{Activation, Ffn, ModelError, ModelSpec, Norms, QkNorm, Role};
+use crate::model::{Activation, Ffn, LayerSpec, ModelError, ModelSpec, Norms, QkNorm, Role};
 
 const SCALAR: Key = key(&"", &"query_pre_attn_scalar");
 const SCORE_CAP: Key = key(&"attn_logit_softcapping", &"attn_logit_softcapping");
@@ -18,6 +18,7 @@ pub(super) static GEMMA: Architecture = Architecture {
     gguf_pairs: Pairs::HalfSplit,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: true,
+    experts_turned: false,
     renamed: &[],
     build: |m| base(m, Norms::Before, Defaults::default()),
 };
@@ -52,7 +53,7 @@ pub(super) static GEMMA3: Architecture = Architecture {
         let local = layers::local(m, spec.layers.len(), 6)?;
         layers::set_windows(m, &mut spec, &local)?;
         caps(m, &mut spec)?;
-        let head_dim = spec.layers.first().map_or(0, |layer| layer.attention().head_dim);
+        let head_dim = spec.layers.iter().find_map(LayerSpec::attention).map_or(0, |a| a.head_dim);
         // Global layers have the larger base and the scaling, local ones a plain rope of their own.
         let global = Wanted { theta: 1e6, ..Wanted::new(head_dim, spec.context) };
         let own = Wanted {
@@ -64,8 +65,7 @@ pub(super) static GEMMA3: Architecture = Architecture {
             ..global
         };
         spec.ropes = vec![rope::read(m, global)?, rope::read(m, own)?];
-        for (layer, local) in spec.layers.iter_mut().zip(local) {
-            let attention = layer.attention_mut();
+        for (attention, local) in spec.attentions_mut().zip(local) {
             attention.rope = Some(usize::from(local));
             attention.qk_norm = Some(QkNorm::PerHead);
         }
@@ -95,8 +95,7 @@ fn base(m: &dyn Metadata, norms: Norms, defaults: Defaults) -> Result<ModelSpec,
 fn query_scale(m: &dyn Metadata, spec: &mut ModelSpec, large: usize) -> Result<(), ModelError> {
     let scalar = m.positive(SCALAR)?;
     let (hidden, count) = (spec.hidden as f64, spec.layers.len());
-    for layer in &mut spec.layers {
-        let attention = layer.attention_mut();
+    for attention in spec.attentions_mut() {
         let scalar = match (scalar, m.container()) {
             (Some(scalar), _) => scalar,
             (None, Container::Gguf) if count == large => hidden / attention.heads as f64,
@@ -115,6 +114,6 @@ fn caps(m: &dyn Metadata, spec: &mut ModelSpec) -> Result<(), ModelError> {
     let or = |found: Option<f64>, default: f64| found.or(old.then_some(default)).map(|x| x as f32);
     spec.logit_softcap = or(logits, 30.0);
     let cap = or(scores, 50.0);
-    spec.layers.iter_mut().for_each(|layer| layer.attention_mut().softcap = cap);
+    spec.attentions_mut().for_each(|a| a.softcap = cap);
     Ok(())
 }

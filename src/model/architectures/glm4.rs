@@ -11,6 +11,7 @@ pub(super) static GLM4: Architecture = Architecture {
     gguf_pairs: Pairs::Interleaved,
     hf_pairs: Pairs::Interleaved,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[
         Renamed::hf(Role::AttentionPostNorm, "model.layers.{}.post_self_attn_layernorm.weight"),
         Renamed::hf(Role::FfnPostNorm, "model.layers.{}.post_mlp_layernorm.weight"),

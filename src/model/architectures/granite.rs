@@ -18,11 +18,12 @@ pub(super) static GRANITE: Architecture = Architecture {
     gguf_pairs: Pairs::Interleaved,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[],
     build,
 };
 
-fn build(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
+pub(super) fn build(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     let mut spec = dense::build(m, Dense::default())?;
     // 0 stands for none in GGUF files.
     let scale = |key: Key| Ok::<_, ModelError>(m.float(key, "a number from 0", |x| x >= 0.0)?.filter(|x| *x != 0.0));
@@ -31,9 +32,8 @@ fn build(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     let (residual, attention) = (scale(RESIDUAL)?, scale(ATTENTION)?);
     // llama.cpp: false says that the model knows no positions at all.
     let positions = m.bool(ROPE)? != Some(false);
-    for layer in &mut spec.layers {
-        layer.residual_scale = residual.unwrap_or(1.0) as f32;
-        let own = layer.attention_mut();
+    spec.layers.iter_mut().for_each(|layer| layer.residual_scale = residual.unwrap_or(1.0) as f32);
+    for own in spec.attentions_mut() {
         own.scale = attention.map_or(own.scale, |scale| scale as f32);
         own.rope = own.rope.filter(|_| positions);
     }

@@ -10,6 +10,7 @@ pub(super) static HELIUM: Architecture = Architecture {
     gguf_pairs: Pairs::Interleaved,
     hf_pairs: Pairs::Interleaved,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[],
     build: |m| dense::build(m, Dense { theta: 1e5, ..Dense::default() }),
 };

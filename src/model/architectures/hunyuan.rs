@@ -11,13 +11,14 @@ pub(super) static HUNYUAN: Architecture = Architecture {
     gguf_pairs: Pairs::HalfSplit,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[
         Renamed::hf(Role::QueryNorm, "model.layers.{}.self_attn.query_layernorm.weight"),
         Renamed::hf(Role::KeyNorm, "model.layers.{}.self_attn.key_layernorm.weight"),
     ],
     build: |m| {
         let mut spec = dense::build(m, Dense::default())?;
-        spec.layers.iter_mut().for_each(|layer| layer.attention_mut().qk_norm = Some(QkNorm::PerHeadRotated));
+        spec.attentions_mut().for_each(|a| a.qk_norm = Some(QkNorm::PerHeadRotated));
         Ok(spec)
     },
 };

@@ -14,6 +14,7 @@ pub(super) static STARCODER2: Architecture = Architecture {
     gguf_pairs: Pairs::HalfSplit,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[
         Renamed::hf(Role::Up, "model.layers.{}.mlp.c_fc.weight"),
         Renamed::hf(Role::UpBias, "model.layers.{}.mlp.c_fc.bias"),
@@ -52,6 +53,7 @@ pub(super) static NEMOTRON: Architecture = Architecture {
     model_types: &["nemotron"],
     classes: &["NemotronForCausalLM"],
     norms_less_one: true,
+    experts_turned: false,
     renamed: &[],
     build: |m| {
         let dense =
@@ -88,8 +90,8 @@ pub(super) static COHERE2: Architecture = Architecture {
         // Only the layers with a window know positions.
         let local = layers::local(m, spec.layers.len(), 4)?;
         layers::set_windows(m, &mut spec, &local)?;
-        for (layer, local) in spec.layers.iter_mut().zip(local) {
-            layer.attention_mut().rope = local.then_some(0);
+        for (attention, local) in spec.attentions_mut().zip(local) {
+            attention.rope = local.then_some(0);
         }
         Ok(spec)
     },

@@ -48,7 +48,9 @@ pub(super) fn local(m: &dyn Metadata, layers: usize, every: usize) -> Result<Vec
 pub(super) fn set_windows(m: &dyn Metadata, spec: &mut ModelSpec, local: &[bool]) -> Result<(), ModelError> {
     let window = window(m, spec.context)?;
     for (layer, local) in spec.layers.iter_mut().zip(local) {
-        layer.attention_mut().window = window.filter(|_| *local);
+        if let Some(attention) = layer.attention_mut() {
+            attention.window = window.filter(|_| *local);
+        }
     }
     Ok(())
 }
@@ -70,7 +72,9 @@ pub(super) fn qwen_windows(m: &dyn Metadata, spec: &mut ModelSpec) -> Result<(),
         None => (0..spec.layers.len()).map(|i| i >= first).collect(),
     };
     for (layer, local) in spec.layers.iter_mut().zip(local) {
-        layer.attention_mut().window = Some(window).filter(|_| local);
+        if let Some(attention) = layer.attention_mut() {
+            attention.window = Some(window).filter(|_| local);
+        }
     }
     Ok(())
 }

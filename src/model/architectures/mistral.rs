@@ -13,6 +13,7 @@ pub(super) static MISTRAL: Architecture = Architecture {
     gguf_pairs: Pairs::Interleaved,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[],
     build: |m| {
         let mut spec = dense::build(m, Dense::default())?;

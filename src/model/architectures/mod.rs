@@ -15,6 +15,7 @@ mod layernorm;
 mod layers;
 mod llama;
 mod mistral;
+mod mixture;
 mod olmo;
 mod phi3;
 mod qwen;
@@ -39,6 +40,8 @@ pub struct Architecture {
     pub(super) hf_pairs: Pairs,
     /// Checkpoints hold the weights of norms less 1.
     pub(super) norms_less_one: bool,
+    /// Checkpoints hold the rows of experts as columns, those of gate and up in turn.
+    pub(super) experts_turned: bool,
     /// Tensors that are called otherwise than in the table.
     pub(super) renamed: &'static [Renamed],
     /// The blueprint; its `architecture` is filled in afterwards.
@@ -102,6 +105,12 @@ pub static ALL: &[&Architecture] = &[
     &layernorm::NEMOTRON,
     &layernorm::COHERE,
     &layernorm::COHERE2,
+    &mixture::QWEN2_MOE,
+    &mixture::QWEN3_MOE,
+    &mixture::MIXTRAL,
+    &mixture::OLMOE,
+    &mixture::GRANITE_MOE,
+    &mixture::GPT_OSS,
 ];
 
 /// The names of all, for messages and help.

@@ -14,6 +14,7 @@ pub(super) static OLMO: Architecture = Architecture {
     gguf_pairs: Pairs::Interleaved,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[],
     build: |m| {
         let mut spec = dense::build(m, Dense { norm: NormKind::Layer, epsilon: Some(1e-5), ..Dense::default() })?;
@@ -37,7 +38,7 @@ pub(super) static OLMO3: Architecture =
 
 fn after(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     let mut spec = dense::build(m, Dense { norms: Norms::After, theta: 5e5, ..Dense::default() })?;
-    spec.layers.iter_mut().for_each(|layer| layer.attention_mut().qk_norm = Some(QkNorm::Whole));
+    spec.attentions_mut().for_each(|a| a.qk_norm = Some(QkNorm::Whole));
     if m.find(WINDOW).is_none() {
         return Ok(spec);
     }
@@ -46,8 +47,8 @@ fn after(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     // Layers with a window have the base without the scaling.
     if let Some(Rope { theta, dims, .. }) = spec.ropes.first().cloned() {
         spec.ropes.push(Rope::plain(theta, dims));
-        for (layer, _) in spec.layers.iter_mut().zip(local).filter(|(_, local)| *local) {
-            layer.attention_mut().rope = Some(1);
+        for (attention, _) in spec.attentions_mut().zip(local).filter(|(_, local)| *local) {
+            attention.rope = Some(1);
         }
     }
     Ok(spec)

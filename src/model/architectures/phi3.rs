@@ -10,6 +10,7 @@ pub(super) static PHI3: Architecture = Architecture {
     gguf_pairs: Pairs::HalfSplit,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[],
     build: |m| {
         let mut spec = dense::build(m, Dense::default())?;

@@ -11,10 +11,11 @@ pub(super) static QWEN2: Architecture = Architecture {
     gguf_pairs: Pairs::HalfSplit,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[],
     build: |m| {
         let mut spec = dense::build(m, Dense::default())?;
-        spec.layers.iter_mut().for_each(|layer| layer.attention_mut().qkv_bias = true);
+        spec.attentions_mut().for_each(|a| a.qkv_bias = true);
         layers::qwen_windows(m, &mut spec)?;
         Ok(spec)
     },
@@ -26,7 +27,7 @@ pub(super) static QWEN3: Architecture = Architecture {
     classes: &["Qwen3ForCausalLM"],
     build: |m| {
         let mut spec = dense::build(m, Dense::default())?;
-        spec.layers.iter_mut().for_each(|layer| layer.attention_mut().qk_norm = Some(QkNorm::PerHead));
+        spec.attentions_mut().for_each(|a| a.qk_norm = Some(QkNorm::PerHead));
         layers::qwen_windows(m, &mut spec)?;
         Ok(spec)
     },

@@ -29,6 +29,8 @@ pub(super) struct Wanted {
     pub scaled: bool,
     /// Share of a head that rotates where the file does not say.
     pub partial: f64,
+    /// The ends of yarn's ramp are rounded where the file does not say.
+    pub truncate: bool,
 }
 
 impl Wanted {
@@ -43,6 +45,7 @@ impl Wanted {
             hf_theta: "rope_theta",
             scaled: true,
             partial: 1.0,
+            truncate: true,
         }
     }
 }
@@ -92,7 +95,7 @@ impl Parameters<'_> {
 
 /// The rope that a file describes.
 pub(super) fn read(metadata: &dyn Metadata, wanted: Wanted) -> Result<Rope, ModelError> {
-    let Wanted { head_dim, context, theta, gguf_theta, layer_type, hf_theta, scaled, partial } = wanted;
+    let Wanted { head_dim, context, theta, gguf_theta, layer_type, hf_theta, scaled, partial, truncate } = wanted;
     let parameters = Parameters { metadata, layer_type };
     let own = metadata.positive(Key { gguf: &[gguf_theta], hf: &[hf_theta] })?;
     let theta = match own {
@@ -130,7 +133,7 @@ pub(super) fn read(metadata: &dyn Metadata, wanted: Wanted) -> Result<Rope, Mode
             }
         }
         "llama3" => rope.factors = llama3(&parameters, theta, dims)?,
-        "yarn" => (rope.factors, rope.magnitude) = yarn(&parameters, theta, dims, context)?,
+        "yarn" => (rope.factors, rope.magnitude) = yarn(&parameters, theta, dims, context, truncate)?,
         "longrope" | "su" => return longrope(&parameters, rope, context),
         other => {
             let other = crate::units::shown(other);
@@ -193,14 +196,14 @@ fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
 
 /// `_compute_yarn_parameters`: the divisors and the magnitude. GGUF's `attn_factor` multiplies what it gives, and
 /// `yarn_log_multiplier` stands for `mscale_all_dim` beside an `mscale` of 1 (llama.cpp's `llama-context.cpp`).
-fn yarn(parameters: &Parameters, theta: f64, dims: usize, context: usize) -> Result<(Vec<f32>, f32), ModelError> {
+fn yarn(parameters: &Parameters, theta: f64, dims: usize, context: usize, truncate: bool) -> Result<(Vec<f32>, f32), ModelError> {
     let factor = parameters.need(&["rope.scaling.factor"], "factor")?;
     let original = parameters
         .positions(&["rope.scaling.original_context_length"], "original_max_position_embeddings")?
         .unwrap_or(context as f64);
     let fast = parameters.positive(&["rope.scaling.yarn_beta_fast"], "beta_fast")?.unwrap_or(32.0);
     let slow = parameters.positive(&["rope.scaling.yarn_beta_slow"], "beta_slow")?.unwrap_or(1.0);
-    let truncate = parameters.with(&[], "truncate", |key| parameters.metadata.bool(key))?.unwrap_or(true);
+    let truncate = parameters.with(&[], "truncate", |key| parameters.metadata.bool(key))?.unwrap_or(truncate);
     let magnitude = if parameters.metadata.container() == Container::Gguf {
         let own = parameters.positive(&["rope.scaling.attn_factor"], "")?.unwrap_or(1.0);
         let all = parameters.with(&["rope.scaling.yarn_log_multiplier"], "", |key| {

@@ -11,6 +11,7 @@ pub(super) static SEED_OSS: Architecture = Architecture {
     gguf_pairs: Pairs::HalfSplit,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[Renamed::gguf(Role::FfnNorm, "blk.{}.post_attention_norm.weight")],
     build: |m| dense::build(m, Dense::default()),
 };

@@ -16,6 +16,7 @@ pub(super) static SMOLLM3: Architecture = Architecture {
     gguf_pairs: Pairs::Interleaved,
     hf_pairs: Pairs::HalfSplit,
     norms_less_one: false,
+    experts_turned: false,
     renamed: &[],
     build,
 };
@@ -27,8 +28,8 @@ fn build(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
         Some(flags) => flags,
         None => (1..=spec.layers.len()).map(|i| !i.is_multiple_of(interval)).collect(),
     };
-    for (layer, positions) in spec.layers.iter_mut().zip(&positions) {
-        layer.attention_mut().rope = positions.then_some(0);
+    for (attention, positions) in spec.attentions_mut().zip(&positions) {
+        attention.rope = positions.then_some(0);
     }
     if m.bool(key(&"", &"use_sliding_window"))? == Some(true) {
         let local: Vec<bool> = match m.has_layer_types() {
