@@ -632,7 +632,8 @@ fn main() {
         .collect();
     let mut region = Arena::new(REGION.max(spec.vocab.next_multiple_of(COLUMNS) * spec.hidden * 4)).expect("memory");
     for set in KernelSet::available().into_iter().rev().filter(|s| args.kernels.is_none_or(|k| k == *s)) {
-        let mut team = Team::new(set, args.threads, spec.layers[0].attention().expect("attention").head_dim, false).expect("threads");
+        let mut team =
+            Team::new(set, args.threads, spec.layers[0].attention().expect("attention").head_dim, false).expect("threads");
         let mut table = Table { rates: &rates, only: &args.only, full: args.full, left_out: 0, pace: f64::INFINITY };
         table.head(&format!("{}: products, weights from memory", set.name()));
         for &format in &formats {

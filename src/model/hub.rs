@@ -5,12 +5,12 @@
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+use super::alias::Alias;
 use super::cache::{Environment, Lock, is_plain_path};
 use super::http::{Client, Failure, encoded};
 pub(super) use super::hub_id::Id;
-use super::load::{OpenOptions, Stage};
-use super::resolver::{Alias, Place};
-use super::source::{Source, hex, shown};
+use super::opening::{OpenOptions, Stage};
+use super::source::{Place, Source, hex, shown};
 use super::{ModelError, choice};
 use crate::units::Bytes;
 use sha1::Sha1;

@@ -1,10 +1,11 @@
 //! In place of `hub.rs` in a build without the feature `hub`: a hub id is refused by name.
 
 use super::ModelError;
+use super::alias::Alias;
 use super::cache::Lock;
 pub(super) use super::hub_id::Id;
-use super::load::OpenOptions;
-use super::resolver::{Alias, Place};
+use super::opening::OpenOptions;
+use super::source::Place;
 use std::path::Path;
 
 const ABSENT: &str = "this llmopt was built without the feature 'hub'";

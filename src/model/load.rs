@@ -3,52 +3,14 @@
 
 use super::architectures;
 use super::assemble::{Contents, Prefix, Stored, assemble};
-use super::cache::Environment;
 use super::gguf::Gguf;
 use super::metadata::{Container, GgufMetadata};
-use super::resolver::{self, Place};
+use super::opening::{OpenOptions, Stage};
+use super::resolver;
+use super::source::Place;
 use super::tensors::FileWeights;
 use super::{Model, ModelError, safetensors, vocabulary};
 use std::path::Path;
-
-/// What loading is busy with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Fetching the model.
-    Download,
-    /// Reading and checking its bytes.
-    Check,
-}
-
-/// A step forward while a model is opened.
-#[derive(Debug, Clone)]
-pub struct Progress<'a> {
-    /// What is being done.
-    pub stage: Stage,
-    /// The file.
-    pub name: &'a str,
-    /// Bytes done.
-    pub done: u64,
-    /// Bytes in all, where known.
-    pub total: Option<u64>,
-}
-
-/// How to open a model.
-#[derive(Default)]
-pub struct OpenOptions<'a> {
-    /// Hears of progress; called from any thread, often.
-    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
-    /// Folders and tokens from the environment.
-    pub environment: Environment,
-}
-
-impl OpenOptions<'_> {
-    pub(super) fn tell(&self, stage: Stage, name: &str, done: u64, total: Option<u64>) {
-        if let Some(progress) = self.progress {
-            progress(Progress { stage, name, done, total });
-        }
-    }
-}
 
 /// Opens a model: a `.gguf` file (of a split model any part), a folder with `config.json`, `*.safetensors` and `tokenizer.json`, a hub id `org/name[:file]`, or
 /// an alias. Everything is checked; weights are read later, from the open file.

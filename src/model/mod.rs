@@ -2,6 +2,7 @@
 //! In: GGUF files, safetensors folders, aliases, hub ids. Out: [`Model`]. Nothing in a file is believed before it is checked.
 //! It does not compute with weights, and never prints.
 
+mod alias;
 pub mod architectures;
 mod assemble;
 mod cache;
@@ -21,6 +22,7 @@ mod hub_id;
 mod kinds;
 mod load;
 mod metadata;
+mod opening;
 mod pretokenizers;
 mod resolver;
 mod safetensors;
@@ -30,11 +32,12 @@ mod tensors;
 mod tokenizer_json;
 mod vocabulary;
 
+pub use alias::{ALIASES, Alias, Origin};
 pub use cache::Environment;
 pub use kinds::{is_matrix, llama_name, roles};
-pub use load::{OpenOptions, Progress, Stage, open};
+pub use load::open;
+pub use opening::{OpenOptions, Progress, Stage};
 pub use pretokenizers::{Cut, PreTokenizer};
-pub use resolver::{ALIASES, Alias, Origin};
 pub use spec::{
     Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm,
     QueryGrowth, Rope, Routing, Shared,

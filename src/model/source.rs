@@ -8,6 +8,15 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+/// Where a model lies.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// A file that should be GGUF.
+    Gguf(PathBuf),
+    /// A folder with a checkpoint.
+    Folder(PathBuf),
+}
+
 /// An open regular file that is noticed when it changes.
 pub(super) struct Source {
     file: File,

@@ -1,25 +1,10 @@
 //! One page that needs nothing else: no script, no font, no picture from elsewhere (its policy forbids them). Readable at a phone's width,
 //! in light and dark and on paper. In: a [`Report`]. Out: HTML, the same bytes for the same report. All texts are escaped.
 
+use super::escape::escaped;
 use super::svg;
 use crate::report::chart::Chart;
 use crate::report::{Align, Block, Report, Table};
-
-/// Text for HTML, in elements and in quoted attributes; control characters are made visible.
-pub fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in crate::units::shown(text).chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
-}
 
 /// The whole page.
 pub fn page(report: &Report) -> String {

@@ -2,6 +2,7 @@
 //! format: names in models and answers are strangers' text.
 
 pub mod csv;
+mod escape;
 pub mod html;
 pub mod json;
 pub mod markdown;

@@ -1,7 +1,7 @@
 //! Charts as inline SVG. In: a [`Chart`]. Out: one `svg` element. Horizontal places are percentages and sizes of text are pixels, so that
 //! a chart is as readable on a phone as on a wide screen. Colours are classes that the page defines for light, dark and paper.
 
-use super::html::escaped;
+use super::escape::escaped;
 use crate::report::chart::{Bar, Chart, Distributions, Dot, Marks, Stack};
 use std::fmt::Write;
 

@@ -1,0 +1,42 @@
+//! How a model is opened: what hears of progress, what the environment says. In: closures, an environment. Out: plain data.
+
+use super::cache::Environment;
+
+/// What loading is busy with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Fetching the model.
+    Download,
+    /// Reading and checking its bytes.
+    Check,
+}
+
+/// A step forward while a model is opened.
+#[derive(Debug, Clone)]
+pub struct Progress<'a> {
+    /// What is being done.
+    pub stage: Stage,
+    /// The file.
+    pub name: &'a str,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all, where known.
+    pub total: Option<u64>,
+}
+
+/// How to open a model.
+#[derive(Default)]
+pub struct OpenOptions<'a> {
+    /// Hears of progress; called from any thread, often.
+    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+    /// Folders and tokens from the environment.
+    pub environment: Environment,
+}
+
+impl OpenOptions<'_> {
+    pub(super) fn tell(&self, stage: Stage, name: &str, done: u64, total: Option<u64>) {
+        if let Some(progress) = self.progress {
+            progress(Progress { stage, name, done, total });
+        }
+    }
+}
