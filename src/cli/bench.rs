@@ -25,6 +25,7 @@ use crate::optimizations::Set;
 use crate::pipeline::{Control, DtypePolicy, Latencies, Loaded, Options, Pipeline, PipelineConfig};
 use crate::report::{self, Align, Cell, Format, Table, histograms, speedup};
 use crate::roofline::{Effort, Limits};
+use crate::text::prompts::Reading;
 use crate::units::{counted, seconds};
 use indicatif::ProgressBar;
 use std::path::{Path, PathBuf};
@@ -384,7 +385,7 @@ fn workload(args: &Args, console: &mut Console) -> Result<Workload, Failure> {
         return Ok(workload);
     }
     let names: Vec<String> = args.prompts.iter().map(|p| p.display().to_string()).collect();
-    let inputs = Inputs::open(&args.prompts, None, args.shared.limit)?;
+    let inputs = Inputs::open(&args.prompts, &[], Reading::default(), args.shared.limit)?;
     let mut prompts = Vec::new();
     let (tell, told) = std::sync::mpsc::channel();
     for record in inputs.records(Arc::new(args.shared.clone()), move |line| drop(tell.send(line))) {

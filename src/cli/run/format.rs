@@ -3,175 +3,64 @@
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub use super::columns::Line;
+use super::columns::{self, TABLE, Value, one_line};
 use crate::engine::FinishReason;
-use crate::pipeline::{Answer, RecordError, Settings};
-use crate::text::prompts::{Endpoint, Given, OpenAiRequest, Origin};
+use crate::pipeline::{RecordError, Settings};
+use crate::text::prompts::{Cell, Endpoint, Given, OpenAiRequest};
 use crate::units::shown;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A JSON object a line.
+    Json,
+    /// A header, then a row an answer, its cells separated by this.
+    Separated(u8),
+    /// OpenAI Batch API response lines.
+    OpenAi,
+    /// For people: id and answer.
+    Text,
+    /// A Parquet file, made from a journal.
+    Parquet,
+}
 
 /// What an output file is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Format {
-    /// A JSON object a line.
-    Jsonl,
-    /// A header, then a row an answer; these columns of the input are carried through.
-    Csv { carried: Vec<String> },
-    /// OpenAI Batch API response lines.
-    OpenAi,
+pub struct Format {
+    pub kind: Kind,
+    columns: Arc<[Column]>,
+    /// `--columns` named them: a line has just these, and its error if it has one.
+    chosen: bool,
 }
 
-/// An answer with everything its line says.
-pub struct Line<'a> {
-    pub answer: &'a Answer,
-    /// What it repeats of its record.
-    pub origin: &'a Origin,
-    /// Alias or file name.
-    pub model: &'a str,
-    /// As resolved.
-    pub dtype: &'a str,
-    pub settings: Settings,
-    /// Unix time, seconds.
-    pub created: u64,
+/// One column or field of an output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    pub source: Source,
 }
 
-/// The columns of CSV output, before those carried through.
-const COLUMNS: [&str; 15] = [
-    "id",
-    "prompt",
-    "answer",
-    "finish_reason",
-    "decoding",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached",
-    "queue_ms",
-    "ttft_ms",
-    "latency_ms",
-    "model",
-    "dtype",
-    "settings",
-    "error",
-];
-
-/// An id as its file gave it.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum JsonId<'a> {
-    Number(Box<RawValue>),
-    Text(&'a str),
+/// Where a column's values come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A row of [`TABLE`].
+    Ours(usize),
+    /// A field of the input: its name, and its place among the columns that are carried.
+    Carried(String, usize),
+    /// All fields of the input that are carried, as an object.
+    Input,
 }
 
-#[derive(Serialize)]
-struct JsonLine<'a> {
-    id: JsonId<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt: Option<Option<&'a str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    messages: Option<&'a RawValue>,
-    answer: Option<&'a str>,
-    finish_reason: FinishReason,
-    decoding: Option<&'static str>,
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    cached: bool,
-    queue_ms: f64,
-    ttft_ms: f64,
-    latency_ms: f64,
-    model: &'a str,
-    dtype: &'a str,
-    settings: String,
-    error: Option<&'a RecordError>,
-}
-
-/// Microseconds are enough.
-fn rounded(ms: f64) -> f64 {
-    (ms * 1e3).round() / 1e3
-}
-
-fn word(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::StopString => "stop_string",
-        FinishReason::Sentence => "sentence",
-        FinishReason::Loop => "loop",
-        FinishReason::Length => "length",
-        FinishReason::Error => "error",
-    }
-}
+/// The name of the object of carried fields.
+const INPUT: &str = "input";
 
 impl Line<'_> {
-    fn decoding(&self) -> Option<&'static str> {
-        self.answer.error.is_none().then_some(if self.answer.greedy { "greedy" } else { "sampled" })
-    }
-
-    fn json(&self) -> String {
-        let a = self.answer;
-        let messages = match &self.origin.given {
-            Given::Messages(json) => RawValue::from_string(json.clone()).ok(),
-            _ => None,
-        };
-        let prompt = match &self.origin.given {
-            Given::Prompt(text) => Some(Some(text.as_str())),
-            _ if messages.is_some() => None,
-            _ => Some(None),
-        };
-        let line = JsonLine {
-            id: match RawValue::from_string(a.id.clone()) {
-                Ok(number) if self.origin.id_is_number => JsonId::Number(number),
-                _ => JsonId::Text(&a.id),
-            },
-            prompt,
-            messages: messages.as_deref(),
-            answer: a.error.is_none().then_some(&a.text),
-            finish_reason: a.finish_reason,
-            decoding: self.decoding(),
-            prompt_tokens: a.prompt_tokens,
-            completion_tokens: a.completion_tokens,
-            cached: a.cached,
-            queue_ms: rounded(a.queue_ms),
-            ttft_ms: rounded(a.ttft_ms),
-            latency_ms: rounded(a.latency_ms),
-            model: self.model,
-            dtype: self.dtype,
-            settings: self.settings.to_string(),
-            error: a.error.as_ref(),
-        };
-        serde_json::to_string(&line).unwrap_or_default()
-    }
-
-    fn csv(&self) -> Vec<u8> {
-        let a = self.answer;
-        let prompt = match &self.origin.given {
-            Given::Prompt(text) => text.as_str(),
-            Given::Messages(json) => json,
-            _ => "",
-        };
-        let error = a.error.as_ref().map(|e| format!("{}: {}", e.code, e.message)).unwrap_or_default();
-        let settings = self.settings.to_string();
-        let (prompt_tokens, completion_tokens) = (a.prompt_tokens.to_string(), a.completion_tokens.to_string());
-        let times = [a.queue_ms, a.ttft_ms, a.latency_ms].map(|t| rounded(t).to_string());
-        let fields: [&str; COLUMNS.len()] = [
-            &a.id,
-            prompt,
-            &a.text,
-            word(a.finish_reason),
-            self.decoding().unwrap_or(""),
-            &prompt_tokens,
-            &completion_tokens,
-            if a.cached { "true" } else { "false" },
-            &times[0],
-            &times[1],
-            &times[2],
-            self.model,
-            self.dtype,
-            &settings,
-            &error,
-        ];
-        csv_row(fields.into_iter().chain(self.origin.carried.iter().map(String::as_str)))
-    }
-
     fn open_ai(&self) -> String {
         use serde_json::json;
         let a = self.answer;
@@ -228,30 +117,22 @@ impl Line<'_> {
     }
 }
 
-/// The same JSON on one line for every reader: NEL and the separators of lines and paragraphs, which JSON allows inside strings and many
-/// programs take for line ends, are escaped; line ends between tokens become spaces.
-fn one_line(json: &str) -> Cow<'_, str> {
-    const ENDS: [char; 5] = ['\u{85}', '\u{2028}', '\u{2029}', '\n', '\r'];
-    if !json.contains(ENDS) {
-        return Cow::Borrowed(json);
-    }
-    let mut line = String::with_capacity(json.len() + 16);
-    for c in json.chars() {
-        match c {
-            '\u{85}' | '\u{2028}' | '\u{2029}' => line.push_str(&format!("\\u{:04x}", u32::from(c))),
-            '\n' | '\r' => line.push(' '),
-            c => line.push(c),
-        }
-    }
-    Cow::Owned(line)
+/// One row of separated cells with its line end.
+fn row<'a>(separator: u8, fields: impl Iterator<Item = Cow<'a, str>>) -> Vec<u8> {
+    let mut writer = csv::WriterBuilder::new().delimiter(separator).from_writer(Vec::new());
+    // Writing to memory does not fail; a row that did would be empty and show as such.
+    fields.for_each(|field| drop(writer.write_field(field.as_bytes())));
+    let _ = writer.write_record(None::<&[u8]>);
+    writer.into_inner().unwrap_or_default()
 }
 
-/// One CSV row with its line end.
-fn csv_row<'a>(fields: impl Iterator<Item = &'a str>) -> Vec<u8> {
-    let mut writer = csv::WriterBuilder::new().from_writer(Vec::new());
-    // Writing to memory does not fail; a row that did would be empty and show as such.
-    let _ = writer.write_record(fields);
-    writer.into_inner().unwrap_or_default()
+/// Text that a terminal shows as it is: control characters other than line ends and tabs are spelled out.
+fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' && c != '\t' { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// A record of an output file, read back.
@@ -272,7 +153,8 @@ pub struct Past {
 struct PastJson<'a> {
     #[serde(borrow)]
     id: &'a RawValue,
-    prompt: Option<Option<String>>,
+    #[serde(borrow)]
+    prompt: Option<&'a RawValue>,
     #[serde(borrow)]
     messages: Option<&'a RawValue>,
     // The answer itself is not needed, only that the record has the field; borrowed so that it costs nothing.
@@ -297,26 +179,135 @@ struct PastResponse {
     body: serde_json::Value,
 }
 
+/// Our columns under names that no carried one has.
+fn ours(usual: bool, extra: &[&str], carried: &[String]) -> Vec<Column> {
+    let wanted = |n: &usize| TABLE.get(*n).is_some_and(|o| !usual || o.usual || extra.contains(&o.name));
+    let named = |n: usize| {
+        let name = TABLE.get(n).map_or("", |o| o.name);
+        let taken = carried.iter().any(|c| c == name);
+        Column { name: if taken { format!("llmopt.{name}") } else { name.to_string() }, source: Source::Ours(n) }
+    };
+    (0..TABLE.len()).filter(wanted).map(named).collect()
+}
+
 impl Format {
+    fn new(kind: Kind, columns: Vec<Column>, chosen: bool) -> Format {
+        Format { kind, columns: columns.into(), chosen }
+    }
+
+    /// JSON lines with every field.
+    pub fn jsonl() -> Format {
+        let mut columns = ours(false, &[], &[]);
+        columns.push(Column { name: INPUT.into(), source: Source::Input });
+        Format::new(Kind::Json, columns, false)
+    }
+
+    /// OpenAI's response lines.
+    pub fn open_ai() -> Format {
+        Format::new(Kind::OpenAi, Vec::new(), false)
+    }
+
+    /// Id and answer for people.
+    pub fn text() -> Format {
+        Format::new(Kind::Text, Vec::new(), false)
+    }
+
+    /// Rows: our usual columns and the `extra` ones, then those carried from the input. One of ours that is called like a carried one
+    /// becomes `llmopt.NAME`.
+    pub fn table(kind: Kind, extra: &[&str], carried: &[String]) -> Format {
+        let mut columns = ours(true, extra, carried);
+        columns.extend(
+            carried.iter().enumerate().map(|(n, name)| Column { name: name.clone(), source: Source::Carried(name.clone(), n) }),
+        );
+        Format::new(kind, columns, false)
+    }
+
+    /// Just these columns in this order. The error names one that is neither ours nor carried.
+    pub fn chosen(kind: Kind, names: &[String], carried: &[String]) -> Result<Format, String> {
+        let column = |name: &String| {
+            let field = carried.iter().position(|c| c == name).map(|n| Source::Carried(name.clone(), n));
+            let own = |name: &str| columns::place(name).map(Source::Ours);
+            let source = field.or_else(|| own(name.strip_prefix("llmopt.").unwrap_or(name)));
+            let source = source.or_else(|| (name == INPUT).then_some(Source::Input));
+            source.map(|source| Column { name: name.clone(), source }).ok_or_else(|| {
+                let known: Vec<&str> = TABLE.iter().map(|o| o.name).collect();
+                let fields = if carried.is_empty() {
+                    String::new()
+                } else {
+                    let some: Vec<&str> = carried.iter().take(8).map(String::as_str).collect();
+                    format!(", and the input's {}", shown(&some.join(", ")))
+                };
+                format!(
+                    "--columns: {} is neither a field of answers nor one of the input; known are {}{fields}",
+                    shown(name),
+                    known.join(", ")
+                )
+            })
+        };
+        let columns = names.iter().map(column).collect::<Result<Vec<_>, _>>()?;
+        if let Some(twice) = columns.iter().enumerate().find(|(n, c)| columns.iter().take(*n).any(|other| other.name == c.name)) {
+            return Err(format!("--columns: {} is there twice", shown(&twice.1.name)));
+        }
+        Ok(Format::new(kind, columns, true))
+    }
+
+    /// The columns, in order.
+    pub fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// Whether records are rows of cells, which may hold line ends between quotes.
+    pub fn is_separated(&self) -> bool {
+        matches!(self.kind, Kind::Separated(_))
+    }
+
+    /// Whether ids are text only, so that the number 1 and the text "1" are one.
+    pub fn ids_are_text(&self) -> bool {
+        matches!(self.kind, Kind::Separated(_) | Kind::Parquet)
+    }
+
+    /// Whether lines say all that a resume compares, where it finds it.
+    pub fn carries_resume(&self) -> bool {
+        let has = |wanted: &str| {
+            let found = self.columns.iter().find(|c| columns::place(wanted).is_some_and(|n| c.source == Source::Ours(n)));
+            found.is_some_and(|c| self.is_separated() || c.name == wanted)
+        };
+        match self.kind {
+            Kind::OpenAi => true,
+            Kind::Json | Kind::Separated(_) => {
+                ["id", "prompt", "answer", "finish_reason", "settings", "error"].into_iter().all(has)
+            }
+            Kind::Text | Kind::Parquet => false,
+        }
+    }
+
+    /// Whether a failed record shows as one.
+    pub fn tells_errors(&self) -> bool {
+        self.columns.iter().any(|c| columns::place("error").is_some_and(|n| c.source == Source::Ours(n)))
+    }
+
+    /// The same with a column `error` at its end.
+    pub fn with_errors(&self) -> Format {
+        let mut columns = self.columns.to_vec();
+        let taken = columns.iter().any(|c| c.name == "error");
+        let name = if taken { "llmopt.error" } else { "error" }.to_string();
+        columns.extend(columns::place("error").map(|n| Column { name, source: Source::Ours(n) }));
+        Format { columns: columns.into(), ..self.clone() }
+    }
+
     /// What an empty file begins with.
     pub fn header(&self) -> Option<Vec<u8>> {
-        match self {
-            Format::Csv { carried } => Some(csv_row(COLUMNS.iter().copied().chain(carried.iter().map(String::as_str)))),
+        match self.kind {
+            Kind::Separated(separator) => Some(row(separator, self.columns.iter().map(|c| Cow::Borrowed(&c.name[..])))),
             _ => None,
         }
     }
 
-    /// The columns of a CSV input that are carried through, under names that do not clash with ours.
-    pub fn csv(names: impl IntoIterator<Item = String>) -> Format {
-        let rename = |name: String| if COLUMNS.contains(&name.as_str()) { format!("input_{name}") } else { name };
-        Format::Csv { carried: names.into_iter().map(rename).collect() }
-    }
-
     /// What a resume finds a record by: its id. In JSON the number 1 and the text "1" are two ids; CSV and OpenAI know text only.
     pub fn id_key(&self, id: &str, is_number: bool) -> String {
-        match self {
-            Format::Jsonl if is_number => format!("\0n{id}"),
-            Format::Jsonl if id.starts_with('\0') => format!("\0t{id}"),
+        match self.kind {
+            Kind::Json if is_number => format!("\0n{id}"),
+            Kind::Json if id.starts_with('\0') => format!("\0t{id}"),
             _ => id.to_string(),
         }
     }
@@ -324,31 +315,180 @@ impl Format {
     /// What a resume compares: the same for an input record and for the line that it led to. A CSV file does not say whether
     /// a prompt was given as text or as messages.
     pub fn key(&self, given: &Given) -> String {
-        match (given, self) {
-            (Given::Messages(json), Format::Csv { .. }) => format!("p{}", one_line(json)),
-            (Given::Prompt(text), _) => format!("p{text}"),
-            (Given::Messages(json), _) => format!("m{}", one_line(json)),
-            (Given::OpenAi(request), _) => format!("o{}", request.digest),
-            (Given::Nothing, _) => "n".into(),
+        match given {
+            Given::Messages(json) if self.is_separated() => format!("p{}", one_line(json)),
+            Given::Prompt(text) => format!("p{text}"),
+            Given::Messages(json) => format!("m{}", one_line(json)),
+            Given::OpenAi(request) => format!("o{}", request.digest),
+            Given::Nothing => "n".into(),
+        }
+    }
+
+    fn value<'a>(source: &Source, line: &'a Line<'a>) -> Value<'a> {
+        match source {
+            Source::Ours(n) => TABLE.get(*n).map_or(Value::Absent, |output| (output.value)(line)),
+            Source::Carried(_, n) => match line.origin.carried.get(*n) {
+                Some(Cell::Text(text)) => Value::Text(Cow::Borrowed(text)),
+                Some(Cell::Json(json)) => Value::Json(Cow::Borrowed(json)),
+                Some(Cell::Missing) | None => Value::Null,
+            },
+            Source::Input => line.origin.input.as_ref().map_or(Value::Absent, |json| Value::Json(Cow::Borrowed(json))),
         }
     }
 
     /// One line, with its line end.
     pub fn line(&self, line: &Line) -> Vec<u8> {
-        match self {
-            Format::Csv { .. } => line.csv(),
-            Format::Jsonl => (one_line(&line.json()).into_owned() + "\n").into_bytes(),
-            Format::OpenAi => (one_line(&line.open_ai()).into_owned() + "\n").into_bytes(),
+        match self.kind {
+            Kind::OpenAi => return (one_line(&line.open_ai()).into_owned() + "\n").into_bytes(),
+            Kind::Text => return self.text_line(line),
+            _ => {}
         }
+        self.written(self.columns.iter().map(|c| Self::value(&c.source, line)).collect(), line.answer.error.as_ref())
+    }
+
+    /// A line of these values, one for each column.
+    fn written(&self, values: Vec<Value>, error: Option<&RecordError>) -> Vec<u8> {
+        if let Kind::Separated(separator) = self.kind {
+            return row(separator, values.iter().map(Value::cell));
+        }
+        let mut json = String::from("{");
+        let mut add = |name: &str, value: &str| {
+            if json.len() > 1 {
+                json.push(',');
+            }
+            json.push_str(&serde_json::to_string(name).unwrap_or_default());
+            json.push(':');
+            json.push_str(value);
+        };
+        // Messages stand under their own name where that is a field too.
+        let messages = columns::place("messages").map(Source::Ours);
+        let conversation =
+            self.columns.iter().zip(&values).any(|(c, v)| Some(&c.source) == messages.as_ref() && *v != Value::Absent);
+        let prompt = columns::place("prompt").map(Source::Ours);
+        for (column, value) in self.columns.iter().zip(&values) {
+            let twice = conversation && Some(&column.source) == prompt.as_ref();
+            if !twice && (*value != Value::Absent || self.chosen) {
+                add(&column.name, &value.json());
+            }
+        }
+        if let Some(error) = error.filter(|_| !self.tells_errors()) {
+            let taken = self.columns.iter().any(|c| c.name == "error");
+            add(if taken { "llmopt.error" } else { "error" }, &Value::Error(Cow::Borrowed(error)).json());
+        }
+        json.push('}');
+        (one_line(&json).into_owned() + "\n").into_bytes()
+    }
+
+    fn text_line(&self, line: &Line) -> Vec<u8> {
+        let answer = match &line.answer.error {
+            None => harmless(line.answer.text.trim_end()),
+            Some(error) => format!("error {}: {}", harmless(&error.code), harmless(&error.message)),
+        };
+        let gap = if answer.contains('\n') { "\n" } else { " " };
+        format!("{}:{gap}{answer}\n", shown(&line.answer.id)).into_bytes()
+    }
+
+    /// The values of a journal's line for these columns.
+    pub fn from_journal<'a>(&self, record: &'a [u8]) -> Result<Vec<Value<'a>>, String> {
+        let mut fields: BTreeMap<Cow<str>, &'a RawValue> = serde_json::from_slice(record).map_err(|e| plain(&e))?;
+        if let Some(messages) = fields.get("messages").copied() {
+            fields.insert("prompt".into(), messages);
+        }
+        let needs_input = self.columns.iter().any(|c| matches!(c.source, Source::Carried(..)));
+        let input: HashMap<String, &'a RawValue> = match fields.get(INPUT).filter(|_| needs_input) {
+            Some(object) => serde_json::from_str(object.get()).map_err(|e| plain(&e))?,
+            None => HashMap::new(),
+        };
+        let value = |column: &Column| match &column.source {
+            Source::Ours(n) => {
+                TABLE.get(*n).and_then(|o| fields.get(o.name).map(|raw| Value::read_back(raw, o.kind))).unwrap_or(Value::Absent)
+            }
+            Source::Carried(name, _) => input.get(name).map_or(Value::Null, |raw| Value::from_json(raw)),
+            Source::Input => fields.get(INPUT).map_or(Value::Absent, |raw| Value::from_json(raw)),
+        };
+        Ok(self.columns.iter().map(value).collect())
+    }
+
+    /// The line that a journal's line becomes.
+    pub fn line_from_journal(&self, record: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(self.written(self.from_journal(record)?, None))
     }
 
     /// Reads a record back; the error says what is wrong with it.
     pub fn read(&self, record: &[u8]) -> Result<Past, String> {
-        match self {
-            Format::Jsonl => read_json(record),
-            Format::OpenAi => read_open_ai(record),
-            Format::Csv { carried } => read_csv(record, COLUMNS.len() + carried.len()),
+        match self.kind {
+            Kind::Json | Kind::Text | Kind::Parquet => self.read_json(record),
+            Kind::OpenAi => read_open_ai(record),
+            Kind::Separated(separator) => self.read_row(record, separator),
         }
+    }
+
+    fn read_json(&self, record: &[u8]) -> Result<Past, String> {
+        let past: PastJson = serde_json::from_slice(record).map_err(|e| plain(&e))?;
+        if past.answer.is_none() && past.error.is_none() {
+            return Err("it has neither an answer nor an error".into());
+        }
+        let given = match (past.prompt, past.messages) {
+            (Some(prompt), None) if prompt.get().starts_with('"') => {
+                Given::Prompt(serde_json::from_str(prompt.get()).map_err(|e| plain(&e))?)
+            }
+            (None, Some(messages)) => Given::Messages(messages.get().to_string()),
+            (Some(messages), None) if messages.get().starts_with('[') => Given::Messages(messages.get().to_string()),
+            (None, None) if past.error.is_some() => Given::Nothing,
+            _ => return Err("it has no prompt".into()),
+        };
+        let id = match past.id.get() {
+            text if text.starts_with('"') => self.id_key(&serde_json::from_str::<String>(text).map_err(|e| plain(&e))?, false),
+            number if number.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => self.id_key(number, true),
+            _ => return Err("its id is not a text".into()),
+        };
+        Ok(Past {
+            id,
+            key: self.key(&given),
+            settings: settings(past.settings.as_deref())?,
+            model: past.model,
+            dtype: past.dtype,
+            error: past.error,
+        })
+    }
+
+    fn read_row(&self, record: &[u8], separator: u8) -> Result<Past, String> {
+        let columns = self.columns.len();
+        let mut reader = csv::ReaderBuilder::new().delimiter(separator).has_headers(false).flexible(true).from_reader(record);
+        let mut row = csv::StringRecord::new();
+        match reader.read_record(&mut row) {
+            Ok(true) if row.len() == columns => {}
+            Ok(true) => return Err(format!("it has {} columns, the header {columns}", row.len())),
+            Ok(false) => return Err("it is empty".into()),
+            Err(e) => return Err(shown(&e.to_string())),
+        }
+        // A quote inside a field that does not begin with one, or a lone carriage return: not written by us, and what follows is no part of it.
+        if !matches!(reader.read_record(&mut csv::StringRecord::new()), Ok(false)) {
+            return Err("it is more than one row".into());
+        }
+        let field = |name: &str| {
+            let source = columns::place(name).map(Source::Ours);
+            let at = self.columns.iter().position(|c| Some(&c.source) == source.as_ref());
+            at.and_then(|at| row.get(at)).unwrap_or("")
+        };
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
+        let error = match field("error") {
+            "" => None,
+            text => text.split_once(": ").map(|(code, message)| RecordError::new(code, message)),
+        };
+        let reason = field("finish_reason");
+        if error.is_none() && (reason.is_empty() || reason == "error") {
+            return Err(format!("its finish_reason '{}' is none of an answer", shown(reason)));
+        }
+        let prompt = field("prompt");
+        Ok(Past {
+            id: field("id").to_string(),
+            key: format!("p{prompt}"),
+            settings: settings(some(field("settings")).as_deref())?,
+            model: some(field("model")),
+            dtype: some(field("dtype")),
+            error,
+        })
     }
 }
 
@@ -359,74 +499,12 @@ fn settings(text: Option<&str>) -> Result<Option<Settings>, String> {
     }
 }
 
-fn read_json(record: &[u8]) -> Result<Past, String> {
-    let past: PastJson = serde_json::from_slice(record).map_err(|e| plain(&e))?;
-    if past.answer.is_none() && past.error.is_none() {
-        return Err("it has neither an answer nor an error".into());
-    }
-    let given = match (past.prompt, past.messages) {
-        (Some(Some(text)), None) => Given::Prompt(text),
-        (None | Some(None), Some(messages)) => Given::Messages(messages.get().to_string()),
-        (Some(None), None) | (None, None) if past.error.is_some() => Given::Nothing,
-        _ => return Err("it has no prompt".into()),
-    };
-    let id = match past.id.get() {
-        text if text.starts_with('"') => {
-            Format::Jsonl.id_key(&serde_json::from_str::<String>(text).map_err(|e| plain(&e))?, false)
-        }
-        number if number.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => Format::Jsonl.id_key(number, true),
-        _ => return Err("its id is not a text".into()),
-    };
-    Ok(Past {
-        id,
-        key: Format::Jsonl.key(&given),
-        settings: settings(past.settings.as_deref())?,
-        model: past.model,
-        dtype: past.dtype,
-        error: past.error,
-    })
-}
-
 fn read_open_ai(record: &[u8]) -> Result<Past, String> {
     let past: PastOpenAi = serde_json::from_slice(record).map_err(|e| plain(&e))?;
     let digest = past.id.strip_prefix("batch_req_").ok_or("its id does not begin with batch_req_")?;
     let given = Given::OpenAi(Box::new(OpenAiRequest { digest: digest.into(), model: None, endpoint: Endpoint::Chat }));
     let settings = settings(past.response.body.get("system_fingerprint").and_then(|s| s.as_str()))?;
-    Ok(Past { id: past.custom_id, key: Format::OpenAi.key(&given), settings, model: None, dtype: None, error: past.error })
-}
-
-fn read_csv(record: &[u8], columns: usize) -> Result<Past, String> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(record);
-    let mut row = csv::StringRecord::new();
-    match reader.read_record(&mut row) {
-        Ok(true) if row.len() == columns => {}
-        Ok(true) => return Err(format!("it has {} columns, the header {columns}", row.len())),
-        Ok(false) => return Err("it is empty".into()),
-        Err(e) => return Err(shown(&e.to_string())),
-    }
-    // A quote inside a field that does not begin with one, or a lone carriage return: not written by us, and what follows is no part of it.
-    if !matches!(reader.read_record(&mut csv::StringRecord::new()), Ok(false)) {
-        return Err("it is more than one row".into());
-    }
-    let field = |name: &str| COLUMNS.iter().position(|c| *c == name).and_then(|i| row.get(i)).unwrap_or("");
-    let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
-    let error = match field("error") {
-        "" => None,
-        text => text.split_once(": ").map(|(code, message)| RecordError::new(code, message)),
-    };
-    let reason = field("finish_reason");
-    if error.is_none() && (reason.is_empty() || reason == "error") {
-        return Err(format!("its finish_reason '{}' is none of an answer", shown(reason)));
-    }
-    let prompt = field("prompt");
-    Ok(Past {
-        id: field("id").to_string(),
-        key: format!("p{prompt}"),
-        settings: settings(some(field("settings")).as_deref())?,
-        model: some(field("model")),
-        dtype: some(field("dtype")),
-        error,
-    })
+    Ok(Past { id: past.custom_id, key: Format::open_ai().key(&given), settings, model: None, dtype: None, error: past.error })
 }
 
 /// A JSON error without the position in a line that the caller names better.
@@ -459,8 +537,8 @@ pub(super) mod tests {
     }
 
     pub fn origin(id: &str, given: Given, carried: &[&str]) -> Origin {
-        let carried = carried.iter().map(|c| c.to_string()).collect();
-        Origin { id: id.into(), id_is_number: false, file: "in".into(), line: 1, given, carried }
+        let carried = carried.iter().map(|c| Cell::Text(c.to_string())).collect();
+        Origin { id: id.into(), id_is_number: false, file: "in".into(), line: 1, given, carried, input: None }
     }
 
     pub fn line<'a>(answer: &'a Answer, origin: &'a Origin) -> Line<'a> {
@@ -468,14 +546,19 @@ pub(super) mod tests {
         Line { answer, origin, model: "tiny", dtype: "f32", settings, created: 1_700_000_000 }
     }
 
+    pub fn csv(carried: &[&str]) -> Format {
+        let carried: Vec<String> = carried.iter().map(|c| c.to_string()).collect();
+        Format::table(Kind::Separated(b','), &[], &carried)
+    }
+
     fn write(format: &Format, answer: &Answer, given: &Given) -> String {
-        let carried = vec!["x"; if let Format::Csv { carried } = format { carried.len() } else { 0 }];
+        let carried = vec!["x"; format.columns().iter().filter(|c| matches!(c.source, Source::Carried(..))).count()];
         String::from_utf8(format.line(&line(answer, &origin(&answer.id, given.clone(), &carried)))).unwrap()
     }
 
     #[test]
     fn a_json_line_has_the_contracts_fields_in_order() {
-        let text = write(&Format::Jsonl, &answer("a", "hi\n\"there\""), &Given::Prompt("q".into()));
+        let text = write(&Format::jsonl(), &answer("a", "hi\n\"there\""), &Given::Prompt("q".into()));
         assert_eq!(
             text,
             concat!(
@@ -486,7 +569,7 @@ pub(super) mod tests {
             )
         );
         let messages = r#"[{"role":"user","content":"q"}]"#;
-        let text = write(&Format::Jsonl, &answer("a", ""), &Given::Messages(messages.into()));
+        let text = write(&Format::jsonl(), &answer("a", ""), &Given::Messages(messages.into()));
         assert!(text.starts_with(&format!(r#"{{"id":"a","messages":{messages},"answer":"""#)), "{text}");
     }
 
@@ -495,12 +578,16 @@ pub(super) mod tests {
         let mut failed = answer("b\n,\"", "");
         failed.error = Some(RecordError::new("too_long", "is: too, \"long\""));
         failed.finish_reason = FinishReason::Error;
-        let csv = Format::csv(["topic".to_string(), "answer".to_string()]);
-        assert_eq!(csv, Format::Csv { carried: vec!["topic".into(), "input_answer".into()] });
-        for format in [Format::Jsonl, csv, Format::OpenAi] {
+        let csv = csv(&["topic", "answer"]);
+        let header = String::from_utf8(csv.header().unwrap()).unwrap();
+        assert!(
+            header.starts_with("id,prompt,llmopt.answer,finish_reason,") && header.ends_with(",error,topic,answer\n"),
+            "{header}"
+        );
+        for format in [Format::jsonl(), csv, Format::open_ai()] {
             for answer in [answer("a\nß", "text\n\"quoted\", and\r\nmore"), failed.clone()] {
                 let given = match format {
-                    Format::OpenAi => Given::OpenAi(Box::new(OpenAiRequest {
+                    Format { kind: Kind::OpenAi, .. } => Given::OpenAi(Box::new(OpenAiRequest {
                         digest: OpenAiRequest::digest_of("{}"),
                         model: None,
                         endpoint: Endpoint::Chat,
@@ -519,16 +606,16 @@ pub(super) mod tests {
         let odd = "a\u{2028}b\u{2029}c\u{85}d\n\r\u{b}\u{c}\u{1c}e";
         let messages = "[{\"role\":\"user\",\r\n \"content\":\"x\u{2028}y\"}]".to_string();
         for given in [Given::Prompt(odd.into()), Given::Messages(messages)] {
-            let text = write(&Format::Jsonl, &answer(odd, odd), &given);
+            let text = write(&Format::jsonl(), &answer(odd, odd), &given);
             let ends =
                 |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
             assert_eq!((text.matches(ends).count(), text.ends_with('\n')), (1, true), "{text}");
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!((value["id"].as_str(), value["answer"].as_str()), (Some(odd), Some(odd)));
-            let past = Format::Jsonl.read(text.as_bytes()).unwrap();
-            assert_eq!((past.id.as_str(), past.key), (odd, Format::Jsonl.key(&given)));
+            let past = Format::jsonl().read(text.as_bytes()).unwrap();
+            assert_eq!((past.id.as_str(), past.key), (odd, Format::jsonl().key(&given)));
         }
-        let line = write(&Format::OpenAi, &answer(odd, odd), &Given::Nothing);
+        let line = write(&Format::open_ai(), &answer(odd, odd), &Given::Nothing);
         assert_eq!(line.matches(['\u{85}', '\u{2028}', '\u{2029}', '\n']).count(), 1, "{line}");
     }
 
@@ -536,9 +623,9 @@ pub(super) mod tests {
     fn an_open_ai_error_line_has_an_error_and_a_status_of_400_or_more() {
         let mut failed = answer("b", "");
         failed.error = Some(RecordError::new("unsupported", "n > 1"));
-        let value: serde_json::Value = serde_json::from_str(&write(&Format::OpenAi, &failed, &Given::Nothing)).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&write(&Format::open_ai(), &failed, &Given::Nothing)).unwrap();
         assert!(value["response"]["status_code"] == 400 && value["error"]["code"] == "unsupported", "{value}");
-        let good = write(&Format::OpenAi, &answer("b", "yes"), &Given::Nothing);
+        let good = write(&Format::open_ai(), &answer("b", "yes"), &Given::Nothing);
         let value: serde_json::Value = serde_json::from_str(&good).unwrap();
         assert!(value["error"].is_null() && value["response"]["status_code"] == 200);
         assert_eq!(value["response"]["body"]["choices"][0]["message"]["content"], "yes");
@@ -550,19 +637,19 @@ pub(super) mod tests {
         let given = Given::Prompt("q".into());
         let number = |id: &str| {
             let origin = Origin { id_is_number: true, ..origin(id, given.clone(), &[]) };
-            Format::Jsonl.line(&line(&answer(id, "x"), &origin))
+            Format::jsonl().line(&line(&answer(id, "x"), &origin))
         };
         for id in ["1", "-7", "1.0", "18446744073709551617", "1e400"] {
             let text = String::from_utf8(number(id)).unwrap();
             assert!(text.starts_with(&format!("{{\"id\":{id},")), "{text}");
-            assert_eq!(Format::Jsonl.read(text.as_bytes()).unwrap().id, Format::Jsonl.id_key(id, true));
-            assert_ne!(Format::Jsonl.id_key(id, true), Format::Jsonl.id_key(id, false));
-            assert_eq!(Format::csv([]).id_key(id, true), Format::csv([]).id_key(id, false));
+            assert_eq!(Format::jsonl().read(text.as_bytes()).unwrap().id, Format::jsonl().id_key(id, true));
+            assert_ne!(Format::jsonl().id_key(id, true), Format::jsonl().id_key(id, false));
+            assert_eq!(csv(&[]).id_key(id, true), csv(&[]).id_key(id, false));
         }
         for id in ["\0n1", "\0", "n1"] {
-            let past = Format::Jsonl.read(write(&Format::Jsonl, &answer(id, "x"), &given).as_bytes()).unwrap();
-            assert_eq!(past.id, Format::Jsonl.id_key(id, false));
-            assert_ne!(past.id, Format::Jsonl.id_key("1", true));
+            let past = Format::jsonl().read(write(&Format::jsonl(), &answer(id, "x"), &given).as_bytes()).unwrap();
+            assert_eq!(past.id, Format::jsonl().id_key(id, false));
+            assert_ne!(past.id, Format::jsonl().id_key("1", true));
         }
     }
 
@@ -575,7 +662,7 @@ pub(super) mod tests {
             (FinishReason::Sentence, "length"),
             (FinishReason::Loop, "length"),
         ] {
-            let text = write(&Format::OpenAi, &Answer { finish_reason: reason, ..answer("a", "x") }, &Given::Nothing);
+            let text = write(&Format::open_ai(), &Answer { finish_reason: reason, ..answer("a", "x") }, &Given::Nothing);
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!(value["response"]["body"]["choices"][0]["finish_reason"], word, "{reason:?}");
         }
@@ -583,7 +670,7 @@ pub(super) mod tests {
 
     #[test]
     fn rows_that_only_look_like_one_are_refused() {
-        let format = Format::csv([]);
+        let format = csv(&[]);
         let row = write(&format, &answer("a", "yes"), &Given::Prompt("q".into()));
         assert!(format.read(row.as_bytes()).is_ok());
         for more in [row.repeat(2), format!("x\"{row}garbage\"\n"), row.replace('\n', "\r") + &row] {
@@ -603,7 +690,7 @@ pub(super) mod tests {
             (r#"{"id":"a","prompt":"q","answer":"x","settings":"7"}"#, "settings"),
             ("{\"id\":\"a\0", ""),
         ] {
-            let error = Format::Jsonl.read(text.as_bytes()).unwrap_err();
+            let error = Format::jsonl().read(text.as_bytes()).unwrap_err();
             assert!(error.contains(word) && !error.contains("line 1"), "{text}: {error}");
         }
     }

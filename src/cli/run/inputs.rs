@@ -1,10 +1,11 @@
 //! Prompt files as `run` needs them: records with the generation settings that the flags leave them, and what an output line repeats
 //! of them. In: paths, flags. Out: an iterator of [`Item`]s, in fixed memory. Reading the formats is `text`'s business.
 
+use super::shard::Shard;
 use crate::cli::Failure;
 use crate::cli::args::{OPENAI_MOST_TOKENS, Shared};
 use crate::pipeline::{Content, Prompt, RecordError};
-use crate::text::prompts::{Given, InputError, InputFormat, Origin, PromptFiles, Record};
+use crate::text::prompts::{Given, InputError, Origin, PromptFiles, Reading, Record};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ pub type Item = (Origin, Result<Prompt, RecordError>);
 pub struct Inputs {
     files: PromptFiles,
     limit: usize,
+    shard: Option<Shard>,
 }
 
 impl From<InputError> for Failure {
@@ -27,10 +29,15 @@ impl From<InputError> for Failure {
 }
 
 impl Inputs {
-    /// Looks at every file; only the first `limit` records of them all count.
-    pub fn open(paths: &[PathBuf], format: Option<InputFormat>, limit: Option<u64>) -> Result<Inputs, Failure> {
-        let files = PromptFiles::open(paths, format)?;
-        Ok(Inputs { files, limit: limit.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX) })
+    /// Looks at every file; `typed` are prompts of the command line; only the first `limit` records of them all count.
+    pub fn open(paths: &[PathBuf], typed: &[String], reading: Reading, limit: Option<u64>) -> Result<Inputs, Failure> {
+        let files = PromptFiles::open_as(paths, typed, reading)?;
+        Ok(Inputs { files, limit: limit.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX), shard: None })
+    }
+
+    /// Leaves all records out but those of one part; the limit has been counted before.
+    pub fn take_shard(&mut self, shard: Option<Shard>) {
+        self.shard = shard;
     }
 
     /// Whether these are OpenAI requests.
@@ -48,9 +55,24 @@ impl Inputs {
         self.files.can_be_read_twice()
     }
 
-    /// The CSV columns that are carried through.
-    pub fn csv_columns(&self) -> Vec<String> {
-        self.files.columns().to_vec()
+    /// Fields of the input that columns can be made of.
+    pub fn columns(&self) -> &[String] {
+        self.files.columns()
+    }
+
+    /// What separates the cells of the first CSV file.
+    pub fn separator(&self) -> Option<u8> {
+        self.files.separator()
+    }
+
+    /// Whether all are tables.
+    pub fn are_tables(&self) -> bool {
+        self.files.are_tables()
+    }
+
+    /// What is carried to lines: values of columns, all fields as an object.
+    pub fn carry(&mut self, columns: bool, object: bool) {
+        self.files.carry(columns, object);
     }
 
     /// The records from the beginning. `warn` hears each thing worth saying once.
@@ -61,17 +83,24 @@ impl Inputs {
     ) -> impl Iterator<Item = Result<Item, Failure>> + Send + use<W> {
         let mut reader = self.files.reader();
         let flags = if self.open_ai() { Arc::new(flags.for_openai()) } else { flags };
-        let mut left = self.limit;
+        let (mut left, shard) = (self.limit, self.shard);
         let mut counts = Some(Counts::default());
         std::iter::from_fn(move || {
-            let next = if left == 0 { None } else { reader.next() };
-            left = left.saturating_sub(1);
-            reader.take_warnings().into_iter().for_each(&mut warn);
-            let Some(record) = next else {
-                counts.take().into_iter().flat_map(Counts::lines).for_each(&mut warn);
-                return None;
-            };
-            Some(record.map(|record| prepare(record, &flags, counts.get_or_insert_default())).map_err(Failure::from))
+            loop {
+                let next = if left == 0 { None } else { reader.next() };
+                left = left.saturating_sub(1);
+                reader.take_warnings().into_iter().for_each(&mut warn);
+                let Some(record) = next else {
+                    counts.take().into_iter().flat_map(Counts::lines).for_each(&mut warn);
+                    return None;
+                };
+                if let (Some(shard), Ok(record)) = (shard, &record)
+                    && !shard.holds(&record.origin.id)
+                {
+                    continue;
+                }
+                return Some(record.map(|record| prepare(record, &flags, counts.get_or_insert_default())).map_err(Failure::from));
+            }
         })
     }
 }

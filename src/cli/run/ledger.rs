@@ -9,6 +9,7 @@ use super::output::Writer;
 use crate::cli::Failure;
 use crate::pipeline::{RecordError, Settings};
 use crate::text::prompts::{Given, Origin};
+use crate::units::shown;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -83,6 +84,8 @@ pub struct Scan {
     pub bare: u64,
     /// Id of the first record.
     pub first_id: Option<String>,
+    /// Hash of an id that two answers have, or two errors.
+    pub doubled: Option<u64>,
 }
 
 /// Calls `each` for every whole record with its bytes, its first line (from 1) and whether it ends with a line end; returns the
@@ -92,7 +95,7 @@ fn records(
     mut file: impl BufRead,
     mut each: impl FnMut(&[u8], u64, bool) -> Result<bool, Failure>,
 ) -> Result<u64, Failure> {
-    let csv = matches!(format, Format::Csv { .. });
+    let csv = format.is_separated();
     let (mut position, mut line) = (0u64, 1u64);
     let mut record = Vec::new();
     let failed = |e: io::Error| Failure::failed(format!("reading the output: {e}"));
@@ -166,7 +169,7 @@ impl Ledger {
             }
             let read = match format.read(record) {
                 // A CSV row without its line end may lack a part of its last field.
-                Ok(read) if ended || !matches!(format, Format::Csv { .. }) => read,
+                Ok(read) if ended || !format.is_separated() => read,
                 Err(what) if ended => return Err(refuse(line, what)),
                 _ if holds_a_record(format, record) => return Err(refuse(line, "a quote is not closed".into())),
                 _ => return Ok(false),
@@ -177,6 +180,8 @@ impl Ledger {
         })?;
         scan.torn = length.saturating_sub(scan.keep);
         past.sort_unstable_by_key(|e: &Entry| (e.id, e.kind));
+        let failed = |e: &Entry| e.kind == Kind::Error;
+        scan.doubled = past.array_windows().find(|[a, b]| a.id == b.id && failed(a) == failed(b)).map(|[a, _]| a.id);
         past.shrink_to_fit();
         self.past = past;
         Ok(scan)
@@ -212,6 +217,63 @@ impl Ledger {
         }
         let generation = past.settings.map_or(0, |s| s.generation);
         Entry { id: self.hash(&past.id), key, generation, kind }
+    }
+
+    /// The refusal of an output in which two records have the id of this hash.
+    pub fn doubled(&self, path: &Path, format: &Format, file: impl BufRead, hash: u64) -> Failure {
+        let found = self.lines_of(format, file, &|past| self.hash(&past.id) == hash);
+        let lines: Vec<String> = found.iter().map(|(_, line)| line.to_string()).collect();
+        let id = found.first().map(|(id, _)| shown(id.trim_start_matches(['\0', 'n', 't']))).unwrap_or_default();
+        Failure::usage(format!(
+            "output {}: '{id}' is there more than once (lines {}); was a part joined twice? Leave one of them out",
+            path.display(),
+            lines.join(" and ")
+        ))
+    }
+
+    /// The refusal of an output to be put into the input's order that has records which are not the input's.
+    pub fn foreign(&self, path: &Path, format: &Format, file: impl BufRead, seen: &Seen) -> Failure {
+        let own = |past: &Past| self.place(&past.id).is_some_and(|n| seen.has(n));
+        let found = self.lines_of(format, file, &|past| !own(past));
+        let (id, line) = found.into_iter().next().unwrap_or_default();
+        Failure::usage(format!(
+            "output {}: line {line}: '{}' is no record of these prompts; was a part of another file joined to it?",
+            path.display(),
+            shown(id.trim_start_matches(['\0', 'n', 't']))
+        ))
+    }
+
+    /// Ids and lines of the first two records that are wanted.
+    fn lines_of(&self, format: &Format, file: impl BufRead, wanted: &dyn Fn(&Past) -> bool) -> Vec<(String, u64)> {
+        let mut found = Vec::new();
+        let mut header = format.header().is_some();
+        let _ = records(format, file, |record, line, _| {
+            if !std::mem::take(&mut header)
+                && let Ok(past) = format.read(record)
+                && wanted(&past)
+            {
+                found.push((past.id, line));
+            }
+            Ok(found.len() < 2)
+        });
+        found
+    }
+
+    /// Where the id stands among those of the output.
+    pub fn place(&self, id: &str) -> Option<usize> {
+        let hash = self.hash(id);
+        let at = self.past.partition_point(|e| e.id < hash);
+        self.past.get(at).filter(|e| e.id == hash).map(|_| at)
+    }
+
+    /// How many different ids the output has.
+    pub fn ids(&self) -> usize {
+        self.past.chunk_by(|a, b| a.id == b.id).count()
+    }
+
+    /// Nothing of the output has been met.
+    pub fn unseen(&self) -> Seen {
+        Seen { marks: vec![0; self.past.len().div_ceil(64)], count: 0 }
     }
 
     /// Whether the output had no records.
@@ -277,6 +339,107 @@ impl Ledger {
         });
         found
     }
+}
+
+/// Which records of an output have been met: a bit for each.
+#[derive(Debug)]
+pub struct Seen {
+    marks: Vec<u64>,
+    /// How many.
+    pub count: usize,
+}
+
+impl Seen {
+    /// Notes the record at a place.
+    pub fn mark(&mut self, place: usize) {
+        if !self.has(place)
+            && let Some(word) = self.marks.get_mut(place / 64)
+        {
+            *word |= 1 << (place % 64);
+            self.count += 1;
+        }
+    }
+
+    fn has(&self, place: usize) -> bool {
+        self.marks.get(place / 64).is_some_and(|word| word >> (place % 64) & 1 == 1)
+    }
+}
+
+/// Whether the records of an output begin with those of these ids, in their order.
+pub fn in_order(
+    format: &Format,
+    file: impl BufRead,
+    ids: &mut dyn Iterator<Item = Result<String, Failure>>,
+) -> Result<bool, Failure> {
+    let mut header = format.header().is_some();
+    let mut same = true;
+    records(format, file, |record, _, _| {
+        if std::mem::take(&mut header) {
+            return Ok(true);
+        }
+        let Some(id) = ids.next().transpose()? else { return Ok(false) };
+        same = format.read(record).is_ok_and(|past| past.id == id);
+        Ok(same)
+    })?;
+    Ok(same)
+}
+
+/// Writes the records of an output in the order of these ids, then what else there is. 16 bytes a record.
+pub fn put_in_order(
+    format: &Format,
+    file: &File,
+    ids: &mut dyn Iterator<Item = Result<String, Failure>>,
+    out: &mut dyn io::Write,
+) -> io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    let hasher = RandomState::new();
+    let mut index: Vec<(u64, u64)> = Vec::new();
+    let (mut position, mut failed_ones) = (0u64, Vec::new());
+    let mut header = format.header().is_some();
+    let other = |f: Failure| io::Error::other(f.message);
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    reader.seek(SeekFrom::Start(0))?;
+    let mut wrote_header = Ok(());
+    records(format, &mut reader, |record, _, _| {
+        if std::mem::take(&mut header) {
+            wrote_header = out.write_all(record);
+        } else if let Ok(past) = format.read(record) {
+            let hash = hasher.hash_one(&past.id);
+            index.push((hash, position));
+            if past.error.is_some() {
+                failed_ones.push(position);
+            }
+        }
+        position += record.len() as u64;
+        Ok(true)
+    })
+    .map_err(other)?;
+    wrote_header?;
+    // Of an answer and an error with one id the answer counts.
+    index.sort_unstable_by_key(|&(hash, at)| (hash, failed_ones.binary_search(&at).is_ok(), at));
+    index.dedup_by_key(|(hash, _)| *hash);
+    let mut reader = BufReader::with_capacity(1 << 12, file);
+    let mut copy = |at: u64| -> io::Result<()> {
+        reader.seek(SeekFrom::Start(at))?;
+        let mut wrote = Ok(());
+        records(format, &mut reader, |record, _, ended| {
+            wrote = out.write_all(record).and_then(|()| if ended { Ok(()) } else { out.write_all(b"\n") });
+            Ok(false)
+        })
+        .map_err(other)?;
+        wrote
+    };
+    const DONE: u64 = u64::MAX;
+    for id in ids {
+        let hash = hasher.hash_one(&id.map_err(other)?);
+        let place = index.binary_search_by_key(&hash, |(hash, _)| *hash).ok();
+        if let Some((_, at)) = place.and_then(|n| index.get_mut(n)).filter(|(_, at)| *at != DONE) {
+            copy(std::mem::replace(at, DONE))?;
+        }
+    }
+    let mut rest: Vec<u64> = index.into_iter().map(|(_, at)| at).filter(|at| *at != DONE).collect();
+    rest.sort_unstable();
+    rest.into_iter().try_for_each(copy)
 }
 
 /// Answers to records whose error stands in the output, until they are written over it. They wait a second at least, since each
@@ -391,7 +554,7 @@ pub fn what_differs(
 
 #[cfg(test)]
 mod tests {
-    use super::super::format::tests::{answer, line, origin};
+    use super::super::format::tests::{answer, csv, line, origin};
     use super::*;
 
     fn written(format: &Format, texts: &[(&str, &str)]) -> Vec<Vec<u8>> {
@@ -418,10 +581,10 @@ mod tests {
 
     #[test]
     fn an_output_cut_at_any_byte_keeps_its_whole_records() {
-        for format in [Format::Jsonl, Format::csv([])] {
+        for format in [Format::jsonl(), csv(&[])] {
             let lines = written(&format, &RECORDS);
             let whole = lines.concat();
-            let csv = matches!(format, Format::Csv { .. });
+            let csv = format.is_separated();
             for cut in 0..=whole.len() {
                 for nuls in [0, 1, 4096] {
                     let bytes = [&whole[..cut], &vec![0; nuls][..]].concat();
@@ -439,7 +602,7 @@ mod tests {
 
     #[test]
     fn a_record_broken_before_the_last_is_refused_with_its_line() {
-        for format in [Format::Jsonl, Format::csv([])] {
+        for format in [Format::jsonl(), csv(&[])] {
             let lines = written(&format, &[("a", "q"), ("b", "q"), ("c", "q")]);
             let first = lines.len() - 3;
             for (broken, at) in [(&b"garbage\n"[..], 1), (b"\n", 0), (b"{\"id\":\"x\n", 2), (b"\0\0\0\n", 1)] {
@@ -450,12 +613,12 @@ mod tests {
                 assert!(failure.status == 2 && failure.message.contains(&format!("line {number} ")), "{failure:?} {number}");
             }
         }
-        assert!(read(&Format::csv([]), b"id,prompt\n").unwrap_err().message.contains("columns"));
+        assert!(read(&csv(&[]), b"id,prompt\n").unwrap_err().message.contains("columns"));
     }
 
     #[test]
     fn verdicts_tell_new_done_duplicate_retry_and_changed_apart() {
-        let format = Format::Jsonl;
+        let format = Format::jsonl();
         let (ledger, scan) = read(&format, &written(&format, &RECORDS).concat()).unwrap();
         assert_eq!((scan.answers, scan.errors, scan.bare), (3, 1, 0));
         assert_eq!(scan.model_halves, [(1, 1)]);
@@ -490,18 +653,18 @@ mod tests {
             ("in/p.txt:1", "mine", "in/p.txt:1", false),
             ("in/p.txt:1", "t:1", "in/p.txt:1", false),
         ] {
-            let (ledger, scan) = read(&Format::Jsonl, &written(&Format::Jsonl, &[(then, "q")]).concat()).unwrap();
+            let (ledger, scan) = read(&Format::jsonl(), &written(&Format::jsonl(), &[(then, "q")]).concat()).unwrap();
             assert_eq!(scan.first_id.as_deref(), Some(then));
             assert_eq!(known(&ledger, id, place), if found { then } else { id }, "{then} {id} {place}");
         }
         // The id as it is now comes first.
-        let (ledger, _) = read(&Format::Jsonl, &written(&Format::Jsonl, &[("in/p:1", "q"), ("p:1", "q")]).concat()).unwrap();
+        let (ledger, _) = read(&Format::jsonl(), &written(&Format::jsonl(), &[("in/p:1", "q"), ("p:1", "q")]).concat()).unwrap();
         assert_eq!(known(&ledger, "p:1", "in/p:1"), "p:1");
     }
 
     #[test]
     fn merging_puts_answers_in_the_place_of_errors_and_of_nothing_else() {
-        for format in [Format::Jsonl, Format::csv([])] {
+        for format in [Format::jsonl(), csv(&[])] {
             let lines = written(&format, &RECORDS);
             let fresh = |id: &str| format.line(&line(&answer(id, "new"), &origin(id, Given::Prompt("q".into()), &[])));
             // 'd' has an answer already, 'e' is not there.
@@ -515,9 +678,10 @@ mod tests {
 
     #[test]
     fn an_output_without_settings_is_matched_by_id_and_prompt() {
-        let (ledger, scan) = read(&Format::Jsonl, b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
+        let (ledger, scan) =
+            read(&Format::jsonl(), b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
         assert_eq!((scan.bare, scan.models.into_iter().collect::<Vec<_>>()), (1, vec!["m".to_string()]));
-        assert_eq!(ledger.judge("a", &Format::Jsonl, &Given::Prompt("q".into()), 77), Verdict::Done);
+        assert_eq!(ledger.judge("a", &Format::jsonl(), &Given::Prompt("q".into()), 77), Verdict::Done);
     }
 
     proptest::proptest! {
@@ -532,7 +696,7 @@ mod tests {
                 proptest::sample::select(b"\n\"{}[],:\0idpromtanswer".to_vec()),
             ], 0..200),
         ) {
-            for format in [Format::Jsonl, Format::csv([]), Format::OpenAi] {
+            for format in [Format::jsonl(), csv(&[]), Format::open_ai()] {
                 let lines = written(&format, &RECORDS[..count]);
                 let bytes = [lines.concat(), tail.clone()].concat();
                 let Ok((_, scan)) = read(&format, &bytes) else { continue };

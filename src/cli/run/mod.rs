@@ -2,11 +2,15 @@
 //! status. The order of things is the point: everything that can be refused is refused before the model is loaded, nothing in an
 //! existing output changes before answers are certain to come, and a finished answer is written before the next step begins.
 
+mod columns;
 mod format;
 pub(super) mod inputs;
+mod journal;
 mod ledger;
 mod output;
 pub(super) mod progress;
+mod records;
+mod shard;
 pub(super) mod signals;
 mod summary;
 
@@ -22,16 +26,18 @@ use crate::pipeline::{
     SourceFailure,
 };
 use crate::text::Prompt as Presented;
-use crate::text::prompts::{Given, InputFormat, Origin};
+use crate::text::prompts::{Given, Origin};
 use crate::units::{self, counted};
-use format::{Format, Line};
+use format::{Format, Kind, Line, Source};
 use inputs::{Inputs, Item};
+use journal::Goal;
 use ledger::{Ledger, Replacements, Scan, Verdict};
 use output::{Existing, Prepared, WriteError, Writer};
 use progress::{Display, Loading};
+use records::Records;
 use signals::Signals;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, IsTerminal};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -44,13 +50,15 @@ use summary::Faults;
 #[derive(clap::Args, Debug)]
 #[command(after_help = optimizations_help(), args_override_self = true)]
 pub struct Args {
-    /// Prompt files: .jsonl, .json, .csv, .txt; '-' is standard input
-    #[arg(required = true)]
+    /// Prompt files (.jsonl, .json, .csv, .tsv, .txt, .parquet; .gz and .zst of them), folders of .txt and .md; '-' is standard input
+    #[arg(required_unless_present = "prompt")]
     pub prompts: Vec<PathBuf>,
-    /// Format of the files, whatever their names
-    #[arg(long, value_name = "F", help_heading = "Files")]
-    pub input_format: Option<InputFormat>,
-    /// Write answers here (a name in .jsonl or .csv, a device or a pipe) instead of to standard output
+    /// Answer this prompt; repeatable
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    #[command(flatten)]
+    pub records: Records,
+    /// Write answers here (a name in .jsonl, .csv, .tsv or .parquet, a device or a pipe) instead of to standard output
     #[arg(short, long, value_name = "FILE", help_heading = "Files")]
     pub output: Option<PathBuf>,
     /// Replace an output that exists
@@ -59,9 +67,15 @@ pub struct Args {
     /// Answer what an existing output lacks; its error records once more
     #[arg(long, help_heading = "Files", requires = "output")]
     pub resume: bool,
-    /// Write answers in the input's order
+    /// Only one part of the records: I/N (0 ≤ I < N), or auto under Slurm, Kubernetes or SkyPilot
+    #[arg(long, value_name = "I/N|auto", value_parser = shard::Shard::parse, help_heading = "Amount")]
+    pub shard: Option<shard::Shard>,
+    /// Write answers in the input's order [default for CSV, TSV and Parquet]
     #[arg(long, help_heading = "Files")]
     pub ordered: bool,
+    /// JSON lines on a terminal too, where answers are shown as text
+    #[arg(long, help_heading = "Files", conflicts_with = "output")]
+    pub json_lines: bool,
     /// Write the summary to this file as JSON, with latency histograms beside it
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub stats: Option<PathBuf>,
@@ -80,20 +94,41 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let flags = Arc::new(args.shared.clone());
     let touched = touched(args);
     touched.check()?;
-    let csv = args.output.as_deref().map_or(Ok(false), output_is_csv)?;
-    let mut run = Run { args, flags, config, control, touched, console: Console::new(args.shared.level()) };
-    let mut inputs = Inputs::open(&args.prompts, args.input_format, args.shared.limit)?;
+    let named = args.output.as_deref().map_or(Ok(Named::Lines), named)?;
+    let mut run = Run { args, flags, config, control, touched, console: Console::new(args.shared.level()), goal: None };
+    let reading = args.records.reading(|name| columns::place(name).is_some() || name == "input")?;
+    let mut inputs = Inputs::open(&args.prompts, &args.prompt, reading, args.shared.limit)?;
+    inputs.take_shard(args.shard);
     if let Some(stats) = &args.stats {
         summary::check(stats, args.overwrite || args.resume)?;
     }
     let signals = Signals::watch(run.control.clone())?;
-    let format = run.format(&inputs, csv);
-    if matches!(format, Format::Csv { .. }) {
+    let mut format = run.format(&inputs, named)?;
+    if format.ids_are_text() {
         inputs.take_ids_as_text();
     }
+    let has = |wanted: fn(&Source) -> bool| format.columns().iter().any(|c| wanted(&c.source));
+    let (columns, object) = (has(|s| matches!(s, Source::Carried(..))), has(|s| *s == Source::Input));
     let prepared = match &args.output {
-        Some(path) if !args.shared.dry_run => Some(Prepared::open(path, run.existing())?),
-        _ => None,
+        Some(path) if !args.shared.dry_run && !is_device(path) && !format.carries_resume() => {
+            let goal = Goal { path: path.clone(), format: std::mem::replace(&mut format, Format::jsonl()) };
+            inputs.carry(false, columns || object);
+            goal.check(args.overwrite || args.resume)?;
+            if args.resume && goal.is_finished() {
+                return run.finished(&inputs, &goal);
+            }
+            let journal = goal.journal();
+            run.goal = Some(goal);
+            Some(Prepared::open(&journal, run.existing())?)
+        }
+        output => {
+            let shown = args.records.columns.is_some() || args.records.template.is_some() || args.records.prompt_field.is_some();
+            inputs.carry(columns, object && shown);
+            match output {
+                Some(path) if !args.shared.dry_run => Some(Prepared::open(path, run.existing())?),
+                _ => None,
+            }
+        }
     };
     if prepared.as_ref().is_some_and(Prepared::is_regular) {
         signals.advise(signals::RESUME);
@@ -110,9 +145,13 @@ fn touched(args: &Args) -> Touched {
     args.prompts.iter().for_each(|path| touched.reads("", path));
     touched.reads_model(&args.shared.model);
     args.shared.chat_template.iter().for_each(|path| touched.reads("--chat-template", path));
+    args.records.touch(&mut touched);
     if !args.shared.dry_run {
         match &args.output {
-            Some(path) => touched.writes("-o", path),
+            Some(path) => {
+                touched.writes("-o", path);
+                touched.writes("-o", &Goal { path: path.clone(), format: Format::jsonl() }.journal());
+            }
             None => touched.writes_standard_output(),
         }
         args.stats.iter().flat_map(|stats| summary::files(stats)).for_each(|path| touched.writes("--stats", &path));
@@ -134,19 +173,59 @@ fn presentable(prompt: crate::pipeline::Prompt, has_template: bool) -> Result<cr
     }
 }
 
-/// Whether an output's name says CSV; a name that says nothing known is bad usage, unless it is that of a device or pipe.
-fn output_is_csv(path: &Path) -> Result<bool, Failure> {
-    let device = std::fs::metadata(path).is_ok_and(|meta| !meta.is_file());
+/// What an output's name says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    /// JSON lines.
+    Lines,
+    Csv,
+    Tsv,
+    Parquet,
+}
+
+fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
+}
+
+/// What an output's name says; a name that says nothing known is bad usage, unless it is that of a device or pipe.
+fn named(path: &Path) -> Result<Named, Failure> {
+    if is_device(path) {
+        return Ok(Named::Lines);
+    }
+    let shown = units::shown(&path.display().to_string());
     match path.extension().map(|e| e.to_string_lossy().to_lowercase()).as_deref() {
-        Some("csv") => Ok(true),
-        Some("jsonl") | None => Ok(false),
-        Some(_) if device => Ok(false),
+        Some("csv") => Ok(Named::Csv),
+        Some("tsv") => Ok(Named::Tsv),
+        #[cfg(feature = "parquet")]
+        Some("parquet") => Ok(Named::Parquet),
+        #[cfg(not(feature = "parquet"))]
+        Some("parquet") => Err(Failure::usage(format!("output {shown}: {}", journal::NO_PARQUET))),
+        Some("jsonl") | None => Ok(Named::Lines),
         Some(other) => Err(Failure::usage(format!(
-            "output {}: .{} is no format that can be written; a name in .jsonl or .csv would work",
-            units::shown(&path.display().to_string()),
+            "output {shown}: .{} is no format that can be written; a name in .jsonl, .csv, .tsv or .parquet would work",
             units::shown(other)
         ))),
     }
+}
+
+/// The most letters of a prompt that are shown.
+const SHOWN: usize = 2000;
+
+/// A prompt for people, each of its lines moved in.
+fn shown_prompt(id: &str, content: &Content) -> String {
+    let text = match content {
+        Content::Text(text) | Content::Completion(text) => text.clone(),
+        Content::Messages(messages) => {
+            messages.iter().map(|m| format!("[{}] {}", m.role, m.content)).collect::<Vec<_>>().join("\n")
+        }
+    };
+    let mut lines: Vec<String> = Vec::new();
+    let cut: String = text.chars().take(SHOWN).collect();
+    lines.extend(cut.lines().map(|line| format!("    {}", units::shown(line))));
+    if cut.len() < text.len() {
+        lines.push("    …".to_string());
+    }
+    format!("llmopt: the first prompt, {}:\n{}", units::shown(id), lines.join("\n"))
 }
 
 /// Removes what was created if it is never committed.
@@ -167,6 +246,8 @@ struct Run<'a> {
     control: Arc<Control>,
     touched: Touched,
     console: Console,
+    /// The file that is made at the end, where the output is a journal.
+    goal: Option<Goal>,
 }
 
 /// What is known of the input before the model is loaded.
@@ -178,6 +259,8 @@ struct Plan {
     all: Option<u64>,
     /// Error records of the output that stay.
     kept_errors: u64,
+    /// Records are missing before others that are there.
+    disordered: bool,
 }
 
 impl Run<'_> {
@@ -189,16 +272,77 @@ impl Run<'_> {
         }
     }
 
-    fn format(&self, inputs: &Inputs, csv: bool) -> Format {
-        match () {
-            _ if inputs.open_ai() => Format::OpenAi,
-            _ if csv => Format::csv(inputs.csv_columns()),
-            _ => Format::Jsonl,
+    fn format(&self, inputs: &Inputs, named: Named) -> Result<Format, Failure> {
+        let columns = self.args.records.columns.as_ref().map(|c| &c.0[..]);
+        if inputs.open_ai() {
+            return match (columns, named) {
+                (None, Named::Lines) => Ok(Format::open_ai()),
+                (Some(_), _) => Err(Failure::usage("--columns: answers to OpenAI requests have OpenAI's own form; leave it out")),
+                _ => Err(Failure::usage("answers to OpenAI requests are JSON lines; name an output in .jsonl")),
+            };
+        }
+        let kind = match named {
+            Named::Lines => Kind::Json,
+            // A file of tabs is called .tsv; that of another separator keeps it.
+            Named::Csv => Kind::Separated(self.args.records.delimiter.or(inputs.separator()).unwrap_or(b',')),
+            Named::Tsv => Kind::Separated(b'\t'),
+            Named::Parquet => Kind::Parquet,
+        };
+        let terminal = self.args.output.is_none() && std::io::stdout().is_terminal() && !self.args.json_lines;
+        match (columns, kind) {
+            (Some(names), kind) => Format::chosen(kind, names, inputs.columns()).map_err(Failure::usage),
+            (None, Kind::Json) if terminal => Ok(Format::text()),
+            (None, Kind::Json) => Ok(Format::jsonl()),
+            (None, kind) => Ok(Format::table(kind, &[], inputs.columns())),
         }
     }
 
-    fn order(&self) -> Order {
-        if self.args.ordered { Order::Input } else { Order::Finished }
+    /// The input's order: where it is asked for, and where rows have one.
+    fn ordered(&self, inputs: &Inputs) -> bool {
+        self.args.ordered || inputs.are_tables()
+    }
+
+    /// A file that is there without a journal, asked to be gone on with: it must have a row for each record.
+    fn finished(&mut self, inputs: &Inputs, goal: &Goal) -> Result<u8, Failure> {
+        let mut records = 0u64;
+        for record in inputs.records(self.flags.clone(), |_| ()) {
+            record?;
+            records += 1;
+        }
+        let rows = goal.rows()?;
+        if rows != records {
+            return Err(journal::not_complete(&goal.path, rows, records));
+        }
+        self.console.release();
+        self.console.say(format!("llmopt: the output is complete: {} kept, nothing to do", counted(rows, "row")));
+        Ok(status::DONE)
+    }
+
+    /// Ids of the input's records, as the output's format knows them.
+    fn ids(&self, inputs: &Inputs, format: &Format) -> impl Iterator<Item = Result<String, Failure>> + use<> {
+        let format = format.clone();
+        inputs
+            .records(self.flags.clone(), |_| ())
+            .map(move |record| record.map(|(origin, _)| format.id_key(&origin.id, origin.id_is_number)))
+    }
+
+    /// Puts a complete output into the input's order, where it is to have it and was not written in it: after parts were joined.
+    fn order_output(&self, writer: &mut Sink, inputs: &Inputs, format: &Format) -> Result<(), Failure> {
+        if !self.args.resume || !self.ordered(inputs) || !inputs.can_be_read_twice() || !writer.is_regular() {
+            return Ok(());
+        }
+        let content = writer.content()?;
+        if ledger::in_order(format, BufReader::new(content), &mut self.ids(inputs, format))? {
+            return Ok(());
+        }
+        writer.rewrite(|old, out| ledger::put_in_order(format, old, &mut self.ids(inputs, format), out))
+    }
+
+    /// Makes the file from the journal once every record has its line.
+    fn make(&self, errors: u64) -> Result<(), Failure> {
+        let Some(goal) = &self.goal else { return Ok(()) };
+        goal.make(errors > 0)?;
+        if errors == 0 { goal.forget_journal() } else { Ok(()) }
     }
 
     fn generation_half(&self, generation: &Generation) -> u32 {
@@ -214,11 +358,14 @@ impl Run<'_> {
             let file = self.content(prepared)?;
             let length = file.metadata().map_err(|e| Failure::failed(format!("output: {e}")))?.len();
             scan = ledger.read(prepared.path(), &format, BufReader::new(file), length)?;
+            if let Some(hash) = scan.doubled {
+                return Err(ledger.doubled(prepared.path(), &format, BufReader::new(self.content(prepared)?), hash));
+            }
             self.check_names(prepared, &scan)?;
         }
         let plan = self.look_ahead(&inputs, &format, &ledger, &scan, prepared.0.as_ref())?;
         if self.args.resume && plan.todo == Some(0) && !self.args.shared.dry_run {
-            return self.complete(prepared, &scan, &plan);
+            return self.complete(prepared, &scan, &plan, &inputs, &format);
         }
         let (loaded, mut pipeline) = self.load()?;
         if self.args.shared.dry_run {
@@ -236,7 +383,12 @@ impl Run<'_> {
         if scan.torn > 0 {
             self.console.say(format!("llmopt: a torn last record of {} was cut off", units::Bytes(scan.torn)));
         }
-        let outcome = self.answer(inputs, format, ledger, &mut pipeline, &mut writer, &plan);
+        let streamed = self.args.prompts.iter().any(|path| path.as_os_str() == "-");
+        if streamed && self.console.level > console::Level::Quiet {
+            // A program that feeds this one waits for it.
+            console::line("ready");
+        }
+        let outcome = self.answer(&inputs, &format, ledger, &mut pipeline, &mut writer, &plan);
         signals.end();
         let synced = writer.sync(true);
         let Outcome { report, failure, closed, faults } = outcome?;
@@ -282,6 +434,10 @@ impl Run<'_> {
             console::line(&format!("llmopt: --max-time is over: {left}{go_on}"));
             return Ok(status::LEFT);
         }
+        if report.ended == Ended::Complete {
+            self.order_output(&mut writer, &inputs, &format)?;
+            self.make(report.errors + plan.kept_errors)?;
+        }
         stats?;
         Ok(if report.errors + plan.kept_errors > 0 { status::RECORDS } else { status::DONE })
     }
@@ -317,6 +473,7 @@ impl Run<'_> {
         }
         let (mut todo, mut all, mut first_new) = (0, 0, None);
         let mut matched = false;
+        let mut seen = ledger.unseen();
         let (warn, warnings) = std::sync::mpsc::channel();
         let warn = move |line: String| drop(warn.send(line));
         for record in inputs.records(self.flags.clone(), warn) {
@@ -325,6 +482,9 @@ impl Run<'_> {
             all += 1;
             let verdict = self.judge(&record, format, ledger);
             matched |= verdict != Verdict::New;
+            if let Some(place) = ledger.place(&format.id_key(&record.0.id, record.0.id_is_number)) {
+                seen.mark(place);
+            }
             match verdict {
                 Verdict::New => {
                     todo += 1;
@@ -333,19 +493,26 @@ impl Run<'_> {
                 verdict @ (Verdict::Retry | Verdict::Done) => {
                     todo += u64::from(verdict == Verdict::Retry);
                     plan.kept_errors += u64::from(verdict == Verdict::Done && record.1.is_err());
-                    if let Some(first) = first_new.as_ref().filter(|_| self.args.ordered) {
-                        return Err(Failure::usage(format!(
-                            "output {}: it has '{}' but not '{first}', which comes before; it was not written with --ordered, so resume it without",
-                            prepared.map(|p| p.path().display().to_string()).unwrap_or_default(),
-                            record.0.id
-                        )));
-                    }
+                    // Parts that were joined stand in another order: what is missing is answered first, then all are put in order.
+                    plan.disordered |= first_new.is_some();
                 }
                 verdict => return Err(self.conflict(verdict, &record, format, prepared)),
             }
         }
         warnings.try_iter().for_each(|line| self.console.warn(line));
         (plan.todo, plan.all) = (Some(todo), Some(all));
+        if all == 0 && self.args.shard.is_some() {
+            self.console.warn("this part has no records");
+        }
+        let whole = self.args.shard.is_none() && self.args.shared.limit.is_none();
+        if self.args.ordered
+            && whole
+            && matched
+            && seen.count < ledger.ids()
+            && let Some(prepared) = prepared
+        {
+            return Err(ledger.foreign(prepared.path(), format, BufReader::new(self.content(prepared)?), &seen));
+        }
         if let Some(past) = scan.first_id.as_ref().filter(|_| !matched)
             && let Some(now) = first_new
         {
@@ -386,7 +553,14 @@ impl Run<'_> {
 
     /// Everything is there already. It must still be of this model, dtype and template: the model's file is read for its digest, and
     /// nothing of it is kept.
-    fn complete(&mut self, prepared: &mut Abandon, scan: &Scan, plan: &Plan) -> Result<u8, Failure> {
+    fn complete(
+        &mut self,
+        prepared: &mut Abandon,
+        scan: &Scan,
+        plan: &Plan,
+        inputs: &Inputs,
+        format: &Format,
+    ) -> Result<u8, Failure> {
         let shared = &self.args.shared;
         let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
         let identity = Identity::of(&open_under(&loading, shared)?, &self.config);
@@ -394,11 +568,11 @@ impl Run<'_> {
         if let Some(prepared) = &prepared.0 {
             self.check_settings(prepared, scan, &identity)?;
         }
-        if (scan.torn > 0 || scan.newline)
-            && let Some(prepared) = prepared.0.take()
-        {
-            prepared.commit(scan.keep, scan.newline)?;
+        if let Some(prepared) = prepared.0.take() {
+            let mut writer = prepared.commit(scan.keep, scan.newline)?;
+            self.order_output(&mut writer, inputs, format)?;
         }
+        self.make(plan.kept_errors)?;
         self.console.release();
         let kept = counted(scan.answers, "answer");
         self.console.say(format!("llmopt: the output is complete: {kept} kept, nothing to do"));
@@ -494,13 +668,14 @@ impl Run<'_> {
     /// Everything from the first prompt to the last answer.
     fn answer(
         &mut self,
-        inputs: Inputs,
-        format: Format,
+        inputs: &Inputs,
+        format: &Format,
         ledger: Ledger,
         pipeline: &mut Pipeline,
         writer: &mut Sink,
         plan: &Plan,
     ) -> Result<Outcome, Failure> {
+        let order = if self.ordered(inputs) && !plan.disordered { Order::Input } else { Order::Finished };
         let (matched, streamed) = (Arc::new(AtomicBool::new(ledger.is_empty())), !inputs.can_be_read_twice());
         let source = {
             let (format, matched) = (format.clone(), matched.clone());
@@ -583,7 +758,7 @@ impl Run<'_> {
             let outcome = display
                 .suspend(|| match retry {
                     true => replacements
-                        .add(&format.id_key(&answer.id, origin.id_is_number), line, &format, writer)
+                        .add(&format.id_key(&answer.id, origin.id_is_number), line, format, writer)
                         .map_err(WriteError::Failed),
                     false => writer.line(&line),
                 })
@@ -603,8 +778,8 @@ impl Run<'_> {
                 }
             }
         };
-        let ran = pipeline.run(source, self.order(), &self.control, &mut sink);
-        failure = failure.or(replacements.write(&format, writer).err());
+        let ran = pipeline.run(source, order, &self.control, &mut sink);
+        failure = failure.or(replacements.write(format, writer).err());
         let report = ran?;
         failure = failure.or_else(|| writer.undelivered(watch.as_ref(), report.ended == Ended::Complete));
         // Prompts from a pipe cannot be looked at before they are answered.
@@ -625,6 +800,7 @@ impl Run<'_> {
         let context = loaded.model.spec.context;
         let (mut prompts, mut errors, mut tokens, mut most) = (0u64, 0u64, 0u64, 0u64);
         let mut sample = Vec::new();
+        let mut first = None;
         let records = inputs.records(self.flags.clone(), |_| ());
         for record in records {
             let (_, prompt) = record?;
@@ -636,6 +812,11 @@ impl Run<'_> {
                 ids.ok().filter(|ids| ids.len() < context)
             });
             prompts += 1;
+            if let Ok(prompt) = &prompt
+                && first.is_none()
+            {
+                first = Some(shown_prompt(&prompt.id, &prompt.content));
+            }
             let (Some(ids), Ok(prompt)) = (ids, prompt) else {
                 errors += 1;
                 continue;
@@ -648,6 +829,9 @@ impl Run<'_> {
             }
         }
         self.console.release();
+        if let Some(first) = first {
+            self.console.say(first);
+        }
         let errors = if errors > 0 { format!(" ({errors} cannot be answered)") } else { String::new() };
         self.console.say(format!(
             "llmopt: {}{errors}, {}, at most {}",

@@ -306,12 +306,20 @@ fn holder(meta: &std::fs::Metadata) -> Option<u32> {
     line.split_whitespace().nth(4)?.parse().ok().filter(|&pid| pid > 0)
 }
 
+/// Makes the file `path`, or makes it anew, at once: whoever looks finds the old one or the whole new one.
+pub fn make(path: &Path, write: &mut dyn FnMut(&mut (dyn Write + Send)) -> io::Result<()>) -> io::Result<()> {
+    let target = resolve(path).map_err(|f| io::Error::other(f.message))?;
+    replace(&target, path, write).map(drop)
+}
+
 /// Writes a new file beside `target`, locks it, and renames it over `target`.
-fn replace(target: &Path, shown: &Path, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<File> {
+fn replace(target: &Path, shown: &Path, write: &mut dyn FnMut(&mut (dyn Write + Send)) -> io::Result<()>) -> io::Result<File> {
     let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temp = tempfile::Builder::new().prefix(".llmopt-").suffix(".tmp").append(true).tempfile_in(folder)?;
-    if let Ok(meta) = std::fs::metadata(target) {
-        temp.as_file().set_permissions(meta.permissions())?;
+    match std::fs::metadata(target) {
+        Ok(meta) => temp.as_file().set_permissions(meta.permissions())?,
+        // As a file that is made in the ordinary way has them; a temporary one is its owner's alone.
+        Err(_) => temp.as_file().set_permissions(ordinary_permissions(folder)?)?,
     }
     {
         let mut buffered = io::BufWriter::new(temp.as_file_mut());
@@ -326,6 +334,14 @@ fn replace(target: &Path, shown: &Path, write: &mut dyn FnMut(&mut dyn Write) ->
         let _ = folder.sync_all();
     }
     Ok(file)
+}
+
+/// The permissions of a file that is made in this folder.
+fn ordinary_permissions(folder: &Path) -> io::Result<std::fs::Permissions> {
+    use std::os::unix::fs::PermissionsExt;
+    let probe =
+        tempfile::Builder::new().prefix(".llmopt-").permissions(std::fs::Permissions::from_mode(0o666)).tempfile_in(folder)?;
+    Ok(probe.as_file().metadata()?.permissions())
 }
 
 /// What a [`Writer`] needs of a file, so that a test can make it fail at any call.
@@ -510,8 +526,18 @@ impl<B: Backing> Writer<B> {
 }
 
 impl Writer<File> {
+    /// What has been written so far, from its beginning.
+    pub fn content(&self) -> Result<File, Failure> {
+        let open = || -> io::Result<File> {
+            let mut file = self.backing.try_clone()?;
+            file.rewind()?;
+            Ok(file)
+        };
+        open().map_err(|e| self.failure(&e, ""))
+    }
+
     /// Replaces the file by what `edit` makes of its lines so far, at once: a kill leaves the old file or the new one.
-    pub fn rewrite(&mut self, edit: impl Fn(&File, &mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    pub fn rewrite(&mut self, edit: impl Fn(&File, &mut (dyn Write + Send)) -> io::Result<()>) -> Result<(), Failure> {
         let old = &mut self.backing;
         let fresh = old.rewind().and_then(|()| replace(&self.target, &self.path, &mut |out| edit(old, out)));
         let measured = fresh.and_then(|file| Ok((file.metadata()?.len(), file)));
@@ -655,7 +681,8 @@ mod tests {
         std::fs::write(&path, "a\nb\ntorn").unwrap();
         let mut writer = Prepared::open(&path, Existing::Resume).unwrap().commit(4, false).unwrap();
         writer.line(b"c\n").unwrap();
-        let upper = |mut old: &File, out: &mut dyn Write| out.write_all(io::read_to_string(&mut old)?.to_uppercase().as_bytes());
+        let upper =
+            |mut old: &File, out: &mut (dyn Write + Send)| out.write_all(io::read_to_string(&mut old)?.to_uppercase().as_bytes());
         writer.rewrite(upper).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "A\nB\nC\n");
         assert!(Prepared::open(&path, Existing::Resume).unwrap_err().message.contains("process"));

@@ -3,12 +3,12 @@
 //! `prompt` too. A row of another length than the header is one bad record. Blank lines are none.
 
 use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
-use super::fields::{self, GenerationFields};
-use super::record::{Asked, Given, InputError, Parsed, prompt};
+use super::fields::GenerationFields;
+use super::reading::{Found, Reading, Rules, made, places};
+use super::record::{Asked, Cell, Given, InputError, Parsed, prompt};
 use super::source::{Reader, Source};
 use crate::units::shown;
-use std::collections::HashMap;
-use std::hash::Hash;
+use serde_json::Value;
 use std::io::{self, BufRead};
 use std::sync::Arc;
 
@@ -16,12 +16,17 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Header {
     names: Vec<String>,
+    /// The column of the prompt; the last one that a template needs.
     prompt: usize,
     id: Option<usize>,
     /// Columns that are settings.
     settings: Vec<usize>,
+    /// Columns that are carried: all but those whose values a line says anyway.
+    carried: Vec<usize>,
     /// Lines that it took.
     lines: u64,
+    /// What separates cells.
+    pub separator: u8,
 }
 
 /// A row as it stands in the file.
@@ -65,6 +70,7 @@ enum State {
 /// Cuts bytes into rows.
 struct Cutter {
     reader: Reader,
+    separator: u8,
     line: u64,
     at_start: bool,
     /// The last row ended with CR: an LF that follows belongs to it.
@@ -72,8 +78,8 @@ struct Cutter {
 }
 
 impl Cutter {
-    fn new(reader: Reader) -> Cutter {
-        Cutter { reader, line: 1, at_start: true, skip_lf: false }
+    fn new(reader: Reader, separator: u8) -> Cutter {
+        Cutter { reader, separator, line: 1, at_start: true, skip_lf: false }
     }
 
     fn fill(&mut self) -> io::Result<&[u8]> {
@@ -95,6 +101,7 @@ impl Cutter {
         row.ends.shrink_to(1 << 12);
         (row.length, row.unclosed, row.line) = (0, None, self.line);
         let (mut state, mut opened) = (State::Start, 0);
+        let separator = self.separator;
         if self.at_start {
             self.at_start = false;
             // Pipes may give three bytes in pieces; a mark in pieces is then part of the first name and reported as such.
@@ -135,7 +142,7 @@ impl Cutter {
                         row.bytes.push(byte);
                         State::Quoted
                     }
-                    (_, b',') => {
+                    (_, byte) if byte == separator => {
                         if row.ends.len() < LONGEST_RECORD {
                             row.ends.push(row.bytes.len());
                         }
@@ -192,13 +199,31 @@ impl Cutter {
     }
 }
 
+/// The separator of a header's line: the one under which it has the columns that are asked for, of several the one that makes most columns.
+pub(super) fn separator(line: &str, reading: &Reading) -> u8 {
+    let line = line.trim_end_matches(['\r', '\n']).as_bytes().to_vec();
+    let mut best = (false, 0, b',');
+    for candidate in [b',', b';', b'\t'] {
+        let mut row = Row::default();
+        let mut cutter = Cutter::new(Box::new(io::Cursor::new(line.clone())), candidate);
+        if !cutter.next(&mut row).unwrap_or(false) {
+            continue;
+        }
+        let good = header(&row, 1, candidate, reading).is_ok();
+        if (good, row.ends.len()) > (best.0, best.1) {
+            best = (good, row.ends.len(), candidate);
+        }
+    }
+    best.2
+}
+
 /// Reads the header, and an ordinary file to its end. Gives the header and the names of the columns that are carried through;
 /// nothing for an empty stream.
-pub(super) fn check(source: &Source) -> Result<Option<(Header, Vec<String>)>, InputError> {
+pub(super) fn check(source: &Source, separator: u8, reading: &Reading) -> Result<Option<(Header, Vec<String>)>, InputError> {
     let name = shown(source.name());
     let io = |e: io::Error| InputError::Bad(format!("{name}: {}", super::source::why(&e)));
     let bad = |line: u64, what: String| InputError::Bad(format!("{name}:{line}: {what}"));
-    let mut cutter = Cutter::new(source.open()?);
+    let mut cutter = Cutter::new(source.open()?, separator);
     let mut row = Row::default();
     if !cutter.next(&mut row).map_err(io)? {
         if !source.is_regular() {
@@ -206,7 +231,7 @@ pub(super) fn check(source: &Source) -> Result<Option<(Header, Vec<String>)>, In
         }
         return Err(bad(1, "the file is empty; a header with a column prompt is needed".to_string()));
     }
-    let header = header(&row, cutter.line).map_err(|what| bad(row.line, what))?;
+    let header = header(&row, cutter.line, separator, reading).map_err(|what| bad(row.line, what))?;
     if source.is_regular() {
         while cutter.next(&mut row).map_err(io)? {
             if let Some(line) = row.unclosed {
@@ -216,7 +241,7 @@ pub(super) fn check(source: &Source) -> Result<Option<(Header, Vec<String>)>, In
     } else {
         source.put_back(Box::new(Resumed { reader: cutter.reader, skip_lf: cutter.skip_lf }));
     }
-    let carried = header.carried().map(|(_, name)| name.to_string()).collect();
+    let carried = header.carried_names().map(|(_, name)| name.to_string()).collect();
     Ok(Some((header, carried)))
 }
 
@@ -251,7 +276,7 @@ impl BufRead for Resumed {
     }
 }
 
-fn header(row: &Row, next_line: u64) -> Result<Header, String> {
+fn header(row: &Row, next_line: u64, separator: u8, reading: &Reading) -> Result<Header, String> {
     if let Some(line) = row.unclosed {
         return Err(format!("a quote opens on line {line} and is never closed"));
     }
@@ -269,43 +294,64 @@ fn header(row: &Row, next_line: u64) -> Result<Header, String> {
             (found, None) => Ok(found),
         }
     };
-    for name in fields::NAMES {
+    for name in reading.settings() {
         place(name)?;
     }
-    let id = place("id")?;
-    let Some(prompt) = place("prompt")? else {
-        let some: Vec<String> = names.iter().take(8).map(|n| n.chars().take(30).collect()).collect();
-        let hint = match &names[..] {
-            [one] if one.contains(';') => "; separate columns with commas, not semicolons",
-            [one] if one.contains('\t') => "; separate columns with commas, not tabs",
-            _ => "",
-        };
-        return Err(format!("the header has no column prompt, but {}{hint}", shown(&some.join(", "))));
+    let id = place(reading.id_name())?;
+    let prompt = match (&reading.template, &reading.prompt_field) {
+        (Some(_), _) | (None, Some(_)) => {
+            reading.check_names(&names, "the header has")?;
+            match (&reading.template, &reading.prompt_field) {
+                (Some(template), _) => {
+                    let needed = |name: &String| template.needed().contains(name);
+                    names.iter().rposition(needed).unwrap_or(0)
+                }
+                (None, field) => place(field.as_deref().unwrap_or_default())?.unwrap_or(0),
+            }
+        }
+        (None, None) => {
+            let Some(prompt) = place("prompt")? else {
+                let some: Vec<String> = names.iter().take(8).map(|n| n.chars().take(30).collect()).collect();
+                let example = some.iter().find(|name| !name.is_empty() && *name != "id").map_or("NAME", |name| name);
+                return Err(format!(
+                    "the header has no column prompt, but {}; --prompt-field {} takes that column, --template makes a prompt of several",
+                    shown(&some.join(", ")),
+                    shown(&if example.contains(' ') { format!("'{example}'") } else { example.to_string() })
+                ));
+            };
+            reading.check_names(&names, "the header has")?;
+            prompt
+        }
     };
-    let is_setting = |i: usize, name: &str| i != prompt && Some(i) != id && fields::NAMES.contains(&name);
+    let own = |i: usize| reading.template.is_none() && i == prompt;
+    let is_setting = |i: usize, name: &str| !own(i) && Some(i) != id && reading.settings().any(|setting| setting == name);
     let settings = names.iter().enumerate().filter(|(i, n)| is_setting(*i, n)).map(|(i, _)| i).collect();
-    Ok(Header { names, prompt, id, settings, lines: next_line })
+    let mut known = std::collections::HashSet::new();
+    let kept = |(_, name): &(usize, &String)| !reading.is_told(name) && known.insert(name.to_string());
+    let carried = names.iter().enumerate().filter(kept).map(|(i, _)| i).collect();
+    Ok(Header { prompt, id, settings, carried, lines: next_line, separator, names })
 }
 
 impl Header {
-    fn carried(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.names.iter().enumerate().filter(|(i, _)| *i != self.prompt && Some(*i) != self.id).map(|(i, n)| (i, &n[..]))
+    fn carried_names(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.carried.iter().filter_map(|&i| self.names.get(i).map(|name| (i, &name[..])))
     }
 }
 
-/// Where each of these names stands first among others, in time that grows with the names as they do.
-pub(super) fn places<N: Hash + Eq, P: Copy>(wanted: &[N], among: impl IntoIterator<Item = (P, N)>) -> Vec<Option<P>> {
-    let mut first = HashMap::new();
-    for (place, name) in among {
-        first.entry(name).or_insert(place);
+fn separated_by(separator: u8) -> &'static str {
+    match separator {
+        b',' => "commas",
+        b';' => "semicolons",
+        b'\t' => "tabs",
+        _ => "the separator",
     }
-    wanted.iter().map(|name| first.get(name).copied()).collect()
 }
 
 /// The rows of a file.
 pub(super) struct Rows {
     cutter: Cutter,
     header: Arc<Header>,
+    rules: Rules,
     /// For each carried column of the run, the column of this file.
     carried: Vec<Option<usize>>,
     row: Row,
@@ -313,17 +359,17 @@ pub(super) struct Rows {
 
 impl Rows {
     /// Opens a file that [`check`] has seen.
-    pub fn open(source: &Source, header: Arc<Header>, columns: &[String]) -> Result<Rows, InputError> {
-        let mut cutter = Cutter::new(source.open()?);
+    pub fn open(source: &Source, header: Arc<Header>, rules: Rules) -> Result<Rows, InputError> {
+        let mut cutter = Cutter::new(source.open()?, header.separator);
         let mut row = Row::default();
         if source.is_regular() {
             cutter.next(&mut row).map_err(|e| InputError::Io(format!("{}: {e}", shown(source.name()))))?;
         } else {
             (cutter.line, cutter.at_start) = (header.lines, false);
         }
-        let names: Vec<&str> = columns.iter().map(String::as_str).collect();
-        let carried = places(&names, header.carried());
-        Ok(Rows { cutter, header, carried, row })
+        let names: Vec<&str> = rules.columns.iter().map(String::as_str).collect();
+        let carried = places(&names, header.carried_names());
+        Ok(Rows { cutter, header, rules, carried, row })
     }
 
     /// The next record and its line.
@@ -348,9 +394,13 @@ impl Rows {
         let wrong = if let Some(line) = self.row.unclosed {
             Some(format!("a quote opens on line {line} and is never closed; what follows it is lost"))
         } else if surplus {
-            Some(format!("the row has {fields} fields, the header {columns}; a field that holds commas needs quotes"))
+            Some(format!(
+                "the row has {fields} fields, the header {columns}; a field that holds {} needs quotes",
+                separated_by(self.header.separator)
+            ))
         } else if fields <= prompt_place {
-            Some(format!("the row has {fields} fields and no prompt, which is field {}", prompt_place + 1))
+            let name = self.header.names.get(prompt_place).map_or("prompt", String::as_str);
+            Some(format!("the row has {fields} fields and no {}, which is field {}", shown(name), prompt_place + 1))
         } else {
             None
         };
@@ -364,14 +414,22 @@ impl Rows {
             Some(Ok(text)) if place < sure => *text,
             _ => "",
         };
-        let asked = || -> Result<Asked, Fault> {
+        let mut found = Found::default();
+        let mut asked = || -> Result<Asked, Fault> {
             if let Some(message) = wrong {
                 return Err(("bad_csv", message));
             }
             if let Some(Err(fault)) = cells.iter().find(|cell| cell.is_err()) {
                 return Err(fault.clone());
             }
-            let content = prompt(cell(prompt_place))?;
+            let content = match &self.rules.reading.template {
+                Some(template) => {
+                    let names = self.header.names.iter().enumerate();
+                    let values: Vec<(&str, Value)> = names.map(|(i, name)| (&name[..], Value::from(cell(i)))).collect();
+                    made(template, &values, &mut found)?
+                }
+                None => prompt(cell(prompt_place))?,
+            };
             let mut generation = GenerationFields::default();
             for &place in &self.header.settings {
                 let name = self.header.names.get(place).map_or("", String::as_str);
@@ -379,56 +437,28 @@ impl Rows {
             }
             Ok(Asked { content, generation })
         };
+        let asked = asked();
+        let templated = self.rules.reading.template.is_some();
         let readable = prompt_place < sure && matches!(cells.get(prompt_place), Some(Ok(_)));
+        let given = match readable && !templated {
+            true => Given::Prompt(cell(prompt_place).to_string()),
+            false => found.given,
+        };
+        let object = || {
+            let mut object = serde_json::Map::new();
+            object.extend(self.header.carried_names().map(|(i, name)| (name.to_string(), Value::from(cell(i)))));
+            Value::Object(object).to_string()
+        };
         Parsed {
             // An empty cell is no id.
             id: self.header.id.map(|place| cell(place).to_string()).filter(|id| !id.is_empty()),
             id_is_number: false,
-            given: if readable { Given::Prompt(cell(prompt_place).to_string()) } else { Given::Nothing },
-            carried: self.carried.iter().map(|place| place.map_or(String::new(), |p| cell(p).to_string())).collect(),
-            asked: asked(),
+            given,
+            carried: self.carried.iter().map(|place| place.map_or(Cell::Missing, |p| Cell::Text(cell(p).to_string()))).collect(),
+            input: self.rules.object.then(object),
+            asked,
             usable: readable,
+            below: None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::cell::Cell;
-
-    thread_local!(static COMPARED: Cell<usize> = const { Cell::new(0) });
-
-    /// A name that counts how often names are compared.
-    struct Counted(String);
-
-    impl PartialEq for Counted {
-        fn eq(&self, other: &Counted) -> bool {
-            COMPARED.set(COMPARED.get() + 1);
-            self.0 == other.0
-        }
-    }
-
-    impl Eq for Counted {}
-
-    impl Hash for Counted {
-        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-            self.0.hash(state);
-        }
-    }
-
-    #[test]
-    fn twice_as_many_columns_are_compared_about_twice_as_often() {
-        let compared = |count: usize| {
-            let names = || (0..count).map(|n| Counted(format!("column {n}")));
-            let wanted: Vec<Counted> = names().collect();
-            COMPARED.set(0);
-            let found = places(&wanted, names().enumerate());
-            assert!(found.iter().enumerate().all(|(n, place)| *place == Some(n)));
-            COMPARED.get()
-        };
-        let (once, twice) = (compared(5_000), compared(10_000));
-        assert!(once >= 5_000 && twice < 3 * once, "{once} comparisons of 5,000 names, {twice} of 10,000");
-        assert_eq!(places(&["b", "c", "a"], [(0, "a"), (1, "b"), (2, "a")]), [Some(1), None, Some(0)]);
     }
 }

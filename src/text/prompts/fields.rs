@@ -65,6 +65,11 @@ fn must(name: &str, what: &str) -> Fault {
 }
 
 impl GenerationFields {
+    /// Names of all settings that a record can have.
+    pub fn names() -> &'static [&'static str] {
+        &NAMES
+    }
+
     /// Takes one setting from JSON. Names that are none are the caller's mistake and do nothing.
     pub fn set(&mut self, name: &str, value: &Value) -> Result<(), Fault> {
         if value.is_null() {

@@ -4,19 +4,21 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::array::Elements;
-use super::fault::{Fault, LONGEST_RECORD};
+use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
 use super::fields::GenerationFields;
 use super::ids::Ids;
 use super::labels::labels;
 use super::lines::Lines;
-use super::record::{Asked, Given, InputError, InputFormat, Origin, Parsed, Record, RecordError, Warnings, prompt};
+use super::reading::{self, Reading, Rules, made};
+use super::record::{Asked, Cell, Given, InputError, InputFormat, Origin, Parsed, Record, RecordError, Warnings, prompt};
 use super::source::Source;
 use super::{csv, json, openai};
 use crate::units::shown;
+use sha2::{Digest, Sha256};
 use std::collections::{HashSet, VecDeque};
 use std::io::{self, BufRead, Cursor, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Records of an ordinary file that are read before anything is done with it.
 const LOOKED_AT: usize = 100;
@@ -39,6 +41,10 @@ enum Kind {
     Array(Dialect),
     /// Rows under this header.
     Csv(Arc<csv::Header>),
+    /// Files below a folder, a prompt each.
+    Folder(Tree),
+    /// Prompts of the command line.
+    Typed(Arc<[String]>),
 }
 
 /// A file and what is known of it.
@@ -53,7 +59,7 @@ struct File {
 /// The files, looked at: they are there, and each can be a file of prompts.
 pub struct PromptFiles {
     files: Vec<File>,
-    columns: Arc<[String]>,
+    rules: Rules,
     notices: Vec<String>,
     ids_are_text: bool,
 }
@@ -61,7 +67,13 @@ pub struct PromptFiles {
 impl PromptFiles {
     /// Looks at every file. `format` is for all of them; without it the name decides, and the first bytes where they say otherwise.
     pub fn open(paths: &[PathBuf], format: Option<InputFormat>) -> Result<PromptFiles, InputError> {
+        Self::open_as(paths, &[], Reading { format, ..Reading::default() })
+    }
+
+    /// The same for records that are read as `reading` says; `typed` are prompts of the command line, which come last.
+    pub fn open_as(paths: &[PathBuf], typed: &[String], reading: Reading) -> Result<PromptFiles, InputError> {
         let mut notices = Vec::new();
+        let rules = Rules { reading: Arc::new(reading), ..Rules::default() };
         let sources = paths.iter().map(|path| Source::of(path)).collect::<Result<Vec<_>, _>>()?;
         let labels = labels(paths).map_err(|twice| {
             let name = sources.get(twice).map(|s| shown(s.name())).unwrap_or_default();
@@ -69,20 +81,34 @@ impl PromptFiles {
         })?;
         let mut files = Vec::with_capacity(paths.len());
         let (mut columns, mut known) = (Vec::new(), HashSet::new());
+        let mut open_ended = false;
         for ((path, mut source), label) in paths.iter().zip(sources).zip(labels) {
             source.look(&mut notices)?;
-            let kind = match kind(&source, path, format, &mut notices)? {
+            let reading = &rules.reading;
+            let mut names = Vec::new();
+            let kind = match kind(&source, path, reading, &mut notices)? {
                 Found::Kind(kind) => kind,
-                Found::Csv => match csv::check(&source)? {
-                    Some((header, names)) => {
-                        columns.extend(names.into_iter().filter(|name| known.insert(name.clone())));
+                Found::Csv(separator) => match csv::check(&source, separator, reading)? {
+                    Some((header, carried)) => {
+                        names = carried;
                         Kind::Csv(Arc::new(header))
                     }
                     None => Kind::Text,
                 },
             };
             let file = File { source, label: label.into(), kind };
-            file.can_be_used()?;
+            file.check_reading(reading)?;
+            file.can_be_used(&rules)?;
+            if reading.carries() && matches!(file.kind, Kind::Lines(Dialect::Record) | Kind::Array(Dialect::Record)) {
+                open_ended = true;
+                names = file.first_names(&rules)?;
+            }
+            columns.extend(names.into_iter().filter(|name| known.insert(name.clone())));
+            files.push(file);
+        }
+        if !typed.is_empty() {
+            let file = File { source: Source::none("prompt"), label: "prompt".into(), kind: Kind::Typed(typed.into()) };
+            file.check_reading(&rules.reading)?;
             files.push(file);
         }
         let openai = |file: &File| matches!(file.kind, Kind::Lines(Dialect::OpenAi) | Kind::Array(Dialect::OpenAi));
@@ -93,12 +119,35 @@ impl PromptFiles {
                 shown(other.source.name())
             )));
         }
-        Ok(PromptFiles { files, columns: columns.into(), notices, ids_are_text: false })
+        if open_ended {
+            // A field that only later records have is carried where a column asks for it.
+            columns.extend(rules.reading.wanted.iter().filter(|name| known.insert(name.to_string())).cloned());
+        }
+        Ok(PromptFiles { files, rules: Rules { columns: columns.into(), ..rules }, notices, ids_are_text: false })
     }
 
-    /// Names of the CSV columns that are carried through to CSV output: all but `id` and `prompt`.
+    /// Names of the fields that are carried to columns of the output: those of CSV headers, and of the first records of JSON files where fields
+    /// are carried at all. Values that a line has anyway, as its id or its prompt, are none.
     pub fn columns(&self) -> &[String] {
-        &self.columns
+        &self.rules.columns
+    }
+
+    /// What separates the cells of the first CSV file.
+    pub fn separator(&self) -> Option<u8> {
+        self.files.iter().find_map(|f| if let Kind::Csv(header) = &f.kind { Some(header.separator) } else { None })
+    }
+
+    /// Whether all are tables, whose rows have an order that people expect to find again.
+    pub fn are_tables(&self) -> bool {
+        !self.files.is_empty() && self.files.iter().all(|f| matches!(f.kind, Kind::Csv(_)))
+    }
+
+    /// What is carried: values of columns, all fields as one object. Nothing is until this says so.
+    pub fn carry(&mut self, columns: bool, object: bool) {
+        self.rules.object = object;
+        if !columns {
+            self.rules.columns = Arc::default();
+        }
     }
 
     /// What each file is called in the ids of records that have none: its base name, and more of its path only where two share it.
@@ -126,7 +175,7 @@ impl PromptFiles {
         PromptReader {
             labels: self.files.iter().map(|file| file.label.clone()).collect(),
             waiting: self.files.iter().cloned().collect(),
-            columns: self.columns.clone(),
+            rules: self.rules.clone(),
             current: None,
             ids: Ids::default(),
             ids_are_text: self.ids_are_text,
@@ -139,16 +188,22 @@ impl PromptFiles {
 /// What [`kind`] found.
 enum Found {
     Kind(Kind),
-    /// CSV, whose header is still to be read.
-    Csv,
+    /// CSV with this separator, whose header is still to be read.
+    Csv(u8),
 }
 
 /// How a file is read: by the format that was asked for, else by its name, else by how it begins.
-fn kind(source: &Source, path: &Path, format: Option<InputFormat>, notices: &mut Vec<String>) -> Result<Found, InputError> {
-    if let Some(format) = format {
+fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<String>) -> Result<Found, InputError> {
+    if source.is_folder() {
+        return Ok(Found::Kind(Kind::Folder(Tree::new(path))));
+    }
+    let separated = |start: &Start| Found::Csv(reading.delimiter.unwrap_or_else(|| csv::separator(start.line(), reading)));
+    if let Some(format) = reading.format {
         return Ok(Found::Kind(match format {
             InputFormat::Txt => Kind::Text,
-            InputFormat::Csv => return Ok(Found::Csv),
+            InputFormat::Csv => return Ok(separated(&Start::of(source)?)),
+            InputFormat::Tsv => return Ok(Found::Csv(b'\t')),
+            InputFormat::Parquet => return Err(no_parquet(source)),
             InputFormat::Jsonl => Kind::Lines(Dialect::Record),
             InputFormat::Json => Kind::Array(dialect(source, &Start::of(source)?, true)?),
             InputFormat::OpenAi if source.is_regular() && Start::of(source)?.is_array() => Kind::Array(Dialect::OpenAi),
@@ -156,7 +211,10 @@ fn kind(source: &Source, path: &Path, format: Option<InputFormat>, notices: &mut
         }));
     }
     let name = shown(source.name());
-    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    let extension = extension(path);
+    if extension.as_deref() == Some("parquet") || source.is_parquet() {
+        return Err(no_parquet(source));
+    }
     match extension.as_deref() {
         Some("txt") => Ok(Found::Kind(Kind::Text)),
         Some(kind @ ("jsonl" | "ndjson" | "json")) => {
@@ -174,32 +232,53 @@ fn kind(source: &Source, path: &Path, format: Option<InputFormat>, notices: &mut
             let dialect = dialect(source, &start, array)?;
             Ok(Found::Kind(if array { Kind::Array(dialect) } else { Kind::Lines(dialect) }))
         }
-        Some("csv") => {
-            if source.is_regular() {
-                let start = Start::of(source)?;
-                if start.is_array() || json::is_openai(start.text()).is_some() {
-                    notices.push(format!("{name} is JSON, not CSV; it is read as JSON"));
-                    return start.json(source).map(Found::Kind);
-                }
+        Some(table @ ("csv" | "tsv")) => {
+            let start = Start::of(source)?;
+            if start.is_array() || json::is_openai(start.text()).is_some() {
+                notices.push(format!("{name} is JSON, not CSV; it is read as JSON"));
+                return start.json(source).map(Found::Kind);
             }
-            Ok(Found::Csv)
+            Ok(if table == "tsv" { Found::Csv(reading.delimiter.unwrap_or(b'\t')) } else { separated(&start) })
         }
         _ => {
             let start = Start::of(source)?;
             if start.is_array() || start.text().starts_with('{') {
                 return start.json(source).map(Found::Kind);
             }
-            if start.text().split([',', ';', '\t']).any(|name| name.trim().trim_matches('"') == "prompt") {
-                return Ok(Found::Csv);
+            let names: Vec<&str> = start.text().split([',', ';', '\t']).map(|name| name.trim().trim_matches('"')).collect();
+            let wanted = reading.prompt_field.as_slice().iter().chain(reading.template.iter().flat_map(|t| t.needed()));
+            let wanted: Vec<&str> = wanted.map(String::as_str).collect();
+            let is_header = match &wanted[..] {
+                [] => names.contains(&"prompt"),
+                wanted => wanted.iter().all(|name| names.contains(name)) && (names.len() > 1 || wanted != ["prompt"]),
+            };
+            if is_header {
+                return Ok(separated(&start));
             }
             if &**source.name() == "-" {
                 return Ok(Found::Kind(Kind::Text));
             }
             Err(InputError::Bad(format!(
-                "{name}: the format can be told neither from the extension nor from its beginning; give --input-format jsonl, json, csv, txt or openai"
+                "{name}: the format can be told neither from the extension nor from its beginning; give --input-format jsonl, json, csv, tsv, txt or openai"
             )))
         }
     }
+}
+
+/// The extension that tells a format: in small letters, without that of a packer.
+fn extension(path: &Path) -> Option<String> {
+    let of = |path: &Path| path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    match of(path).as_deref() {
+        Some("gz" | "zst") => of(&path.with_extension("")),
+        other => other.map(String::from),
+    }
+}
+
+fn no_parquet(source: &Source) -> InputError {
+    InputError::Bad(format!(
+        "{}: this build of llmopt cannot read Parquet files; build it with --features parquet, or write the file as CSV or JSONL",
+        shown(source.name())
+    ))
 }
 
 /// What objects are, by the first of them that shows it.
@@ -262,6 +341,12 @@ impl Start {
         std::str::from_utf8(bytes).unwrap_or_default().trim()
     }
 
+    /// The line with the white space around it, which may separate columns.
+    fn line(&self) -> &str {
+        let bytes = self.0.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.0);
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+
     fn is_empty(&self) -> bool {
         self.text().is_empty()
     }
@@ -280,27 +365,68 @@ impl Start {
 }
 
 impl File {
-    fn records(&self, columns: &[String]) -> Result<Records, InputError> {
+    fn records(&self, rules: &Rules) -> Result<Records, InputError> {
         let reader = || self.source.open();
         Ok(match &self.kind {
             Kind::Text => Records::Text(Lines::new(reader()?)),
             Kind::Lines(dialect) => Records::Lines(Lines::new(reader()?), *dialect),
             Kind::Array(dialect) => Records::Array(Elements::new(reader()?), *dialect),
-            Kind::Csv(header) => Records::Csv(Box::new(csv::Rows::open(&self.source, header.clone(), columns)?)),
+            Kind::Csv(header) => Records::Csv(Box::new(csv::Rows::open(&self.source, header.clone(), rules.clone())?)),
+            Kind::Folder(tree) => Records::Folder(Walk::new(tree.clone())),
+            Kind::Typed(prompts) => Records::Typed(prompts.clone(), 0),
         })
     }
 
+    /// That what the reading asks for can be there at all, where that is known without a look at the records.
+    fn check_reading(&self, reading: &Reading) -> Result<(), InputError> {
+        let bad = |what: String| Err(InputError::Bad(format!("{}: {what}", shown(self.source.name()))));
+        match self.kind {
+            Kind::Text | Kind::Folder(_) | Kind::Typed(_) if reading.is_data() || reading.id_field.is_some() => {
+                match reading.check_names(&["prompt".to_string()], "texts have only") {
+                    Ok(()) => Ok(()),
+                    // An empty stream that was to be a table.
+                    Err(_) if !self.source.is_regular() && reading.format.is_some_and(|f| f != InputFormat::Txt) => Ok(()),
+                    Err(what) => bad(what),
+                }
+            }
+            Kind::Lines(Dialect::OpenAi) | Kind::Array(Dialect::OpenAi) if reading.is_data() => {
+                let flag = if reading.template.is_some() { "--template" } else { "--prompt-field" };
+                bad(format!("these are OpenAI requests, whose prompts are in their bodies; leave {flag} out"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Names of the fields of an ordinary file's first records.
+    fn first_names(&self, rules: &Rules) -> Result<Vec<String>, InputError> {
+        let (mut names, mut known) = (Vec::new(), HashSet::new());
+        if !self.source.is_regular() {
+            return Ok(names);
+        }
+        let mut records = self.records(rules)?;
+        for _ in 0..LOOKED_AT {
+            let next = match &mut records {
+                Records::Lines(lines, _) => lines.next_line(),
+                Records::Array(elements, _) => elements.next_element(),
+                _ => return Ok(names),
+            };
+            let Some((_, text)) = next.map_err(|e| unreadable(&self.source, &e))? else { break };
+            names.extend(json::names(text.unwrap_or_default(), rules).into_iter().filter(|name| known.insert(name.clone())));
+        }
+        Ok(names)
+    }
+
     /// That one of an ordinary file's first records at least has the form of one: a file that is wholly wrong is said to be, once, before any work.
-    fn can_be_used(&self) -> Result<(), InputError> {
+    fn can_be_used(&self, rules: &Rules) -> Result<(), InputError> {
         if !self.source.is_regular() {
             return Ok(());
         }
         let name = shown(self.source.name());
-        let mut records = self.records(&[])?;
+        let mut records = self.records(rules)?;
         let mut warnings = Warnings::default();
         let mut first: Option<(u64, Fault)> = None;
         for count in 0..LOOKED_AT {
-            let next = records.next(&mut warnings).map_err(|e| InputError::Io(format!("{name}: {e}")))?;
+            let next = records.next(rules, &mut warnings).map_err(|e| unreadable(&self.source, &e))?;
             match (next, first) {
                 (None, None) => return Err(InputError::Bad(format!("{name}: there is no record in it"))),
                 (None, Some((line, (_, message)))) => {
@@ -321,6 +447,15 @@ impl File {
     }
 }
 
+/// The failure of reading a file: what is packed wrongly makes a bad file.
+fn unreadable(source: &Source, error: &io::Error) -> InputError {
+    let message = format!("{}: {}", shown(source.name()), super::source::why(error));
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => InputError::Bad(message),
+        _ => InputError::Io(message),
+    }
+}
+
 fn unusable(name: &str, which: &str, line: u64, message: &str) -> InputError {
     InputError::Bad(format!("{name}:{line}: {message}; {which} the form of a record"))
 }
@@ -328,8 +463,7 @@ fn unusable(name: &str, which: &str, line: u64, message: &str) -> InputError {
 /// One file being read.
 struct Open {
     label: Arc<str>,
-    name: Arc<str>,
-    regular: bool,
+    source: Source,
     records: Records,
     /// A record came.
     begun: bool,
@@ -340,61 +474,182 @@ enum Records {
     Lines(Lines, Dialect),
     Array(Elements, Dialect),
     Csv(Box<csv::Rows>),
+    Folder(Walk),
+    /// Prompts, and how many of them have been given.
+    Typed(Arc<[String]>, usize),
 }
 
 impl Records {
     /// The next record and its line or number; blank lines are none in JSON.
-    fn next(&mut self, warnings: &mut Warnings) -> io::Result<Option<(u64, Parsed)>> {
+    fn next(&mut self, rules: &Rules, warnings: &mut Warnings) -> io::Result<Option<(u64, Parsed)>> {
         match self {
-            Records::Text(lines) => text(lines),
+            Records::Text(lines) => text(lines, rules),
             Records::Lines(lines, dialect) => loop {
                 let Some((line, text)) = lines.next_line()? else { return Ok(None) };
                 if text.as_ref().is_ok_and(|text| text.trim().is_empty()) {
                     continue;
                 }
-                return Ok(Some((line, object(text, *dialect, warnings))));
+                return Ok(Some((line, object(text, *dialect, rules, warnings))));
             },
             Records::Array(elements, dialect) => {
                 let next = elements.next_element()?;
-                Ok(next.map(|(number, text)| (number, object(text, *dialect, warnings))))
+                Ok(next.map(|(number, text)| (number, object(text, *dialect, rules, warnings))))
             }
             Records::Csv(rows) => rows.next_record(),
+            Records::Folder(walk) => walk.next_record(rules),
+            Records::Typed(prompts, given) => {
+                let next = prompts.get(*given).map(|text| plain(text, rules));
+                *given += 1;
+                Ok(next.map(|parsed| (*given as u64, parsed)))
+            }
         }
     }
 }
 
-fn object(text: Result<&str, Fault>, dialect: Dialect, warnings: &mut Warnings) -> Parsed {
+fn object(text: Result<&str, Fault>, dialect: Dialect, rules: &Rules, warnings: &mut Warnings) -> Parsed {
     match (text, dialect) {
         (Err((code, message)), _) => Parsed::bad(code, message),
         (Ok(text), Dialect::OpenAi) => openai::read(text, warnings),
-        (Ok(text), Dialect::Record) => json::read(text, warnings),
+        (Ok(text), Dialect::Record) => json::read(text, rules, warnings),
     }
 }
 
 /// The next line as a prompt.
-pub(super) fn text(lines: &mut Lines) -> io::Result<Option<(u64, Parsed)>> {
+pub(super) fn text(lines: &mut Lines, rules: &Rules) -> io::Result<Option<(u64, Parsed)>> {
     let next = lines.next_line()?;
     Ok(next.map(|(line, text)| {
         let parsed = match text {
             Err((code, message)) => Parsed::bad(code, message),
-            Ok(text) => Parsed {
-                id: None,
-                id_is_number: false,
-                given: Given::Prompt(text.to_string()),
-                carried: Vec::new(),
-                asked: prompt(text).map(|content| Asked { content, generation: GenerationFields::default() }),
-                usable: true,
-            },
+            Ok(text) => plain(text, rules),
         };
         (line, parsed)
     }))
+}
+
+/// A text that is all there is of its record; a template sees it as `prompt`.
+fn plain(text: &str, rules: &Rules) -> Parsed {
+    let mut found = reading::Found { given: Given::Prompt(text.to_string()), usable: true };
+    let content = match &rules.reading.template {
+        Some(template) => made(template, &[("prompt", text.into())], &mut found),
+        None => prompt(text),
+    };
+    Parsed {
+        id: None,
+        id_is_number: false,
+        given: found.given,
+        carried: Vec::new(),
+        input: None,
+        asked: content.map(|content| Asked { content, generation: GenerationFields::default() }),
+        usable: true,
+        below: None,
+    }
+}
+
+/// A folder whose texts are prompts.
+#[derive(Clone)]
+struct Tree {
+    root: PathBuf,
+    /// Digest of names, lengths and times, once somebody has gone through all of it: the next one must find the same.
+    seen: Arc<Mutex<Option<[u8; 32]>>>,
+}
+
+impl Tree {
+    fn new(root: &Path) -> Tree {
+        Tree { root: root.to_path_buf(), seen: Arc::default() }
+    }
+}
+
+/// The files below a folder in the order of their names, those of a folder within it where that one stands.
+struct Walk {
+    tree: Tree,
+    /// What is left of each folder on the way, the last one first.
+    waiting: Vec<Vec<PathBuf>>,
+    begun: bool,
+    digest: Option<Sha256>,
+}
+
+/// Folders in folders that are gone into.
+const DEEPEST: usize = 64;
+
+impl Walk {
+    fn new(tree: Tree) -> Walk {
+        Walk { tree, waiting: Vec::new(), begun: false, digest: Some(Sha256::new()) }
+    }
+
+    /// Entries of a folder, last first; hidden ones are none.
+    fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+        let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let mut all = std::fs::read_dir(folder)?.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>()?;
+        all.retain(|path| !hidden(path));
+        all.sort_by(|a, b| b.cmp(a));
+        Ok(all)
+    }
+
+    fn next_path(&mut self) -> io::Result<Option<PathBuf>> {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.waiting.push(Self::entries(&self.tree.root)?);
+        }
+        while let Some(level) = self.waiting.last_mut() {
+            let Some(path) = level.pop() else {
+                self.waiting.pop();
+                continue;
+            };
+            // Links to folders could lead round in circles.
+            if std::fs::symlink_metadata(&path)?.is_dir() {
+                if self.waiting.len() >= DEEPEST {
+                    return Err(io::Error::other(format!("{}: more than {DEEPEST} folders deep", path.display())));
+                }
+                self.waiting.push(Self::entries(&path)?);
+                continue;
+            }
+            let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+            if matches!(extension.as_deref(), Some("txt" | "md")) && std::fs::metadata(&path)?.is_file() {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_record(&mut self, rules: &Rules) -> io::Result<Option<(u64, Parsed)>> {
+        let Some(path) = self.next_path()? else {
+            if let Some(digest) = self.digest.take() {
+                let found: [u8; 32] = digest.finalize().into();
+                let mut seen = self.tree.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                if *seen.get_or_insert(found) != found {
+                    return Err(io::Error::other(
+                        "its files were changed after they were first looked at; start again once they are complete",
+                    ));
+                }
+            }
+            return Ok(None);
+        };
+        let file = std::fs::File::open(&path)?;
+        let length = file.metadata()?.len();
+        let mut bytes = Vec::new();
+        file.take(LONGEST_RECORD as u64 + 1).read_to_end(&mut bytes)?;
+        let below = path.strip_prefix(&self.tree.root).unwrap_or(&path).to_string_lossy().into_owned();
+        if let Some(digest) = &mut self.digest {
+            digest.update(below.as_bytes());
+            digest.update(length.to_le_bytes());
+            digest.update(&bytes);
+        }
+        let read = match bytes.len() > LONGEST_RECORD {
+            true => Err(too_long(length)),
+            false => utf8(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes)),
+        };
+        let parsed = match read {
+            Ok(text) => plain(text, rules),
+            Err((code, message)) => Parsed { usable: true, ..Parsed::bad(code, message) },
+        };
+        Ok(Some((1, Parsed { below: Some(below), ..parsed })))
+    }
 }
 
 /// Records one after the other; a failure to read ends them. It never reads further than the record it gives.
 pub struct PromptReader {
     labels: HashSet<Arc<str>>,
     waiting: VecDeque<File>,
-    columns: Arc<[String]>,
+    rules: Rules,
     current: Option<Open>,
     ids: Ids,
     ids_are_text: bool,
@@ -410,19 +665,22 @@ impl PromptReader {
 
     fn open_next(&mut self) -> Option<Result<Open, InputError>> {
         let file = self.waiting.pop_front()?;
-        let open = file.records(&self.columns).map(|records| Open {
+        let open = file.records(&self.rules).map(|records| Open {
             label: file.label.clone(),
-            name: file.source.name().clone(),
-            regular: file.source.is_regular(),
+            source: file.source.clone(),
             records,
             begun: false,
         });
         Some(open)
     }
 
-    fn finish(&mut self, file: Arc<str>, label: Arc<str>, line: u64, parsed: Parsed) -> Record {
-        let place = format!("{label}:{line}");
-        let Parsed { id, mut id_is_number, given, carried, mut asked, usable: _ } = parsed;
+    fn finish(&mut self, mut file: Arc<str>, mut label: Arc<str>, line: u64, parsed: Parsed) -> Record {
+        let Parsed { id, mut id_is_number, given, carried, input, mut asked, usable: _, below } = parsed;
+        let mut place = format!("{label}:{line}");
+        if let Some(path) = below {
+            place = format!("{label}/{path}");
+            (file, label) = (format!("{}/{path}", file.trim_end_matches('/')).into(), place.clone().into());
+        }
         let id = match id {
             Some(id) => {
                 let number = id_is_number && !self.ids_are_text;
@@ -439,7 +697,11 @@ impl PromptReader {
         };
         // Labels and not paths: a run that is resumed by another spelling of the path finds the same errors.
         let asked = asked.map_err(|(code, message)| RecordError::new(code, format!("{}:{line}: {message}", shown(&label))));
+<<<<<<< HEAD
         Record { origin: Origin { id, id_is_number, file, line, given, carried }, asked }
+=======
+        Record { origin: Origin { id, id_is_number, file, line, given, carried, input }, asked }
+>>>>>>> 746591b (Templates, fields, columns, journals, packed files, folders, shards (in the making))
     }
 
     /// Whether this id is the one that another record of these files has for want of its own.
@@ -472,25 +734,26 @@ impl Iterator for PromptReader {
                 }
             }
             let open = self.current.as_mut()?;
-            match open.records.next(&mut self.warnings) {
+            match open.records.next(&self.rules, &mut self.warnings) {
                 Ok(Some((line, mut parsed))) => {
                     open.begun = true;
-                    let (name, label) = (open.name.clone(), open.label.clone());
-                    if parsed.carried.is_empty() && !self.columns.is_empty() {
-                        parsed.carried = vec![String::new(); self.columns.len()];
+                    let (name, label) = (open.source.name().clone(), open.label.clone());
+                    if parsed.carried.is_empty() && !self.rules.columns.is_empty() {
+                        parsed.carried = vec![Cell::Missing; self.rules.columns.len()];
                     }
                     return Some(Ok(self.finish(name, label, line, parsed)));
                 }
                 Ok(None) => {
-                    if !open.begun && !open.regular {
-                        let name = if &*open.name == "-" { "standard input".to_string() } else { shown(&open.name) };
+                    if !open.begun && !open.source.is_regular() {
+                        let name = open.source.name();
+                        let name = if &**name == "-" { "standard input".to_string() } else { shown(name) };
                         self.warnings.say(format!("{name} is empty: there is no prompt in it"));
                     }
                     self.current = None;
                 }
                 Err(error) => {
                     self.failed = true;
-                    return Some(Err(InputError::Io(format!("{}: {error}", shown(&open.name)))));
+                    return Some(Err(unreadable(&open.source, &error)));
                 }
             }
         }

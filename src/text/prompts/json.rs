@@ -2,9 +2,10 @@
 //! with another, and a field that is there twice is seen.
 
 use super::fault::Fault;
-use super::fields::{self, GenerationFields};
-use super::record::{Asked, Given, Parsed, Warnings, prompt};
-use crate::text::{Content, Message};
+use super::fields::GenerationFields;
+use super::reading::{Found, Rules, made, places};
+use super::record::{Asked, Cell, Given, Parsed, Warnings, prompt};
+use crate::text::{Content, Message, RowTemplate};
 use crate::units::shown;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -123,58 +124,142 @@ fn lone_surrogate(json: &str) -> Option<String> {
 }
 
 /// A string, or a number as it is written; and whether it is a number.
-fn id(raw: &RawValue) -> Result<(String, bool), Fault> {
+fn id(name: &str, raw: &RawValue) -> Result<(String, bool), Fault> {
     let text = raw.get();
     match text.as_bytes().first() {
-        Some(b'"') => match value("id", raw)? {
+        Some(b'"') => match value(name, raw)? {
             Value::String(id) => Ok((id, false)),
-            _ => Err(("bad_field", "id is no valid text".to_string())),
+            _ => Err(("bad_field", format!("{} is no valid text", shown(name)))),
         },
         Some(b'-' | b'0'..=b'9') => Ok((text.to_string(), true)),
-        _ => Err(("bad_field", "id must be a string or a number".to_string())),
+        _ => Err(("bad_field", format!("{} must be a string or a number", shown(name)))),
     }
 }
 
 /// A line of a JSONL file.
-pub(super) fn read(text: &str, warnings: &mut Warnings) -> Parsed {
+pub(super) fn read(text: &str, rules: &Rules, warnings: &mut Warnings) -> Parsed {
     let fields = match Fields::of(text) {
         Ok(fields) => fields,
         Err((code, message)) => return Parsed::bad(code, message),
     };
-    let (id, id_fault) = match fields.get("id").and_then(|raw| raw.map(id).transpose()) {
+    let id_name = rules.reading.id_name();
+    let (id, id_fault) = match fields.get(id_name).and_then(|raw| raw.map(|raw| id(id_name, raw)).transpose()) {
         Ok(id) => (id, None),
         Err(fault) => (None, Some(fault)),
     };
     let mut found = Found::default();
-    let asked = ask(&fields, &mut found, warnings);
+    let asked = ask(&fields, rules, &mut found, warnings);
     let id_is_number = id.as_ref().is_some_and(|(_, number)| *number);
     Parsed {
         id: id.map(|(text, _)| text),
         id_is_number,
         given: found.given,
-        carried: Vec::new(),
+        carried: carried(&fields, rules),
+        input: rules.object.then(|| object(&fields, rules)),
         asked: id_fault.map_or(asked, Err),
         usable: found.usable,
+        below: None,
     }
 }
 
-/// What could be read of a record so far, for the line of an error too.
-pub(super) struct Found {
-    pub given: Given,
-    /// A prompt is there.
-    pub usable: bool,
+/// Fields that are no part of the line by themselves and no settings.
+fn data<'f, 't>(fields: &'f Fields<'t>, rules: &'f Rules) -> impl Iterator<Item = (&'f str, &'t RawValue)> {
+    let kept = |name: &str| !rules.reading.is_told(name) && !rules.reading.settings().any(|setting| setting == name);
+    fields.0.iter().map(|(name, raw)| (&**name, *raw)).filter(move |(name, _)| kept(name))
 }
 
-impl Default for Found {
-    fn default() -> Self {
-        Found { given: Given::Nothing, usable: false }
+/// Names of the fields that are carried.
+pub(super) fn names(text: &str, rules: &Rules) -> Vec<String> {
+    let fields = Fields::of(text).unwrap_or(Fields(Vec::new()));
+    data(&fields, rules).map(|(name, _)| name.to_string()).collect()
+}
+
+fn carried(fields: &Fields, rules: &Rules) -> Vec<Cell> {
+    if rules.columns.is_empty() {
+        return Vec::new();
+    }
+    let cell = |raw: &RawValue| match serde_json::from_str(raw.get()) {
+        Ok(Value::String(text)) => Cell::Text(text),
+        _ => Cell::Json(raw.get().to_string()),
+    };
+    let places =
+        places(&rules.columns.iter().map(|c| &c[..]).collect::<Vec<_>>(), data(fields, rules).map(|(name, raw)| (raw, name)));
+    places.into_iter().map(|raw| raw.map_or(Cell::Missing, cell)).collect()
+}
+
+fn object(fields: &Fields, rules: &Rules) -> String {
+    let pairs: Vec<String> = data(fields, rules)
+        .map(|(name, raw)| format!("{}:{}", serde_json::to_string(name).unwrap_or_default(), raw.get()))
+        .collect();
+    format!("{{{}}}", pairs.join(","))
+}
+
+/// The prompt that a template makes of a record's fields.
+fn templated(fields: &Fields, template: &RowTemplate, found: &mut Found) -> Result<Content, Fault> {
+    let there = |name: &str| fields.0.iter().any(|(n, raw)| n == name && raw.get() != "null");
+    if there("messages") && !there("prompt") && !template.names().iter().any(|name| name == "messages") {
+        return Err((
+            "bad_field",
+            "the record is a conversation (messages), and --template makes prompts of other fields; leave it out".to_string(),
+        ));
+    }
+    found.usable = template.needed().iter().all(|name| there(name));
+    let mut values = Vec::with_capacity(fields.0.len());
+    for (name, raw) in &fields.0 {
+        if values.iter().any(|(n, _)| *n == &**name) {
+            return Err(("bad_field", format!("{} is there twice", shown(name))));
+        }
+        values.push((&**name, value(name, raw)?));
+    }
+    made(template, &values, found)
+}
+
+/// The prompt in the field that `--prompt-field` names: a text, or a conversation in either of two forms.
+fn named(fields: &Fields, name: &str, found: &mut Found, warnings: &mut Warnings) -> Result<Content, Fault> {
+    let Some(raw) = fields.get(name)? else { return Err(missing(fields, Some(name))) };
+    match raw.get().as_bytes().first() {
+        Some(b'"') => {
+            found.usable = true;
+            let text = fields.text(name)?.unwrap_or_default();
+            found.given = Given::Prompt(text.clone());
+            prompt(&text)
+        }
+        Some(b'[') => {
+            found.usable = true;
+            found.given = Given::Messages(raw.get().to_string());
+            messages(raw, Extra::Told(warnings))
+        }
+        _ => Err(("bad_field", format!("{} must be a text or a list of messages", shown(name)))),
     }
 }
 
-fn ask(fields: &Fields, found: &mut Found, warnings: &mut Warnings) -> Result<Asked, Fault> {
+fn ask(fields: &Fields, rules: &Rules, found: &mut Found, warnings: &mut Warnings) -> Result<Asked, Fault> {
+    let reading = &rules.reading;
+    let content = match (&reading.template, &reading.prompt_field) {
+        (Some(template), _) => templated(fields, template, found)?,
+        (None, Some(name)) => named(fields, name, found, warnings)?,
+        (None, None) => usual(fields, found, warnings)?,
+    };
+    if !reading.carries() && !rules.object {
+        for (name, _) in data(fields, rules) {
+            warnings.unknown_field(name);
+        }
+    }
+    let mut generation = GenerationFields::default();
+    for name in reading.settings() {
+        if let Some(value) = fields.value(name)? {
+            generation.set(name, &value)?;
+        }
+    }
+    check_turn(&content, &generation)?;
+    Ok(Asked { content, generation })
+}
+
+/// `prompt` or `messages`.
+fn usual(fields: &Fields, found: &mut Found, warnings: &mut Warnings) -> Result<Content, Fault> {
     let prompt_field = fields.get("prompt")?;
     let list = prompt_field.is_some_and(|raw| raw.get().starts_with('['));
-    let content = match (prompt_field, fields.get("messages")?) {
+    Ok(match (prompt_field, fields.get("messages")?) {
         (Some(_), Some(_)) => {
             found.usable = true;
             if let Ok(Some(text)) = fields.text("prompt") {
@@ -182,7 +267,7 @@ fn ask(fields: &Fields, found: &mut Found, warnings: &mut Warnings) -> Result<As
             }
             return Err(("bad_field", "prompt and messages are both there; give one".to_string()));
         }
-        (None, None) => return Err(missing(fields)),
+        (None, None) => return Err(missing(fields, None)),
         // A conversation under the name of prompt, as TRL's data sets have it.
         (Some(raw), None) | (None, Some(raw)) if list || prompt_field.is_none() => {
             found.usable = raw.get().starts_with('[');
@@ -195,20 +280,7 @@ fn ask(fields: &Fields, found: &mut Found, warnings: &mut Warnings) -> Result<As
             found.given = Given::Prompt(text.clone());
             prompt(&text)?
         }
-    };
-    for (name, _) in &fields.0 {
-        if !matches!(&**name, "id" | "prompt" | "messages") && !fields::NAMES.contains(&&**name) {
-            warnings.unknown_field(name);
-        }
-    }
-    let mut generation = GenerationFields::default();
-    for name in fields::NAMES {
-        if let Some(value) = fields.value(name)? {
-            generation.set(name, &value)?;
-        }
-    }
-    check_turn(&content, &generation)?;
-    Ok(Asked { content, generation })
+    })
 }
 
 /// That a last message which is to be continued is the assistant's.
@@ -230,21 +302,25 @@ pub(super) fn check_turn(content: &Content, generation: &GenerationFields) -> Re
 }
 
 /// Why an object without `prompt` and `messages` is no record, and what it seems to be.
-fn missing(fields: &Fields) -> Fault {
+fn missing(fields: &Fields, asked: Option<&str>) -> Fault {
     let has = |name: &str| fields.0.iter().any(|(n, _)| n == name);
     let hint = if has("custom_id") && has("body") {
         return ("missing_prompt", "this is an OpenAI request; give --input-format openai".to_string());
     } else if has("conversations") {
-        "conversations is ShareGPT's form: write it as \"messages\": [{\"role\": \"user\", \"content\": \"…\"}]".to_string()
+        "conversations is ShareGPT's form: --prompt-field conversations reads it".to_string()
     } else if has("instruction") && (has("input") || has("output")) {
-        "instruction and input are Alpaca's form: join them to one field prompt".to_string()
+        "instruction and input are Alpaca's form: --template '{{ instruction }}{% if input is defined and input %}\\n\\n{{ input }}{% endif %}' reads it".to_string()
     } else if let Some(name) = ["instruction", "question", "text", "query", "input", "content"].into_iter().find(|n| has(n)) {
-        format!("call its field {name} prompt")
+        format!("--prompt-field {name} takes its field {name}")
     } else {
         let names: Vec<String> = fields.0.iter().take(8).map(|(n, _)| shown(&n.chars().take(30).collect::<String>())).collect();
         format!("its fields are {}", if names.is_empty() { "none".to_string() } else { names.join(", ") })
     };
-    ("missing_prompt", format!("neither prompt nor messages is there; {hint}"))
+    let what = match asked {
+        Some(name) => format!("{} is not there", shown(name)),
+        None => "neither prompt nor messages is there".to_string(),
+    };
+    ("missing_prompt", format!("{what}; {hint}"))
 }
 
 /// Whether an object is an OpenAI request (`custom_id` and `body`), or a record with a prompt; `None` if it is neither.
@@ -286,13 +362,33 @@ impl Extra<'_> {
 /// Roles that chat templates know.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
-/// A conversation: an array of objects with `role` and `content`.
+/// What ShareGPT's `from` means.
+fn role_of(from: &str) -> Option<&'static str> {
+    match from {
+        "human" | "user" => Some("user"),
+        "gpt" | "assistant" | "chatgpt" | "model" => Some("assistant"),
+        "system" => Some("system"),
+        "tool" | "function" | "observation" => Some("tool"),
+        _ => None,
+    }
+}
+
+/// A conversation: an array of objects with `role` and `content`, or ShareGPT's `from` and `value`.
 pub(super) fn messages(raw: &RawValue, mut extra: Extra) -> Result<Content, Fault> {
     let bad = |what: String| ("bad_field", format!("messages{what}"));
     let Value::Array(items) = value("messages", raw)? else { return Err(bad(" must be an array".to_string())) };
     let mut messages = Vec::with_capacity(items.len());
     for (n, item) in items.iter().enumerate() {
         let Value::Object(item) = item else { return Err(bad(format!("[{n}] must be an object"))) };
+        if !item.contains_key("role")
+            && matches!(extra, Extra::Told(_))
+            && let Some(from) = item.get("from").and_then(Value::as_str)
+        {
+            let role = role_of(from).ok_or_else(|| bad(format!("[{n}].from must be human, gpt, system or tool")))?.to_string();
+            let text = item.get("value").and_then(Value::as_str).ok_or_else(|| bad(format!("[{n}].value must be a string")))?;
+            messages.push(Message { role, content: text.to_string() });
+            continue;
+        }
         let role = match item.get("role").and_then(Value::as_str) {
             // OpenAI's newer name for it; no template but gpt-oss's knows it.
             Some("developer") => "system".to_string(),

@@ -8,6 +8,9 @@ use std::path::Path;
 
 /// The parts of a path from the root, with `.`, `..` and links of its folder resolved, last part first and without `.gz` or `.zst`.
 fn parts(path: &Path) -> Vec<String> {
+    // A folder is called by its own name however one gets there: `.` and `..` too.
+    let resolved = if path.as_os_str() != "-" && path.is_dir() { std::fs::canonicalize(path).ok() } else { None };
+    let path = resolved.as_deref().unwrap_or(path);
     let Some(name) = path.file_name().filter(|_| path.as_os_str() != "-") else {
         return vec![path.to_string_lossy().into_owned()];
     };

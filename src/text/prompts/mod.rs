@@ -14,13 +14,15 @@ mod json;
 mod labels;
 mod lines;
 mod openai;
+mod reading;
 mod record;
 mod source;
 
 pub use fault::LONGEST_RECORD;
 pub use fields::{GenerationFields, StopOn};
 pub use files::{PromptFiles, PromptReader};
-pub use record::{Asked, Endpoint, Given, InputError, InputFormat, OpenAiRequest, Origin, Record, RecordError};
+pub use reading::Reading;
+pub use record::{Asked, Cell, Endpoint, Given, InputError, InputFormat, OpenAiRequest, Origin, Record, RecordError};
 
 #[cfg(test)]
 mod tests;

@@ -54,8 +54,10 @@ pub(super) fn read(text: &str, warnings: &mut Warnings) -> Parsed {
         id_is_number: false,
         given: Given::OpenAi(Box::new(request)),
         carried: Vec::new(),
+        input: None,
         asked: id_fault.map_or(asked, Err),
         usable,
+        below: None,
     }
 }
 

@@ -28,6 +28,10 @@ pub enum InputFormat {
     OpenAi,
     /// An array of objects.
     Json,
+    /// CSV with tabs.
+    Tsv,
+    /// A Parquet file.
+    Parquet,
 }
 
 impl FromStr for InputFormat {
@@ -40,7 +44,9 @@ impl FromStr for InputFormat {
             "txt" => Ok(InputFormat::Txt),
             "openai" => Ok(InputFormat::OpenAi),
             "json" => Ok(InputFormat::Json),
-            _ => Err("known are jsonl, json, csv, txt, openai".to_string()),
+            "tsv" => Ok(InputFormat::Tsv),
+            "parquet" => Ok(InputFormat::Parquet),
+            _ => Err("known are jsonl, json, csv, tsv, txt, parquet, openai".to_string()),
         }
     }
 }
@@ -118,8 +124,21 @@ pub struct Origin {
     pub line: u64,
     /// The prompt as the file had it.
     pub given: Given,
-    /// Values of [`PromptFiles::columns`]; empty where the file lacks the column.
-    pub carried: Vec<String>,
+    /// Values of [`super::PromptFiles::columns`], as far as they are carried.
+    pub carried: Vec<Cell>,
+    /// All fields that are carried, as a JSON object, where lines are to have it.
+    pub input: Option<String>,
+}
+
+/// The value of a field that is carried to the line of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cell {
+    /// The record has no such field.
+    Missing,
+    /// A text.
+    Text(String),
+    /// Another value, as JSON writes it.
+    Json(String),
 }
 
 impl Origin {
@@ -161,10 +180,13 @@ pub(super) struct Parsed {
     pub id: Option<String>,
     pub id_is_number: bool,
     pub given: Given,
-    pub carried: Vec<String>,
+    pub carried: Vec<Cell>,
+    pub input: Option<String>,
     pub asked: Result<Asked, Fault>,
     /// It has the form of a record, whatever else is wrong with it: a prompt is there.
     pub usable: bool,
+    /// Its path below the folder that was named, where it is a file of its own.
+    pub below: Option<String>,
 }
 
 impl Parsed {
@@ -175,8 +197,10 @@ impl Parsed {
             id_is_number: false,
             given: Given::Nothing,
             carried: Vec::new(),
+            input: None,
             asked: Err((code, message.into())),
             usable,
+            below: None,
         }
     }
 }

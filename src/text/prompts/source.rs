@@ -27,6 +27,9 @@ pub(super) struct Source {
     first_look: Option<Look>,
     /// SHA-256 of an ordinary file's bytes, once somebody has read them all.
     digest: Arc<Mutex<Option<[u8; 32]>>>,
+    folder: bool,
+    /// An ordinary file that begins as Parquet files do.
+    parquet: bool,
 }
 
 /// What shows that a file is still the one that was looked at.
@@ -91,15 +94,17 @@ impl Source {
             once: once.map(|reader| Arc::new(Mutex::new(Some(reader)))),
             first_look: None,
             digest: Arc::default(),
+            folder: false,
+            parquet: false,
         };
         if path.as_os_str() == "-" {
-            return Ok(source(Some(Box::new(BufReader::new(io::stdin())))));
+            return Ok(source(Some(Box::new(Unpacked::new(Box::new(BufReader::new(io::stdin())))))));
         }
         let bad = |what: String| InputError::Bad(format!("{}: {what}", shown(&name)));
         let meta = std::fs::metadata(path).map_err(|e| bad(why(&e)))?;
         let kind = meta.file_type();
         if kind.is_dir() {
-            return Err(bad("is a folder; name the files in it".to_string()));
+            return Ok(Source { folder: true, ..source(None) });
         }
         if kind.is_socket() || kind.is_block_device() {
             return Err(bad("is not a file of prompts but a device or socket".to_string()));
@@ -110,7 +115,23 @@ impl Source {
         // A FIFO or character device. Opening a FIFO waits for a writer, perhaps for ever: so do not wait, and look for one.
         let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| bad(why(&e)))?;
         let pipe = Pipe { file, begun: false, waited: 0 };
-        Ok(source(Some(Box::new(BufReader::new(pipe)))))
+        Ok(source(Some(Box::new(Unpacked::new(Box::new(BufReader::new(pipe)))))))
+    }
+
+    /// What is read from nowhere: prompts that were typed.
+    pub fn none(name: &str) -> Source {
+        let (name, path) = (name.into(), PathBuf::new());
+        Source { name, path, once: None, first_look: None, digest: Arc::default(), folder: false, parquet: false }
+    }
+
+    /// Whether it is a folder, of which nothing is read here.
+    pub fn is_folder(&self) -> bool {
+        self.folder
+    }
+
+    /// Whether it is a file that begins as Parquet files do.
+    pub fn is_parquet(&self) -> bool {
+        self.parquet
     }
 
     /// As typed.
@@ -128,7 +149,7 @@ impl Source {
         if &*self.name == "-" && io::stdin().is_terminal() {
             notices.push("reading prompts from the terminal; Ctrl-D ends them".to_string());
         }
-        if !self.is_regular() {
+        if !self.is_regular() || self.folder {
             return Ok(());
         }
         let mut start = [0; 4];
@@ -142,10 +163,23 @@ impl Source {
                 Err(e) => return Err(InputError::Bad(format!("{}: {}", shown(&self.name), why(&e)))),
             }
         }
-        let what = match start.get(..count).unwrap_or_default() {
+        let start = start.get(..count).unwrap_or_default();
+        let packed = Packing::of(start);
+        let named = self.path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+        let named = named.as_deref().filter(|e| matches!(*e, "gz" | "zst"));
+        let name = shown(&self.name);
+        match (packed, named) {
+            (Some(packed), named) if named != Some(packed.extension()) => {
+                notices.push(format!("{name} is packed with {}, which its name does not say; it is read as such", packed.name()));
+            }
+            (None, Some(end)) => {
+                notices.push(format!("{name} is not packed, though its name ends with .{end}; it is read as it is"))
+            }
+            _ => {}
+        }
+        self.parquet = start == b"PAR1";
+        let what = match start {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is UTF-16 text; save it as UTF-8",
-            [0x1f, 0x8b, ..] => "is compressed with gzip; unpack it first",
-            [0x28, 0xb5, 0x2f, 0xfd] => "is compressed with zstd; unpack it first",
             b"PK\x03\x04" => "is a zip archive or an office document; save it as JSONL, CSV or TXT",
             b"GGUF" => "is a model, not a file of prompts; give it to --model",
             _ => return Ok(()),
@@ -161,7 +195,10 @@ impl Source {
                 taken.ok_or_else(|| InputError::Io(format!("{}: can be read only once", shown(&self.name))))
             }
             // It could be read when it was looked at, so what is wrong now is no bad usage.
-            None => self.watched().map_err(|e| InputError::Io(format!("{}: {}", shown(&self.name), why(&e)))),
+            None => self
+                .watched()
+                .map(|r| Box::new(Unpacked::new(r)) as Reader)
+                .map_err(|e| InputError::Io(format!("{}: {}", shown(&self.name), why(&e)))),
         }
     }
 
@@ -192,6 +229,154 @@ pub(super) fn why(error: &io::Error) -> String {
         _ => {
             let text = error.to_string();
             text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+        }
+    }
+}
+
+/// How a file of text is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Packing {
+    Gzip,
+    Zstd,
+}
+
+impl Packing {
+    /// By the first four bytes.
+    fn of(start: &[u8]) -> Option<Packing> {
+        match start {
+            [0x1f, 0x8b, ..] => Some(Packing::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Packing::Zstd),
+            // A frame that is skipped, as some programs put one first.
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Packing::Zstd),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        if self == Packing::Gzip { "gzip" } else { "zstd" }
+    }
+
+    fn extension(self) -> &'static str {
+        if self == Packing::Gzip { "gz" } else { "zst" }
+    }
+}
+
+/// A reader that unpacks what begins like a packed file, and gives everything else as it is.
+enum Unpacked {
+    /// Nothing was read yet.
+    Unknown(Option<Reader>),
+    Plain(Reader),
+    Gzip(Box<BufReader<flate2::bufread::MultiGzDecoder<Reader>>>),
+    Zstd(Box<BufReader<Frames>>),
+}
+
+/// Bytes that a packed file is unpacked to at a time.
+const PIECE: usize = 1 << 16;
+
+impl Unpacked {
+    fn new(reader: Reader) -> Unpacked {
+        Unpacked::Unknown(Some(reader))
+    }
+
+    fn known(&mut self) -> io::Result<&mut dyn BufRead> {
+        if let Unpacked::Unknown(reader) = self {
+            // A pipe may give its first bytes in pieces; then it is not taken for packed.
+            let packing = match reader.as_mut() {
+                Some(reader) => Packing::of(reader.fill_buf()?),
+                None => None,
+            };
+            let reader: Reader = reader.take().unwrap_or_else(|| Box::new(io::empty()));
+            *self = match packing {
+                None => Unpacked::Plain(reader),
+                Some(Packing::Gzip) => {
+                    Unpacked::Gzip(Box::new(BufReader::with_capacity(PIECE, flate2::bufread::MultiGzDecoder::new(reader))))
+                }
+                Some(Packing::Zstd) => Unpacked::Zstd(Box::new(BufReader::with_capacity(PIECE, Frames::new(reader)))),
+            };
+        }
+        Ok(match self {
+            Unpacked::Plain(reader) => reader,
+            Unpacked::Gzip(reader) => reader,
+            Unpacked::Zstd(reader) => reader,
+            Unpacked::Unknown(_) => return Err(io::Error::other("nothing is known of this file")),
+        })
+    }
+}
+
+impl Read for Unpacked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.known()?.read(buffer)
+    }
+}
+
+impl BufRead for Unpacked {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.known()?.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        if let Ok(reader) = self.known() {
+            reader.consume(count);
+        }
+    }
+}
+
+/// The frames of a zstd file, one after the other; those to be skipped are.
+struct Frames {
+    source: Reader,
+    decoder: ruzstd::decoding::FrameDecoder,
+    /// In the middle of a frame.
+    inside: bool,
+}
+
+impl Frames {
+    fn new(source: Reader) -> Frames {
+        Frames { source, decoder: ruzstd::decoding::FrameDecoder::new(), inside: false }
+    }
+
+    /// Begins the next frame; false at the end.
+    fn begin(&mut self) -> io::Result<bool> {
+        use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+        loop {
+            if self.source.fill_buf()?.is_empty() {
+                return Ok(false);
+            }
+            match self.decoder.reset(&mut self.source) {
+                Ok(()) => return Ok(true),
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+                    let length = u64::from(length);
+                    if io::copy(&mut (&mut self.source).take(length), &mut io::sink())? < length {
+                        return Err(damaged("zstd", "it ends too soon"));
+                    }
+                }
+                Err(error) => return Err(damaged("zstd", error)),
+            }
+        }
+    }
+}
+
+fn damaged(what: &str, why: impl std::fmt::Display) -> io::Error {
+    let why: String = why.to_string().chars().take(200).collect();
+    io::Error::new(io::ErrorKind::InvalidData, format!("the {what} data is damaged: {}", shown(&why)))
+}
+
+impl Read for Frames {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        use ruzstd::decoding::BlockDecodingStrategy;
+        loop {
+            if !self.inside && !self.begin()? {
+                return Ok(0);
+            }
+            self.inside = true;
+            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
+                let blocks = self.decoder.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
+                blocks.map_err(|e| damaged("zstd", e))?;
+            }
+            let count = self.decoder.read(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            self.inside = false;
         }
     }
 }

@@ -1,0 +1,140 @@
+//! Outputs that cannot be appended to or gone on with: while a run lasts, its answers are JSON lines in `FILE.journal.jsonl`, which a kill
+//! leaves whole and `--resume` goes on with; at the end the file is made from it at once. In: a journal, a format. Out: the file.
+
+use super::format::{Format, Kind};
+use super::output;
+use crate::cli::Failure;
+use crate::units::{counted, shown};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+/// The file that a run is to end with, and the journal on the way there.
+#[derive(Debug, Clone)]
+pub struct Goal {
+    /// As the user named it.
+    pub path: PathBuf,
+    pub format: Format,
+}
+
+impl Goal {
+    /// Where the answers are while the run lasts.
+    pub fn journal(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".journal.jsonl");
+        name.into()
+    }
+
+    /// Refuses a file that exists, unless it may be replaced; the same of a journal without its file.
+    pub fn check(&self, replace: bool) -> Result<(), Failure> {
+        let path = shown(&self.path.display().to_string());
+        if self.path.is_dir() {
+            return Err(Failure::usage(format!("output {path}: is a folder; name a file in it")));
+        }
+        if replace {
+            return Ok(());
+        }
+        for there in [self.path.clone(), self.journal()] {
+            if std::fs::symlink_metadata(&there).is_ok() {
+                let there = shown(&there.display().to_string());
+                return Err(Failure::usage(format!(
+                    "output {there}: exists; add --resume to go on with it or --overwrite to replace it"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is a finished file and no journal beside it.
+    pub fn is_finished(&self) -> bool {
+        self.path.is_file() && !self.journal().exists()
+    }
+
+    /// Rows of the finished file.
+    pub fn rows(&self) -> Result<u64, Failure> {
+        let failed = |e: String| Failure::usage(format!("output {}: {e}", shown(&self.path.display().to_string())));
+        let file = File::open(&self.path).map_err(|e| failed(e.to_string()))?;
+        match self.format.kind {
+            Kind::Separated(separator) => {
+                let mut rows = csv::ReaderBuilder::new().delimiter(separator).flexible(true).from_reader(BufReader::new(file));
+                let mut count = 0;
+                let mut row = csv::ByteRecord::new();
+                while rows.read_byte_record(&mut row).map_err(|e| failed(e.to_string()))? {
+                    count += 1;
+                }
+                Ok(count)
+            }
+            Kind::Parquet => parquet_rows(file).map_err(failed),
+            _ => {
+                let lines = BufReader::new(file).split(b'\n');
+                let mut count = 0;
+                for line in lines {
+                    count += u64::from(!line.map_err(|e| failed(e.to_string()))?.is_empty());
+                }
+                Ok(count)
+            }
+        }
+    }
+
+    /// Makes the file from the journal, whose first `length` bytes are whole lines: a kill leaves the old file or the new one.
+    pub fn make(&self, errors: bool) -> Result<(), Failure> {
+        let path = shown(&self.path.display().to_string());
+        let failed = |e: io::Error| {
+            Failure::failed(format!("output {path}: {e}; the answers are in its journal, --resume makes the file"))
+        };
+        let format = if errors && !self.format.tells_errors() { self.format.with_errors() } else { self.format.clone() };
+        let journal = File::open(self.journal()).map_err(failed)?;
+        output::make(&self.path, &mut |out| match format.kind {
+            Kind::Parquet => write_parquet(&format, &journal, out),
+            _ => {
+                out.write_all(&format.header().unwrap_or_default())?;
+                lines(&journal, |line| out.write_all(&format.line_from_journal(line).map_err(io::Error::other)?))
+            }
+        })
+        .map_err(failed)
+    }
+
+    /// Removes the journal once nothing is missing any more.
+    pub fn forget_journal(&self) -> Result<(), Failure> {
+        let journal = self.journal();
+        std::fs::remove_file(&journal).map_err(|e| Failure::failed(format!("{}: {e}", shown(&journal.display().to_string()))))
+    }
+}
+
+/// The refusal of a finished file whose rows are not the input's.
+pub fn not_complete(path: &Path, rows: u64, records: u64) -> Failure {
+    Failure::usage(format!(
+        "output {}: it has {}, the input {}, and there is no journal to go on with; name another file, or --overwrite",
+        shown(&path.display().to_string()),
+        counted(rows, "row"),
+        counted(records, "record"),
+    ))
+}
+
+/// Each line of a journal.
+fn lines(journal: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(1 << 16, journal);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        each(&line)?;
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet_rows(_file: File) -> Result<u64, String> {
+    Err(NO_PARQUET.into())
+}
+
+#[cfg(not(feature = "parquet"))]
+fn write_parquet(_format: &Format, _journal: &File, _out: &mut (dyn Write + Send)) -> io::Result<()> {
+    Err(io::Error::other(NO_PARQUET))
+}
+
+/// What a build without Parquet says.
+#[cfg(not(feature = "parquet"))]
+pub const NO_PARQUET: &str =
+    "this build of llmopt cannot write Parquet files; build it with --features parquet, or name a file in .csv or .jsonl";
