@@ -293,7 +293,7 @@ fn an_output_whose_name_is_of_no_known_format_is_refused() {
     let bench = Bench::new();
     let input = bench.file("in.txt", "hello\n");
     for name in ["o.xlsx", "o.json", "o.txt", "o.jsonl.gz"] {
-        bench.run(&[input, "-o", name]).refused(".jsonl or .csv");
+        bench.run(&[input, "-o", name]).refused(".jsonl, .csv, .tsv or .parquet");
         assert!(!bench.path(name).exists());
     }
     bench.run(&[input, "-q", "-o", "plain"]).expect(0);

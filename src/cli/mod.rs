@@ -74,6 +74,8 @@ fn parse() -> Result<Cli, clap::Error> {
     let mut cli = Cli::from_arg_matches(&matches)?;
     if let (Command::Run(args), Some((_, matches))) = (&mut cli.command, matches.subcommand()) {
         args.shared.note_typed(matches);
+        // As for prompts: `-` is the standard stream.
+        args.output = args.output.take().filter(|path| path.as_os_str() != "-");
     }
     Ok(cli)
 }

@@ -22,8 +22,8 @@ pub struct RowTemplate {
     needed: Vec<String>,
     /// Every field that it names.
     names: Vec<String>,
-    /// It names a field, or all of them.
-    looks: bool,
+    /// It uses `row` as a whole.
+    all: bool,
 }
 
 /// What a template asks of its record.
@@ -47,10 +47,10 @@ impl RowTemplate {
             let tree = parse(source, "template", SyntaxConfig::default()).map_err(|e| format!("the template fails: {e}"))?;
             names.statement(&tree);
             let own = |name: &&String| !names.bound.contains(*name) && !GLOBALS.contains(&name.as_str());
-            let looks = names.used.iter().any(|name| own(&name));
-            let all: Vec<String> = names.used.iter().filter(own).filter(|name| *name != ROW).cloned().collect();
-            let needed = all.iter().filter(|name| !names.optional.contains(*name)).cloned().collect();
-            Ok(RowTemplate { needed, names: all, looks, template })
+            let all = names.used.contains(ROW) && !names.bound.contains(ROW);
+            let own_names: Vec<String> = names.used.iter().filter(own).filter(|name| *name != ROW).cloned().collect();
+            let needed = own_names.iter().filter(|name| !names.optional.contains(*name)).cloned().collect();
+            Ok(RowTemplate { needed, names: own_names, all, template })
         })
     }
 
@@ -66,7 +66,12 @@ impl RowTemplate {
 
     /// Whether records can differ in what they make of it.
     pub fn looks_at_fields(&self) -> bool {
-        self.looks
+        self.all || !self.names.is_empty()
+    }
+
+    /// Whether it uses all fields together.
+    pub fn sees_all(&self) -> bool {
+        self.all
     }
 
     /// The text for a record's fields. `null` is a field that is not there.
@@ -84,9 +89,12 @@ impl RowTemplate {
     }
 }
 
+fn is_row(expression: &ast::Expr) -> bool {
+    matches!(expression, ast::Expr::Var(v) if v.id == ROW)
+}
+
 /// The field that an expression stands for: a variable, `row.name` or `row["name"]`.
 fn field<'a>(expression: &'a ast::Expr) -> Option<std::borrow::Cow<'a, str>> {
-    let is_row = |e: &ast::Expr| matches!(e, ast::Expr::Var(v) if v.id == ROW);
     match expression {
         ast::Expr::Var(v) => Some(v.id.into()),
         ast::Expr::GetAttr(e) if is_row(&e.expr) => Some(e.name.into()),
@@ -216,6 +224,8 @@ impl Names {
                 self.expression(&e.true_expr);
                 e.false_expr.iter().for_each(|e| self.expression(e));
             }
+            E::GetAttr(e) if is_row(&e.expr) => {}
+            E::GetItem(e) if is_row(&e.expr) && matches!(e.subscript_expr, E::Const(_)) => {}
             E::GetAttr(e) => self.expression(&e.expr),
             E::GetItem(e) => {
                 self.expression(&e.expr);
@@ -276,7 +286,8 @@ mod tests {
             assert_eq!(needed(source), fields, "{source}");
         }
         assert!(!RowTemplate::compile("the same for all {{ range(2) | join }}").unwrap().looks_at_fields());
-        assert!(RowTemplate::compile("{{ row | tojson }}").unwrap().looks_at_fields());
+        let (all, some) = (RowTemplate::compile("{{ row | tojson }}").unwrap(), RowTemplate::compile("{{ row.a }}").unwrap());
+        assert!(all.looks_at_fields() && all.sees_all() && some.looks_at_fields() && !some.sees_all());
     }
 
     #[test]

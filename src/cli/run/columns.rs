@@ -179,6 +179,19 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// The same with texts of its own.
+    #[cfg(feature = "parquet")]
+    pub fn into_owned(self) -> Value<'static> {
+        match self {
+            Value::Absent => Value::Absent,
+            Value::Null => Value::Null,
+            Value::Text(text) => Value::Text(Cow::Owned(text.into_owned())),
+            Value::Json(json) => Value::Json(Cow::Owned(json.into_owned())),
+            Value::Real(x) => Value::Real(x),
+            Value::Error(error) => Value::Error(Cow::Owned(error.into_owned())),
+        }
+    }
+
     /// A value as JSON has it.
     pub fn from_json(raw: &'a RawValue) -> Value<'a> {
         match raw.get() {

@@ -27,6 +27,7 @@ pub enum Kind {
     /// For people: id and answer.
     Text,
     /// A Parquet file, made from a journal.
+    #[cfg_attr(not(feature = "parquet"), expect(dead_code, reason = "no build without the feature makes one"))]
     Parquet,
 }
 
@@ -516,6 +517,8 @@ fn plain(error: &serde_json::Error) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::pipeline::Answer;
+    use crate::text::prompts::Origin;
 
     pub fn answer(id: &str, text: &str) -> Answer {
         Answer {

@@ -112,7 +112,7 @@ pub fn not_complete(path: &Path, rows: u64, records: u64) -> Failure {
 }
 
 /// Each line of a journal.
-fn lines(journal: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+pub(super) fn lines(journal: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut reader = BufReader::with_capacity(1 << 16, journal);
     let mut line = Vec::new();
     loop {
@@ -123,6 +123,9 @@ fn lines(journal: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::R
         each(&line)?;
     }
 }
+
+#[cfg(feature = "parquet")]
+use super::parquet::{rows as parquet_rows, write as write_parquet};
 
 #[cfg(not(feature = "parquet"))]
 fn parquet_rows(_file: File) -> Result<u64, String> {

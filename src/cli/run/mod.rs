@@ -8,6 +8,8 @@ pub(super) mod inputs;
 mod journal;
 mod ledger;
 mod output;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub(super) mod progress;
 mod records;
 mod shard;
@@ -180,6 +182,7 @@ enum Named {
     Lines,
     Csv,
     Tsv,
+    #[cfg(feature = "parquet")]
     Parquet,
 }
 
@@ -212,20 +215,20 @@ fn named(path: &Path) -> Result<Named, Failure> {
 const SHOWN: usize = 2000;
 
 /// A prompt for people, each of its lines moved in.
-fn shown_prompt(id: &str, content: &Content) -> String {
+fn shown_prompt(id: &str, content: &Content) -> Vec<String> {
     let text = match content {
         Content::Text(text) | Content::Completion(text) => text.clone(),
         Content::Messages(messages) => {
             messages.iter().map(|m| format!("[{}] {}", m.role, m.content)).collect::<Vec<_>>().join("\n")
         }
     };
-    let mut lines: Vec<String> = Vec::new();
+    let mut lines = vec![format!("llmopt: the first prompt, {}:", units::shown(id))];
     let cut: String = text.chars().take(SHOWN).collect();
     lines.extend(cut.lines().map(|line| format!("    {}", units::shown(line))));
     if cut.len() < text.len() {
         lines.push("    …".to_string());
     }
-    format!("llmopt: the first prompt, {}:\n{}", units::shown(id), lines.join("\n"))
+    lines
 }
 
 /// Removes what was created if it is never committed.
@@ -286,6 +289,7 @@ impl Run<'_> {
             // A file of tabs is called .tsv; that of another separator keeps it.
             Named::Csv => Kind::Separated(self.args.records.delimiter.or(inputs.separator()).unwrap_or(b',')),
             Named::Tsv => Kind::Separated(b'\t'),
+            #[cfg(feature = "parquet")]
             Named::Parquet => Kind::Parquet,
         };
         let terminal = self.args.output.is_none() && std::io::stdout().is_terminal() && !self.args.json_lines;
@@ -306,7 +310,7 @@ impl Run<'_> {
     fn finished(&mut self, inputs: &Inputs, goal: &Goal) -> Result<u8, Failure> {
         let mut records = 0u64;
         for record in inputs.records(self.flags.clone(), |_| ()) {
-            record?;
+            drop(record?);
             records += 1;
         }
         let rows = goal.rows()?;
@@ -829,9 +833,7 @@ impl Run<'_> {
             }
         }
         self.console.release();
-        if let Some(first) = first {
-            self.console.say(first);
-        }
+        first.into_iter().flatten().for_each(|line: String| self.console.say(line));
         let errors = if errors > 0 { format!(" ({errors} cannot be answered)") } else { String::new() };
         self.console.say(format!(
             "llmopt: {}{errors}, {}, at most {}",

@@ -415,7 +415,7 @@ impl Rows {
             _ => "",
         };
         let mut found = Found::default();
-        let mut asked = || -> Result<Asked, Fault> {
+        let asked = || -> Result<Asked, Fault> {
             if let Some(message) = wrong {
                 return Err(("bad_csv", message));
             }

@@ -41,6 +41,9 @@ enum Kind {
     Array(Dialect),
     /// Rows under this header.
     Csv(Arc<csv::Header>),
+    /// Rows of a Parquet file.
+    #[cfg(feature = "parquet")]
+    Parquet(super::parquet::Shared),
     /// Files below a folder, a prompt each.
     Folder(Tree),
     /// Prompts of the command line.
@@ -88,6 +91,14 @@ impl PromptFiles {
             let mut names = Vec::new();
             let kind = match kind(&source, path, reading, &mut notices)? {
                 Found::Kind(kind) => kind,
+                #[cfg(feature = "parquet")]
+                Found::Parquet => {
+                    let table = super::parquet::check(&source, &rules)?;
+                    names = table.carried(&rules);
+                    Kind::Parquet(Arc::new(table))
+                }
+                #[cfg(not(feature = "parquet"))]
+                Found::Parquet => return Err(no_parquet(&source)),
                 Found::Csv(separator) => match csv::check(&source, separator, reading)? {
                     Some((header, carried)) => {
                         names = carried;
@@ -139,7 +150,7 @@ impl PromptFiles {
 
     /// Whether all are tables, whose rows have an order that people expect to find again.
     pub fn are_tables(&self) -> bool {
-        !self.files.is_empty() && self.files.iter().all(|f| matches!(f.kind, Kind::Csv(_)))
+        !self.files.is_empty() && self.files.iter().all(|f| f.is_table())
     }
 
     /// What is carried: values of columns, all fields as one object. Nothing is until this says so.
@@ -190,6 +201,8 @@ enum Found {
     Kind(Kind),
     /// CSV with this separator, whose header is still to be read.
     Csv(u8),
+    /// Parquet, whose columns are still to be read.
+    Parquet,
 }
 
 /// How a file is read: by the format that was asked for, else by its name, else by how it begins.
@@ -203,7 +216,7 @@ fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<Strin
             InputFormat::Txt => Kind::Text,
             InputFormat::Csv => return Ok(separated(&Start::of(source)?)),
             InputFormat::Tsv => return Ok(Found::Csv(b'\t')),
-            InputFormat::Parquet => return Err(no_parquet(source)),
+            InputFormat::Parquet => return seekable(source),
             InputFormat::Jsonl => Kind::Lines(Dialect::Record),
             InputFormat::Json => Kind::Array(dialect(source, &Start::of(source)?, true)?),
             InputFormat::OpenAi if source.is_regular() && Start::of(source)?.is_array() => Kind::Array(Dialect::OpenAi),
@@ -213,7 +226,7 @@ fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<Strin
     let name = shown(source.name());
     let extension = extension(path);
     if extension.as_deref() == Some("parquet") || source.is_parquet() {
-        return Err(no_parquet(source));
+        return seekable(source);
     }
     match extension.as_deref() {
         Some("txt") => Ok(Found::Kind(Kind::Text)),
@@ -274,6 +287,17 @@ fn extension(path: &Path) -> Option<String> {
     }
 }
 
+/// A Parquet file is read from its end on.
+fn seekable(source: &Source) -> Result<Found, InputError> {
+    match source.is_regular() {
+        true => Ok(Found::Parquet),
+        false => {
+            Err(InputError::Bad(format!("{}: a Parquet file cannot be read from a pipe; name the file", shown(source.name()))))
+        }
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
 fn no_parquet(source: &Source) -> InputError {
     InputError::Bad(format!(
         "{}: this build of llmopt cannot read Parquet files; build it with --features parquet, or write the file as CSV or JSONL",
@@ -298,7 +322,7 @@ fn dialect(source: &Source, start: &Start, array: bool) -> Result<Dialect, Input
             (_, Some(elements)) => elements.next_element(),
             _ => Ok(None),
         };
-        let next = next.map_err(|e| InputError::Io(format!("{}: {e}", shown(source.name()))))?;
+        let next = next.map_err(|e| unreadable(source, &e))?;
         match next {
             None => break,
             Some((_, Ok(text))) => {
@@ -317,7 +341,7 @@ struct Start(Vec<u8>);
 
 impl Start {
     fn of(source: &Source) -> Result<Start, InputError> {
-        let failed = |e: io::Error| InputError::Io(format!("{}: {e}", shown(source.name())));
+        let failed = |e: io::Error| unreadable(source, &e);
         let mut reader = source.open()?;
         let (mut all, mut line) = (Vec::new(), Vec::new());
         let most = LONGEST_RECORD as u64 + 1;
@@ -372,9 +396,22 @@ impl File {
             Kind::Lines(dialect) => Records::Lines(Lines::new(reader()?), *dialect),
             Kind::Array(dialect) => Records::Array(Elements::new(reader()?), *dialect),
             Kind::Csv(header) => Records::Csv(Box::new(csv::Rows::open(&self.source, header.clone(), rules.clone())?)),
+            #[cfg(feature = "parquet")]
+            Kind::Parquet(_) => Records::Parquet(Box::new(
+                super::parquet::Rows::open(&self.source, rules).map_err(|e| unreadable(&self.source, &e))?,
+            )),
             Kind::Folder(tree) => Records::Folder(Walk::new(tree.clone())),
             Kind::Typed(prompts) => Records::Typed(prompts.clone(), 0),
         })
+    }
+
+    fn is_table(&self) -> bool {
+        match self.kind {
+            Kind::Csv(_) => true,
+            #[cfg(feature = "parquet")]
+            Kind::Parquet(_) => true,
+            _ => false,
+        }
     }
 
     /// That what the reading asks for can be there at all, where that is known without a look at the records.
@@ -474,6 +511,8 @@ enum Records {
     Lines(Lines, Dialect),
     Array(Elements, Dialect),
     Csv(Box<csv::Rows>),
+    #[cfg(feature = "parquet")]
+    Parquet(Box<super::parquet::Rows>),
     Folder(Walk),
     /// Prompts, and how many of them have been given.
     Typed(Arc<[String]>, usize),
@@ -496,6 +535,8 @@ impl Records {
                 Ok(next.map(|(number, text)| (number, object(text, *dialect, rules, warnings))))
             }
             Records::Csv(rows) => rows.next_record(),
+            #[cfg(feature = "parquet")]
+            Records::Parquet(rows) => rows.next_record(rules),
             Records::Folder(walk) => walk.next_record(rules),
             Records::Typed(prompts, given) => {
                 let next = prompts.get(*given).map(|text| plain(text, rules));
@@ -697,11 +738,7 @@ impl PromptReader {
         };
         // Labels and not paths: a run that is resumed by another spelling of the path finds the same errors.
         let asked = asked.map_err(|(code, message)| RecordError::new(code, format!("{}:{line}: {message}", shown(&label))));
-<<<<<<< HEAD
-        Record { origin: Origin { id, id_is_number, file, line, given, carried }, asked }
-=======
         Record { origin: Origin { id, id_is_number, file, line, given, carried, input }, asked }
->>>>>>> 746591b (Templates, fields, columns, journals, packed files, folders, shards (in the making))
     }
 
     /// Whether this id is the one that another record of these files has for want of its own.

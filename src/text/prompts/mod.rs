@@ -14,6 +14,8 @@ mod json;
 mod labels;
 mod lines;
 mod openai;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod reading;
 mod record;
 mod source;

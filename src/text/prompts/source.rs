@@ -134,6 +134,21 @@ impl Source {
         self.parquet
     }
 
+    /// Where it is.
+    #[cfg(feature = "parquet")]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// That an ordinary file still is the one that was looked at.
+    #[cfg(feature = "parquet")]
+    pub fn unchanged(&self) -> io::Result<()> {
+        match self.first_look {
+            Some(first) if Look::of(&std::fs::metadata(&self.path)?) != first => Err(changed()),
+            _ => Ok(()),
+        }
+    }
+
     /// As typed.
     pub fn name(&self) -> &Arc<str> {
         &self.name
@@ -266,7 +281,7 @@ enum Unpacked {
     /// Nothing was read yet.
     Unknown(Option<Reader>),
     Plain(Reader),
-    Gzip(Box<BufReader<flate2::bufread::MultiGzDecoder<Reader>>>),
+    Gzip(Box<BufReader<Members>>),
     Zstd(Box<BufReader<Frames>>),
 }
 
@@ -289,7 +304,8 @@ impl Unpacked {
             *self = match packing {
                 None => Unpacked::Plain(reader),
                 Some(Packing::Gzip) => {
-                    Unpacked::Gzip(Box::new(BufReader::with_capacity(PIECE, flate2::bufread::MultiGzDecoder::new(reader))))
+                    let members = Members(flate2::bufread::MultiGzDecoder::new(reader));
+                    Unpacked::Gzip(Box::new(BufReader::with_capacity(PIECE, members)))
                 }
                 Some(Packing::Zstd) => Unpacked::Zstd(Box::new(BufReader::with_capacity(PIECE, Frames::new(reader)))),
             };
@@ -318,6 +334,19 @@ impl BufRead for Unpacked {
         if let Ok(reader) = self.known() {
             reader.consume(count);
         }
+    }
+}
+
+/// The members of a gzip file, one after the other.
+struct Members(flate2::bufread::MultiGzDecoder<Reader>);
+
+impl Read for Members {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        use io::ErrorKind as K;
+        self.0.read(buffer).map_err(|e| match e.kind() {
+            K::InvalidData | K::InvalidInput | K::UnexpectedEof => damaged("gzip", e),
+            _ => e,
+        })
     }
 }
 

@@ -51,6 +51,25 @@ fn refusal(name: &str, bytes: impl AsRef<[u8]>) -> String {
     }
 }
 
+/// The text of a carried value; nothing for one that is not there.
+fn cell(cell: &Cell) -> &str {
+    match cell {
+        Cell::Missing => "",
+        Cell::Text(text) | Cell::Json(text) => text,
+    }
+}
+
+/// The same records read otherwise.
+fn read_as(path: &Path, reading: Reading) -> Result<Vec<Record>, InputError> {
+    let mut files = PromptFiles::open_as(&[path.to_path_buf()], &[], reading)?;
+    files.carry(true, true);
+    files.reader().collect()
+}
+
+fn template(source: &str) -> Reading {
+    Reading { template: Some(std::sync::Arc::new(crate::text::RowTemplate::compile(source).unwrap())), ..Reading::default() }
+}
+
 /// Prompts of the good records, codes of the bad ones.
 fn told(records: &[Record]) -> Vec<String> {
     let text = |content: &Content| match content {
@@ -299,7 +318,7 @@ fn csv_columns_are_carried_and_quotes_may_span_lines() {
     );
     assert_eq!(told(&got), ["two\nlines", "a\"b", "three", "!duplicate_id", "!bad_csv", "!bad_csv", "nul \0", "short", "long"]);
     assert_eq!(got.iter().map(|r| r.origin.line).collect::<Vec<_>>(), [2, 5, 6, 7, 8, 9, 10, 11, 12]);
-    let carried: Vec<&str> = got.iter().map(|r| &r.origin.carried[0][..]).collect();
+    let carried: Vec<&str> = got.iter().map(|r| cell(&r.origin.carried[0])).collect();
     assert_eq!(carried, ["n1", "x,y", "", "kept", "", "", "z", "", "z"]);
     let ids: Vec<&str> = got.iter().map(|r| &r.origin.id[..]).collect();
     assert_eq!(ids, ["1", "2", "a.csv:6", "a.csv:7", "4", "5", "6", "7", "8"], "what stands left of the fault is read");
@@ -310,15 +329,175 @@ fn csv_columns_are_carried_and_quotes_may_span_lines() {
     let bad = records("a.csv", bytes);
     assert_eq!(told(&bad), ["!not_utf8", "!not_utf8", "good"]);
     assert_eq!(
-        (&bad[0].origin.id[..], &bad[0].origin.carried[0][..], &bad[1].origin.given),
+        (&bad[0].origin.id[..], cell(&bad[0].origin.carried[0]), &bad[1].origin.given),
         ("1", "n", &Given::Prompt("fine".into()))
     );
     let folder = Folder::new();
     let (a, b) = (folder.put("a.csv", "prompt,x,y\n1,2,3\n"), folder.put("b.csv", "z,prompt,x\n4,5,6\n"));
     let files = PromptFiles::open(&[a, b], None).unwrap();
     assert_eq!(files.columns(), ["x", "y", "z"]);
-    let carried: Vec<_> = files.reader().map(|r| r.unwrap().origin.carried).collect();
+    let carried: Vec<Vec<String>> =
+        files.reader().map(|r| r.unwrap().origin.carried.iter().map(|c| cell(c).to_string()).collect()).collect();
     assert_eq!(carried, [["2", "3", ""], ["6", "", "4"]]);
+}
+
+#[test]
+fn a_template_makes_the_same_prompts_of_every_kind_of_table_and_all_other_fields_are_data() {
+    let folder = Folder::new();
+    let expected = ["Summarise: it\nfails (9)", "Summarise: \"slow\" (7)"];
+    let csv = "id,temperature,text\nr1,9,\"it\nfails\"\nr2,7,\"\"\"slow\"\"\"\n";
+    let semicolons = csv.replace(',', ";");
+    let json = r#"[{"id":"r1","temperature":9,"text":"it\nfails"},{"id":"r2","temperature":7,"text":"\"slow\""}]"#;
+    let jsonl = json.trim_matches(['[', ']']).replace("},{", "}\n{");
+    let gzipped = |text: &str| {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packer.write_all(text.as_bytes()).unwrap();
+        packer.finish().unwrap()
+    };
+    let zstd = |text: &str| ruzstd::encoding::compress_to_vec(text.as_bytes(), ruzstd::encoding::CompressionLevel::Fastest);
+    let two_members = [gzipped(&csv[..30]), gzipped(&csv[30..])].concat();
+    let skipped = [&b"\x50\x2a\x4d\x18\x03\0\0\0abc"[..], &zstd(&csv[..30]), &zstd(&csv[30..])].concat();
+    for (name, bytes) in [
+        ("t.csv", csv.as_bytes().to_vec()),
+        ("t.csv", semicolons.clone().into_bytes()),
+        ("t.csv", csv.replace(',', "\t").into_bytes()),
+        ("t.tsv", csv.replace(',', "\t").into_bytes()),
+        ("t.json", json.as_bytes().to_vec()),
+        ("t.jsonl", jsonl.clone().into_bytes()),
+        ("t.csv.gz", gzipped(csv)),
+        ("t.csv.gz", two_members),
+        ("t.csv.zst", skipped),
+        ("t.jsonl.zst", zstd(&jsonl)),
+        ("t.jsonl", gzipped(&jsonl)),
+        ("unnamed", semicolons.into_bytes()),
+    ] {
+        let path = folder.put(name, bytes);
+        let got = read_as(&path, template("Summarise: {{ text }} ({{ temperature }})")).unwrap();
+        assert_eq!(told(&got), expected, "{name}");
+        assert_eq!(got.iter().map(|r| &r.origin.id[..]).collect::<Vec<_>>(), ["r1", "r2"], "{name}");
+        for record in &got {
+            assert_eq!(record.asked.as_ref().unwrap().generation, GenerationFields::default(), "{name}: a temperature is data");
+            let Given::Prompt(text) = &record.origin.given else { panic!("{name}") };
+            assert!(expected.contains(&&text[..]), "the line has the prompt as it was made");
+        }
+        let object: serde_json::Value = serde_json::from_str(got[1].origin.input.as_ref().unwrap()).unwrap();
+        assert_eq!(object["text"], "\"slow\"", "{name}");
+        assert!(object["temperature"] == 7 || object["temperature"] == "7", "{name}: as the file has it");
+        assert_eq!(got[1].origin.carried.iter().map(cell).collect::<Vec<_>>(), ["7", "\"slow\""], "{name}");
+    }
+    // Fields that are named as settings are.
+    let path = folder.put("s.csv", "temperature,text\n2,a\n900,b\n");
+    let settings = Some(vec!["temperature".to_string()]);
+    let got = read_as(&path, Reading { setting_fields: settings, ..template("{{ text }}") }).unwrap();
+    assert_eq!(got[0].asked.as_ref().unwrap().generation.temperature, Some(2.0));
+    assert_eq!(told(&got), ["a", "!bad_field"]);
+}
+
+#[test]
+fn packed_files_that_are_damaged_are_bad_files() {
+    let folder = Folder::new();
+    let text = "prompt\n".to_string() + &"some words\n".repeat(5000);
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packer.write_all(text.as_bytes()).unwrap();
+    let gzip = packer.finish().unwrap();
+    let zstd = ruzstd::encoding::compress_to_vec(text.as_bytes(), ruzstd::encoding::CompressionLevel::Fastest);
+    for (name, bytes) in [("a.csv.gz", gzip), ("a.csv.zst", zstd)] {
+        assert_eq!(read(&folder.put(name, &bytes), None).len(), 5000);
+        for cut in [bytes.len() / 2, bytes.len() - 1, 6] {
+            let path = folder.put(name, &bytes[..cut]);
+            let whole = PromptFiles::open(&[path], None).and_then(|files| files.reader().collect::<Result<Vec<_>, _>>());
+            let packing = if name.ends_with("gz") { "gzip" } else { "zstd" };
+            assert!(
+                matches!(&whole, Err(InputError::Bad(m)) if m.contains(packing) && m.contains("damaged")),
+                "{name} {cut}: {whole:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_no_record_can_have_is_refused_and_what_one_lacks_is_its_error() {
+    let folder = Folder::new();
+    let csv = folder.put("a.csv", "id,text,text\n1,a,b\n");
+    let bad = |path: &Path, reading: Reading| match read_as(path, reading) {
+        Err(InputError::Bad(message)) => message,
+        other => panic!("{:?}", other.map(|r| told(&r))),
+    };
+    assert!(bad(&csv, template("{{ body }}")).contains("--template asks for body, and the header has id, text, text"));
+    assert!(bad(&csv, template("{{ text }}")).contains("two columns are called text"));
+    let named = |name: &str| Reading { prompt_field: Some(name.into()), ..Reading::default() };
+    assert!(bad(&csv, named("body")).contains("--prompt-field asks for body"));
+    assert!(bad(&csv, Reading { id_field: Some("key".into()), ..named("id") }).contains("--id-field asks for key"));
+    let txt = folder.put("a.txt", "one\n");
+    assert!(bad(&txt, template("{{ text }}")).contains("texts have only prompt"));
+    assert_eq!(told(&read_as(&txt, template("<{{ prompt }}>")).unwrap()), ["<one>"]);
+    // A column that may be absent is no fault.
+    let path = folder.put("b.csv", "id,text\n1,a\n2\n");
+    let optional = template("{{ text }}{% if note is defined %}{{ note }}{% endif %}");
+    assert_eq!(told(&read_as(&path, optional).unwrap()), ["a", "!bad_csv"]);
+    let jsonl = folder.put("a.jsonl", "{\"a\":\"x\",\"b\":[1]}\n{\"a\":null,\"b\":2}\n{\"b\":3,\"a\":\"y\"}\n");
+    let got = read_as(&jsonl, template("{{ a }}{{ b | tojson }}")).unwrap();
+    assert_eq!(told(&got), ["x[1]", "!template", "y3"]);
+    let error = got[1].asked.as_ref().unwrap_err();
+    assert!(error.message.starts_with("a.jsonl:2: ") && error.message.contains("no a"), "{error:?}");
+    assert!(got[1].origin.input.as_ref().unwrap().contains("\"b\":2"), "what can be read of it is kept");
+    assert!(bad(&jsonl, template("{{ c }}")).contains("none of its 3 records"));
+    // Conversations and OpenAI's requests are no rows.
+    let chat = folder.put("c.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"a\":\"y\"}\n");
+    assert!(bad(&chat, template("{{ a }}")).contains("--template"));
+    let line =
+        r#"{"custom_id":"c","method":"POST","url":"/v1/chat/completions","body":{"messages":[{"role":"user","content":"x"}]}}"#;
+    let requests = folder.put("o.jsonl", line);
+    assert!(
+        bad(&requests, template("{{ body }}")).contains("OpenAI") && bad(&requests, named("body")).contains("--prompt-field")
+    );
+}
+
+#[test]
+fn a_prompt_field_is_a_text_or_a_conversation_of_either_form() {
+    let folder = Folder::new();
+    let lines = [
+        r#"{"key":7,"q":"what?","prompt":"no"}"#,
+        r#"{"key":"a","q":[{"role":"user","content":"hi"}]}"#,
+        r#"{"key":"b","q":[{"from":"system","value":"s"},{"from":"human","value":"hi"},{"from":"gpt","value":"ho"}]}"#,
+        r#"{"key":"c","q":[{"from":"robot","value":"x"}]}"#,
+        r#"{"key":"d","q":5}"#,
+        r#"{"key":"e"}"#,
+    ];
+    let path = folder.put("q.jsonl", lines.join("\n"));
+    let reading = Reading { prompt_field: Some("q".into()), id_field: Some("key".into()), ..Reading::default() };
+    let got = read_as(&path, reading).unwrap();
+    assert_eq!(told(&got), ["what?", "user:hi", "system:s|user:hi|assistant:ho", "!bad_field", "!bad_field", "!missing_prompt"]);
+    let ids: Vec<(&str, bool)> = got.iter().map(|r| (&r.origin.id[..], r.origin.id_is_number)).collect();
+    assert_eq!(ids, [("7", true), ("a", false), ("b", false), ("c", false), ("d", false), ("e", false)]);
+    assert!(got[0].origin.input.as_ref().unwrap().contains("\"prompt\":\"no\""), "another field, even if it is called prompt");
+}
+
+#[test]
+fn a_folder_is_a_prompt_a_file_and_typed_prompts_are_numbered() {
+    let folder = Folder::new();
+    let root = folder.0.path().join("letters");
+    std::fs::create_dir_all(root.join("sub/deep")).unwrap();
+    for (name, text) in
+        [("b.txt", "B\n"), ("a.md", "A"), ("sub/c.TXT", "C"), ("sub/deep/d.txt", ""), ("e.pdf", "no"), (".hidden.txt", "no")]
+    {
+        std::fs::write(root.join(name), text).unwrap();
+    }
+    std::fs::write(root.join("z.txt"), b"\xff").unwrap();
+    let typed = ["one".to_string(), "two".to_string()];
+    let files = PromptFiles::open_as(&[root.clone()], &typed, Reading::default()).unwrap();
+    assert!(files.can_be_read_twice());
+    let got: Vec<Record> = files.reader().map(Result::unwrap).collect();
+    assert_eq!(told(&got), ["A", "B\n", "C", "!empty_prompt", "!not_utf8", "one", "two"]);
+    let ids: Vec<&str> = got.iter().map(|r| &r.origin.id[..]).collect();
+    let expected =
+        ["letters/a.md", "letters/b.txt", "letters/sub/c.TXT", "letters/sub/deep/d.txt", "letters/z.txt", "prompt:1", "prompt:2"];
+    assert_eq!(ids, expected);
+    assert!(got[4].asked.as_ref().unwrap_err().message.starts_with("letters/z.txt"));
+    // Its files are looked at twice: another one between is noticed.
+    std::fs::write(root.join("b.txt"), "other").unwrap();
+    let again: Result<Vec<Record>, InputError> = files.reader().collect();
+    assert!(matches!(again, Err(InputError::Io(message)) if message.contains("changed")));
 }
 
 #[test]
@@ -339,7 +518,6 @@ fn a_quote_that_is_never_closed_is_told_with_its_line() {
 fn files_that_are_none_of_prompts_are_refused_before_any_work() {
     for (name, bytes, message) in [
         ("a.csv", &b"question,x\na,b\n"[..], "no column prompt, but question, x"),
-        ("a.csv", b"id;prompt\n1;a\n", "not semicolons"),
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"prompt,prompt\na,b\n", "two columns prompt"),
         ("a.csv", b"\xff\xfep\0", "UTF-16"),
@@ -357,7 +535,7 @@ fn files_that_are_none_of_prompts_are_refused_before_any_work() {
         Err(InputError::Bad(message)) => message,
         _ => panic!("accepted"),
     };
-    assert!(refused(&[folder.0.path().to_path_buf()], None).contains("is a folder"));
+    assert!(refused(&[folder.0.path().to_path_buf()], None).contains("no record"), "an empty folder");
     assert!(refused(&[folder.0.path().join("none.txt")], None).contains("no such file"));
     let good = folder.put("a.txt", "x");
     assert!(refused(&[good.clone(), good.clone()], None).contains("twice"));
@@ -380,10 +558,10 @@ fn a_file_none_of_whose_first_records_has_the_form_of_one_is_refused_with_what_i
             r#"{"instruction":"Name a fruit.","input":"","output":"Apple"}"#,
             &["a.jsonl:1: ", "Alpaca", "its one record"][..],
         ),
-        ("a.jsonl", r#"{"conversations":[{"from":"human","value":"Hi"}]}"#, &["ShareGPT", "messages"]),
-        ("a.jsonl", "{\"question\":\"a\"}\n{\"question\":\"b\"}", &["call its field question prompt", "none of its 2 records"]),
-        ("a.jsonl", r#"{"text":"a"}"#, &["call its field text prompt"]),
-        ("a.jsonl", r#"{"instruction":"a"}"#, &["call its field instruction prompt"]),
+        ("a.jsonl", r#"{"conversations":[{"from":"human","value":"Hi"}]}"#, &["ShareGPT", "--prompt-field conversations"]),
+        ("a.jsonl", "{\"question\":\"a\"}\n{\"question\":\"b\"}", &["--prompt-field question", "none of its 2 records"]),
+        ("a.jsonl", r#"{"text":"a"}"#, &["--prompt-field text"]),
+        ("a.jsonl", r#"{"instruction":"a"}"#, &["--prompt-field instruction"]),
         ("a.jsonl", r#"{"a":1,"b":2}"#, &["its fields are a, b"]),
         ("a.jsonl", "plain\ntext\n", &["not a JSON object", "none of its 2 records"]),
         ("a.jsonl", r#"{"prompt":7}"#, &["prompt must be a string"]),
@@ -684,7 +862,7 @@ fn a_stream_is_read_no_further_than_the_record_at_hand() {
     static READ: AtomicUsize = AtomicUsize::new(0);
     let text = b"first\nsecond\n";
     let mut lines = lines::Lines::new(Box::new(std::io::BufReader::new(Slow(text, &READ))));
-    let first = super::files::text(&mut lines).unwrap().unwrap();
+    let first = super::files::text(&mut lines, &super::reading::Rules::default()).unwrap().unwrap();
     assert_eq!((first.0, READ.load(Ordering::Relaxed)), (1, 6));
 }
 
@@ -704,7 +882,7 @@ proptest! {
         prop_assert_eq!(got.len(), rows.len());
         for (record, (prompt, note)) in got.iter().zip(&rows) {
             prop_assert_eq!(&record.origin.given, &Given::Prompt(prompt.clone()));
-            prop_assert_eq!(&record.origin.carried, &vec![note.clone()]);
+            prop_assert_eq!(&record.origin.carried, &vec![Cell::Text(note.clone())]);
             prop_assert_eq!(record.asked.is_ok(), !prompt.is_empty());
         }
     }

@@ -1,0 +1,259 @@
+//! Rows in, rows out: templates over the columns of tables, the columns that come back, files that are made from a journal, parts of a
+//! run that are joined, a worker that answers line by line. From the outside, with tiny models.
+
+mod common;
+#[path = "common/process.rs"]
+mod process;
+
+use process::{Bench, essences, finish, records};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
+use std::time::Duration;
+
+/// Tickets as a spreadsheet writes them: a customer, a text with line ends and quotes, a column that is called like one of ours.
+fn tickets(rows: usize) -> String {
+    let row = |i: usize| format!("T{i},\"c, {i}\",\"it \"\"fails\"\"\nagain {i}\",m{i}\n");
+    "id,customer,ticket_text,model\n".to_string() + &(0..rows).map(row).collect::<String>()
+}
+
+const TEMPLATE: &str = "Summarise this ticket: {{ ticket_text }}";
+
+fn rows(text: &str) -> (Vec<String>, Vec<Vec<String>>) {
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().unwrap().iter().map(String::from).collect();
+    (header, reader.records().map(|r| r.unwrap().iter().map(String::from).collect()).collect())
+}
+
+#[test]
+fn a_table_of_tickets_comes_back_with_an_answer_to_each() {
+    let bench = Bench::new();
+    bench.file("tickets.csv", tickets(9));
+    let args = ["tickets.csv", "-q", "--template", TEMPLATE];
+    let lines = bench.run(&args).expect(0).records();
+    assert_eq!(lines.len(), 9);
+    for (i, line) in lines.iter().enumerate() {
+        assert_eq!(line["prompt"], format!("Summarise this ticket: it \"fails\"\nagain {i}"));
+        assert_eq!(line["id"], format!("T{i}"), "the table's order");
+        let input = serde_json::json!({"customer": format!("c, {i}"), "ticket_text": format!("it \"fails\"\nagain {i}"), "model": format!("m{i}")});
+        assert_eq!(line["input"], input);
+    }
+    bench.run(&[&args[..], &["-o", "out.csv", "--columns", "id,customer,answer,model,llmopt.model"]].concat()).expect(0);
+    let (header, out) = rows(&bench.text("out.csv"));
+    assert_eq!(header, ["id", "customer", "answer", "model", "llmopt.model"]);
+    for (i, row) in out.iter().enumerate() {
+        let model = lines[i]["model"].as_str().unwrap();
+        assert_eq!(
+            row[..],
+            [format!("T{i}"), format!("c, {i}"), lines[i]["answer"].as_str().unwrap().into(), format!("m{i}"), model.into()]
+        );
+    }
+    assert!(!bench.path("out.csv.journal.jsonl").exists(), "nothing is missing");
+    bench.run(&[&args[..], &["-o", "out.csv", "--columns", "id,answer"]].concat()).refused("--resume");
+    bench.run(&[&args[..], &["-o", "out.csv", "--columns", "id,answer", "--resume"]].concat()).expect(0);
+    // Fewer rows than records, and nothing to go on with.
+    bench.file("short.csv", "id,answer\nT0,x\n");
+    bench
+        .run(&[&args[..], &["-o", "short.csv", "--columns", "id,answer", "--resume"]].concat())
+        .refused("1 row, the input 9 records");
+    // All columns, ours under another name where the input has it; separated as the input is.
+    bench.file("semi.csv", "id;text;answer\na;\"x;y\";old\n");
+    bench.run(&["semi.csv", "-q", "--prompt-field", "text", "-o", "all.csv"]).expect(0);
+    let text = bench.text("all.csv");
+    assert!(text.starts_with("id;prompt;llmopt.answer;finish_reason;") && text.contains(";error;text;answer\n"), "{text}");
+    bench.run(&["semi.csv", "-q", "--prompt-field", "text", "-o", "all.tsv"]).expect(0);
+    assert!(bench.text("all.tsv").starts_with("id\tprompt\tllmopt.answer\t"));
+    // JSON lines with chosen fields; those that failed say so.
+    bench.file("some.jsonl", "{\"n\":1,\"t\":\"x\"}\n{\"n\":[2],\"t\":\"\"}\n");
+    let ran = bench.run(&["some.jsonl", "-q", "--ordered", "--template", "{{ t }}", "--columns", "n,answer"]).expect(4);
+    let text = ran.stdout;
+    assert!(
+        text.starts_with("{\"n\":1,\"answer\":\"")
+            && text.contains("\n{\"n\":[2],\"answer\":null,\"error\":{\"code\":\"empty_prompt\","),
+        "{text}"
+    );
+}
+
+#[test]
+fn mistakes_in_fields_are_told_before_the_model_is_looked_for() {
+    let bench = Bench::new();
+    bench.file("t.csv", tickets(2));
+    for (args, words) in [
+        (&["--template", "{{ body }}"][..], "asks for body"),
+        (&["--template", "{{ ticket_text"], "--template"),
+        (&["--template", "@none.txt"], "none.txt"),
+        (&["--template", "hello"], "names no field"),
+        (&["--prompt-field", "body"], "asks for body"),
+        (&["--id-field", "key", "--template", TEMPLATE], "asks for key"),
+        (&["--template", TEMPLATE, "--columns", "id,custmer"], "custmer is neither"),
+        (&["--template", TEMPLATE, "--setting-fields", "heat"], "heat"),
+        (&["--template", TEMPLATE, "-o", "out.xlsx"], ".xlsx"),
+        (&[], "--prompt-field customer"),
+    ] {
+        bench.run(&[&["t.csv", "-m", "none.gguf"], args].concat()).refused(words);
+    }
+    bench.run(&["t.csv", "--template", "x", "--prompt-field", "y"]).expect(2);
+}
+
+#[test]
+fn a_prompt_can_be_typed_and_packed_files_and_folders_be_read() {
+    let bench = Bench::new();
+    let ran = bench.run(&["-p", "one", "-p", "two", "-q", "--ordered"]).expect(0);
+    let ids: Vec<String> = ran.records().iter().map(|r| format!("{} {}", r["id"], r["prompt"])).collect();
+    assert_eq!(ids, ["\"prompt:1\" \"one\"", "\"prompt:2\" \"two\""]);
+    std::fs::create_dir(bench.path("letters")).unwrap();
+    bench.file("letters/a.txt", "A");
+    bench.file("letters/b.md", "B");
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packer.write_all(b"{\"prompt\":\"C\"}\n").unwrap();
+    bench.file("c.jsonl.gz", packer.finish().unwrap());
+    let ran = bench.run(&["letters", "c.jsonl.gz", "-q", "--ordered"]).expect(0);
+    let ids: Vec<String> = ran.records().iter().map(|r| format!("{} {}", r["id"], r["prompt"])).collect();
+    assert_eq!(ids, ["\"letters/a.txt\" \"A\"", "\"letters/b.md\" \"B\"", "\"c.jsonl:1\" \"C\""]);
+    let shown = bench.run(&["letters", "--dry-run", "--template", "Say {{ prompt }}"]).expect(0);
+    assert!(shown.stderr.contains("the first prompt, letters/a.txt:\n    Say A\n"), "{}", shown.stderr);
+}
+
+#[test]
+fn a_killed_run_into_chosen_columns_goes_on_from_its_journal() {
+    let bench = Bench::new();
+    bench.file("tickets.csv", tickets(30));
+    let args = ["tickets.csv", "-q", "--template", TEMPLATE, "--max-tokens", "6", "--columns", "id,customer,answer"];
+    bench.run(&[&args[..], &["-o", "whole.csv"]].concat()).expect(0);
+    let mut random = common::Random::new(7, "journal kills");
+    let (mut killed, mut resumed) = (0, false);
+    for round in 0..20 {
+        let name = format!("out{round}.csv");
+        let args = [&args[..], &["-o", &name, "--resume"]].concat();
+        loop {
+            let mut child = bench.start(bench.command(&args));
+            std::thread::sleep(Duration::from_millis(20 + random.below(1200)));
+            child.kill().unwrap();
+            let ran = finish(child);
+            if ran.status == 0 {
+                break;
+            }
+            ran.expect(1009);
+            killed += 1;
+            let lines = std::fs::read_to_string(bench.path(&format!("{name}.journal.jsonl"))).map_or(0, |t| t.lines().count());
+            resumed |= (1..30).contains(&lines);
+            // Before the end there is no file, never a part of one.
+            if bench.path(&name).exists() {
+                assert_eq!(bench.text(&name), bench.text("whole.csv"));
+            }
+        }
+        assert_eq!(bench.text(&name), bench.text("whole.csv"));
+        assert!(!bench.path(&format!("{name}.journal.jsonl")).exists());
+        if killed >= 4 && resumed {
+            break;
+        }
+    }
+    assert!(killed >= 4 && resumed, "{killed} kills");
+}
+
+#[test]
+fn errors_get_a_column_and_their_journal_stays_for_another_try() {
+    let bench = Bench::new();
+    bench.file("in.csv", "id,text\na,x\nb,\nc,z\n");
+    let args = ["in.csv", "-q", "--template", "{{ text }}", "-o", "out.csv", "--columns", "id,answer"];
+    bench.run(&args).expect(4);
+    let (header, out) = rows(&bench.text("out.csv"));
+    assert_eq!(header, ["id", "answer", "error"]);
+    assert!(out[1][2].starts_with("empty_prompt: ") && out[0][2].is_empty() && !out[2][1].is_empty(), "{out:?}");
+    assert!(bench.path("out.csv.journal.jsonl").exists());
+    bench.run(&[&args[..], &["--resume"]].concat()).expect(4);
+    // Another setting's journal, and what is none of ours.
+    bench.run(&[&args[..], &["--resume", "--max-tokens", "3"]].concat()).refused("--max-tokens");
+    bench.file("out.csv.journal.jsonl", "garbage\n");
+    bench.run(&[&args[..], &["--resume"]].concat()).refused("line 1");
+    bench.run(&[&args[..], &["--overwrite", "--limit", "1"]].concat()).expect(0);
+    assert_eq!(rows(&bench.text("out.csv")).1.len(), 1);
+}
+
+#[test]
+fn parts_of_a_run_are_those_of_the_whole_and_are_joined_without_the_model_being_kept() {
+    let bench = Bench::new();
+    let input: String =
+        (0..24).map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"question {i}\"}}\n")).collect::<String>() + "{\"prompt\":\"\"}\n";
+    bench.file("in.jsonl", input);
+    let whole = bench.run(&["in.jsonl", "-q", "--ordered"]).expect(4).stdout;
+    let part = |i: usize| {
+        let ran = bench.run(&["in.jsonl", "-q", "--shard", &format!("{i}/3")]);
+        assert!(ran.status == 0 || ran.status == 4);
+        ran.stdout
+    };
+    let parts: Vec<String> = (0..3).map(part).collect();
+    assert!(parts.iter().all(|p| !p.is_empty()));
+    let mut joined: Vec<String> = parts.iter().flat_map(|p| essences(p)).collect();
+    let mut expected = essences(&whole);
+    joined.sort();
+    expected.sort();
+    assert_eq!(joined, expected, "each record once, with the same answer");
+    // cat, in any order; what is missing is answered, and all are put in order.
+    let resume = ["in.jsonl", "-o", "all.jsonl", "--resume", "--ordered"];
+    for kept in [vec![2, 0, 1], vec![1], vec![0, 2]] {
+        bench.file("all.jsonl", kept.iter().map(|&i| &parts[i][..]).collect::<String>());
+        bench.run(&resume).expect(4);
+        assert_eq!(essences_in_order(&bench.text("all.jsonl")), essences_in_order(&whole), "{kept:?}");
+    }
+    let again = bench.run(&resume).expect(4);
+    assert!(again.stderr.contains("complete"), "{}", again.stderr);
+    // A part twice, a part of other settings, a part of another file.
+    bench.file("all.jsonl", parts[0].clone() + &parts[1] + &parts[0]);
+    bench.run(&resume).refused("more than once");
+    let other = bench.run(&["in.jsonl", "-q", "--shard", "2/3", "--max-tokens", "3"]).stdout;
+    bench.file("all.jsonl", parts[0].clone() + &parts[1] + &other);
+    bench.run(&resume).refused("--max-tokens");
+    bench.file("other.jsonl", "{\"id\":\"s1\",\"prompt\":\"question 1\"}\n");
+    let other = bench.run(&["other.jsonl", "-q"]).expect(0).stdout;
+    bench.file("all.jsonl", parts[0].clone() + &other + &parts[1]);
+    bench.run(&resume).refused("'s1' is no record of these prompts");
+    // The limit is counted before the part is taken.
+    let limited: Vec<String> = (0..3)
+        .flat_map(|i| bench.run(&["in.jsonl", "-q", "--limit", "5", "--shard", &format!("{i}/3")]).expect(0).records())
+        .map(|r| r["id"].as_str().unwrap().to_string())
+        .collect();
+    assert_eq!(limited.iter().collect::<std::collections::BTreeSet<_>>().len(), 5);
+    let mut command = bench.command(&["in.jsonl", "-q", "--shard", "auto", "--ordered"]);
+    command.env("JOB_COMPLETION_INDEX", "1").env("JOB_COMPLETIONS", "3");
+    let mut auto = essences(&finish(bench.start(command)).stdout);
+    let mut second = essences(&parts[1]);
+    auto.sort();
+    second.sort();
+    assert_eq!(auto, second);
+    bench.run(&["in.jsonl", "--shard", "3/3"]).expect(2);
+}
+
+/// What records say, in their order.
+fn essences_in_order(text: &str) -> Vec<String> {
+    records(text).iter().map(process::essence).collect()
+}
+
+#[test]
+fn a_worker_is_ready_and_answers_a_line_before_the_next_is_sent() {
+    let bench = Bench::new();
+    let mut command = bench.command(&["-", "--input-format", "jsonl", "-o", "-"]);
+    command.stdin(Stdio::piped());
+    let mut child = bench.start(command);
+    let mut errors = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while line != "ready\n" {
+        line.clear();
+        assert!(errors.read_line(&mut line).unwrap() > 0, "it never was ready");
+    }
+    let mut sink = child.stdin.take().unwrap();
+    let mut answers = BufReader::new(child.stdout.take().unwrap());
+    let mut seen = BTreeMap::new();
+    for i in 0..5 {
+        writeln!(sink, "{{\"id\":{i},\"prompt\":\"question {i}\"}}").unwrap();
+        let mut answer = String::new();
+        answers.read_line(&mut answer).unwrap();
+        let record: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        seen.insert(record["id"].as_u64().unwrap(), record["answer"].as_str().unwrap().to_string());
+        assert_eq!(seen.len(), i + 1);
+    }
+    drop(sink);
+    let mut rest = String::new();
+    answers.read_to_string(&mut rest).unwrap();
+    assert!(rest.is_empty() && child.wait().unwrap().success());
+}
