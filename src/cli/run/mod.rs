@@ -50,7 +50,7 @@ use summary::Faults;
 
 /// `run`'s flags, as typed.
 #[derive(clap::Args, Debug)]
-#[command(after_help = optimizations_help(), args_override_self = true)]
+#[command(after_help = examples_and_optimizations(), args_override_self = true)]
 pub struct Args {
     /// Prompt files (.jsonl, .json, .csv, .tsv, .txt, .parquet; .gz and .zst of them), folders of .txt and .md; '-' is standard input
     #[arg(required_unless_present = "prompt")]
@@ -85,6 +85,20 @@ pub struct Args {
     pub shared: Shared,
     #[command(flatten)]
     pub toggles: Toggles,
+}
+
+/// Six commands as people need them, one line each.
+const EXAMPLES: &str = "\
+Examples:
+  llmopt run prompts.jsonl -o answers.jsonl
+  llmopt run tickets.csv -o out.csv --template 'Summarise: {{ ticket_text }}' --columns id,customer,answer
+  llmopt run letters/ -o out.csv --system 'Answer in one sentence.'
+  llmopt run big.jsonl.gz -o answers.jsonl --resume
+  llmopt run big.jsonl -o part-0.jsonl --shard 0/4
+  llmopt run -p 'What is the capital of France?'";
+
+fn examples_and_optimizations() -> String {
+    format!("{EXAMPLES}\n\n{}", optimizations_help())
 }
 
 /// Runs it; the result is the exit status.
