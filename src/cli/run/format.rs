@@ -390,7 +390,7 @@ impl Format {
     }
 
     /// The values of a journal's line for these columns.
-    pub fn from_journal<'a>(&self, record: &'a [u8]) -> Result<Vec<Value<'a>>, String> {
+    pub fn journal_values<'a>(&self, record: &'a [u8]) -> Result<Vec<Value<'a>>, String> {
         let mut fields: BTreeMap<Cow<str>, &'a RawValue> = serde_json::from_slice(record).map_err(|e| plain(&e))?;
         if let Some(messages) = fields.get("messages").copied() {
             fields.insert("prompt".into(), messages);
@@ -411,8 +411,8 @@ impl Format {
     }
 
     /// The line that a journal's line becomes.
-    pub fn line_from_journal(&self, record: &[u8]) -> Result<Vec<u8>, String> {
-        Ok(self.written(self.from_journal(record)?, None))
+    pub fn journal_line(&self, record: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(self.written(self.journal_values(record)?, None))
     }
 
     /// Reads a record back; the error says what is wrong with it.

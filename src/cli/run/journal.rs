@@ -88,7 +88,7 @@ impl Goal {
             Kind::Parquet => write_parquet(&format, &journal, out),
             _ => {
                 out.write_all(&format.header().unwrap_or_default())?;
-                lines(&journal, |line| out.write_all(&format.line_from_journal(line).map_err(io::Error::other)?))
+                lines(&journal, |line| out.write_all(&format.journal_line(line).map_err(io::Error::other)?))
             }
         })
         .map_err(failed)

@@ -73,7 +73,7 @@ pub fn write(format: &Format, journal: &File, out: &mut (dyn Write + Send)) -> i
     let columns = format.columns();
     let mut met = vec![Met::default(); columns.len()];
     lines(journal, |line| {
-        let values = format.from_journal(line).map_err(other)?;
+        let values = format.journal_values(line).map_err(other)?;
         met.iter_mut().zip(&values).for_each(|(met, value)| met.meet(value));
         Ok(())
     })?;
@@ -87,7 +87,7 @@ pub fn write(format: &Format, journal: &File, out: &mut (dyn Write + Send)) -> i
     let mut rewound = journal;
     rewound.rewind()?;
     lines(journal, |line| {
-        let values = format.from_journal(line).map_err(other)?;
+        let values = format.journal_values(line).map_err(other)?;
         waiting.iter_mut().zip(values).for_each(|(column, value)| column.push(value.into_owned()));
         (rows, bytes) = (rows + 1, bytes + line.len());
         if rows >= ROWS || bytes >= BYTES {

@@ -485,7 +485,7 @@ fn a_folder_is_a_prompt_a_file_and_typed_prompts_are_numbered() {
     }
     std::fs::write(root.join("z.txt"), b"\xff").unwrap();
     let typed = ["one".to_string(), "two".to_string()];
-    let files = PromptFiles::open_as(&[root.clone()], &typed, Reading::default()).unwrap();
+    let files = PromptFiles::open_as(std::slice::from_ref(&root), &typed, Reading::default()).unwrap();
     assert!(files.can_be_read_twice());
     let got: Vec<Record> = files.reader().map(Result::unwrap).collect();
     assert_eq!(told(&got), ["A", "B\n", "C", "!empty_prompt", "!not_utf8", "one", "two"]);
