@@ -146,6 +146,8 @@ impl Setting {
             batch: self.batch,
             chunk: self.chunk,
             eos: [].into(),
+            fast_forward: true,
+            mask_threads: 1,
         };
         let mut engine = Engine::new(Box::new(recorder), config, Box::new(|| Box::new(NoText)));
         let mut events = Vec::new();
@@ -210,6 +212,7 @@ impl Subject {
             // Greedy, sampled from candidates, sampled from everything, in turn.
             sampling: Sampling { temperature: [0.0, 0.9, 1.3][i % 3], top_p: 0.9, top_k: [0, 11, 0][i % 3], seed: i as u64 },
             stop: stop.clone(),
+            extras: Arc::default(),
         });
         let (requests, plans) = (requests.collect(), plans.to_vec());
         let mut subject = Subject { name, models, plans, requests, tokens: Vec::new(), scores: HashMap::new() };

@@ -134,12 +134,14 @@ fn openai_requests_have_openais_defaults_and_its_two_ends() {
 fn fields_that_would_change_an_openai_answer_are_400_and_name_themselves() {
     let bench = Bench::new();
     let fields = [
-        ("min_p", json!(0.1)),
-        ("repetition_penalty", json!(1.2)),
+        ("min_p", json!(2)),
+        ("repetition_penalty", json!(0)),
         ("ignore_eos", json!(true)),
         ("guided_choice", json!(["a", "b"])),
-        ("n", json!(2)),
-        ("response_format", json!({"type": "json_object"})),
+        ("n", json!(17)),
+        ("response_format", json!({"type": "xml"})),
+        ("structured_outputs", json!({"structural_tag": {}})),
+        ("top_logprobs", json!(2)),
         ("tools", json!([{}])),
     ];
     let mut text = request("good", json!({"messages": user("hi"), "max_tokens": 2, "n": 1, "tools": []}));

@@ -27,7 +27,12 @@ impl Workload {
         let prompt = |line: &str| {
             let value: serde_json::Value = serde_json::from_str(line).ok()?;
             let text = |key: &str| value[key].as_str().map(str::to_string);
-            Some(Prompt { id: text("id")?, content: Content::Text(text("prompt")?), generation: generation.clone() })
+            Some(Prompt {
+                id: text("id")?,
+                content: Content::Text(text("prompt")?),
+                generation: generation.clone(),
+                accepts_cut: false,
+            })
         };
         let prompts: Vec<Prompt> = BUILT_IN.lines().filter_map(prompt).collect();
         Workload { name: "built-in".into(), slices: prompts.chunks(SLICE).map(<[Prompt]>::to_vec).collect() }
@@ -139,11 +144,12 @@ mod tests {
             system: None,
             raw: false,
             turn: crate::text::Turn::default(),
+            form: Box::default(),
         }
     }
 
     fn prompt(id: usize, text: &str) -> Prompt {
-        Prompt { id: id.to_string(), content: Content::Text(text.into()), generation: generation() }
+        Prompt { id: id.to_string(), content: Content::Text(text.into()), generation: generation(), accepts_cut: false }
     }
 
     #[test]

@@ -32,6 +32,8 @@ impl Candle {
             batch,
             chunk: decoder.capacity().rows,
             eos: model.vocabulary.eos.clone().into(),
+            fast_forward: true,
+            mask_threads: 1,
         };
         let text = loaded.clone();
         let text = Box::new(move || Box::new(text.prompting().tokenizer().detokenizer()) as Box<dyn TextDecoder>);
@@ -51,6 +53,7 @@ impl Candle {
                 prompt: ids.into(),
                 sampling: generation.sampling,
                 stop: Arc::new(generation.stop.clone()),
+                extras: Arc::default(),
             });
         }
         let (mut left, mut tokens, mut events) = (prompts.len(), 0, Vec::new());

@@ -3,11 +3,12 @@
 
 use super::Failure;
 use super::console::{Level, Progress};
+use crate::engine::Penalties;
 use crate::engine::{Sampling, StopRules};
 use crate::kernels::Format;
 use crate::model::writable;
 use crate::optimizations::{ALL, Expected, Phase, Set};
-use crate::pipeline::{DtypePolicy, Generation, Options, PipelineConfig, Sizes};
+use crate::pipeline::{DtypePolicy, Form, Generation, Options, PipelineConfig, Sizes};
 use crate::text::Turn;
 use crate::text::prompts::{GenerationFields, StopOn};
 use crate::units::Bytes;
@@ -118,6 +119,9 @@ pub struct Shared {
     /// Which flags were typed; set by [`Shared::note_typed`].
     #[arg(skip)]
     pub typed: Typed,
+    /// The form of answers, from the flags of `run`.
+    #[arg(skip)]
+    pub form: Form,
 
     /// Only the first N prompts
     #[arg(long, value_name = "N", value_parser = whole, allow_negative_numbers = true, help_heading = "Amount")]
@@ -205,7 +209,9 @@ impl Shared {
     pub fn generation_with(&self, own: &GenerationFields) -> Generation {
         let on = own.stop_on.unwrap_or(self.stop_on);
         let strings = own.stop.as_ref().unwrap_or(&self.stop);
-        Generation {
+        let form = Box::new(self.form_with(own));
+        let mut generation = Generation {
+            form,
             max_tokens: own.max_tokens.unwrap_or(self.max_tokens),
             sampling: Sampling {
                 temperature: own.temperature.unwrap_or(self.temperature),
@@ -226,6 +232,31 @@ impl Shared {
                 generation_prompt: own.add_generation_prompt.unwrap_or(true),
                 variables: own.chat_template_kwargs.clone().filter(|variables| !variables.is_empty()),
             },
+        };
+        if generation.form.rules_its_end() {
+            generation.stop = StopRules { eos: true, strings: Vec::new(), sentence: false, repetition: false };
+        }
+        generation
+    }
+
+    /// The form of an answer: the record's constraint or choices take the place of the flags'.
+    fn form_with(&self, own: &GenerationFields) -> Form {
+        let (constraint, choices) = match (&own.constraint, &own.choices) {
+            (None, None) => (self.form.constraint.clone(), self.form.choices.clone()),
+            (constraint, choices) => (constraint.as_ref().map(|(_, constraint)| constraint.clone()), choices.clone()),
+        };
+        let none = Penalties::default();
+        Form {
+            constraint,
+            choices,
+            logprobs: own.logprobs.or(self.form.logprobs),
+            n: own.n.unwrap_or(1),
+            penalties: Penalties {
+                presence: own.presence_penalty.unwrap_or(none.presence),
+                frequency: own.frequency_penalty.unwrap_or(none.frequency),
+                repetition: own.repetition_penalty.unwrap_or(none.repetition),
+            },
+            min_p: own.min_p.unwrap_or(0.0),
         }
     }
 

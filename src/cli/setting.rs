@@ -191,6 +191,7 @@ pub fn base_flags(base: &Shared) -> Vec<(String, String)> {
         chat_template,
         continue_final_message,
         typed: _,
+        form: _,
         limit: _,
         dry_run: _,
         max_time: _,

@@ -29,7 +29,6 @@ struct Sequence {
     room: usize,
     /// Positions that have run or were taken over.
     done: usize,
-    share: bool,
 }
 
 impl FakeDecoder {
@@ -174,8 +173,29 @@ impl Decoder for FakeDecoder {
     }
 
     fn open(&mut self, prompt: &[TokenId], positions: usize, share: bool) -> Option<Opened> {
-        let opened = self.table.open(prompt, positions, share)?;
-        self.open[opened.slot.0] = Some(Sequence { prompt: prompt.to_vec(), room: positions, done: opened.reused, share });
+        self.open_for_forks(prompt, positions, 0, share)
+    }
+
+    fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<Slot> {
+        let (slot, copy) = self.table.fork(parent, at, positions)?;
+        if let Some((from, to)) = copy {
+            let cells = from as usize * PAGE..(from as usize + 1) * PAGE;
+            self.cells.copy_within(cells, to as usize * PAGE);
+        }
+        for position in at..positions {
+            let cell = self.cell(slot, position);
+            self.cells[cell] = None;
+        }
+        let prompt = self.open[parent.0].as_ref().expect("an open slot").prompt.clone();
+        let prompt = prompt[..prompt.len().min(at)].to_vec();
+        self.open.resize_with(self.open.len().max(slot.0 + 1), || None);
+        self.open[slot.0] = Some(Sequence { prompt, room: positions, done: at });
+        Some(slot)
+    }
+
+    fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+        let opened = self.table.open_for_forks(prompt, positions, spare, share)?;
+        self.open[opened.slot.0] = Some(Sequence { prompt: prompt.to_vec(), room: positions, done: opened.reused });
         for position in opened.reused..positions {
             let cell = self.cell(opened.slot, position);
             self.cells[cell] = None;
@@ -192,7 +212,12 @@ impl Decoder for FakeDecoder {
                 self.cells[cell] = Some(token);
             }
             let last = batch.tokens[segment.tokens.clone()].last().copied();
-            if segment.want != Want::Nothing && last.is_some() && last == self.not_finite {
+            let scored = match segment.want {
+                Want::Nothing => &[],
+                Want::AllLogits => &batch.tokens[segment.tokens.clone()],
+                _ => last.as_slice(),
+            };
+            if self.not_finite.is_some_and(|token| scored.contains(&token)) {
                 return Err(DecodeError::NotFinite(segment.slot));
             }
         }
@@ -226,9 +251,7 @@ impl Decoder for FakeDecoder {
         for segment in &batch.segments {
             let sequence = self.open[segment.slot.0].as_mut().expect("checked");
             sequence.done = sequence.done.max(segment.start + segment.tokens.len());
-            if sequence.share {
-                self.table.written(segment.slot, sequence.done);
-            }
+            self.table.written(segment.slot, sequence.done);
         }
         self.log.lock().expect("no panic while held").push(batch.clone());
         Ok(())

@@ -42,6 +42,10 @@ struct Sequence {
     written: usize,
     /// A page it counted on was never written.
     orphaned: bool,
+    /// Pages kept for forks of this sequence and of its forks.
+    spare: Vec<u32>,
+    /// The slot whose spare pages a fork uses; `None` for a sequence with a prompt of its own.
+    root: Option<usize>,
 }
 
 /// See the module's head.
@@ -54,6 +58,8 @@ pub struct PageTable {
     /// Pages of these that nobody needs, the lowest number last (and used first, so that untouched memory stays untouched).
     free: Vec<u32>,
     slots: Vec<Option<Sequence>>,
+    /// The slots of sequences with prompts of their own; those of forks come after.
+    most_open: usize,
     trie: HashMap<Key, u32>,
     /// Kept pages without children, by age: what may be evicted next.
     leaves: BTreeSet<(u64, u32)>,
@@ -71,6 +77,7 @@ impl PageTable {
             most: pages,
             free: Vec::new(),
             slots: (0..slots).map(|_| None).collect(),
+            most_open: slots,
             trie: HashMap::new(),
             leaves: BTreeSet::new(),
             kept: 0,
@@ -82,9 +89,15 @@ impl PageTable {
     /// trie where they are there (always fewer positions than the prompt has, so that there is a row to compute), and its own whole
     /// pages are promised to later sequences. `None` if there is no slot or no room.
     pub fn open(&mut self, prompt: &[TokenId], positions: usize, share: bool) -> Option<Opened> {
+        self.open_for_forks(prompt, positions, 0, share)
+    }
+
+    /// The same, and keeps pages of `spare` positions for forks.
+    pub fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
         assert!(!prompt.is_empty() && positions >= prompt.len(), "a sequence has a prompt, and room for it");
-        let slot = self.slots.iter().position(Option::is_none)?;
-        let need = positions.div_ceil(PAGE);
+        let slot = self.slots[..self.most_open].iter().position(Option::is_none)?;
+        let own_need = positions.div_ceil(PAGE);
+        let need = own_need + spare.div_ceil(PAGE);
         let mut pages = Vec::with_capacity(need);
         if share {
             let mut parent = ROOT;
@@ -124,8 +137,32 @@ impl PageTable {
                 }
             }
         }
-        self.slots[slot] = Some(Sequence { pages, own, written: own, orphaned: false });
+        let spare = pages.split_off(own_need);
+        self.slots[slot] = Some(Sequence { pages, own, written: own, orphaned: false, spare, root: None });
         Some(Opened { slot: Slot(slot), reused: own * PAGE })
+    }
+
+    /// Opens a sequence that goes on from the first `at` positions of another; `positions` in all. `None` if its line has no spare pages
+    /// for it. The page that holds the last of those positions is not shared but copied: the pair says from which page to which.
+    pub fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<(Slot, Option<(u32, u32)>)> {
+        assert!(positions >= at && at > 0, "a fork goes on");
+        let (shared, need) = (at / PAGE, positions.div_ceil(PAGE));
+        let sequence = self.sequence(parent);
+        let root = sequence.root.unwrap_or(parent.0);
+        assert!(sequence.written >= shared && sequence.pages.len() * PAGE >= at, "what is shared has run");
+        let (mut pages, from) = (sequence.pages[..shared].to_vec(), sequence.pages.get(shared).copied());
+        let spare = &mut self.slots[root].as_mut().expect("the first of a line is closed last").spare;
+        let left = spare.len().checked_sub(need - shared)?;
+        let own = spare.split_off(left);
+        let copy = from.filter(|_| !at.is_multiple_of(PAGE)).zip(own.first().copied());
+        pages.iter().for_each(|&page| self.hold(page));
+        pages.extend(own);
+        // Slots past those of prompts are made as they are needed.
+        let slot = (self.most_open..self.slots.len()).find(|i| self.slots[*i].is_none()).unwrap_or(self.slots.len());
+        self.slots.resize_with(self.slots.len().max(slot + 1), || None);
+        self.slots[slot] =
+            Some(Sequence { pages, own: shared, written: shared, orphaned: false, spare: Vec::new(), root: Some(root) });
+        Some((Slot(slot), copy))
     }
 
     /// The pages of an open sequence: position p is in `pages[p / PAGE]`.
@@ -148,7 +185,7 @@ impl PageTable {
     pub fn written(&mut self, slot: Slot, positions: usize) {
         let sequence = self.slots[slot.0].as_mut().expect("an open slot");
         let whole = positions / PAGE;
-        while sequence.written < whole {
+        while sequence.written < whole.min(sequence.pages.len()) {
             self.pages[sequence.pages[sequence.written] as usize].written = true;
             sequence.written += 1;
         }
@@ -161,7 +198,14 @@ impl PageTable {
 
     /// Ends a sequence. Its written prompt pages are kept for later prompts; the rest is free unless others refer to it.
     pub fn close(&mut self, slot: Slot) {
-        let sequence = self.slots.get_mut(slot.0).and_then(Option::take).expect("an open slot");
+        let mut sequence = self.slots.get_mut(slot.0).and_then(Option::take).expect("an open slot");
+        if let Some(root) = sequence.root {
+            let own = sequence.pages.split_off(sequence.own);
+            let root = self.slots[root].as_mut().expect("the first of a line is closed last");
+            root.spare.extend(own);
+        }
+        let spare = std::mem::take(&mut sequence.spare);
+        spare.into_iter().for_each(|page| self.let_go(page));
         // From the end, because children leave the trie before their parents.
         for &page in sequence.pages[sequence.own..].iter().rev() {
             if self.pages[page as usize].written {
@@ -293,7 +337,7 @@ mod tests {
             mine.sort_unstable();
             mine.dedup();
             assert_eq!(mine.len(), sequence.pages.len(), "a page twice in one sequence");
-            for &page in &sequence.pages {
+            for &page in sequence.pages.iter().chain(&sequence.spare) {
                 refs[page as usize] += 1;
             }
         }

@@ -124,6 +124,21 @@ pub trait Decoder: Send {
     /// slot or no room just now. With `share`, keys and values of a common beginning are taken over, and this prompt's are offered.
     fn open(&mut self, prompt: &[TokenId], positions: usize, share: bool) -> Option<Opened>;
 
+    /// The same for a sequence that forks will go on from: `spare` more positions are kept for them, in whole pages.
+    fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+        let _ = spare;
+        self.open(prompt, positions, share)
+    }
+
+    /// Opens a sequence that goes on from the first `at` positions of an open one, which must have run; `positions` in all. The last of
+    /// them that fill no page are copied, the rest is shared. Its pages come from what was kept when the first of the line was opened,
+    /// and go back there at its end; it is closed before the sequence that it goes on from. `None` if there is no room just now, or if
+    /// this decoder cannot fork.
+    fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<Slot> {
+        let _ = (parent, at, positions);
+        None
+    }
+
     /// One forward pass. `outputs[i]` answers `batch.segments[i]`. After `NotFinite` nothing has happened: the same batch without that
     /// slot may be run again (positions are written again with the same values).
     fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError>;

@@ -109,6 +109,12 @@ impl NativeDecoder {
         &self.model
     }
 
+    /// Whether a sequence of so many positions turns by a longrope's second set. Keys of a long sequence are turned otherwise than those
+    /// of a short one with the same beginning.
+    fn is_long(&self, positions: usize) -> bool {
+        self.model.spec().ropes.iter().flat_map(|rope| &rope.long).any(|long| positions > long.above)
+    }
+
     /// One pass over sequences that turn by the same tables.
     fn pass(&mut self, batch: &Batch, outputs: &mut Vec<Output>, long: bool) -> Result<(), DecodeError> {
         if let Some(reason) = self.team.broken() {
@@ -215,11 +221,25 @@ impl Decoder for NativeDecoder {
     }
 
     fn open(&mut self, prompt: &[TokenId], positions: usize, share: bool) -> Option<Opened> {
-        let long = self.model.spec().ropes.iter().flat_map(|rope| &rope.long).any(|long| positions > long.above);
-        // Keys of a long sequence are turned otherwise than those of a short one with the same beginning.
-        let opened = self.table.open(prompt, positions, share && !long)?;
+        self.open_for_forks(prompt, positions, 0, share)
+    }
+
+    fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+        let long = self.is_long(positions);
+        let opened = self.table.open_for_forks(prompt, positions, spare, share && !long)?;
         self.long[opened.slot.0] = long;
         Some(opened)
+    }
+
+    fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<Slot> {
+        let (slot, copy) = self.table.fork(parent, at, positions)?;
+        if let Some((from, to)) = copy {
+            self.kv.copy_page(from, to);
+        }
+        let long = self.long[parent.0];
+        self.long.resize(self.long.len().max(slot.0 + 1), false);
+        self.long[slot.0] = long;
+        Some(slot)
     }
 
     fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {

@@ -1,19 +1,25 @@
 //! From requests (tokens in) to completions (tokens out): schedule → forward → sample → record, one step at a time.
 //! In: [`Request`]s. Out: [`Event`]s. It owns a decoder and the sequences in flight; it has no clock, no files and prints nothing.
 
+mod choices;
+mod masks;
 mod observer;
 mod sampler;
 mod scheduler;
+mod scoring;
 mod sequence;
 mod step;
 mod stopping;
 #[cfg(test)]
 mod tests;
 
+pub use choices::Choices;
 pub use observer::{Observer, Stage};
+pub use scoring::ScoredToken;
 pub use step::{Engine, EngineConfig};
 pub use stopping::{Stop, StopWatch, TextDecoder, TextDecoders};
 
+use crate::text::Grammar;
 use crate::units::TokenId;
 use std::sync::Arc;
 
@@ -31,6 +37,54 @@ pub struct Sampling {
     pub top_k: usize,
     /// Key of the draws.
     pub seed: u64,
+}
+
+/// How the scores of tokens that were already there change before a token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Penalties {
+    /// Subtracted from the score of every token of the answer so far (OpenAI's `presence_penalty`); 0 is off.
+    pub presence: f32,
+    /// The same for each time that the answer has it (OpenAI's `frequency_penalty`); 0 is off.
+    pub frequency: f32,
+    /// Scores of tokens of prompt or answer are divided by it where positive, multiplied otherwise (transformers' and vLLM's
+    /// `repetition_penalty`); 1 is off.
+    pub repetition: f32,
+}
+
+impl Default for Penalties {
+    fn default() -> Penalties {
+        Penalties { presence: 0.0, frequency: 0.0, repetition: 1.0 }
+    }
+}
+
+/// Where a model's thoughts begin and end in its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thought {
+    /// The mark that opens one, such as `<think>`.
+    pub open: String,
+    /// The mark that closes it.
+    pub close: String,
+    /// The prompt ends inside a thought.
+    pub opened: bool,
+    /// The tokens that spell `open`.
+    pub open_tokens: Vec<TokenId>,
+}
+
+/// What a request may ask for besides tokens; by default nothing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Extras {
+    /// Read before a token is chosen.
+    pub penalties: Penalties,
+    /// Tokens below this share of the best one's probability are left out (vLLM's `min_p`); 0 is off.
+    pub min_p: f32,
+    /// The log probability of every token, and of so many of the best ones of its place.
+    pub logprobs: Option<usize>,
+    /// The form that the answer must have.
+    pub constraint: Option<Arc<Grammar>>,
+    /// How thoughts are told from the answer.
+    pub thought: Option<Arc<Thought>>,
+    /// The answer is one of these, scored instead of generated; `max_tokens` is the length of the longest, its end included.
+    pub choices: Option<Arc<Choices>>,
 }
 
 /// Whether a low temperature is taken as greedy (the audit's `greedy`). Temperature 0 is argmax in both.
@@ -102,8 +156,10 @@ pub struct Request {
     pub max_tokens: usize,
     /// How to choose tokens.
     pub sampling: Sampling,
-    /// What may end it early.
+    /// What may end it early. Under a constraint and inside a thought only the end-of-sequence tokens count.
     pub stop: Arc<StopRules>,
+    /// What else is asked for.
+    pub extras: Arc<Extras>,
 }
 
 /// Why a sequence ended.
@@ -120,6 +176,8 @@ pub enum FinishReason {
     Loop,
     /// The limit.
     Length,
+    /// One of the choices was the best.
+    Choice,
     /// It failed; the record says why.
     Error,
 }
@@ -133,8 +191,15 @@ pub enum Event {
     Token { ticket: Ticket, token: TokenId },
     /// It ended.
     Finished { ticket: Ticket, completion: Completion },
-    /// It failed alone (scores not finite); the others go on.
-    Failed { ticket: Ticket, message: String },
+    /// It failed alone (scores not finite, a constraint past its limits); the others go on.
+    Failed {
+        /// Of the request.
+        ticket: Ticket,
+        /// A word for programs: `not_finite`, `no_memory`, `constraint`.
+        code: &'static str,
+        /// One line for people.
+        message: String,
+    },
 }
 
 /// Tokens out.
@@ -142,8 +207,16 @@ pub enum Event {
 pub struct Completion {
     /// Generated ids, an end-of-sequence token included if one was generated.
     pub tokens: Vec<TokenId>,
-    /// The text, without control tokens, cut before a stop string.
+    /// The text, without control tokens, cut before a stop string; without thoughts.
     pub text: String,
+    /// The thought, if the model's marks say that there was one.
+    pub reasoning: Option<String>,
+    /// Log probabilities of the tokens, if they were asked for.
+    pub logprobs: Option<Vec<ScoredToken>>,
+    /// Of each of the request's choices: the sum of its tokens' log probabilities.
+    pub choices: Option<Vec<(String, f64)>>,
+    /// The limit came before the answer had the form that was asked for.
+    pub incomplete: bool,
     /// Why it ended.
     pub reason: FinishReason,
     /// Argmax was used (temperature 0 or below the policy's threshold).

@@ -1,10 +1,13 @@
-//! Chooses the next token: which form of scores to ask the decoder for, and the draw from them. In: scores, [`Sampling`]. Out: a token.
-//! It keeps no state: a draw is a function of (seed, prompt ids, position) and the scores, so order and batch cannot change it.
+//! Chooses the next token: which form of scores to ask the decoder for, and the draw from them. In: scores, [`Sampling`], penalties, a
+//! mask. Out: a token. It keeps no state: a draw is a function of (seed, prompt ids, position), the answer so far and the scores, so order
+//! and batch cannot change it.
 
-use super::{Sampling, SamplingPolicy};
+use super::{Extras, Penalties, Request, Sampling, SamplingPolicy};
 use crate::decoder::{Output, Want};
+use crate::text::Mask;
 use crate::units::TokenId;
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 /// Above this many candidates all scores are fetched and ranked here; the result is the same.
 const MOST_CANDIDATES: usize = 1024;
@@ -13,6 +16,11 @@ const MOST_CANDIDATES: usize = 1024;
 #[derive(Debug, Clone)]
 pub(super) struct Sampler {
     sampling: Sampling,
+    penalties: Penalties,
+    min_p: f32,
+    /// Every score is needed whatever the method: penalties change them, log probabilities sum them.
+    all: bool,
+    prompt: Arc<[TokenId]>,
     method: Method,
     key: [u64; 2],
 }
@@ -28,7 +36,10 @@ enum Method {
 }
 
 impl Sampler {
-    pub(super) fn new(sampling: Sampling, policy: SamplingPolicy, prompt: &[TokenId]) -> Sampler {
+    pub(super) fn new(request: &Request, policy: SamplingPolicy) -> Sampler {
+        let Request { ticket: _, prompt, max_tokens: _, sampling, stop: _, extras } = request;
+        let Extras { penalties, min_p, logprobs, constraint: _, thought: _, choices: _ } = **extras;
+        let sampling = *sampling;
         let method = match policy {
             SamplingPolicy::AlwaysSample => Method::WholeVocabulary,
             SamplingPolicy::GreedyBelow(_) if is_greedy(sampling, policy) => Method::Argmax,
@@ -37,17 +48,19 @@ impl Sampler {
         let mut hash = Sha256::new();
         hash.update(b"llmopt draw 1");
         hash.update(sampling.seed.to_le_bytes());
-        for id in prompt {
+        for id in prompt.iter() {
             hash.update(id.to_le_bytes());
         }
         let hash = hash.finalize();
         let word = |i: usize| u64::from_le_bytes(hash[i * 8..][..8].try_into().expect("eight bytes"));
-        Sampler { sampling, method, key: [word(0), word(1)] }
+        let all = logprobs.is_some() || !penalties.are_neutral();
+        Sampler { sampling, penalties, min_p, all, prompt: prompt.clone(), method, key: [word(0), word(1)] }
     }
 
-    /// What to ask the decoder for.
-    pub(super) fn want(&self, vocab: usize) -> Want {
+    /// What to ask the decoder for; `masked`: only some tokens will be allowed.
+    pub(super) fn want(&self, vocab: usize, masked: bool) -> Want {
         match self.method {
+            _ if masked || self.all => Want::Logits,
             Method::Argmax => Want::Argmax,
             Method::Candidates if (1..=MOST_CANDIDATES.min(vocab)).contains(&self.sampling.top_k) => {
                 Want::TopK(self.sampling.top_k)
@@ -56,22 +69,41 @@ impl Sampler {
         }
     }
 
-    /// The token for `position` (its index in prompt + answer). `None` if the decoder answered something else than was asked.
-    pub(super) fn choose(&self, output: &Output, position: usize) -> Option<TokenId> {
+    /// The token for `position` (its index in prompt + answer), which goes on from `answer` by one of the mask's tokens. `None` if the
+    /// decoder answered something else than was asked, or no token is allowed.
+    pub(super) fn choose(&self, output: &Output, position: usize, answer: &[TokenId], mask: Option<&Mask>) -> Option<TokenId> {
+        let mut changed = Vec::new();
+        let output = match output {
+            Output::Logits(scores) if !self.penalties.are_neutral() => {
+                changed.extend_from_slice(scores);
+                self.penalties.apply(&mut changed, &self.prompt, answer);
+                Output::Logits(changed)
+            }
+            other => return self.pick(other, position, mask),
+        };
+        self.pick(&output, position, mask)
+    }
+
+    fn pick(&self, output: &Output, position: usize, mask: Option<&Mask>) -> Option<TokenId> {
         match output {
+            // A mask needs every score.
+            Output::Argmax(..) | Output::TopK(_) if mask.is_some() => None,
             Output::Argmax(id, _) => Some(*id),
             Output::TopK(candidates) => {
                 let mut ranked = Ranked { items: candidates.clone(), sorted: candidates.len() };
                 self.draw(&mut ranked, None, position)
             }
+            Output::Logits(scores) if self.method == Method::Argmax => best(scores, mask),
             Output::Logits(scores) => {
-                let mut ranked = Ranked::of(scores);
+                let mut ranked = Ranked::of(scores, mask);
+                // The sum over all is made in the order of ids, before anything is sorted.
+                let sum = (self.sampling.top_k == 0 && draws(self.sampling)).then(|| self.mass(&ranked.items));
                 if self.method == Method::WholeVocabulary {
                     ranked.sort_to(scores.len());
                 }
                 match self.sampling.top_k {
                     _ if !draws(self.sampling) => ranked.get(0).map(|best| best.0),
-                    0 => self.draw(&mut ranked, Some(scores), position),
+                    0 => self.draw(&mut ranked, sum, position),
                     k => {
                         ranked.sort_to(k);
                         ranked.items.truncate(k);
@@ -83,16 +115,24 @@ impl Sampler {
         }
     }
 
-    /// A draw in proportion to exp(score / temperature) among the first candidates that together reach `top_p`. The mass of all is summed
-    /// over `all` in the order of ids where that is given, over the ranked candidates otherwise.
-    fn draw(&self, ranked: &mut Ranked, all: Option<&[f32]>, position: usize) -> Option<TokenId> {
+    /// What a score weighs beside the best one: exp((score - best) / temperature), 0 below `min_p`.
+    fn weight(&self, score: f32, best: f32) -> f64 {
+        let weight = ((f64::from(score) - f64::from(best)) / f64::from(self.sampling.temperature)).exp();
+        if weight < f64::from(self.min_p) { 0.0 } else { weight }
+    }
+
+    /// The sum of all weights.
+    fn mass(&self, items: &[(TokenId, f32)]) -> f64 {
+        let best = items.iter().map(|item| item.1).fold(f32::NEG_INFINITY, f32::max);
+        items.iter().map(|item| self.weight(item.1, best)).sum()
+    }
+
+    /// A draw in proportion to exp(score / temperature) among the candidates that reach `min_p` of the best one's probability, and of them
+    /// the first that together reach `top_p`. `mass` is the sum over all of them, that over the ranked candidates if it is not given.
+    fn draw(&self, ranked: &mut Ranked, mass: Option<f64>, position: usize) -> Option<TokenId> {
         let best = ranked.get(0)?.1;
-        let temperature = f64::from(self.sampling.temperature);
-        let weight = |score: f32| ((f64::from(score) - f64::from(best)) / temperature).exp();
-        let mass: f64 = match all {
-            Some(scores) => scores.iter().map(|&s| weight(s)).sum(),
-            None => ranked.items.iter().map(|c| weight(c.1)).sum(),
-        };
+        let weight = |score: f32| self.weight(score, best);
+        let mass: f64 = mass.unwrap_or_else(|| ranked.items.iter().map(|c| weight(c.1)).sum());
         let uniform = self.uniform(position);
         let mut kept = mass;
         if self.sampling.top_p < 1.0 {
@@ -113,6 +153,9 @@ impl Sampler {
         let mut last = None;
         for n in 0.. {
             let Some((id, score)) = ranked.get(n) else { break };
+            if weight(score) == 0.0 && last.is_some() {
+                break;
+            }
             sum += weight(score);
             last = Some(id);
             if sum > uniform * kept {
@@ -127,6 +170,31 @@ impl Sampler {
         let x = mix(mix(self.key[0].wrapping_add((position as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))) ^ self.key[1]);
         (x >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// The allowed token with the highest score, ties to the lowest id.
+fn best(scores: &[f32], mask: Option<&Mask>) -> Option<TokenId> {
+    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let first = scores.iter().position(|s| *s == top)? as TokenId;
+    let Some(mask) = mask else { return Some(first) };
+    // Most often the model keeps to the form by itself.
+    if mask.allows(first) {
+        return Some(first);
+    }
+    let mut found: Option<(TokenId, f32)> = None;
+    for (word, scores) in mask.words().iter().zip(scores.chunks(32).enumerate()) {
+        let (at, scores) = scores;
+        let mut bits = *word;
+        while bits != 0 {
+            let bit = bits.trailing_zeros() as usize;
+            bits &= bits - 1;
+            let Some(&score) = scores.get(bit) else { continue };
+            if found.is_none_or(|(_, best)| score > best) {
+                found = Some(((at * 32 + bit) as TokenId, score));
+            }
+        }
+    }
+    found.map(|(id, _)| id)
 }
 
 /// Whether the highest score is taken without a draw.
@@ -156,8 +224,13 @@ struct Ranked {
 }
 
 impl Ranked {
-    fn of(scores: &[f32]) -> Ranked {
-        Ranked { items: scores.iter().enumerate().map(|(id, &s)| (id as TokenId, s)).collect(), sorted: 0 }
+    fn of(scores: &[f32], mask: Option<&Mask>) -> Ranked {
+        let all = scores.iter().enumerate().map(|(id, &s)| (id as TokenId, s));
+        let items = match mask {
+            None => all.collect(),
+            Some(mask) => all.filter(|(id, _)| mask.allows(*id)).collect(),
+        };
+        Ranked { items, sorted: 0 }
     }
 
     fn get(&mut self, n: usize) -> Option<(TokenId, f32)> {
@@ -196,7 +269,7 @@ mod tests {
 
     /// What the decoder answers to `want`.
     fn answer(scores: &[f32], want: Want) -> Output {
-        let mut ranked = Ranked::of(scores);
+        let mut ranked = Ranked::of(scores, None);
         ranked.sort_to(scores.len());
         match want {
             Want::Argmax => Output::Argmax(ranked.items[0].0, ranked.items[0].1),
@@ -206,8 +279,24 @@ mod tests {
     }
 
     fn choose(s: Sampling, policy: SamplingPolicy, scores: &[f32], position: usize) -> TokenId {
-        let sampler = Sampler::new(s, policy, &[1, 2, 3]);
-        sampler.choose(&answer(scores, sampler.want(scores.len())), position).unwrap()
+        choose_with(s, policy, scores, position, Extras::default(), &[])
+    }
+
+    fn request(sampling: Sampling, prompt: &[TokenId], extras: Extras) -> Request {
+        let stop = crate::engine::StopRules { eos: true, strings: Vec::new(), sentence: false, repetition: false };
+        Request { ticket: 0, prompt: prompt.into(), max_tokens: 9, sampling, stop: Arc::new(stop), extras: Arc::new(extras) }
+    }
+
+    fn choose_with(
+        s: Sampling,
+        policy: SamplingPolicy,
+        scores: &[f32],
+        position: usize,
+        extras: Extras,
+        said: &[TokenId],
+    ) -> TokenId {
+        let sampler = Sampler::new(&request(s, &[1, 2, 3], extras), policy);
+        sampler.choose(&answer(scores, sampler.want(scores.len(), false)), position, said, None).unwrap()
     }
 
     proptest! {
@@ -245,7 +334,8 @@ mod tests {
     #[test]
     fn positions_seeds_and_prompts_each_change_the_draws() {
         let draws = |seed, prompt: &[TokenId]| -> Vec<u64> {
-            let s = Sampler::new(sampling(1.0, 1.0, 0, seed), SamplingPolicy::AlwaysSample, prompt);
+            let request = request(sampling(1.0, 1.0, 0, seed), prompt, Extras::default());
+            let s = Sampler::new(&request, SamplingPolicy::AlwaysSample);
             (0..8).map(|p| s.uniform(p).to_bits()).collect()
         };
         let base = draws(0, &[1, 2]);
@@ -263,6 +353,74 @@ mod tests {
             (0..500).map(|seed| choose(sampling(1.0, 0.7, 0, seed), SamplingPolicy::GreedyBelow(0.3), &scores, 0)).collect();
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 1]);
         assert_eq!(choose(sampling(1.0, 0.0, 0, 9), SamplingPolicy::GreedyBelow(0.3), &scores, 0), 1);
+    }
+
+    /// The tokens that draws give, of many seeds.
+    fn drawn(s: Sampling, policy: SamplingPolicy, scores: &[f32], extras: &Extras, said: &[TokenId]) -> Vec<TokenId> {
+        let draw = |seed| choose_with(Sampling { seed, ..s }, policy, scores, 0, extras.clone(), said);
+        (0..400).map(draw).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
+    #[test]
+    fn min_p_leaves_out_tokens_below_its_share_of_the_best_ones_probability() {
+        // Probabilities 0.5, 0.3, 0.15, 0.05: of the best one's 1, 0.6, 0.3, 0.1.
+        let scores = [0.5f32.ln(), 0.3f32.ln(), 0.15f32.ln(), 0.05f32.ln()];
+        for policy in [SamplingPolicy::GreedyBelow(0.3), SamplingPolicy::AlwaysSample] {
+            for top_k in [0, 4] {
+                let of = |min_p, top_p| {
+                    drawn(sampling(1.0, top_p, top_k, 0), policy, &scores, &Extras { min_p, ..Extras::default() }, &[])
+                };
+                assert_eq!(of(0.0, 1.0), [0, 1, 2, 3]);
+                assert_eq!(of(0.2, 1.0), [0, 1, 2]);
+                assert_eq!(of(0.5, 1.0), [0, 1]);
+                assert_eq!(of(1.0, 1.0), [0]);
+                // The nucleus is of what is left: 0.5 and 0.3 are 0.84 of 0.95.
+                assert_eq!(of(0.2, 0.8), [0, 1]);
+                // After the temperature: at 2 the shares are 1, 0.77, 0.55, 0.32.
+                let warm = drawn(sampling(2.0, 1.0, top_k, 0), policy, &scores, &Extras { min_p: 0.5, ..Extras::default() }, &[]);
+                assert_eq!(warm, [0, 1, 2]);
+            }
+        }
+    }
+
+    #[test]
+    fn penalties_change_greedy_answers_too() {
+        let scores = [1.0f32, 3.0, 2.9, 2.0];
+        let greedy = sampling(0.0, 1.0, 50, 0);
+        let of = |penalties, said: &[TokenId]| {
+            let extras = Extras { penalties, ..Extras::default() };
+            choose_with(greedy, SamplingPolicy::GreedyBelow(0.3), &scores, 3, extras, said)
+        };
+        let none = Penalties::default();
+        assert_eq!(of(none, &[1]), 1);
+        assert_eq!(of(Penalties { presence: 0.2, ..none }, &[1]), 2);
+        // The prompt is 1, 2, 3: only repetition counts it.
+        assert_eq!(of(Penalties { presence: 0.2, ..none }, &[]), 1);
+        assert_eq!(of(Penalties { repetition: 4.0, ..none }, &[]), 0);
+        assert_eq!(of(Penalties { frequency: 0.5, ..none }, &[1, 1, 2]), 2);
+        assert_eq!(of(Penalties { frequency: 0.6, ..none }, &[1, 1, 2, 2]), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn a_masked_choice_is_the_choice_among_the_allowed_tokens_alone(
+            scores in prop::collection::vec((-64i32..64).prop_map(|s| s as f32 / 8.0), 40..300),
+            allowed in prop::collection::vec(any::<bool>(), 300),
+            temperature in prop_oneof![Just(0.0f32), 0.3f32..3.0],
+            top_k in prop_oneof![Just(0usize), 1usize..60],
+            seed: u64,
+        ) {
+            let s = sampling(temperature, 0.9, top_k, seed);
+            let ids: Vec<TokenId> = (0..scores.len() as TokenId).filter(|id| allowed[*id as usize] || *id == 7).collect();
+            let mask = Mask::of(scores.len(), &ids);
+            let few: Vec<f32> = ids.iter().map(|id| scores[*id as usize]).collect();
+            for policy in [SamplingPolicy::GreedyBelow(0.3), SamplingPolicy::AlwaysSample] {
+                let sampler = Sampler::new(&request(s, &[1, 2, 3], Extras::default()), policy);
+                let got = sampler.choose(&Output::Logits(scores.clone()), 5, &[], Some(&mask));
+                let alone = sampler.choose(&Output::Logits(few.clone()), 5, &[], None).map(|i| ids[i as usize]);
+                prop_assert_eq!(got, alone);
+            }
+        }
     }
 
     #[test]

@@ -14,8 +14,8 @@ pub(super) struct Sequence {
     pub(super) done: usize,
     /// Rows of padding to compute before the prompt's own rows (`mask` off).
     pub(super) padding: usize,
-    /// The token generated last: what the next decode row runs.
-    pub(super) last: Option<TokenId>,
+    /// Tokens of the answer that have not run yet: the newest one, or several where a grammar forced them.
+    pub(super) pending: Vec<TokenId>,
 }
 
 impl Sequence {

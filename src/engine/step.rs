@@ -1,13 +1,18 @@
 //! The loop's body: schedule → forward → sample → record. In: submitted requests. Out: events. It owns the decoder; whoever calls
 //! [`Engine::step`] again and again owns the time.
 
+use super::choices::Scoring;
+use super::masks::{Cell, Masks};
 use super::sampler::{Sampler, is_greedy};
-use super::scheduler::{Planned, Scheduler};
+use super::scheduler::{Fork, Planned, Scheduler};
+use super::scoring::{ScoredToken, scored};
+use super::stopping::Said;
 use super::{
-    BatchingPolicy, Completion, Event, Observer, PaddingPolicy, PrefixPolicy, Request, SamplingPolicy, Stage, Stop, StopWatch,
-    StoppingPolicy, TextDecoders, Ticket,
+    BatchingPolicy, Completion, Event, FinishReason, Observer, PaddingPolicy, PrefixPolicy, Request, SamplingPolicy, Stage, Stop,
+    StopWatch, StoppingPolicy, TextDecoders, Ticket,
 };
-use crate::decoder::{Batch, Capacity, DecodeError, Decoder, Output, Slot};
+use crate::decoder::{Batch, Capacity, DecodeError, Decoder, Output, Slot, Want};
+use crate::text::Mask;
 use crate::units::TokenId;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -26,6 +31,10 @@ pub struct EngineConfig {
     pub chunk: usize,
     /// The model's end-of-sequence tokens.
     pub eos: Arc<[TokenId]>,
+    /// Tokens that a constraint forces run together in one step; the answer is the same without.
+    pub fast_forward: bool,
+    /// Threads that compute masks during forward passes; 0 computes them after the pass.
+    pub mask_threads: usize,
 }
 
 /// See the module's head.
@@ -39,10 +48,11 @@ pub struct Engine {
     generations: Vec<Option<Generation>>,
     /// Why nothing works any more.
     broken: Option<String>,
+    masks: Masks,
     batch: Batch,
     planned: Vec<Planned>,
     outputs: Vec<Output>,
-    chosen: Vec<(Slot, TokenId)>,
+    chosen: Vec<Chosen>,
 }
 
 struct Generation {
@@ -50,6 +60,71 @@ struct Generation {
     sampler: Sampler,
     watch: StopWatch,
     greedy: bool,
+    constrained: Option<Constrained>,
+    /// Choices are scored; nothing is generated.
+    scoring: Option<Scoring>,
+    prompt_len: usize,
+    /// How many alternatives are wanted with each log probability.
+    logprobs: Option<usize>,
+    scored: Vec<ScoredToken>,
+}
+
+/// An answer that must have a form.
+struct Constrained {
+    cell: Arc<Cell>,
+    phase: Phase,
+    /// What opens a thought.
+    open: Vec<TokenId>,
+}
+
+/// Where an answer is with its form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// A thought or the answer may begin.
+    Either,
+    /// So many tokens of the mark that opens a thought were chosen.
+    Opening(usize),
+    /// Inside a thought everything may be said.
+    Thinking,
+    /// The form decides.
+    Bound,
+}
+
+impl Constrained {
+    /// The tokens that may come next; all if `None`.
+    fn mask(&self, vocab: usize) -> Result<Option<Mask>, String> {
+        match self.phase {
+            Phase::Thinking => Ok(None),
+            Phase::Opening(n) => Ok(Some(Mask::of(vocab, self.open.get(n..=n).unwrap_or_default()))),
+            Phase::Bound => self.cell.mask().map(Some),
+            Phase::Either => {
+                let mut mask = self.cell.mask()?;
+                self.open.first().into_iter().for_each(|token| mask.allow(*token));
+                Ok(Some(mask))
+            }
+        }
+    }
+}
+
+/// What came out of a row.
+enum Chosen {
+    Token {
+        slot: Slot,
+        token: TokenId,
+        scored: Option<ScoredToken>,
+    },
+    /// Its constraint went past its limits.
+    Nothing {
+        slot: Slot,
+        why: String,
+    },
+}
+
+/// What a token leads to.
+enum Then {
+    GoesOn,
+    Ends(FinishReason),
+    Fails(String),
 }
 
 impl Engine {
@@ -57,13 +132,14 @@ impl Engine {
     pub fn new(decoder: Box<dyn Decoder>, config: EngineConfig, text: TextDecoders) -> Engine {
         let capacity = decoder.capacity();
         Engine {
-            scheduler: Scheduler::new(&config, capacity),
+            scheduler: Scheduler::new(&config, capacity, decoder.spec().vocab),
             config,
             decoder,
             text,
             observer: None,
             generations: (0..capacity.slots).map(|_| None).collect(),
             broken: None,
+            masks: Masks::new(),
             batch: Batch::default(),
             planned: Vec::new(),
             outputs: Vec::new(),
@@ -144,7 +220,7 @@ impl Engine {
             self.admit(events);
             let vocab = self.decoder.spec().vocab;
             let generations = &self.generations;
-            let want = |slot: Slot| generations[slot.0].as_ref().expect("admitted").sampler.want(vocab);
+            let want = |slot: Slot| generations[slot.0].as_ref().expect("admitted").want(vocab);
             self.scheduler.plan(want, &mut self.batch, &mut self.planned);
             if self.batch.segments.is_empty() {
                 return Ok(());
@@ -168,17 +244,37 @@ impl Engine {
                 break;
             }
             let request = &sequence.request;
+            let extras = &request.extras;
+            let watch = StopWatch::new(
+                self.config.stopping,
+                request.stop.clone(),
+                self.config.eos.clone(),
+                request.max_tokens,
+                (self.text)(),
+                extras.thought.clone(),
+            );
+            let constrained = extras.constraint.as_ref().map(|grammar| {
+                let open = extras.thought.as_ref().map_or(Vec::new(), |thought| thought.open_tokens.clone());
+                let phase = match () {
+                    _ if watch.is_thinking() => Phase::Thinking,
+                    _ if watch.may_think() && !open.is_empty() => Phase::Either,
+                    _ => Phase::Bound,
+                };
+                Constrained { cell: Cell::new(grammar.start()), phase, open }
+            });
+            if let Some(constrained) = constrained.as_ref().filter(|c| c.phase != Phase::Thinking) {
+                self.masks.begin(constrained.cell.clone(), self.config.mask_threads);
+            }
             *generation = Some(Generation {
                 ticket: request.ticket,
-                sampler: Sampler::new(request.sampling, self.config.sampling, &request.prompt),
-                watch: StopWatch::new(
-                    self.config.stopping,
-                    request.stop.clone(),
-                    self.config.eos.clone(),
-                    request.max_tokens,
-                    (self.text)(),
-                ),
+                sampler: Sampler::new(request, self.config.sampling),
+                watch,
                 greedy: is_greedy(request.sampling, self.config.sampling),
+                constrained,
+                scoring: extras.choices.clone().map(Scoring::new),
+                prompt_len: request.prompt.len(),
+                logprobs: extras.logprobs,
+                scored: Vec::new(),
             });
         }
     }
@@ -200,15 +296,18 @@ impl Engine {
 
     /// Ends the sequence in this slot with an error of its own.
     fn fail(&mut self, slot: Slot, events: &mut Vec<Event>) -> Result<(), DecodeError> {
+        let message = "the model produced a score that is not a finite number; its weights may be damaged".to_string();
+        self.fail_with(slot, "not_finite", message, events)
+    }
+
+    fn fail_with(&mut self, slot: Slot, code: &'static str, message: String, events: &mut Vec<Event>) -> Result<(), DecodeError> {
+        let slot = self.scheduler.root(slot);
         let closed = self.scheduler.fail(slot, &mut *self.decoder);
         let failed = closed.iter().filter_map(|s| self.generations[s.0].take()).last();
         let Some(generation) = failed else {
-            return Err(DecodeError::Broken(format!(
-                "the decoder reports scores that are not finite for {slot:?}, which is not open"
-            )));
+            return Err(DecodeError::Broken(format!("a failure ({code}) of {slot:?}, which is not open")));
         };
-        let message = "the model produced a score that is not a finite number; its weights may be damaged".to_string();
-        events.push(Event::Failed { ticket: generation.ticket, message });
+        events.push(Event::Failed { ticket: generation.ticket, code, message });
         Ok(())
     }
 
@@ -218,30 +317,122 @@ impl Engine {
             return Ok(());
         }
         self.begin(Stage::Sample);
+        self.masks.stop_waiting();
         self.chosen.clear();
+        let vocab = self.decoder.spec().vocab;
+        let mut scored = Vec::new();
         for (plan, output) in self.planned.iter().zip(&self.outputs) {
+            let row = match (plan.fork, plan.gives) {
+                (Some((root, branch)), _) => Some((root, Some(branch))),
+                (None, Some((slot, _))) => {
+                    self.generations[slot.0].as_ref().filter(|g| g.scoring.is_some()).map(|_| (slot, None))
+                }
+                (None, None) => None,
+            };
+            if let Some((root, branch)) = row {
+                let scoring = self.generations[root.0].as_mut().and_then(|g| g.scoring.as_mut());
+                let (Some(scoring), Output::Logits(scores)) = (scoring, output) else {
+                    return Err(DecodeError::Broken("a branch without scores, or of nothing that is scored".into()));
+                };
+                match branch.map(|branch| scoring.branch_in(branch)) {
+                    None => scoring.begin(scores),
+                    Some(Some(branch)) => scoring.take(branch, scores, vocab).into_iter().for_each(|slot| {
+                        self.scheduler.close_fork(slot, &mut *self.decoder);
+                    }),
+                    Some(None) => return Err(DecodeError::Broken("rows of a branch that is not open".into())),
+                }
+                if !scored.contains(&root) {
+                    scored.push(root);
+                }
+                continue;
+            }
             let Some((slot, position)) = plan.gives else { continue };
-            let token = self.generations[slot.0].as_ref().and_then(|g| g.sampler.choose(output, position));
-            let Some(token) = token else {
+            let Some(chosen) = self.generations[slot.0].as_ref().and_then(|g| g.choose(slot, output, position, vocab)) else {
                 return Err(DecodeError::Broken("the decoder answered something else than it was asked".into()));
             };
-            self.chosen.push((slot, token));
+            self.chosen.push(chosen);
+        }
+        for root in scored {
+            self.score_on(root, events)?;
         }
         self.end(Stage::Sample, 0, 0);
         self.begin(Stage::Detokenize);
-        for i in 0..self.chosen.len() {
-            let (slot, token) = self.chosen[i];
-            self.scheduler.note_token(slot, token);
-            let generation = self.generations[slot.0].as_mut().expect("it was sampled");
-            events.push(Event::Token { ticket: generation.ticket, token });
-            if let Some(Stop(reason)) = generation.watch.push(token) {
-                let Generation { ticket, watch, greedy, .. } = self.generations[slot.0].take().expect("as before");
-                let (tokens, text) = watch.finish();
-                events.push(Event::Finished { ticket, completion: Completion { tokens, text, reason, greedy } });
-                self.scheduler.finish(slot, &mut *self.decoder);
+        for chosen in std::mem::take(&mut self.chosen) {
+            match chosen {
+                Chosen::Token { slot, token, scored } => self.take_token(slot, token, scored, events)?,
+                Chosen::Nothing { slot, why } => self.fail_with(slot, "constraint", why, events)?,
             }
         }
         self.end(Stage::Detokenize, 0, 0);
+        Ok(())
+    }
+
+    /// Opens the next branches of a sequence whose choices are scored, or tells the sums.
+    fn score_on(&mut self, root: Slot, events: &mut Vec<Event>) -> Result<(), DecodeError> {
+        let Some(generation) = self.generations[root.0].as_mut() else { return Ok(()) };
+        let prompt = generation.prompt_len;
+        let Some(scoring) = generation.scoring.as_mut() else { return Ok(()) };
+        if scoring.is_done() {
+            let generation = self.generations[root.0].take().expect("as before");
+            events.push(generation.finished(FinishReason::Choice));
+            self.scheduler.finish(root, &mut *self.decoder);
+            return Ok(());
+        }
+        while let Some(branch) = scoring.tree.branches.get(scoring.next) {
+            let parent = match branch.parent {
+                None => root,
+                Some(parent) if !scoring.has_run(parent) => break,
+                Some(parent) => scoring.slots[parent].expect("open until its branches have run"),
+            };
+            let at = prompt + branch.depth;
+            let Some(slot) = self.decoder.fork(parent, at, at + branch.tokens.len()) else { break };
+            self.scheduler.fork(Fork { slot, root, done: at, left: branch.tokens.clone() });
+            scoring.slots[scoring.next] = Some(slot);
+            scoring.next += 1;
+        }
+        if !self.scheduler.has_forks(root) {
+            let message = "the choices do not fit into the memory for keys and values: give more --kv-memory".to_string();
+            return self.fail_with(root, "no_memory", message, events);
+        }
+        Ok(())
+    }
+
+    /// A sequence has a token, and those that its constraint forces after it.
+    fn take_token(
+        &mut self,
+        slot: Slot,
+        token: TokenId,
+        scored: Option<ScoredToken>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), DecodeError> {
+        let generation = self.generations[slot.0].as_mut().expect("it was sampled");
+        generation.scored.extend(scored);
+        // A log probability needs the scores of every token, so each has a step of its own then.
+        let fast_forward = self.config.fast_forward && generation.logprobs.is_none();
+        let mut next = Some(token);
+        while let Some(token) = next.take() {
+            self.scheduler.note_token(slot, token);
+            events.push(Event::Token { ticket: generation.ticket, token });
+            match generation.push(token) {
+                Then::GoesOn => {}
+                Then::Ends(reason) => {
+                    let generation = self.generations[slot.0].take().expect("as before");
+                    events.push(generation.finished(reason));
+                    self.scheduler.finish(slot, &mut *self.decoder);
+                    return Ok(());
+                }
+                Then::Fails(why) => return self.fail_with(slot, "constraint", why, events),
+            }
+            let Some(constrained) = &generation.constrained else { break };
+            next = match constrained.phase {
+                Phase::Bound if fast_forward => constrained.cell.advance(|matching| matching.forced()),
+                Phase::Opening(n) if fast_forward => constrained.open.get(n).copied(),
+                _ => None,
+            };
+            if next.is_none() && matches!(constrained.phase, Phase::Bound | Phase::Either) {
+                self.masks.begin(constrained.cell.clone(), self.config.mask_threads);
+            }
+        }
         Ok(())
     }
 
@@ -254,6 +445,96 @@ impl Engine {
     fn end(&mut self, stage: Stage, prefill_rows: usize, decode_rows: usize) {
         if let Some(observer) = &mut self.observer {
             observer.end(stage, prefill_rows, decode_rows);
+        }
+    }
+}
+
+impl Generation {
+    /// What form of scores the next token is chosen from.
+    fn want(&self, vocab: usize) -> Want {
+        if self.scoring.is_some() {
+            return Want::Logits;
+        }
+        let masked = self.constrained.as_ref().is_some_and(|c| c.phase != Phase::Thinking);
+        self.sampler.want(vocab, masked)
+    }
+
+    /// The next token by these scores; `None` if they are not what was asked for.
+    fn choose(&self, slot: Slot, output: &Output, position: usize, vocab: usize) -> Option<Chosen> {
+        let mask = match self.constrained.as_ref().map_or(Ok(None), |c| c.mask(vocab)) {
+            Ok(mask) => mask,
+            Err(why) => return Some(Chosen::Nothing { slot, why }),
+        };
+        let Some(token) = self.sampler.choose(output, position, self.watch.tokens(), mask.as_ref()) else {
+            // No token of the model's may come next.
+            let dead = mask.filter(|_| matches!(output, Output::Logits(_)))?;
+            debug_assert!((0..vocab as TokenId).all(|id| !dead.allows(id)));
+            return Some(Chosen::Nothing { slot, why: "the constraint allows none of the model's tokens here".to_string() });
+        };
+        let scored = match (self.logprobs, output) {
+            (Some(top), Output::Logits(scores)) => Some(scored(scores, token, top)),
+            (Some(_), _) => return None,
+            (None, _) => None,
+        };
+        Some(Chosen::Token { slot, token, scored })
+    }
+
+    /// Goes on by a token.
+    fn push(&mut self, token: TokenId) -> Then {
+        let was_thinking = self.watch.is_thinking();
+        let stop = self.watch.push(token);
+        if let Some(constrained) = &mut self.constrained {
+            let outcome = match constrained.phase {
+                Phase::Thinking => Ok(()),
+                Phase::Opening(n) => {
+                    constrained.phase = Phase::Opening(n + 1);
+                    Ok(())
+                }
+                // What the form allows is the form's, also where it begins like a mark.
+                Phase::Either => match constrained.cell.advance(|matching| matching.consume_all(&[token])) {
+                    Ok(0) if constrained.open.first() == Some(&token) => {
+                        constrained.phase = Phase::Opening(1);
+                        Ok(())
+                    }
+                    fitting => {
+                        constrained.phase = Phase::Bound;
+                        let rest = |n| if n == 0 { constrained.cell.advance(|matching| matching.consume(token)) } else { Ok(()) };
+                        fitting.and_then(rest)
+                    }
+                },
+                Phase::Bound => constrained.cell.advance(|matching| matching.consume(token)),
+            };
+            if let Err(why) = outcome {
+                return Then::Fails(why);
+            }
+            if matches!(constrained.phase, Phase::Opening(n) if n >= constrained.open.len()) {
+                constrained.phase = Phase::Thinking;
+            }
+            if constrained.phase == Phase::Thinking && was_thinking && !self.watch.is_thinking() {
+                constrained.phase = Phase::Bound;
+            }
+            if constrained.phase == Phase::Bound && constrained.cell.advance(|matching| matching.has_ended()) {
+                return Then::Ends(FinishReason::Stop);
+            }
+        }
+        match stop {
+            Some(Stop(reason)) => Then::Ends(reason),
+            None => Then::GoesOn,
+        }
+    }
+
+    fn finished(self, reason: FinishReason) -> Event {
+        let Generation { ticket, sampler: _, watch, greedy, constrained, scoring, prompt_len: _, logprobs, scored } = self;
+        let best = scoring.as_ref().and_then(|scoring| scoring.choices.texts.get(scoring.best()).cloned());
+        let choices = scoring.map(|scoring| scoring.choices.texts.iter().cloned().zip(scoring.sums).collect());
+        let incomplete =
+            constrained.is_some_and(|c| c.phase != Phase::Bound || !c.cell.advance(|matching| matching.is_complete()));
+        let Said { tokens, text, reasoning } = watch.finish();
+        let logprobs = logprobs.map(|_| scored);
+        let text = best.unwrap_or(text);
+        Event::Finished {
+            ticket,
+            completion: Completion { tokens, text, reasoning, logprobs, choices, incomplete, reason, greedy },
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What ends a sequence before its limit: end-of-sequence tokens, stop strings, a sentence's end near the limit, text that goes in
-//! circles. In: generated ids, one at a time. Out: whether to stop, why, and the text. A pure function of the ids and the limit.
+//! circles. In: generated ids, one at a time. Out: whether to stop, why, the text, and the thought apart from it. A pure function of the
+//! ids and the limit.
 
-use super::{FinishReason, StopRules, StoppingPolicy};
+use super::{FinishReason, StopRules, StoppingPolicy, Thought};
 use crate::text::Detokenizer;
 use crate::units::TokenId;
 use std::sync::Arc;
@@ -55,6 +56,11 @@ pub struct StopWatch {
     decoder: Box<dyn TextDecoder>,
     tokens: Vec<TokenId>,
     text: String,
+    /// Where the model's thought begins and ends, and where the answer is with it.
+    thought: Option<(Arc<Thought>, Thinking)>,
+    /// Control tokens that open and close a thought.
+    thought_controls: [Option<TokenId>; 2],
+    reasoning: String,
     fences: Fences,
     /// `repeats[p - 1]`: how many of the last tokens equal the one `p` before them.
     repeats: [usize; LONGEST_PERIOD],
@@ -68,9 +74,19 @@ impl StopWatch {
         eos: Arc<[TokenId]>,
         limit: usize,
         decoder: Box<dyn TextDecoder>,
+        thought: Option<Arc<Thought>>,
     ) -> StopWatch {
         let controls = rules.strings.iter().filter_map(|s| decoder.control(s)).collect();
+        let mark = |text: fn(&Thought) -> &String| thought.as_ref().and_then(|t| decoder.control(text(t)));
+        let thought_controls = [mark(|t| &t.open), mark(|t| &t.close)];
+        let thought = thought.map(|thought| {
+            let state = if thought.opened { Thinking::Inside } else { Thinking::Before };
+            (thought, state)
+        });
         StopWatch {
+            thought,
+            thought_controls,
+            reasoning: String::new(),
             policy,
             rules,
             eos,
@@ -93,12 +109,21 @@ impl StopWatch {
     pub fn push(&mut self, token: TokenId) -> Option<Stop> {
         self.tokens.push(token);
         let before = self.text.len();
-        self.decoder.push(token, &mut self.text);
         self.count_repeats();
-        if self.policy == StoppingPolicy::Early {
-            if self.rules.eos && self.eos.contains(&token) {
-                return Some(Stop(FinishReason::Stop));
+        let thinking = self.is_thinking();
+        match thinking {
+            true => self.think(token),
+            false => {
+                self.decoder.push(token, &mut self.text);
+                self.begin_thought(token);
             }
+        }
+        let before = before.min(self.text.len());
+        let ends = self.rules.eos && self.eos.contains(&token);
+        if self.policy == StoppingPolicy::Early && ends {
+            return Some(Stop(FinishReason::Stop));
+        }
+        if self.policy == StoppingPolicy::Early && !thinking && !self.is_thinking() {
             if self.controls.contains(&token) {
                 return Some(Stop(FinishReason::StopString));
             }
@@ -118,10 +143,71 @@ impl StopWatch {
         (self.tokens.len() >= self.limit).then_some(Stop(FinishReason::Length))
     }
 
-    /// The tokens and the text: without control tokens, cut before a stop string or after the sentence.
-    pub fn finish(mut self) -> (Vec<TokenId>, String) {
-        self.decoder.finish(&mut self.text);
-        (self.tokens, self.text)
+    /// The text and the thought: without control tokens, the text cut before a stop string or after the sentence.
+    pub fn finish(mut self) -> Said {
+        let thinking = self.is_thinking();
+        self.decoder.finish(if thinking { &mut self.reasoning } else { &mut self.text });
+        let thought = self.thought.as_ref().is_some_and(|(_, state)| matches!(state, Thinking::Inside | Thinking::After));
+        let reasoning = thought.then(|| self.reasoning.trim().to_string());
+        if thought {
+            // White space between the thought and the answer is neither's.
+            self.text = self.text.trim_start().to_string();
+        }
+        Said { tokens: self.tokens, text: self.text, reasoning }
+    }
+
+    /// The newest token lies inside a thought.
+    pub fn is_thinking(&self) -> bool {
+        matches!(self.thought, Some((_, Thinking::Inside)))
+    }
+
+    /// The answer so far is white space at most, and a thought may begin.
+    pub fn may_think(&self) -> bool {
+        matches!(self.thought, Some((_, Thinking::Before))) && self.text.trim().is_empty()
+    }
+
+    /// The text so far.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// A token outside a thought: whether one begins with it.
+    fn begin_thought(&mut self, token: TokenId) {
+        let Some((thought, state @ Thinking::Before)) = &mut self.thought else { return };
+        let begun = self.text.trim_start();
+        if self.thought_controls[0] == Some(token) {
+            self.text.clear();
+            *state = Thinking::Inside;
+        } else if let Some(rest) = begun.strip_prefix(thought.open.as_str()) {
+            self.reasoning = rest.to_string();
+            self.text.clear();
+            *state = Thinking::Inside;
+        } else if !thought.open.starts_with(begun) {
+            *state = Thinking::Never;
+        }
+    }
+
+    /// A token inside a thought: whether the thought ends with it.
+    fn think(&mut self, token: TokenId) {
+        let Some((thought, state)) = &mut self.thought else { return };
+        let before = self.reasoning.len();
+        self.decoder.push(token, &mut self.reasoning);
+        if self.thought_controls[1] == Some(token) {
+            self.decoder.finish(&mut self.reasoning);
+            *state = Thinking::After;
+        } else if let Some(at) = stop_string(&self.reasoning, before, std::slice::from_ref(&thought.close)) {
+            // What the closing token says besides belongs to the answer, without the white space between.
+            self.text = self.reasoning[at + thought.close.len()..].trim_start().to_string();
+            self.reasoning.truncate(at);
+            *state = Thinking::After;
+        }
+        // A model that was asked to think opens its thought again where the template has opened it.
+        let opens = self.reasoning.trim_start();
+        if thought.opened
+            && let Some(rest) = opens.strip_prefix(thought.open.as_str())
+        {
+            self.reasoning = rest.to_string();
+        }
     }
 
     /// Cuts the text; what the decoder holds back belongs to what is cut.
@@ -147,6 +233,30 @@ impl StopWatch {
     fn in_circles(&self) -> bool {
         (1..=LONGEST_PERIOD).any(|period| self.repeats[period - 1] + period >= LOOP_TOKENS.max(LOOP_REPEATS * period))
     }
+}
+
+/// Where an answer is with its thought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Thinking {
+    /// One may begin.
+    Before,
+    /// It is one.
+    Inside,
+    /// It has ended.
+    After,
+    /// The answer began without one.
+    Never,
+}
+
+/// All that a sequence said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// The ids.
+    pub tokens: Vec<TokenId>,
+    /// The answer.
+    pub text: String,
+    /// The thought before it, if there was one.
+    pub reasoning: Option<String>,
 }
 
 /// Where the first stop string that ends after byte `from` begins.
@@ -266,10 +376,10 @@ pub(super) mod tests {
         limit: usize,
         tokens: &[TokenId],
     ) -> Option<(FinishReason, usize, String)> {
-        let mut watch = StopWatch::new(policy, rules, [200].into(), limit, Box::new(Ascii));
+        let mut watch = StopWatch::new(policy, rules, [200].into(), limit, Box::new(Ascii), None);
         for (i, &token) in tokens.iter().enumerate() {
             if let Some(Stop(reason)) = watch.push(token) {
-                return Some((reason, i + 1, watch.finish().1));
+                return Some((reason, i + 1, watch.finish().text));
             }
         }
         None

@@ -4,9 +4,10 @@ use super::stopping::tests::{Ascii, rules};
 use super::*;
 use crate::decoder::fake::FakeDecoder;
 use crate::decoder::{Batch, Capacity, DecodeError, Want};
+use crate::text::{Constraint, Grammars, Words};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 
 const VOCAB: usize = 40;
 
@@ -20,6 +21,8 @@ fn config() -> EngineConfig {
         batch: 4,
         chunk: 16,
         eos: [0].into(),
+        fast_forward: true,
+        mask_threads: 1,
     }
 }
 
@@ -38,6 +41,7 @@ fn request(ticket: Ticket, prompt: &[TokenId], max_tokens: usize, temperature: f
         max_tokens,
         sampling: Sampling { temperature, top_p: 0.9, top_k: 7, seed: 3 },
         stop: rules(&[], true, true, true),
+        extras: Arc::default(),
     }
 }
 
@@ -68,7 +72,7 @@ fn drain(engine: &mut Engine) -> Result<BTreeMap<Ticket, Outcome>, DecodeError> 
                 assert_eq!(tokens[&ticket], completion.tokens, "the tokens told are the tokens of the completion");
                 Some((ticket, Ok(completion)))
             }
-            Event::Failed { ticket, message } => Some((ticket, Err(message))),
+            Event::Failed { ticket, message, .. } => Some((ticket, Err(message))),
         };
         if let Some((ticket, outcome)) = ended {
             assert!(outcomes.insert(ticket, outcome).is_none(), "ended twice");
@@ -100,20 +104,85 @@ struct Mix {
     batching: BatchingPolicy,
     prefix: PrefixPolicy,
     whole_vocabulary: bool,
+    fast_forward: bool,
+    mask_threads: usize,
     trouble: Option<TokenId>,
     /// Steps between submissions.
     gaps: Vec<usize>,
 }
 
+/// Tokens 1 to 30 are short texts, some the beginning of others; 0 ends an answer.
+const TEXTS: [&str; 31] = [
+    "", "{", "}", "\"", ":", ",", "[", "]", "a", "b", "ab", "0", "1", "2", "12", "{\"", "\":", "\"}", "name", "na", "me",
+    "\"name", "true", "false", "tr", "ue", "-", ".", "yes", "no", "<",
+];
+
+/// Grammars over those.
+fn grammars() -> &'static Grammars {
+    static GRAMMARS: OnceLock<Grammars> = OnceLock::new();
+    GRAMMARS.get_or_init(|| {
+        Grammars::new(|| {
+            let bytes = TEXTS.iter().map(|text| text.as_bytes().to_vec()).chain((TEXTS.len()..VOCAB).map(|_| Vec::new()));
+            // The longest token first, which is one spelling for each text.
+            let encode = |text: &str| {
+                let (mut ids, mut rest) = (Vec::new(), text);
+                while !rest.is_empty() {
+                    let fitting = (1..TEXTS.len()).filter(|id| rest.starts_with(TEXTS[*id])).max_by_key(|id| TEXTS[*id].len());
+                    let Some(id) = fitting else { break };
+                    ids.push(id as TokenId);
+                    rest = &rest[TEXTS[id].len()..];
+                }
+                ids
+            };
+            Words { bytes: bytes.collect(), eos: vec![0], encode: Box::new(encode) }
+        })
+    })
+}
+
+/// Forms of answers: none, and some with forced text at every place.
+fn constraint(kind: usize) -> Option<Constraint> {
+    match kind {
+        0 => Some(Constraint::Schema(r#"{"properties": {"name": {"type": "boolean"}, "a": {"type": "array", "items": {"type": "integer"}}}, "required": ["name", "a"]}"#.into())),
+        1 => Some(Constraint::Regex("(ab|ba|name)+<[0-2]{2,4}".into())),
+        2 => Some(Constraint::OneOf(vec!["yes".into(), "no".into(), "name".into()])),
+        3 => Some(Constraint::Lark("start: item (\",\" item)*\nitem: \"[\" (item | \"ab\" | /[012]+/) \"]\"\n".into())),
+        _ => None,
+    }
+}
+
+/// What requests ask for besides, one kind after the other.
+fn extras(kind: usize) -> Arc<Extras> {
+    let grammar = constraint(kind % 6).map(|c| grammars().compile(&c).unwrap());
+    let thought = Thought { open: "\u{1e}".into(), close: "\u{2}".into(), opened: kind % 5 == 1, open_tokens: vec![30] };
+    let texts = vec!["a".into(); 5];
+    let choices =
+        Choices { texts, tokens: vec![vec![8, 9, 10, 0], vec![8, 9, 0], vec![8, 9, 10, 11, 12, 0], vec![7, 0], vec![8, 31, 0]] };
+    Arc::new(Extras {
+        penalties: if kind % 4 == 1 {
+            Penalties { presence: 0.5, frequency: 0.3, repetition: 1.2 }
+        } else {
+            Penalties::default()
+        },
+        min_p: if kind.is_multiple_of(3) { 0.05 } else { 0.0 },
+        logprobs: (kind % 7 == 2).then_some(2),
+        constraint: grammar,
+        thought: (kind % 5 < 2).then(|| Arc::new(thought)),
+        choices: (kind % 11 == 3).then(|| Arc::new(choices)),
+    })
+}
+
 fn one_request() -> impl Strategy<Value = Request> {
     let sampling = (prop_oneof![Just(0.0f32), Just(0.2), Just(0.9)], prop_oneof![Just(0usize), Just(5)], 0u64..3);
-    (0u32..3, 1usize..60, 1usize..20, sampling).prop_map(|(family, len, max_tokens, (temperature, top_k, seed))| Request {
-        ticket: 0,
-        prompt: (0..len as u32).map(|i| if i < 24 { i % 30 + 1 } else { (i * 7 + family) % 30 + 1 }).collect(),
-        max_tokens,
-        sampling: Sampling { temperature, top_p: 0.8, top_k, seed },
-        stop: rules(&["!"], true, true, true),
-    })
+    (0u32..3, 1usize..60, 1usize..20, sampling, 0usize..420).prop_map(
+        |(family, len, max_tokens, (temperature, top_k, seed), kind)| Request {
+            ticket: 0,
+            prompt: (0..len as u32).map(|i| if i < 24 { i % 30 + 1 } else { (i * 7 + family) % 30 + 1 }).collect(),
+            max_tokens: if kind % 11 == 3 { 6 } else { max_tokens },
+            sampling: Sampling { temperature, top_p: 0.8, top_k, seed },
+            stop: rules(&["!"], true, true, true),
+            extras: extras(kind),
+        },
+    )
 }
 
 fn mix() -> impl Strategy<Value = Mix> {
@@ -122,18 +191,42 @@ fn mix() -> impl Strategy<Value = Mix> {
         prop_oneof![Just(BatchingPolicy::Continuous), Just(BatchingPolicy::Blocking)],
         prop_oneof![Just(PrefixPolicy::Recompute), Just(PrefixPolicy::Share)],
         any::<bool>(),
+        any::<bool>(),
+        0usize..3,
     );
     let sizes = (1usize..7, 1usize..40, 1usize..7, 1usize..64, 5usize..30);
     let trouble = prop_oneof![3 => Just(None), 1 => (1u32..40).prop_map(Some)];
     (prop::collection::vec((one_request(), 0usize..4), 1..10), policies, sizes, trouble).prop_map(
-        |(requests, (padding, batching, prefix, whole_vocabulary), (batch, chunk, slots, rows, pages), trouble)| {
+        |(
+            requests,
+            (padding, batching, prefix, whole_vocabulary, fast_forward, mask_threads),
+            (batch, chunk, slots, rows, pages),
+            trouble,
+        )| {
             let (mut requests, gaps): (Vec<Request>, Vec<usize>) = requests.into_iter().unzip();
             requests.iter_mut().enumerate().for_each(|(i, r)| r.ticket = i as Ticket + 10);
             // Below 0.3 the two sampling policies are meant to differ.
             if whole_vocabulary {
                 requests.iter_mut().filter(|r| r.sampling.temperature == 0.2).for_each(|r| r.sampling.temperature = 0.0);
             }
-            Mix { requests, batch, chunk, slots, rows, pages, padding, batching, prefix, whole_vocabulary, trouble, gaps }
+            // A row that is not scored does not show that its scores are not finite.
+            let fast_forward = fast_forward || trouble.is_some();
+            Mix {
+                requests,
+                batch,
+                chunk,
+                slots,
+                rows,
+                pages,
+                padding,
+                batching,
+                prefix,
+                whole_vocabulary,
+                fast_forward,
+                mask_threads,
+                trouble,
+                gaps,
+            }
         },
     )
 }
@@ -149,7 +242,8 @@ proptest! {
         let log = decoder.log();
         let sampling = if mix.whole_vocabulary { SamplingPolicy::AlwaysSample } else { SamplingPolicy::GreedyBelow(0.3) };
         let config = EngineConfig {
-            sampling, padding: mix.padding, batching: mix.batching, prefix: mix.prefix, batch: mix.batch, chunk: mix.chunk, ..config()
+            sampling, padding: mix.padding, batching: mix.batching, prefix: mix.prefix, batch: mix.batch, chunk: mix.chunk,
+            fast_forward: mix.fast_forward, mask_threads: mix.mask_threads, ..config()
         };
         let mut engine = engine(decoder, config);
         let mut events = Vec::new();
@@ -168,7 +262,7 @@ proptest! {
         for event in events {
             match event {
                 Event::Finished { ticket, completion } => prop_assert!(early.insert(ticket, Ok(completion)).is_none()),
-                Event::Failed { ticket, message } => prop_assert!(early.insert(ticket, Err(message)).is_none()),
+                Event::Failed { ticket, message, .. } => prop_assert!(early.insert(ticket, Err(message)).is_none()),
                 _ => {}
             }
         }
@@ -176,7 +270,8 @@ proptest! {
         for request in &mix.requests {
             let got = &early[&request.ticket];
             let needs = request.prompt.len() + request.max_tokens - 1;
-            if needs.div_ceil(16) > mix.pages {
+            let spare = request.extras.choices.as_ref().map_or(0, |choices| choices.spare(request.prompt.len()));
+            if needs.div_ceil(16) + spare / 16 > mix.pages {
                 prop_assert!(got.as_ref().unwrap_err().contains("--kv-memory"), "{:?}", got);
             } else {
                 prop_assert_eq!(got, &alone(request, mix.trouble));
@@ -378,4 +473,149 @@ fn observers_see_the_stages_and_how_the_rows_of_a_pass_divide() {
         (Stage::Detokenize, 0, 0),
     ];
     assert_eq!(*notes.0.lock().unwrap(), expected);
+}
+
+#[test]
+fn a_constrained_answer_has_its_form_and_forced_text_takes_no_steps_of_its_own() {
+    let steps = |fast_forward: bool, mask_threads: usize| {
+        let fake = FakeDecoder::new(VOCAB, capacity(4, 512, 64));
+        let log = fake.log();
+        let mut engine = engine(fake, EngineConfig { fast_forward, mask_threads, ..config() });
+        for (ticket, kind) in [0, 1, 2, 3].into_iter().enumerate() {
+            let grammar = grammars().compile(&constraint(kind).unwrap()).unwrap();
+            let extras = Extras { constraint: Some(grammar), ..Extras::default() };
+            let stop = rules(&[], true, false, false);
+            engine.submit(Request { extras: Arc::new(extras), stop, ..request(ticket as Ticket, &[1, 2, 3], 60, 0.9) });
+        }
+        let outcomes = drain(&mut engine).unwrap();
+        (outcomes, log.lock().unwrap().len())
+    };
+    let (outcomes, with) = steps(true, 1);
+    let text =
+        |ticket: Ticket| -> String { outcomes[&ticket].as_ref().unwrap().tokens.iter().map(|id| TEXTS[*id as usize]).collect() };
+    for ticket in 0..4 {
+        let completion = outcomes[&ticket].as_ref().unwrap();
+        assert!(!completion.incomplete && completion.reason == FinishReason::Stop, "{completion:?}: {}", text(ticket));
+    }
+    let value: serde_json::Value = serde_json::from_str(&text(0)).unwrap();
+    assert!(value["name"].is_boolean() && value["a"].is_array(), "{value}");
+    assert!(text(1).contains('<') && ["yes", "no", "name"].contains(&text(2).as_str()) && text(3).starts_with('['));
+    let (slow, without) = steps(false, 0);
+    assert_eq!(outcomes, slow, "the same answers");
+    assert!(with < without, "{with} and {without} steps");
+}
+
+#[test]
+fn an_answer_cut_before_its_form_is_complete_says_so() {
+    for (limit, incomplete) in [(3, true), (60, false)] {
+        let mut engine = engine(FakeDecoder::new(VOCAB, capacity(4, 512, 64)), config());
+        let grammar = grammars().compile(&constraint(0).unwrap()).unwrap();
+        let extras = Arc::new(Extras { constraint: Some(grammar), ..Extras::default() });
+        engine.submit(Request { extras, ..request(1, &[1, 2, 3], limit, 0.9) });
+        let completion = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
+        assert_eq!((completion.incomplete, completion.reason == FinishReason::Length), (incomplete, incomplete));
+    }
+}
+
+#[test]
+fn a_form_begins_where_the_thought_ends() {
+    // The model opens a thought, thinks two tokens, closes it, and then wants to say 5 for ever.
+    let prompt = [1, 2, 3];
+    let fake = FakeDecoder::new(VOCAB, capacity(4, 512, 64)).say(&prompt, &[30, 20, 21, 2, 5, 5, 5, 5]);
+    let mut engine = engine(fake, config());
+    let grammar = grammars().compile(&Constraint::OneOf(vec!["yes".into(), "no".into()])).unwrap();
+    let thought = Thought { open: "\u{1e}".into(), close: "\u{2}".into(), opened: false, open_tokens: vec![30] };
+    let extras = Extras { constraint: Some(grammar), thought: Some(Arc::new(thought)), ..Extras::default() };
+    engine.submit(Request { extras: Arc::new(extras), ..request(1, &prompt, 60, 0.0) });
+    let completion = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
+    assert_eq!(completion.tokens[..4], [30, 20, 21, 2]);
+    assert!([28, 29].contains(&completion.tokens[4]) && completion.tokens.len() == 5, "{completion:?}");
+    assert_eq!(completion.reasoning.as_deref(), Some("\u{14}\u{15}"));
+    assert_eq!((completion.reason, completion.incomplete), (FinishReason::Stop, false));
+}
+
+#[test]
+fn thoughts_are_told_from_answers_wherever_they_begin_and_end() {
+    let run = |opened: bool, said: &[TokenId]| {
+        let fake = FakeDecoder::new(VOCAB, capacity(4, 512, 64)).say(&[1], said);
+        let mut engine = engine(fake, config());
+        let thought = Thought { open: "\u{1e}\u{1f}".into(), close: "\u{2}".into(), opened, open_tokens: vec![30, 31] };
+        let extras = Arc::new(Extras { thought: Some(Arc::new(thought)), ..Extras::default() });
+        let stop = rules(&["\u{14}"], true, true, true);
+        engine.submit(Request { extras, stop, ..request(1, &[1], said.len(), 0.0) });
+        let done = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
+        (done.reasoning, done.text, done.reason)
+    };
+    // A stop string does not count inside a thought; white space (10) around it belongs to nobody.
+    let thought = Some("\u{14}\u{15}".to_string());
+    assert_eq!(run(false, &[10, 30, 31, 20, 21, 2, 10, 7, 20]), (thought.clone(), "\u{7}".into(), FinishReason::StopString));
+    assert_eq!(run(true, &[10, 20, 21, 2, 7, 20]), (thought.clone(), "\u{7}".into(), FinishReason::StopString));
+    assert_eq!(run(true, &[30, 31, 20, 21, 2, 7, 20]), (thought.clone(), "\u{7}".into(), FinishReason::StopString));
+    assert_eq!(run(true, &[20, 21]), (thought.clone(), String::new(), FinishReason::Length), "never closed");
+    assert_eq!(run(true, &[20, 21, 0]), (Some("\u{14}\u{15}\0".into()), String::new(), FinishReason::Stop));
+    assert_eq!(run(false, &[7, 30, 31, 2]), (None, "\u{7}\u{1e}\u{1f}\u{2}".into(), FinishReason::Length), "too late for one");
+    assert_eq!(run(false, &[30, 7]), (None, "\u{1e}\u{7}".into(), FinishReason::Length), "half a mark is none");
+}
+
+/// Sum of log probabilities of tokens after a context, by the definition.
+fn plain_sum(fake: &FakeDecoder, prompt: &[TokenId], tokens: &[TokenId]) -> f64 {
+    let mut context = prompt.to_vec();
+    let mut sum = 0.0;
+    for &token in tokens {
+        let scores = fake.scores(&context);
+        let total: f64 = scores.iter().map(|s| f64::from(*s).exp()).sum();
+        sum += f64::from(scores[token as usize]) - total.ln();
+        context.push(token);
+    }
+    sum
+}
+
+#[test]
+fn choices_are_scored_as_defined_and_shared_beginnings_run_once() {
+    let fake = FakeDecoder::new(VOCAB, capacity(2, 512, 64));
+    let log = fake.log();
+    let prompt: Vec<TokenId> = (1..30).collect();
+    let tokens = vec![vec![8, 9, 10, 0], vec![8, 9, 0], vec![8, 9, 10, 11, 12, 0], vec![7, 0], vec![8, 31, 0]];
+    let expected: Vec<f64> = tokens.iter().map(|t| plain_sum(&fake, &prompt, t)).collect();
+    let mut engine = engine(fake, EngineConfig { chunk: 64, ..config() });
+    let extras = Arc::new(Extras {
+        choices: Some(Arc::new(Choices { texts: "a b c d e".split(' ').map(String::from).collect(), tokens })),
+        ..Extras::default()
+    });
+    engine.submit(Request { extras, ..request(1, &prompt, 6, 0.0) });
+    let completion = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
+    assert_eq!((completion.reason, completion.tokens.len()), (FinishReason::Choice, 0));
+    let sums = completion.choices.unwrap();
+    let best = sums.iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    assert_eq!(completion.text, best.0);
+    for ((_, got), expected) in sums.iter().zip(expected) {
+        assert!((got - expected).abs() < 1e-5, "{got} and {expected}");
+    }
+    let rows: usize = log.lock().unwrap().iter().map(|batch| batch.tokens.len()).sum();
+    assert_eq!(rows, prompt.len() + 7, "the prompt once, and 8, 9, 10, 11, 12 of the long one, 31 and 7");
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_raw_scores_whatever_is_done_to_them() {
+    let fake = FakeDecoder::new(VOCAB, capacity(2, 512, 64));
+    let reference = FakeDecoder::new(VOCAB, capacity(2, 512, 64));
+    let mut engine = engine(fake, config());
+    let grammar = grammars().compile(&constraint(0).unwrap()).unwrap();
+    let penalties = Penalties { presence: 1.0, ..Penalties::default() };
+    let extras = Extras { constraint: Some(grammar), penalties, logprobs: Some(3), ..Extras::default() };
+    let prompt = [4, 5, 6];
+    engine.submit(Request { extras: Arc::new(extras), ..request(1, &prompt, 40, 0.9) });
+    let completion = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
+    let scored = completion.logprobs.unwrap();
+    assert_eq!(scored.iter().map(|s| s.token).collect::<Vec<_>>(), completion.tokens, "forced tokens too");
+    for (i, one) in scored.iter().enumerate() {
+        let context = [&prompt[..], &completion.tokens[..i]].concat();
+        assert!((f64::from(one.logprob) - plain_sum(&reference, &context, &[one.token])).abs() < 1e-5);
+        assert_eq!(one.top.len(), 3);
+        assert!(
+            one.top
+                .iter()
+                .all(|(token, logprob)| { (f64::from(*logprob) - plain_sum(&reference, &context, &[*token])).abs() < 1e-5 })
+        );
+    }
 }

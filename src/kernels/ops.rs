@@ -148,6 +148,14 @@ impl KvArena {
         &self.shape
     }
 
+    /// Makes a page what another one is, in all layers.
+    pub fn copy_page(&mut self, from: u32, to: u32) {
+        assert!((from as usize) < self.pages && (to as usize) < self.pages, "pages {from} and {to} of {}", self.pages);
+        let bytes = self.shape.page_bytes();
+        let from = from as usize * bytes;
+        self.arena.bytes_mut().copy_within(from..from + bytes, to as usize * bytes);
+    }
+
     /// Layer `layer` of these pages, copied into a new allocation one page larger (the audit's growing cache).
     pub fn copy_layer(&self, layer: usize, pages: &[u32]) -> Vec<u8> {
         let (bytes, page_bytes, offset) =

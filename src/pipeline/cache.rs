@@ -1,6 +1,6 @@
 //! Answers in memory, for one run: least recently used first out. The key is everything an answer depends on.
 
-use crate::engine::{Request, StoppingPolicy};
+use crate::engine::{Extras, Request, StoppingPolicy};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -23,6 +23,10 @@ impl Key {
         sha.update(s.top_p.to_bits().to_le_bytes());
         sha.update((s.top_k as u64).to_le_bytes());
         sha.update(s.seed.to_le_bytes());
+        // Everything else is named, so that a new field cannot be forgotten.
+        let Extras { penalties, min_p, logprobs, constraint, thought, choices } = &*request.extras;
+        sha.update(format!("{penalties:?} {min_p:?} {logprobs:?} {thought:?} {choices:?}").as_bytes());
+        sha.update(constraint.as_ref().map_or(&[0; 32], |grammar| grammar.digest()));
         if stopping == StoppingPolicy::Early {
             sha.update([1, request.stop.eos as u8, request.stop.sentence as u8, request.stop.repetition as u8]);
             for text in &request.stop.strings {
@@ -105,7 +109,7 @@ impl<V> Lru<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Sampling, StopRules};
+    use crate::engine::{Choices, Sampling, StopRules};
 
     fn request(prompt: &[u32]) -> Request {
         Request {
@@ -114,6 +118,7 @@ mod tests {
             max_tokens: 8,
             sampling: Sampling { temperature: 0.2, top_p: 0.95, top_k: 50, seed: 0 },
             stop: Arc::new(StopRules { eos: true, strings: vec![], sentence: true, repetition: true }),
+            extras: Arc::default(),
         }
     }
 
@@ -126,7 +131,15 @@ mod tests {
         assert_eq!(key(&base), key(&renamed));
         let mut seen =
             vec![key(&base), Key::of(&base, StoppingPolicy::MaxTokensOnly), key(&request(&[1, 2])), key(&request(&[1, 2, 4]))];
-        let edits: [fn(&mut Request); 8] = [
+        let edits: [fn(&mut Request); 13] = [
+            |r| Arc::make_mut(&mut r.extras).min_p = 0.1,
+            |r| Arc::make_mut(&mut r.extras).penalties.presence = 0.1,
+            |r| Arc::make_mut(&mut r.extras).logprobs = Some(0),
+            |r| Arc::make_mut(&mut r.extras).logprobs = Some(1),
+            |r| {
+                let choices = Choices { texts: vec!["a".into(), "b".into()], tokens: vec![vec![1], vec![2]] };
+                Arc::make_mut(&mut r.extras).choices = Some(Arc::new(choices));
+            },
             |r| r.max_tokens = 9,
             |r| r.sampling.temperature = 0.0,
             |r| r.sampling.top_p = 1.0,

@@ -5,19 +5,19 @@ use super::cache::Lru;
 use super::delay::Delayed;
 use super::dtype::ResolvedDtype;
 use super::report::Clock;
-use super::run::{Encode, Kept, Run};
+use super::run::{Encode, Encoded, Kept, Run};
 use super::{
-    Answer, AnswerPolicy, Control, Generation, Input, MemoryPolicy, Order, PipelineConfig, Prompt, RecordError, RunReport,
+    Answer, AnswerPolicy, Control, Form, Generation, Input, MemoryPolicy, Order, PipelineConfig, Prompt, RecordError, RunReport,
     Settings, TokenizerPolicy, WarmupPolicy,
 };
 use crate::decoder::Decoder;
 use crate::decoder::kv::PAGE;
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeError, NativeOptions, PackedModel};
-use crate::engine::{Engine, EngineConfig, Request, Sampling, StopRules, TextDecoder};
+use crate::engine::{Choices, Engine, EngineConfig, Extras, Request, Sampling, StopRules, TextDecoder, Thought};
 use crate::kernels::KernelSet;
 use crate::machine;
 use crate::model::{Model, ModelError};
-use crate::text::{self, Prompting};
+use crate::text::{self, Grammars, Prompting, ThoughtAtEnd, Turn, Words};
 use crate::units::{Bytes, TokenId};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -66,6 +66,7 @@ pub struct Loaded {
     /// The model.
     pub model: Arc<Model>,
     prompting: Arc<Prompting>,
+    grammars: Arc<Grammars>,
     packed: Mutex<HashMap<FormatPlan, Arc<PackedModel>>>,
 }
 
@@ -73,7 +74,42 @@ impl Loaded {
     /// Builds tokenizer and template; weights are packed when a pipeline first asks for them.
     pub fn open(model: Model) -> Result<Arc<Loaded>, PipelineError> {
         let prompting = Arc::new(Prompting::new(&model)?);
-        Ok(Arc::new(Loaded { model: Arc::new(model), prompting, packed: Mutex::default() }))
+        let (vocab, eos, words) = (model.spec.vocab, model.vocabulary.eos.clone(), prompting.clone());
+        let grammars = Arc::new(Grammars::new(move || {
+            let tokenizer = words.tokenizer();
+            let encoder = words.clone();
+            Words {
+                bytes: (0..vocab.max(tokenizer.len()) as TokenId).map(|id| tokenizer.said_bytes(id).to_vec()).collect(),
+                eos: eos.clone(),
+                encode: Box::new(move |text| encoder.tokenizer().encode_continued(text).unwrap_or_default()),
+            }
+        }));
+        Ok(Arc::new(Loaded { model: Arc::new(model), prompting, grammars, packed: Mutex::default() }))
+    }
+
+    /// That a model can answer in this form: the constraint compiles, and a model that thinks can be asked not to where choices are
+    /// scored. For what the flags ask, before any prompt is read; `template`: prompts are written by the chat template.
+    pub fn check_form(&self, form: &Form, template: bool) -> Result<(), RecordError> {
+        if let Some(constraint) = &form.constraint {
+            self.grammars.compile(constraint).map_err(|message| RecordError::new("constraint", message))?;
+        }
+        if form.choices.is_none() {
+            return Ok(());
+        }
+        let encoder = Encoder { prompting: self.prompting.clone(), grammars: self.grammars.clone(), shared: true };
+        let stop = StopRules { eos: true, strings: Vec::new(), sentence: false, repetition: false };
+        let generation = Generation {
+            max_tokens: 1,
+            sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
+            stop,
+            system: None,
+            raw: !template,
+            turn: Turn::default(),
+            form: Box::new(form.clone()),
+        };
+        let probe =
+            Prompt { id: String::new(), content: text::Content::Text("Is it so?".to_string()), generation, accepts_cut: false };
+        encoder.encode(&[&probe]).into_iter().collect::<Result<Vec<_>, _>>().map(drop)
     }
 
     /// Tokenizer and template.
@@ -103,40 +139,112 @@ impl Loaded {
     }
 }
 
-/// One tokenizer for all prompts, batches in parallel.
-struct SharedTokenizer(Arc<Prompting>);
-
-/// A tokenizer for each prompt, one prompt at a time.
-struct RebuiltTokenizer(Arc<Prompting>);
+/// Prompts to what the engine takes.
+struct Encoder {
+    prompting: Arc<Prompting>,
+    grammars: Arc<Grammars>,
+    /// One tokenizer for all prompts, batches in parallel; otherwise one for each prompt, one prompt at a time.
+    shared: bool,
+}
 
 fn record_error(error: text::PromptError) -> RecordError {
     RecordError::new(error.code(), error.to_string())
 }
 
-fn presented(prompt: &Prompt) -> text::Prompt<'_> {
-    let Generation { system, raw, turn, .. } = &prompt.generation;
-    text::Prompt { content: &prompt.content, system: system.as_deref(), raw: *raw, turn }
+/// How a prompt is presented: one that is scored, without a thought.
+fn turn_of(prompt: &Prompt, prompting: &Prompting) -> Result<Turn, RecordError> {
+    let Generation { turn, form, .. } = &prompt.generation;
+    if form.choices.is_none() || prompting.marks(true).is_none() {
+        return Ok(turn.clone());
+    }
+    prompting
+        .without_thought(turn)
+        .ok_or_else(|| RecordError::new("thinking", "choices are scored without a thought; leave enable_thinking out"))
 }
 
-impl Encode for SharedTokenizer {
-    fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>> {
-        let prompts: Vec<_> = prompts.iter().map(|p| presented(p)).collect();
-        self.0.prompt_ids_batch(&prompts).into_iter().map(|ids| ids.map_err(record_error)).collect()
+impl Encode for Encoder {
+    fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Encoded, RecordError>> {
+        let turns: Vec<_> = prompts.iter().map(|prompt| turn_of(prompt, &self.prompting)).collect();
+        let presented: Vec<text::Prompt> = prompts
+            .iter()
+            .zip(&turns)
+            .map(|(prompt, turn)| {
+                let Generation { system, raw, turn: own, .. } = &prompt.generation;
+                let turn = turn.as_ref().unwrap_or(own);
+                text::Prompt { content: &prompt.content, system: system.as_deref(), raw: *raw, turn }
+            })
+            .collect();
+        let ids = match self.shared {
+            true => self.prompting.prompt_ids_batch(&presented),
+            false => presented.iter().map(|prompt| self.prompting.prompt_ids_rebuilt(*prompt)).collect(),
+        };
+        let all = prompts.iter().zip(&presented).zip(ids.into_iter().zip(&turns));
+        all.map(|((prompt, presented), (ids, turn))| {
+            turn.as_ref().map_err(Clone::clone)?;
+            self.with_extras(prompt, presented, ids.map_err(record_error)?)
+        })
+        .collect()
+    }
+
+    fn spelled(&self, token: TokenId) -> Vec<u8> {
+        self.prompting.tokenizer().spelled(token).to_vec()
     }
 
     fn at_once(&self) -> usize {
-        usize::MAX
+        if self.shared { usize::MAX } else { 1 }
     }
 }
 
-impl Encode for RebuiltTokenizer {
-    fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>> {
-        let one = |p: &&Prompt| self.0.prompt_ids_rebuilt(presented(p));
-        prompts.iter().map(|p| one(p).map_err(record_error)).collect()
+impl Encoder {
+    /// What a request has besides its ids: the constraint compiled, the choices as ids, the marks of thoughts.
+    fn with_extras(&self, prompt: &Prompt, presented: &text::Prompt, ids: Vec<TokenId>) -> Result<Encoded, RecordError> {
+        let form = &prompt.generation.form;
+        let tokenizer = self.prompting.tokenizer();
+        let conversation = self.prompting.is_conversation(presented);
+        let mut extras = Extras::default();
+        if let Some(constraint) = &form.constraint {
+            let compiled = self.grammars.compile(constraint);
+            extras.constraint = Some(compiled.map_err(|message| RecordError::new("constraint", message))?);
+        }
+        let marks = self.prompting.marks(conversation);
+        let at_end = marks.map(|marks| marks.at_end(tokenizer, &ids, presented.turn.continue_final));
+        if let Some(texts) = &form.choices {
+            let allowed = match at_end {
+                None | Some(ThoughtAtEnd::Closed) => true,
+                Some(ThoughtAtEnd::Open) => false,
+                Some(ThoughtAtEnd::None) => !conversation || self.prompting.can_switch_thoughts(),
+            };
+            if !allowed {
+                let message =
+                    "the model thinks before it answers, and its template has no empty thought: choices cannot be scored";
+                return Err(RecordError::new("thinking", message));
+            }
+            extras.choices = Some(Arc::new(self.choices(texts, conversation)?));
+        } else if let (Some(marks), Some(at_end)) = (marks, at_end)
+            && at_end != ThoughtAtEnd::Closed
+        {
+            extras.thought = Some(Arc::new(Thought {
+                open: marks.open.to_string(),
+                close: marks.close.to_string(),
+                opened: at_end == ThoughtAtEnd::Open,
+                open_tokens: marks.open_tokens(tokenizer),
+            }));
+        }
+        Ok(Encoded { ids, extras })
     }
 
-    fn at_once(&self) -> usize {
-        1
+    fn choices(&self, texts: &[String], conversation: bool) -> Result<Choices, RecordError> {
+        let end = self.prompting.end_of_answer(conversation);
+        let end = end.ok_or_else(|| RecordError::new("choices", "the model has no token that ends an answer"))?;
+        let one = |text: &String| {
+            let ids =
+                self.prompting.tokenizer().encode_continued(text).map_err(|e| RecordError::new("tokenizer", e.to_string()))?;
+            match ids.is_empty() {
+                true => Err(RecordError::new("choices", format!("the choice '{}' has no tokens", crate::units::shown(text)))),
+                false => Ok(ids.into_iter().chain([end]).collect()),
+            }
+        };
+        Ok(Choices { texts: texts.to_vec(), tokens: texts.iter().map(one).collect::<Result<_, _>>()? })
     }
 }
 
@@ -283,16 +391,19 @@ impl Pipeline {
             batch: config.sizes.batch,
             chunk: config.sizes.chunk,
             eos: model.vocabulary.eos.clone().into(),
+            fast_forward: true,
+            mask_threads: config.sizes.threads.saturating_sub(1).clamp(1, 4),
         };
         let prompting = loaded.prompting.clone();
         let text = Box::new(move || {
             let detokenizer = prompting.tokenizer().detokenizer();
             Box::new(Text { detokenizer, prompting: prompting.clone() }) as Box<dyn TextDecoder>
         });
-        let encoder: Arc<dyn Encode> = match config.tokenizer {
-            TokenizerPolicy::Shared => Arc::new(SharedTokenizer(loaded.prompting.clone())),
-            TokenizerPolicy::RebuiltPerRequest => Arc::new(RebuiltTokenizer(loaded.prompting.clone())),
-        };
+        let encoder: Arc<dyn Encode> = Arc::new(Encoder {
+            prompting: loaded.prompting.clone(),
+            grammars: loaded.grammars.clone(),
+            shared: config.tokenizer == TokenizerPolicy::Shared,
+        });
         let mut pipeline = Pipeline {
             loaded: loaded.clone(),
             config: config.clone(),
@@ -324,6 +435,7 @@ impl Pipeline {
             max_tokens: 2,
             sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
             stop: Arc::new(StopRules { eos: false, strings: Vec::new(), sentence: false, repetition: false }),
+            extras: Arc::default(),
         });
         let mut events = Vec::new();
         while self.engine.queue_len() + self.engine.in_flight() > 0 {

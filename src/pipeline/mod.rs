@@ -17,7 +17,7 @@ pub use crate::text::{Content, Message};
 pub use control::{Control, Stopping};
 pub use dtype::ResolvedDtype;
 pub use loaded::{Identity, Loaded, Options, Pipeline, PipelineError};
-pub use prompt::{Answer, Generation, Input, Prompt, SourceFailure};
+pub use prompt::{Alternative, Answer, Form, Generation, Input, Prompt, SourceFailure, TokenLogprob};
 pub use report::{Ended, Latencies, RunReport, StageTimes};
 pub use run::{GRACE, Order};
 pub use settings::Settings;

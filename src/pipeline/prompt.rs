@@ -1,9 +1,9 @@
 //! What goes into a pipeline and what comes out: prompts with their generation settings, answers, errors of single records.
 //! Plain data; no file formats (those are `text`'s and `cli`'s).
 
-use crate::engine::{FinishReason, Sampling, StopRules};
+use crate::engine::{FinishReason, Penalties, Sampling, StopRules};
 use crate::text::prompts::RecordError;
-use crate::text::{Content, Turn};
+use crate::text::{Constraint, Content, Turn};
 use crate::units::TokenId;
 
 /// Generation settings of one prompt: the flags, with the record's own fields of the same name put over them.
@@ -21,6 +21,38 @@ pub struct Generation {
     pub raw: bool,
     /// How a conversation is handed to the chat template.
     pub turn: Turn,
+    /// What the answer is to be besides text.
+    pub form: Box<Form>,
+}
+
+/// What an answer is to be besides text that ends somewhere; by default nothing.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Form {
+    /// The form that it must have.
+    pub constraint: Option<Constraint>,
+    /// The texts of which it is one, scored instead of generated; at least two, all different.
+    pub choices: Option<Vec<String>>,
+    /// Log probabilities, and of so many alternatives.
+    pub logprobs: Option<usize>,
+    /// Answers to one prompt, the i-th drawn with seed + i; ≥ 1.
+    pub n: usize,
+    /// How scores of tokens change that were there before.
+    pub penalties: Penalties,
+    /// Tokens below this share of the best one's probability are left out; 0 is off.
+    pub min_p: f32,
+}
+
+impl Default for Form {
+    fn default() -> Form {
+        Form { constraint: None, choices: None, logprobs: None, n: 1, penalties: Penalties::default(), min_p: 0.0 }
+    }
+}
+
+impl Form {
+    /// Of the rules that may end an answer early only the end-of-sequence tokens are read.
+    pub fn rules_its_end(&self) -> bool {
+        self.constraint.is_some() || self.choices.is_some()
+    }
 }
 
 /// A prompt, accepted for answering.
@@ -32,6 +64,8 @@ pub struct Prompt {
     pub content: Content,
     /// How to answer.
     pub generation: Generation,
+    /// An answer that is cut before it has its form is an answer, as OpenAI has it, rather than an error.
+    pub accepts_cut: bool,
 }
 
 /// What a source yields. `T` is the caller's: whatever is needed to write the answer down travels with the prompt and comes back with it.
@@ -61,6 +95,32 @@ pub struct SourceFailure {
     pub refused: bool,
 }
 
+/// A token with its text and its log probability, and the best ones of its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The text; control tokens as they are spelled, bytes that are no text replaced.
+    pub token: String,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its raw probability.
+    pub logprob: f32,
+    /// The most probable tokens of the place, without a `top` of their own.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// Another answer to the same prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alternative {
+    /// The text.
+    pub text: String,
+    /// The thought before it.
+    pub reasoning: Option<String>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Log probabilities, if they were asked for.
+    pub logprobs: Option<Vec<TokenLogprob>>,
+}
+
 /// One record's answer. Every accepted input gets exactly one, unless the run is stopped before.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
@@ -70,6 +130,16 @@ pub struct Answer {
     pub id: String,
     /// The text, without control tokens, cut before a stop string.
     pub text: String,
+    /// The thought before it, if the model's marks say that there was one.
+    pub reasoning: Option<String>,
+    /// The text is JSON because it had to be.
+    pub json: bool,
+    /// The choices with their probabilities.
+    pub choice_probs: Option<Vec<(String, f64)>>,
+    /// Log probabilities of the tokens.
+    pub logprobs: Option<Vec<TokenLogprob>>,
+    /// The other answers where several were asked for.
+    pub more: Vec<Alternative>,
     /// Generated ids (a cached answer has the ids of the one it repeats).
     pub tokens: Vec<TokenId>,
     /// Why it ended; [`FinishReason::Error`] if `error` is set.
@@ -78,7 +148,7 @@ pub struct Answer {
     pub greedy: bool,
     /// Tokens of the prompt, template included.
     pub prompt_tokens: usize,
-    /// Tokens of the answer, an end-of-sequence token included if one was generated.
+    /// Tokens of the answer (of all where several were asked for), an end-of-sequence token included if one was generated.
     pub completion_tokens: usize,
     /// Not generated for this record: taken from memory or from an identical request in flight.
     pub cached: bool,
@@ -90,6 +160,6 @@ pub struct Answer {
     pub ttft_ms: f64,
     /// Acceptance to the end, ms.
     pub latency_ms: f64,
-    /// Set if there is no answer.
+    /// Set if there is no answer, or only the beginning of one (`incomplete`).
     pub error: Option<RecordError>,
 }

@@ -4,8 +4,9 @@
 use super::cache::{Key, Lru};
 use super::intake::{Accepted, Failed, Intake, Next};
 use super::report::{Clock, Ended};
-use super::{Answer, Control, Input, PipelineError, Prompt, RecordError, RunReport, Stopping};
-use crate::engine::{BatchingPolicy, Engine, Event, FinishReason, Request, Stage, StoppingPolicy, Ticket};
+use super::{Alternative, Answer, Control, Form, Input, PipelineError, Prompt, RecordError, RunReport, Stopping, TokenLogprob};
+use crate::engine::{BatchingPolicy, Completion, Engine, Event, Extras, FinishReason, Request, Stage, StoppingPolicy, Ticket};
+use crate::text::Constraint;
 use crate::units::TokenId;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -23,10 +24,30 @@ pub enum Order {
     Input,
 }
 
+/// A prompt as the engine takes it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Encoded {
+    /// Its ids, template included.
+    pub ids: Vec<TokenId>,
+    /// What else is asked for: the constraint compiled, the choices as ids.
+    pub extras: Extras,
+}
+
+impl From<Vec<TokenId>> for Encoded {
+    fn from(ids: Vec<TokenId>) -> Encoded {
+        Encoded { ids, extras: Extras::default() }
+    }
+}
+
 /// Prompts to ids; what the audit's `tokenizer` switches.
 pub trait Encode: Send + Sync {
-    /// The ids of each prompt, template included, or why there are none.
-    fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>>;
+    /// Each prompt for the engine, or why it cannot be answered.
+    fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Encoded, RecordError>>;
+
+    /// The bytes that a token is spelled with, control tokens too.
+    fn spelled(&self, _token: TokenId) -> Vec<u8> {
+        Vec::new()
+    }
 
     /// Most prompts it wants at once.
     fn at_once(&self) -> usize;
@@ -36,9 +57,43 @@ pub trait Encode: Send + Sync {
 #[derive(Debug)]
 pub(super) struct Kept {
     text: String,
+    reasoning: Option<String>,
+    json: bool,
     tokens: Vec<TokenId>,
     reason: FinishReason,
     greedy: bool,
+    incomplete: bool,
+    choice_probs: Option<Vec<(String, f64)>>,
+    logprobs: Option<Vec<TokenLogprob>>,
+}
+
+impl Kept {
+    /// What a completion says, with what the caller of the engine knows of it.
+    fn of(completion: Completion, json: bool, encoder: &dyn Encode) -> Kept {
+        let Completion { tokens, text, reasoning, logprobs, choices, incomplete, reason, greedy } = completion;
+        let scored = |token: TokenId, logprob: f32, top: Vec<TokenLogprob>| {
+            let bytes = encoder.spelled(token);
+            TokenLogprob { token: String::from_utf8_lossy(&bytes).into_owned(), bytes, logprob, top }
+        };
+        let logprobs = logprobs.map(|all| {
+            let top =
+                |top: Vec<(TokenId, f32)>| top.into_iter().map(|(token, logprob)| scored(token, logprob, Vec::new())).collect();
+            all.into_iter().map(|one| scored(one.token, one.logprob, top(one.top))).collect()
+        });
+        let choice_probs = choices.map(|sums| {
+            let best = sums.iter().map(|s| s.1).fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = sums.iter().map(|s| (s.1 - best).exp()).sum();
+            sums.into_iter().map(|(text, sum)| (text, (sum - best).exp() / total)).collect()
+        });
+        Kept { text, reasoning, json, tokens, reason, greedy, incomplete, choice_probs, logprobs }
+    }
+
+    /// About how much memory it takes.
+    fn bytes(&self) -> usize {
+        let logprobs = self.logprobs.iter().flatten().map(|one| 100 * (1 + one.top.len())).sum::<usize>();
+        let choices = self.choice_probs.iter().flatten().map(|(text, _)| text.len() + 32).sum::<usize>();
+        self.text.len() + self.reasoning.as_ref().map_or(0, String::len) + 4 * self.tokens.len() + logprobs + choices + 160
+    }
 }
 
 /// What a run needs; made anew for each run by the pipeline.
@@ -67,20 +122,42 @@ struct Pending<T> {
     /// The caller's.
     with: T,
     accepted: Instant,
+    prompt_tokens: usize,
+    /// The answers it asks for, as far as they are there.
+    parts: Vec<Option<Part>>,
+    /// One that is cut is an answer.
+    accepts_cut: bool,
+}
+
+/// One of the answers to a record.
+struct Part {
+    outcome: Result<Arc<Kept>, RecordError>,
+    cached: bool,
+    forward_rows: usize,
     /// Its first forward pass, or for one that waits for an identical request, the moment it began to wait.
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+/// Who waits for a request: one of the answers to a record.
+struct Waiter {
+    index: u64,
+    part: usize,
     started: Option<Instant>,
     prompt_tokens: usize,
 }
 
 /// A request in the engine and everybody who waits for it; the first is the one it is generated for.
-struct Flight<T> {
-    waiters: Vec<Pending<T>>,
+struct Flight {
+    waiters: Vec<Waiter>,
     key: Option<Key>,
     reused: usize,
     first_token: Option<Instant>,
+    /// The answer has to be JSON.
+    json: bool,
 }
 
-type Ready<T> = (Input<T>, Result<Vec<TokenId>, RecordError>);
+type Ready<T> = (Input<T>, Result<Encoded, RecordError>);
 
 struct State<'a, T> {
     sink: &'a mut dyn FnMut(Answer, T) -> ControlFlow<()>,
@@ -89,7 +166,11 @@ struct State<'a, T> {
     held: BTreeMap<u64, (Answer, T)>,
     /// Index of the next answer to hand out in input order.
     next: u64,
-    flights: HashMap<Ticket, Flight<T>>,
+    /// Records of which some answer is missing.
+    records: HashMap<u64, Pending<T>>,
+    /// The next request's name.
+    ticket: Ticket,
+    flights: HashMap<Ticket, Flight>,
     by_key: HashMap<Key, Ticket>,
     waiting: usize,
     report: RunReport,
@@ -115,6 +196,8 @@ impl Run<'_> {
             order: self.order,
             held: BTreeMap::new(),
             next: 0,
+            records: HashMap::new(),
+            ticket: 0,
             flights: HashMap::new(),
             by_key: HashMap::new(),
             waiting: 0,
@@ -218,8 +301,16 @@ impl Run<'_> {
 
     /// One record leaves the queue: it is answered at once (rejected, kept in memory), waits for an identical one, or is submitted.
     fn begin<T>(&mut self, accepted: Accepted<Ready<T>>, state: &mut State<T>) {
-        let Accepted { index, at, item: (input, ids) } = accepted;
-        let pending = |id: String, with: T| Pending { index, id, with, accepted: at, started: None, prompt_tokens: 0 };
+        let Accepted { index, at, item: (input, encoded) } = accepted;
+        let pending = |id: String, with: T| Pending {
+            index,
+            id,
+            with,
+            accepted: at,
+            prompt_tokens: 0,
+            parts: Vec::new(),
+            accepts_cut: false,
+        };
         let (prompt, mut pending) = match input {
             Input::Prompt(prompt, with) => {
                 let id = prompt.id.clone();
@@ -228,43 +319,72 @@ impl Run<'_> {
             Input::Rejected { id, error, with } => return state.emit(failed(pending(id, with), error), self.control),
             Input::Failed(_) => return,
         };
-        let ids = match ids {
-            Ok(ids) => ids,
+        let encoded = match encoded {
+            Ok(encoded) => encoded,
             Err(error) => return state.emit(failed(pending, error), self.control),
         };
-        pending.prompt_tokens = ids.len();
-        let request = match self.request(index, &prompt, ids) {
+        pending.prompt_tokens = encoded.ids.len();
+        let request = match self.request(&prompt, encoded) {
             Ok(request) => request,
             Err(error) => return state.emit(failed(pending, error), self.control),
         };
+        let (json, n) =
+            (prompt.generation.form.constraint.as_ref().is_some_and(Constraint::is_json), prompt.generation.form.n.max(1));
+        pending.parts.resize_with(n, || None);
+        pending.accepts_cut = prompt.accepts_cut;
+        state.records.insert(index, pending);
+        for part in 0..n {
+            let mut request = request.clone();
+            request.ticket = state.ticket;
+            request.sampling.seed = request.sampling.seed.wrapping_add(part as u64);
+            state.ticket += 1;
+            self.ask(request, Waiter { index, part, started: None, prompt_tokens: 0 }, json, state);
+        }
+    }
+
+    /// One of the answers to a record: from memory, with an identical request, or from the engine.
+    fn ask<T>(&mut self, request: Request, mut waiter: Waiter, json: bool, state: &mut State<T>) {
+        waiter.prompt_tokens = request.prompt.len();
         let mut key = None;
         if let Some(cache) = &mut self.cache {
             let k = Key::of(&request, self.stopping);
             if let Some(kept) = cache.get(&k) {
-                return state.emit(answered(pending, &kept, true, 0, None), self.control);
+                let part = Part { outcome: Ok(kept), cached: true, forward_rows: 0, started: None, first_token: None };
+                return state.answer(&waiter, part, self.control);
             }
             if let Some(flight) = state.by_key.get(&k).and_then(|ticket| state.flights.get_mut(ticket)) {
-                pending.started = Some(Instant::now());
+                waiter.started = Some(Instant::now());
                 state.waiting += 1;
-                return flight.waiters.push(pending);
+                return flight.waiters.push(waiter);
             }
             state.by_key.insert(k, request.ticket);
             key = Some(k);
         }
-        state.flights.insert(request.ticket, Flight { waiters: vec![pending], key, reused: 0, first_token: None });
+        state.flights.insert(request.ticket, Flight { waiters: vec![waiter], key, reused: 0, first_token: None, json });
         self.engine.submit(request);
     }
 
     /// The request of a prompt, clipped to the context; an error if it cannot be answered at all.
-    fn request(&self, ticket: Ticket, prompt: &Prompt, ids: Vec<TokenId>) -> Result<Request, RecordError> {
+    fn request(&self, prompt: &Prompt, encoded: Encoded) -> Result<Request, RecordError> {
         let generation = &prompt.generation;
+        let Encoded { ids, mut extras } = encoded;
         if ids.is_empty() {
             return Err(RecordError::new("empty_prompt", "the prompt has no tokens"));
         }
         if ids.len() >= self.context {
             return Err(too_long(ids.len(), self.context));
         }
-        let max_tokens = generation.max_tokens.clamp(1, self.context - ids.len());
+        let longest = extras.choices.as_ref().map(|choices| choices.longest() + 1);
+        if longest.is_some_and(|longest| ids.len() + longest > self.context) {
+            let message = format!(
+                "the prompt has {} tokens and the longest choice {}; the model's context is {}",
+                ids.len(),
+                longest.unwrap_or(0),
+                self.context
+            );
+            return Err(RecordError::new("prompt_too_long", message));
+        }
+        let max_tokens = longest.unwrap_or(generation.max_tokens).clamp(1, self.context - ids.len());
         let positions = self.engine.capacity().positions;
         if ids.len() + max_tokens > positions {
             let need = ids.len() + max_tokens;
@@ -272,12 +392,15 @@ impl Run<'_> {
                 format!("needs {need} positions of keys and values, --kv-memory holds {positions}; raise it or lower max_tokens");
             return Err(RecordError::new("no_memory", message));
         }
+        let Form { constraint: _, choices: _, logprobs, n: _, penalties, min_p } = *generation.form;
+        (extras.logprobs, extras.penalties, extras.min_p) = (logprobs, penalties, min_p);
         Ok(Request {
-            ticket,
+            ticket: 0,
             prompt: ids.into(),
             max_tokens,
             sampling: generation.sampling,
             stop: Arc::new(generation.stop.clone()),
+            extras: Arc::new(extras),
         })
     }
 
@@ -300,27 +423,29 @@ impl Run<'_> {
                 if let Some(started) = flight.waiters[0].started {
                     state.served = (state.served.0 + 1, state.served.1 + now.saturating_duration_since(started));
                 }
-                let kept = Kept {
-                    text: completion.text,
-                    tokens: completion.tokens,
-                    reason: completion.reason,
-                    greedy: completion.greedy,
-                };
-                let kept = Arc::new(kept);
+                let kept = Arc::new(Kept::of(completion, flight.json, &*self.encoder));
                 if let (Some(cache), Some(key)) = (&mut self.cache, flight.key) {
-                    cache.put(key, kept.clone(), kept.text.len() + 4 * kept.tokens.len() + 128);
+                    cache.put(key, kept.clone(), kept.bytes());
                 }
-                for (n, waiter) in flight.waiters.into_iter().enumerate() {
+                for (n, waiter) in flight.waiters.iter().enumerate() {
                     // Each generated token but the last one goes through a forward pass of its own.
                     let rows = waiter.prompt_tokens - flight.reused + kept.tokens.len().saturating_sub(1);
-                    let answer = answered(waiter, &kept, n > 0, if n > 0 { 0 } else { rows }, flight.first_token);
-                    state.emit(answer, self.control);
+                    let part = Part {
+                        outcome: Ok(kept.clone()),
+                        cached: n > 0,
+                        forward_rows: if n > 0 { 0 } else { rows },
+                        started: waiter.started,
+                        first_token: flight.first_token,
+                    };
+                    state.answer(waiter, part, self.control);
                 }
             }
-            Event::Failed { ticket, message } => {
+            Event::Failed { ticket, code, message } => {
                 let Some(flight) = state.remove(ticket) else { return };
-                for waiter in flight.waiters {
-                    state.emit(failed(waiter, RecordError::new("not_finite", &message)), self.control);
+                for waiter in &flight.waiters {
+                    let outcome = Err(RecordError::new(code, &message));
+                    let part = Part { outcome, cached: false, forward_rows: 0, started: waiter.started, first_token: None };
+                    state.answer(waiter, part, self.control);
                 }
             }
         }
@@ -332,7 +457,20 @@ impl<T> State<'_, T> {
         self.served.1.checked_div(self.served.0).unwrap_or_default()
     }
 
-    fn remove(&mut self, ticket: Ticket) -> Option<Flight<T>> {
+    /// One of the answers to a record is there; with the last of them the record is answered.
+    fn answer(&mut self, waiter: &Waiter, part: Part, control: &Control) {
+        let Some(pending) = self.records.get_mut(&waiter.index) else { return };
+        if let Some(place) = pending.parts.get_mut(waiter.part) {
+            *place = Some(part);
+        }
+        if pending.parts.iter().all(Option::is_some)
+            && let Some(pending) = self.records.remove(&waiter.index)
+        {
+            self.emit(answered(pending), control);
+        }
+    }
+
+    fn remove(&mut self, ticket: Ticket) -> Option<Flight> {
         let flight = self.flights.remove(&ticket)?;
         if let Some(key) = flight.key {
             self.by_key.remove(&key);
@@ -409,8 +547,8 @@ fn tokenize<T: Send + 'static>(
                 clock.lock().unwrap_or_else(PoisonError::into_inner).times.add(Stage::Tokenize, since.elapsed().as_secs_f64());
                 let ready = items.into_iter().map(|a| {
                     let ids = match &a.item {
-                        Input::Prompt(..) => encoded.next().unwrap_or_else(|| Ok(Vec::new())),
-                        _ => Ok(Vec::new()),
+                        Input::Prompt(..) => encoded.next().unwrap_or_else(|| Ok(Encoded::default())),
+                        _ => Ok(Encoded::default()),
                     };
                     Accepted { index: a.index, at: a.at, item: (a.item, ids) }
                 });
@@ -432,36 +570,71 @@ fn ms(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64() * 1e3
 }
 
-fn answered<T>(pending: Pending<T>, kept: &Kept, cached: bool, forward_rows: usize, first_token: Option<Instant>) -> (Answer, T) {
+/// The answer of a record whose parts are all there.
+fn answered<T>(mut pending: Pending<T>) -> (Answer, T) {
     let now = Instant::now();
-    let started = pending.started.unwrap_or(now);
+    let parts: Vec<Part> = std::mem::take(&mut pending.parts).into_iter().flatten().collect();
+    if let Some(error) = parts.iter().find_map(|part| part.outcome.as_ref().err()) {
+        return failed(pending, error.clone());
+    }
+    let started = parts.iter().filter_map(|part| part.started).min().unwrap_or(now);
     // One that waits for an identical request has its first token when it began to wait, if that one's came earlier.
-    let first = first_token.unwrap_or(now).max(started);
+    let first = parts.iter().filter_map(|part| part.first_token).min().unwrap_or(now).max(started);
+    let (cached, forward_rows) = (parts.iter().all(|part| part.cached), parts.iter().map(|part| part.forward_rows).sum());
+    let mut kept = parts.into_iter().filter_map(|part| part.outcome.ok());
+    let Some(chosen) = kept.next() else {
+        return failed(pending, RecordError::new("internal", "no answer was asked for"));
+    };
+    let more: Vec<Arc<Kept>> = kept.collect();
+    let all = || std::iter::once(&chosen).chain(&more);
+    let incomplete = (!pending.accepts_cut && all().any(|kept| kept.incomplete)).then(|| {
+        RecordError::new(
+            "incomplete",
+            "the answer was cut before it had its form: give more max_tokens, or a form that is shorter",
+        )
+    });
+    let alternative = |kept: &Arc<Kept>| Alternative {
+        text: kept.text.clone(),
+        reasoning: kept.reasoning.clone(),
+        finish_reason: kept.reason,
+        logprobs: kept.logprobs.clone(),
+    };
     let answer = Answer {
         index: pending.index,
         id: pending.id,
-        text: kept.text.clone(),
-        tokens: kept.tokens.clone(),
-        finish_reason: kept.reason,
-        greedy: kept.greedy,
+        text: chosen.text.clone(),
+        reasoning: chosen.reasoning.clone(),
+        json: chosen.json && !chosen.incomplete,
+        choice_probs: chosen.choice_probs.clone(),
+        logprobs: chosen.logprobs.clone(),
+        more: more.iter().map(alternative).collect(),
+        tokens: chosen.tokens.clone(),
+        finish_reason: if incomplete.is_some() { FinishReason::Error } else { chosen.reason },
+        greedy: chosen.greedy,
         prompt_tokens: pending.prompt_tokens,
-        completion_tokens: kept.tokens.len(),
+        completion_tokens: all().map(|kept| kept.tokens.len()).sum(),
         cached,
         forward_rows,
         queue_ms: ms(pending.accepted, started),
         ttft_ms: ms(pending.accepted, first),
         latency_ms: ms(pending.accepted, now),
-        error: None,
+        error: incomplete,
     };
     (answer, pending.with)
 }
 
 fn failed<T>(pending: Pending<T>, error: RecordError) -> (Answer, T) {
     let now = Instant::now();
+    let started = pending.parts.iter().flatten().filter_map(|part| part.started).min().unwrap_or(now);
     let answer = Answer {
         index: pending.index,
         id: pending.id,
         text: String::new(),
+        reasoning: None,
+        json: false,
+        choice_probs: None,
+        logprobs: None,
+        more: Vec::new(),
         tokens: Vec::new(),
         finish_reason: FinishReason::Error,
         greedy: false,
@@ -469,7 +642,7 @@ fn failed<T>(pending: Pending<T>, error: RecordError) -> (Answer, T) {
         completion_tokens: 0,
         cached: false,
         forward_rows: 0,
-        queue_ms: ms(pending.accepted, pending.started.unwrap_or(now)),
+        queue_ms: ms(pending.accepted, started),
         ttft_ms: 0.0,
         latency_ms: ms(pending.accepted, now),
         error: Some(error),
@@ -488,14 +661,14 @@ mod tests {
     struct Letters;
 
     impl Encode for Letters {
-        fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Vec<TokenId>, RecordError>> {
+        fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Encoded, RecordError>> {
             let ids = |p: &&Prompt| {
                 let Content::Text(text) = &p.content else { return Err(RecordError::new("x", "x")) };
                 assert!(!text.contains('%'), "told to panic");
                 if text.contains('!') {
                     Err(RecordError::new("bad", text))
                 } else {
-                    Ok(text.bytes().map(TokenId::from).collect())
+                    Ok(text.bytes().map(TokenId::from).collect::<Vec<_>>().into())
                 }
             };
             prompts.iter().map(ids).collect()
@@ -526,6 +699,8 @@ mod tests {
             batch: 3,
             chunk: 16,
             eos: [0].into(),
+            fast_forward: true,
+            mask_threads: 1,
         };
         Engine::new(Box::new(decoder), config, Box::new(|| Box::new(Plain)))
     }
@@ -537,9 +712,19 @@ mod tests {
     fn prompt(text: &str) -> Input<String> {
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
         let stop = StopRules { eos: true, strings: vec![], sentence: false, repetition: false };
-        let generation =
-            Generation { max_tokens: 5, sampling, stop, system: None, raw: false, turn: crate::text::Turn::default() };
-        Input::Prompt(Prompt { id: text.into(), content: Content::Text(text.into()), generation }, format!("with {text}"))
+        let generation = Generation {
+            max_tokens: 5,
+            sampling,
+            stop,
+            system: None,
+            raw: false,
+            turn: crate::text::Turn::default(),
+            form: Box::default(),
+        };
+        Input::Prompt(
+            Prompt { id: text.into(), content: Content::Text(text.into()), generation, accepts_cut: false },
+            format!("with {text}"),
+        )
     }
 
     struct Setup {

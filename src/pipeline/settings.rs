@@ -3,7 +3,7 @@
 //! shape answers), so that a resume can check the second half before any model is loaded. Threads, batch size and storage are
 //! not in it: they never change an answer.
 
-use super::Generation;
+use super::{Form, Generation};
 use crate::engine::{SamplingPolicy, StoppingPolicy};
 use crate::text::NEW_TURN;
 use sha2::{Digest, Sha256};
@@ -26,7 +26,7 @@ impl Settings {
     /// The half that needs only the flags and the record. All fields count as given, also those that have no effect on a
     /// greedy answer; under [`StoppingPolicy::MaxTokensOnly`] the stop rules are not read and do not count.
     pub fn generation_half(generation: &Generation, sampling: SamplingPolicy, stopping: StoppingPolicy) -> u32 {
-        let Generation { max_tokens, sampling: s, stop, system, raw, turn } = generation;
+        let Generation { max_tokens, sampling: s, stop, system, raw, turn, form } = generation;
         let early = match stopping {
             StoppingPolicy::MaxTokensOnly => "max-tokens-only".to_string(),
             StoppingPolicy::Early => {
@@ -39,12 +39,13 @@ impl Settings {
         };
         // Nothing for a new turn, so that answers from before there were others are found again.
         let turn = if *turn == NEW_TURN { String::new() } else { format!(" turn={turn:?}") };
+        let form = if **form == Form::default() { String::new() } else { format!(" form={form:?}") };
         digest([
             &format!("max_tokens={max_tokens}"),
             &format!("temperature={} top_p={} top_k={} seed={}", s.temperature, s.top_p, s.top_k, s.seed),
             &greedy,
             &early,
-            &format!("system={system:?} raw={raw}{turn}"),
+            &format!("system={system:?} raw={raw}{turn}{form}"),
         ])
     }
 
@@ -79,6 +80,7 @@ fn digest<const N: usize>(parts: [&str; N]) -> u32 {
 mod tests {
     use super::*;
     use crate::engine::{Sampling, StopRules};
+    use crate::text::Constraint;
 
     fn generation() -> Generation {
         Generation {
@@ -88,6 +90,7 @@ mod tests {
             system: None,
             raw: false,
             turn: NEW_TURN.clone(),
+            form: Box::default(),
         }
     }
 
@@ -95,7 +98,15 @@ mod tests {
     fn every_generation_setting_changes_the_second_half() {
         let half = |g: &Generation| Settings::generation_half(g, SamplingPolicy::GreedyBelow(0.3), StoppingPolicy::Early);
         let base = generation();
-        let edits: [fn(&mut Generation); 15] = [
+        let edits: [fn(&mut Generation); 23] = [
+            |g| g.form.constraint = Some(Constraint::Object),
+            |g| g.form.constraint = Some(Constraint::Regex("a".into())),
+            |g| g.form.choices = Some(vec!["a".into(), "b".into()]),
+            |g| g.form.logprobs = Some(0),
+            |g| g.form.logprobs = Some(1),
+            |g| g.form.n = 2,
+            |g| g.form.penalties.frequency = 0.5,
+            |g| g.form.min_p = 0.1,
             |g| g.max_tokens = 127,
             |g| g.sampling.temperature = 0.3,
             |g| g.sampling.top_p = 0.9,

@@ -2,6 +2,7 @@
 //! Everything here reads strangers' input: files, templates and vocabularies are checked, never believed, and never fail silently.
 
 mod bounded;
+mod constraint;
 mod date;
 mod detokenizer;
 mod merging;
@@ -9,15 +10,18 @@ mod normalizer;
 mod pretokenizer;
 mod prompting;
 pub mod prompts;
+mod reasoning;
 mod rendering;
 mod row_template;
 mod specials;
 mod template;
 mod tokenizer;
 
+pub use constraint::{Constraint, Grammar, Grammars, Mask, Matching, Words};
 pub use date::Date;
 pub use detokenizer::Detokenizer;
 pub use prompting::{Content, Prompt, PromptError, Prompting};
+pub use reasoning::{Marks, ThoughtAtEnd};
 pub use rendering::{Limits, Style, Template};
 pub use row_template::RowTemplate;
 pub use template::{ChatTemplate, Message, NEW_TURN, Segment, Turn};

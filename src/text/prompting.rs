@@ -4,7 +4,7 @@
 use super::rendering::Limits;
 use super::specials::Part;
 use super::template::{ChatTemplate, Message, NEW_TURN, Segment, Turn};
-use super::{TextError, Tokenizer};
+use super::{Marks, TextError, Tokenizer};
 use crate::model::{Model, ModelError, Vocabulary};
 use crate::units::TokenId;
 use rayon::prelude::*;
@@ -123,6 +123,56 @@ impl Prompting {
     pub fn check_system(&self, system: &str) -> Result<(), PromptError> {
         let content = Content::Text("What is the capital of France?".to_string());
         self.ids(&self.tokenizer, Prompt { content: &content, system: Some(system), raw: false, turn: &NEW_TURN }).map(|_| ())
+    }
+
+    /// The marks of thoughts: of a conversation those that the template mentions, of other text those that are tokens.
+    pub fn marks(&self, conversation: bool) -> Option<Marks> {
+        match (&self.vocabulary.chat_template, conversation) {
+            (Some(source), true) => Marks::of_template(source),
+            _ => Marks::of_vocabulary(&self.tokenizer),
+        }
+    }
+
+    /// Whether a prompt is written by the template.
+    pub fn is_conversation(&self, prompt: &Prompt) -> bool {
+        self.template.is_some() && !prompt.raw && !matches!(prompt.content, Content::Completion(_))
+    }
+
+    /// How a conversation is to be handed to the template so that the model does not think: as it is where the template knows no way.
+    /// `None` where the caller asks for a thought.
+    pub fn without_thought(&self, turn: &Turn) -> Option<Turn> {
+        const SWITCH: &str = "enable_thinking";
+        let source = self.vocabulary.chat_template.as_deref().unwrap_or_default();
+        let given = turn.variables.as_ref().and_then(|variables| variables.get(SWITCH));
+        let given = given.or_else(|| self.vocabulary.template_variables.get(SWITCH));
+        if given.is_some_and(|value| *value == serde_json::Value::Bool(true)) {
+            return None;
+        }
+        let mut turn = turn.clone();
+        if source.contains(SWITCH) && given.is_none() {
+            turn.variables.get_or_insert_default().insert(SWITCH.into(), serde_json::Value::Bool(false));
+        }
+        Some(turn)
+    }
+
+    /// Whether the template has a switch for thoughts.
+    pub fn can_switch_thoughts(&self) -> bool {
+        self.vocabulary.chat_template.as_deref().is_some_and(|source| source.contains("enable_thinking"))
+    }
+
+    /// The token that ends what the assistant says: the template's, that of the model without one.
+    pub fn end_of_answer(&self, conversation: bool) -> Option<TokenId> {
+        let eos = self.vocabulary.eos.first().copied();
+        let Some(template) = self.template.as_ref().filter(|_| conversation) else { return eos };
+        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let turn = Turn { generation_prompt: false, ..Turn::default() };
+        let segments = template.splice_turn(&[message("user", "Say yes."), message("assistant", "Yes.")], &turn);
+        let Some(Segment::Scaffold(after)) = segments.ok().and_then(|mut segments| segments.pop()) else { return eos };
+        let first = self.tokenizer.scaffold(&after).into_iter().find_map(|part| match part {
+            Part::Token(id) => Some(id),
+            Part::Text(_) => None,
+        });
+        first.or(eos)
     }
 
     /// The tokenizer.

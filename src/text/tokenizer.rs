@@ -271,6 +271,22 @@ impl Tokenizer {
         self.pieces.text(token)
     }
 
+    /// The bytes of a token that answers consist of: none for control tokens and marks of conversations.
+    pub fn said_bytes(&self, token: TokenId) -> &[u8] {
+        match self.pieces.kinds.get(token as usize) {
+            Some(Kind::Normal | Kind::UserDefined) => self.pieces.text(token),
+            _ => &[],
+        }
+    }
+
+    /// The bytes that a token is spelled with: control tokens too.
+    pub fn spelled(&self, token: TokenId) -> &[u8] {
+        match self.pieces.kinds.get(token as usize) {
+            Some(Kind::Control | Kind::Unknown) => self.spec.tokens[token as usize].as_bytes(),
+            _ => self.pieces.text(token),
+        }
+    }
+
     /// The special token (control or user-defined) whose text this is.
     pub fn special(&self, text: &str) -> Option<TokenId> {
         match self.all.cut(text, |_| true)[..] {

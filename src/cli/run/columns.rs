@@ -3,6 +3,7 @@
 // Journals are read back, and what they hold is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+use super::parts;
 use crate::engine::FinishReason;
 use crate::pipeline::{Answer, RecordError, Settings};
 use crate::text::prompts::{Given, Origin};
@@ -77,7 +78,11 @@ pub const TABLE: &[Output] = &[
         Given::Messages(json) => Value::Json(one_line(json)),
         _ => Value::Absent,
     }),
-    usual("answer", Type::Text, |l| if l.answer.error.is_none() { text(&l.answer.text) } else { Value::Null }),
+    usual("answer", Type::Text, |l| parts::text(l.answer).map_or(Value::Null, text)),
+    asked("reasoning", Type::Text, |l| l.answer.reasoning.as_deref().map_or(Value::Absent, text)),
+    asked("parsed", Type::Json, |l| parts::parsed(l.answer).map_or(Value::Absent, |raw| Value::Json(one_line(raw.get())))),
+    asked("choice_probs", Type::Json, |l| json(parts::choice_probs(l.answer))),
+    asked("logprobs", Type::Json, |l| json(parts::logprobs(l.answer))),
     usual("finish_reason", Type::Text, |l| text(word(l.answer.finish_reason))),
     usual("decoding", Type::Text, |l| match l.answer.error {
         None => text(if l.answer.greedy { "greedy" } else { "sampled" }),
@@ -114,6 +119,10 @@ fn text(text: &str) -> Value<'_> {
     Value::Text(Cow::Borrowed(text))
 }
 
+fn json<'a>(value: Option<serde_json::Value>) -> Value<'a> {
+    value.map_or(Value::Absent, |value| Value::Json(Cow::Owned(value.to_string())))
+}
+
 fn whole<'a>(n: usize) -> Value<'a> {
     Value::Json(Cow::Owned(n.to_string()))
 }
@@ -148,6 +157,7 @@ fn word(reason: FinishReason) -> &'static str {
         FinishReason::Sentence => "sentence",
         FinishReason::Loop => "loop",
         FinishReason::Length => "length",
+        FinishReason::Choice => "choice",
         FinishReason::Error => "error",
     }
 }

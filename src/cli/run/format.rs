@@ -5,7 +5,7 @@
 
 pub use super::columns::Line;
 use super::columns::{self, TABLE, Value, one_line};
-use crate::engine::FinishReason;
+use super::parts;
 use crate::pipeline::{RecordError, Settings};
 use crate::text::prompts::{Cell, Endpoint, Given, OpenAiRequest};
 use crate::units::shown;
@@ -56,10 +56,15 @@ pub enum Source {
     Carried(String, usize),
     /// All fields of the input that are carried, as an object.
     Input,
+    /// A property of the answer's JSON object.
+    Property(String),
 }
 
 /// The name of the object of carried fields.
 const INPUT: &str = "input";
+
+/// What names of columns begin with that hold properties of the answer.
+const ANSWER: &str = "answer.";
 
 impl Line<'_> {
     fn open_ai(&self) -> String {
@@ -71,19 +76,8 @@ impl Line<'_> {
         let settings = self.settings.to_string();
         let (status, body) = match &a.error {
             None => {
-                // OpenAI knows two ends: the model's or the caller's, and one that something cut.
-                let reason = match a.finish_reason {
-                    FinishReason::Stop | FinishReason::StopString => "stop",
-                    FinishReason::Length | FinishReason::Sentence | FinishReason::Loop | FinishReason::Error => "length",
-                };
-                let (kind, prefix, choice) = if request.endpoint == Endpoint::Chat {
-                    let message = json!({"role": "assistant", "content": a.text});
-                    let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": reason});
-                    ("chat.completion", "chatcmpl", choice)
-                } else {
-                    let choice = json!({"index": 0, "text": a.text, "logprobs": null, "finish_reason": reason});
-                    ("text_completion", "cmpl", choice)
-                };
+                let chat = request.endpoint == Endpoint::Chat;
+                let (kind, prefix) = if chat { ("chat.completion", "chatcmpl") } else { ("text_completion", "cmpl") };
                 let usage = json!({
                     "prompt_tokens": a.prompt_tokens,
                     "completion_tokens": a.completion_tokens,
@@ -94,7 +88,7 @@ impl Line<'_> {
                     "object": kind,
                     "created": self.created,
                     "model": model,
-                    "choices": [choice],
+                    "choices": parts::open_ai_choices(a, chat),
                     "usage": usage,
                     "system_fingerprint": settings,
                 });
@@ -223,13 +217,25 @@ impl Format {
         Format::new(kind, columns, false)
     }
 
-    /// Just these columns in this order. The error names one that is neither ours nor carried.
-    pub fn chosen(kind: Kind, names: &[String], carried: &[String]) -> Result<Format, String> {
+    /// The same with a column `answer.NAME` for each property of the answer's JSON object, behind `answer`.
+    pub fn with_properties(self, names: &[String]) -> Format {
+        let mut columns = self.columns.to_vec();
+        let answer = columns::place("answer").map(Source::Ours);
+        let at = columns.iter().position(|c| Some(&c.source) == answer.as_ref()).map_or(columns.len(), |at| at + 1);
+        let property = |name: &String| Column { name: format!("{ANSWER}{name}"), source: Source::Property(name.clone()) };
+        columns.splice(at..at, names.iter().map(property));
+        Format { columns: columns.into(), ..self }
+    }
+
+    /// Just these columns in this order. The error names one that is neither ours nor carried, nor a property of the answer.
+    pub fn chosen(kind: Kind, names: &[String], carried: &[String], properties: &[String]) -> Result<Format, String> {
         let column = |name: &String| {
             let field = carried.iter().position(|c| c == name).map(|n| Source::Carried(name.clone(), n));
             let own = |name: &str| columns::place(name).map(Source::Ours);
             let source = field.or_else(|| own(name.strip_prefix("llmopt.").unwrap_or(name)));
             let source = source.or_else(|| (name == INPUT).then_some(Source::Input));
+            let property = name.strip_prefix(ANSWER).filter(|name| properties.iter().any(|p| p == name));
+            let source = source.or_else(|| property.map(|name| Source::Property(name.to_string())));
             source.map(|source| Column { name: name.clone(), source }).ok_or_else(|| {
                 let known: Vec<&str> = TABLE.iter().map(|o| o.name).collect();
                 let fields = if carried.is_empty() {
@@ -333,6 +339,7 @@ impl Format {
                 Some(Cell::Json(json)) => Value::Json(Cow::Borrowed(json)),
                 Some(Cell::Missing) | None => Value::Null,
             },
+            Source::Property(name) => parts::property(line.answer, name).map_or(Value::Null, |text| Value::Text(Cow::Owned(text))),
             Source::Input => line.origin.input.as_ref().map_or(Value::Absent, |json| Value::Json(Cow::Borrowed(json))),
         }
     }
@@ -405,6 +412,10 @@ impl Format {
                 TABLE.get(*n).and_then(|o| fields.get(o.name).map(|raw| Value::read_back(raw, o.kind))).unwrap_or(Value::Absent)
             }
             Source::Carried(name, _) => input.get(name).map_or(Value::Null, |raw| Value::from_json(raw)),
+            Source::Property(name) => {
+                let text = fields.get("parsed").and_then(|raw| parts::property_of(raw.get(), name));
+                text.map_or(Value::Null, |text| Value::Text(Cow::Owned(text)))
+            }
             Source::Input => fields.get(INPUT).map_or(Value::Absent, |raw| Value::from_json(raw)),
         };
         Ok(self.columns.iter().map(value).collect())
@@ -525,6 +536,11 @@ pub(super) mod tests {
             index: 0,
             id: id.into(),
             text: text.into(),
+            reasoning: None,
+            json: false,
+            choice_probs: None,
+            logprobs: None,
+            more: Vec::new(),
             tokens: vec![1, 2],
             finish_reason: FinishReason::Stop,
             greedy: true,

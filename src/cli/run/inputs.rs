@@ -145,7 +145,7 @@ fn prepare(record: Record, flags: &Shared, counts: &mut Counts) -> Item {
             counts.new_turns += u64::from(!generation.turn.continue_final && generation.turn.generation_prompt);
         }
         counts.unlimited += u64::from(openai && asked.generation.max_tokens.is_none() && !flags.typed.max_tokens);
-        Prompt { id: origin.id.clone(), content: asked.content, generation }
+        Prompt { id: origin.id.clone(), content: asked.content, generation, accepts_cut: openai }
     });
     (origin, prompt)
 }

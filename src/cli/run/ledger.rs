@@ -718,6 +718,7 @@ mod tests {
             system: None,
             raw: false,
             turn: crate::text::Turn::default(),
+            form: Box::default(),
         };
         let half = |g: &crate::pipeline::Generation| Settings::generation_half(g, GreedyBelow(0.3), Early);
         let explain = |digest| what_differs(&now, GreedyBelow(0.3), Early, digest).unwrap_or_default();

@@ -3,6 +3,7 @@
 //! existing output changes before answers are certain to come, and a finished answer is written before the next step begins.
 
 mod columns;
+mod form;
 mod format;
 pub(super) mod inputs;
 mod journal;
@@ -10,6 +11,7 @@ mod ledger;
 mod output;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod parts;
 pub(super) mod progress;
 mod records;
 mod shard;
@@ -27,7 +29,7 @@ use crate::pipeline::{
     Answer, Content, Control, Ended, Generation, Identity, Loaded, Order, Pipeline, PipelineConfig, RecordError, Settings,
     SourceFailure,
 };
-use crate::text::Prompt as Presented;
+use crate::text::{Constraint, Prompt as Presented};
 use crate::text::prompts::{Given, Origin};
 use crate::units::{self, counted};
 use format::{Format, Kind, Line, Source};
@@ -82,6 +84,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub stats: Option<PathBuf>,
     #[command(flatten)]
+    pub form: form::FormFlags,
+    #[command(flatten)]
     pub shared: Shared,
     #[command(flatten)]
     pub toggles: Toggles,
@@ -107,9 +111,9 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let config = args.shared.config(args.toggles.set()?);
     let deadline = args.shared.max_time.map(|s| begin + Duration::from_secs_f64(s));
     let control = Arc::new(Control::until(deadline));
-    let flags = Arc::new(args.shared.clone());
     let touched = touched(args);
     touched.check()?;
+    let flags = Arc::new(Shared { form: args.form.read()?, ..args.shared.clone() });
     let named = args.output.as_deref().map_or(Ok(Named::Lines), named)?;
     let mut run = Run { args, flags, config, control, touched, console: Console::new(args.shared.level()), goal: None };
     let reading = args.records.reading(|name| columns::place(name).is_some() || name == "input")?;
@@ -160,6 +164,7 @@ fn touched(args: &Args) -> Touched {
     let mut touched = Touched::default();
     args.prompts.iter().for_each(|path| touched.reads("", path));
     touched.reads_model(&args.shared.model);
+    args.form.touch(&mut touched);
     args.shared.chat_template.iter().for_each(|path| touched.reads("--chat-template", path));
     args.records.touch(&mut touched);
     if !args.shared.dry_run {
@@ -307,11 +312,18 @@ impl Run<'_> {
             Named::Parquet => Kind::Parquet,
         };
         let terminal = self.args.output.is_none() && std::io::stdout().is_terminal() && !self.args.json_lines;
+        let form = &self.flags.form;
+        let properties = form.constraint.as_ref().map_or(Vec::new(), Constraint::properties);
         match (columns, kind) {
-            (Some(names), kind) => Format::chosen(kind, names, inputs.columns()).map_err(Failure::usage),
+            (Some(names), kind) => Format::chosen(kind, names, inputs.columns(), &properties).map_err(Failure::usage),
             (None, Kind::Json) if terminal => Ok(Format::text()),
             (None, Kind::Json) => Ok(Format::jsonl()),
-            (None, kind) => Ok(Format::table(kind, &[], inputs.columns())),
+            (None, kind) => {
+                let json = properties.is_empty() && form.constraint.as_ref().is_some_and(Constraint::is_json);
+                let extra = [("parsed", json), ("choice_probs", form.choices.is_some()), ("logprobs", form.logprobs.is_some())];
+                let extra: Vec<&str> = extra.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| *name).collect();
+                Ok(Format::table(kind, &extra, inputs.columns()).with_properties(&properties))
+            }
         }
     }
 
@@ -605,6 +617,9 @@ impl Run<'_> {
         if let Some(system) = &shared.system {
             loaded.prompting().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
         }
+        let template = !shared.raw && loaded.prompting().has_template();
+        let checked = loaded.check_form(&self.flags.form, template);
+        checked.map_err(|e| Failure::usage(format!("{}: {}", self.args.form.name(), e.message)))?;
         let pipeline = Pipeline::new(&loaded, &self.config, &shared.options())?;
         drop(loading);
         let console = &mut self.console;

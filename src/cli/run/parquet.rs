@@ -113,7 +113,7 @@ fn cells_of(column: &Column, met: Met) -> Cells {
             _ => Cells::Text,
         },
         Source::Carried(..) => met.cells(),
-        Source::Input => Cells::Text,
+        Source::Input | Source::Property(_) => Cells::Text,
     }
 }
 

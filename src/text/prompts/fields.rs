@@ -1,7 +1,9 @@
 //! Generation settings in a record: the flags' names with underscores, the flags' bounds. In: a JSON value or a CSV cell. Out: the
 //! setting, or what it must be. `null` and an empty cell mean that the record has no setting of its own.
 
+use super::choices;
 use super::fault::Fault;
+use crate::text::Constraint;
 use serde_json::{Map, Value};
 
 /// What `stop_on` lists.
@@ -44,11 +46,43 @@ pub struct GenerationFields {
     pub add_generation_prompt: Option<bool>,
     /// Variables of the chat template.
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// The form that the answer must have, and the field that says so.
+    pub constraint: Option<(&'static str, Constraint)>,
+    /// The texts among which the answer is scored.
+    pub choices: Option<Vec<String>>,
+    /// 0 to 20: log probabilities, and so many alternatives.
+    pub logprobs: Option<usize>,
+    /// 1 to 16 answers.
+    pub n: Option<usize>,
+    /// -2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// -2 to 2.
+    pub frequency_penalty: Option<f32>,
+    /// Above 0, at most 10.
+    pub repetition_penalty: Option<f32>,
+    /// 0 to 1.
+    pub min_p: Option<f32>,
 }
 
 /// Names of the settings.
-pub(super) const NAMES: [&str; 10] =
-    ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stop_on", "system", "raw", "continue_final_message"];
+pub(super) const NAMES: [&str; 16] = [
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "stop_on",
+    "system",
+    "raw",
+    "continue_final_message",
+    "json_schema",
+    "regex",
+    "grammar",
+    "response_format",
+    "choices",
+    "logprobs",
+];
 
 const MOST_TOKENS: u64 = 1 << 20;
 /// Stop strings of one record; OpenAI allows 4.
@@ -122,16 +156,79 @@ impl GenerationFields {
                 let Value::Object(variables) = value else { return Err(must(name, "an object")) };
                 self.chat_template_kwargs = Some(variables.clone());
             }
+            "json_schema" => {
+                let schema = Constraint::schema(value).ok_or_else(|| must(name, "a JSON schema: an object, or its text"))?;
+                self.constrain("json_schema", schema)?;
+            }
+            "regex" => {
+                let text = value.as_str().ok_or_else(|| must(name, "a string"))?;
+                self.constrain("regex", Constraint::Regex(text.to_string()))?;
+            }
+            "grammar" => {
+                let text = value.as_str().ok_or_else(|| must(name, "a string: a Lark grammar"))?;
+                self.constrain("grammar", Constraint::Lark(text.to_string()))?;
+            }
+            "response_format" => {
+                let format = Constraint::response_format(value).map_err(|what| ("bad_field", format!("{name} {what}")))?;
+                if let Some(format) = format {
+                    self.constrain("response_format", format)?;
+                }
+            }
+            "structured_outputs" => {
+                let constraint = structured(value)?;
+                self.constrain("structured_outputs", constraint)?;
+            }
+            "choices" => {
+                let texts = strings(value).ok_or_else(|| must(name, "a list of texts"))?;
+                let texts = choices::checked(texts).map_err(|what| ("bad_field", format!("{name} {what}")))?;
+                if let Some((other, _)) = &self.constraint {
+                    return Err(("bad_field", format!("{other} and choices exclude each other; give one")));
+                }
+                self.choices = Some(texts);
+            }
+            "logprobs" => {
+                let n = whole(value).filter(|n| *n <= 20);
+                self.logprobs = Some(n.ok_or_else(|| must(name, "a whole number from 0 to 20"))? as usize);
+            }
+            "n" => {
+                let n = whole(value).filter(|n| (1..=16).contains(n));
+                self.n = Some(n.ok_or_else(|| must(name, "a whole number from 1 to 16"))? as usize);
+            }
+            "presence_penalty" => self.presence_penalty = Some(number(name, value, -2.0..=2.0, "a number from -2 to 2")?),
+            "frequency_penalty" => self.frequency_penalty = Some(number(name, value, -2.0..=2.0, "a number from -2 to 2")?),
+            "repetition_penalty" => {
+                let penalty = number(name, value, 0.0..=10.0, "a number above 0 and at most 10")?;
+                if penalty == 0.0 {
+                    return Err(must(name, "a number above 0 and at most 10"));
+                }
+                self.repetition_penalty = Some(penalty);
+            }
+            "min_p" => self.min_p = Some(number(name, value, 0.0..=1.0, "a number from 0 to 1")?),
             _ => {}
         }
         Ok(())
+    }
+
+    /// Two forms in one record contradict each other.
+    fn constrain(&mut self, name: &'static str, constraint: Constraint) -> Result<(), Fault> {
+        let other = self.constraint.as_ref().map(|(other, _)| *other).or(self.choices.as_ref().map(|_| "choices"));
+        match other {
+            Some(other) => Err(("bad_field", format!("{other} and {name} exclude each other; give one"))),
+            None => {
+                self.constraint = Some((name, constraint));
+                Ok(())
+            }
+        }
     }
 
     /// Takes one setting from a CSV cell; an empty one sets nothing.
     pub fn set_text(&mut self, name: &str, text: &str) -> Result<(), Fault> {
         let value = match (name, text.trim()) {
             (_, "") => return Ok(()),
-            ("stop" | "system", _) => Value::String(text.to_string()),
+            ("stop" | "system" | "json_schema" | "regex" | "grammar", _) => Value::String(text.to_string()),
+            ("response_format", json) => serde_json::from_str(json).unwrap_or(Value::Bool(false)),
+            ("choices", list) if list.starts_with('[') => serde_json::from_str(list).unwrap_or(Value::Bool(false)),
+            ("choices", list) => list.split(',').map(|one| Value::String(one.trim().to_string())).collect(),
             ("stop_on", list) => Value::String(list.to_string()),
             ("raw" | "continue_final_message", "true" | "True" | "1" | "yes") => Value::Bool(true),
             ("raw" | "continue_final_message", "false" | "False" | "0" | "no") => Value::Bool(false),
@@ -140,6 +237,40 @@ impl GenerationFields {
             (_, number) => serde_json::from_str(number).ok().filter(Value::is_number).unwrap_or(Value::Bool(false)),
         };
         self.set(name, &value)
+    }
+}
+
+fn number(name: &str, value: &Value, range: std::ops::RangeInclusive<f64>, what: &str) -> Result<f32, Fault> {
+    value.as_f64().filter(|x| range.contains(x)).map(|x| x as f32).ok_or_else(|| must(name, what))
+}
+
+fn strings(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|one| one.as_str().map(String::from)).collect()
+}
+
+/// vLLM's `structured_outputs`: one of `json`, `regex`, `choice`, `grammar`.
+fn structured(value: &Value) -> Result<Constraint, Fault> {
+    const NAME: &str = "structured_outputs";
+    let fields = value.as_object().ok_or_else(|| must(NAME, "an object"))?;
+    let mut given = fields.iter().filter(|(_, value)| !value.is_null());
+    let (Some((name, value)), None) = (given.next(), given.next()) else {
+        return Err(must(NAME, "an object with one of json, regex, choice, grammar"));
+    };
+    let text = || value.as_str().map(String::from).ok_or_else(|| must(&format!("{NAME}.{name}"), "a string"));
+    match name.as_str() {
+        "json" => {
+            Constraint::schema(value).ok_or_else(|| must("structured_outputs.json", "a JSON schema: an object, or its text"))
+        }
+        "regex" => text().map(Constraint::Regex),
+        "grammar" => text().map(Constraint::Lark),
+        "choice" => {
+            let texts = strings(value).filter(|texts| !texts.is_empty() && texts.iter().all(|text| !text.is_empty()));
+            texts.map(Constraint::OneOf).ok_or_else(|| must("structured_outputs.choice", "a list of texts that are not empty"))
+        }
+        other => {
+            let other = crate::units::shown(&other.chars().take(60).collect::<String>()).to_string();
+            Err(("unsupported", format!("{NAME}.{other}: this field is not supported; json, regex, choice and grammar are")))
+        }
     }
 }
 

@@ -10,13 +10,28 @@ use crate::units::shown;
 use serde_json::Value;
 
 /// Settings that mean what the flag of that name means.
-const SETTINGS: [&str; 5] = ["temperature", "top_p", "top_k", "seed", "stop"];
+const SETTINGS: [&str; 12] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "n",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "response_format",
+    "structured_outputs",
+];
+/// Log probabilities: a number for completions, a switch and a number for conversations.
+const LOGPROBS: [&str; 2] = ["logprobs", "top_logprobs"];
 /// Settings of a conversation only.
 const TURN: [&str; 3] = ["continue_final_message", "add_generation_prompt", "chat_template_kwargs"];
 /// Fields that never change an answer.
 const INERT: [&str; 7] = ["model", "user", "metadata", "store", "service_tier", "stream_options", "parallel_tool_calls"];
 /// Fields taken at the one value that does nothing (`null` does nothing anywhere).
-const IDLE: [(&str, &str); 15] = [
+const IDLE: [(&str, &str); 8] = [
     ("tools", "[]"),
     ("logit_bias", "{}"),
     ("stream", "false"),
@@ -24,14 +39,7 @@ const IDLE: [(&str, &str); 15] = [
     ("best_of", "1"),
     ("ignore_eos", "false"),
     ("tool_calls", "[]"),
-    ("n", "1"),
-    ("logprobs", "false"),
     ("top_logprobs", "0"),
-    ("presence_penalty", "0"),
-    ("frequency_penalty", "0"),
-    ("repetition_penalty", "1"),
-    ("min_p", "0"),
-    ("response_format", "{\"type\":\"text\"}"),
 ];
 
 /// A request's text.
@@ -147,7 +155,8 @@ fn allowed(body: &Fields, endpoint: Endpoint) -> Result<(), Fault> {
             || INERT.contains(&name)
             || matches!(name, "max_tokens" | "max_completion_tokens")
             || name == if chat { "messages" } else { "prompt" }
-            || (chat && TURN.contains(&name));
+            || (chat && (TURN.contains(&name) || LOGPROBS.contains(&name)))
+            || name == "logprobs";
         if known || raw.get() == "null" {
             continue;
         }
@@ -177,6 +186,7 @@ fn generation(body: &Fields, endpoint: Endpoint) -> Result<GenerationFields, Fau
             _ => generation.set(name, &value)?,
         }
     }
+    generation.logprobs = logprobs(body, endpoint)?;
     for name in ["max_tokens", "max_completion_tokens"] {
         let Some(value) = body.value(name)? else { continue };
         let before = generation.max_tokens;
@@ -186,4 +196,29 @@ fn generation(body: &Fields, endpoint: Endpoint) -> Result<GenerationFields, Fau
         }
     }
     Ok(generation)
+}
+
+/// How many alternatives are wanted with log probabilities, if those are.
+fn logprobs(body: &Fields, endpoint: Endpoint) -> Result<Option<usize>, Fault> {
+    let mut number = GenerationFields::default();
+    let (asked, top) = (body.value("logprobs")?.filter(|v| !v.is_null()), body.value("top_logprobs")?.filter(|v| !v.is_null()));
+    if endpoint == Endpoint::Completions {
+        return match asked {
+            None | Some(Value::Bool(false)) => Ok(None),
+            Some(value) => number.set("logprobs", &value).map(|()| number.logprobs),
+        };
+    }
+    let wanted = match asked {
+        None => false,
+        Some(Value::Bool(wanted)) => wanted,
+        Some(_) => return Err(("bad_field", "logprobs must be true or false".to_string())),
+    };
+    if let Some(value) = &top {
+        number.set("logprobs", value).map_err(|(code, message)| (code, message.replacen("logprobs", "top_logprobs", 1)))?;
+    }
+    match (wanted, number.logprobs) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(("bad_field", "top_logprobs needs logprobs: true".to_string())),
+    }
 }

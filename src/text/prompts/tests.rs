@@ -2,6 +2,7 @@
 
 use super::record::MOST_WARNINGS;
 use super::*;
+use crate::text::Constraint;
 use crate::text::Content;
 use proptest::prelude::*;
 use std::io::Write;
@@ -695,8 +696,8 @@ fn fields_of_openai_requests_are_an_allow_list() {
         "",
         ",\"user\":\"u\",\"metadata\":{\"a\":\"b\"},\"store\":true,\"service_tier\":\"flex\",\"stream_options\":{}",
         ",\"parallel_tool_calls\":true,\"tools\":[ ],\"logit_bias\":{},\"stream\":false,\"echo\":false,\"best_of\":1",
-        ",\"ignore_eos\":false,\"tool_calls\":[],\"n\":1,\"logprobs\":false,\"top_logprobs\":0,\"min_p\":0.0",
-        ",\"presence_penalty\":0,\"frequency_penalty\":0.0,\"repetition_penalty\":1.0,\"response_format\":{ \"type\": \"text\" }",
+        ",\"ignore_eos\":false,\"tool_calls\":[],\"logprobs\":false,\"top_logprobs\":0",
+        ",\"response_format\":{ \"type\": \"text\" },\"structured_outputs\":null",
         ",\"tools\":null,\"tool_choice\":null,\"suffix\":null,\"whatever\":null,\"logprobs\":null",
     ] {
         let got = request(&chat_line(harmless));
@@ -705,19 +706,27 @@ fn fields_of_openai_requests_are_an_allow_list() {
         assert_eq!(got.asked.unwrap().generation, GenerationFields::default());
     }
     for (field, value) in [
-        ("n", "2"),
+        ("n", "17"),
         ("n", "0"),
         ("tools", "[{}]"),
         ("tool_choice", "\"auto\""),
-        ("response_format", "{\"type\":\"json_object\"}"),
-        ("structured_outputs", "{\"regex\":\"a\"}"),
+        ("response_format", "{\"type\":\"xml\"}"),
+        ("response_format", "{\"type\":\"json_schema\"}"),
+        ("response_format", "{\"type\":\"json_object\",\"schema\":{}}"),
+        ("structured_outputs", "{\"regex\":\"a\",\"grammar\":\"b\"}"),
+        ("structured_outputs", "{\"structural_tag\":\"a\"}"),
+        ("structured_outputs", "{\"choice\":[]}"),
+        ("structured_outputs", "{\"regex\":\"a\"},\"response_format\":{\"type\":\"json_object\"}"),
         ("guided_choice", "[\"a\"]"),
-        ("logprobs", "true"),
+        ("logprobs", "3"),
         ("top_logprobs", "3"),
+        ("top_logprobs", "21,\"logprobs\":true"),
         ("stream", "true"),
-        ("frequency_penalty", "0.5"),
-        ("repetition_penalty", "1.2"),
-        ("min_p", "0.1"),
+        ("frequency_penalty", "2.5"),
+        ("presence_penalty", "-3"),
+        ("repetition_penalty", "0"),
+        ("min_p", "1.1"),
+        ("choices", "[\"a\",\"b\"]"),
         ("ignore_eos", "true"),
         ("logit_bias", "{\"1\":2}"),
         ("reasoning_effort", "\"low\""),
@@ -746,6 +755,70 @@ fn fields_of_openai_requests_are_an_allow_list() {
     assert_eq!(kwargs.chat_template_kwargs.unwrap()["enable_thinking"], false);
     assert_eq!(kwargs.add_generation_prompt, Some(false));
     assert!(request(&chat_line(",\"max_tokens\":8,\"max_completion_tokens\":7")).asked.is_err());
+    let many = generation(
+        ",\"n\":16,\"presence_penalty\":-2,\"frequency_penalty\":0.5,\"repetition_penalty\":1.25,\"min_p\":0.5,\"logprobs\":true",
+    );
+    let numbers = (many.n, many.presence_penalty, many.frequency_penalty, many.repetition_penalty, many.min_p, many.logprobs);
+    assert_eq!(numbers, (Some(16), Some(-2.0), Some(0.5), Some(1.25), Some(0.5), Some(0)));
+    assert_eq!(generation(",\"logprobs\":true,\"top_logprobs\":20").logprobs, Some(20));
+    let constraint = |extra: &str| generation(extra).constraint.map(|(_, constraint)| constraint);
+    let schema = "{\"type\":\"object\",\"properties\":{\"b\":{},\"a\":{}}}";
+    for (extra, expected) in [
+        ("\"response_format\":{\"type\":\"json_object\"}".to_string(), Constraint::Object),
+        (
+            format!(
+                "\"response_format\":{{\"type\":\"json_schema\",\"json_schema\":{{\"name\":\"x\",\"strict\":true,\"schema\":{schema}}}}}"
+            ),
+            Constraint::Schema(schema.into()),
+        ),
+        (format!("\"structured_outputs\":{{\"json\":{schema}}}"), Constraint::Schema(schema.into())),
+        ("\"structured_outputs\":{\"regex\":\"a+\"}".into(), Constraint::Regex("a+".into())),
+        (
+            "\"structured_outputs\":{\"grammar\":\"start: \\\"a\\\"\",\"regex\":null}".into(),
+            Constraint::Lark("start: \"a\"".into()),
+        ),
+        ("\"structured_outputs\":{\"choice\":[\"a\",\"b\"]}".into(), Constraint::OneOf(vec!["a".into(), "b".into()])),
+    ] {
+        assert_eq!(constraint(&format!(",{extra}")), Some(expected), "{extra}");
+    }
+    let completion = |extra: &str| request(&body_line("/v1/completions", &format!("{{\"prompt\":\"x\"{extra}}}"))).asked;
+    assert_eq!(completion(",\"logprobs\":5").unwrap().generation.logprobs, Some(5));
+    assert!(completion(",\"logprobs\":true").is_err() && completion(",\"top_logprobs\":2").is_err());
+}
+
+#[test]
+fn a_record_has_a_form_of_its_own_and_two_forms_are_a_fault_that_names_both() {
+    let of = |fields: &str| records("a.jsonl", format!("{{\"prompt\":\"x\",{fields}}}\n")).remove(0).asked;
+    let generation = |fields: &str| of(fields).unwrap().generation;
+    assert_eq!(
+        generation(r#""json_schema":{"type":"null"}"#).constraint,
+        Some(("json_schema", Constraint::Schema(r#"{"type":"null"}"#.into())))
+    );
+    assert_eq!(
+        generation(r#""json_schema":"{\"type\":\"null\"}""#).constraint,
+        Some(("json_schema", Constraint::Schema(r#"{"type":"null"}"#.into())))
+    );
+    assert_eq!(generation(r#""regex":"[ab]""#).constraint, Some(("regex", Constraint::Regex("[ab]".into()))));
+    assert_eq!(
+        generation(r#""response_format":{"type":"json_object"}"#).constraint,
+        Some(("response_format", Constraint::Object))
+    );
+    assert_eq!(generation(r#""choices":["a","b"],"logprobs":2"#).choices, Some(vec!["a".into(), "b".into()]));
+    for (fields, words) in [
+        (r#""regex":"a","json_schema":{}"#, ["regex", "json_schema"]),
+        (r#""choices":["a","b"],"regex":"a""#, ["choices", "regex"]),
+        (r#""choices":["a"]"#, ["choices", "2"]),
+        (r#""choices":["a","a"]"#, ["choices", "'a'"]),
+        (r#""logprobs":21"#, ["logprobs", "20"]),
+        (r#""json_schema":3"#, ["json_schema", "object"]),
+    ] {
+        let error = of(fields).unwrap_err();
+        assert!(error.code == "bad_field" && words.iter().all(|word| error.message.contains(word)), "{fields}: {error:?}");
+    }
+    let rows = records("a.csv", "prompt,choices,regex\nx,\"yes, no\",\ny,,[ab]\nz,\"[\"\"a,b\"\",\"\"c\"\"]\",\n");
+    let choices = |n: usize| rows[n].asked.clone().unwrap().generation.choices;
+    assert_eq!(choices(0), Some(vec!["yes".into(), "no".into()]));
+    assert_eq!((choices(1), choices(2)), (None, Some(vec!["a,b".into(), "c".into()])));
 }
 
 #[test]

@@ -32,6 +32,11 @@ const RECORDS: [(&str, &str); 4] = [("a", "q a"), ("b\n", "q\n\"b\","), ("c", ""
 fn line(format: &Format, id: &str, prompt: &str) -> Vec<u8> {
     let failed = prompt.is_empty();
     let answer = Answer {
+        reasoning: None,
+        json: false,
+        choice_probs: None,
+        logprobs: None,
+        more: Vec::new(),
         index: 0,
         id: id.into(),
         text: if failed { String::new() } else { "some\n\"answer\", yes".into() },
