@@ -464,3 +464,44 @@ fn openai_requests_are_answered_n_times_in_their_form_with_log_probabilities() {
     let once: Vec<char> = said("penalised", 0).chars().collect();
     assert!(once.iter().collect::<std::collections::HashSet<_>>().len() * 2 > once.len(), "{once:?}");
 }
+
+#[test]
+fn tables_have_a_column_for_each_property_and_go_on_after_a_kill_by_them() {
+    let bench = Bench::new();
+    bench.file("in.csv", "id,prompt,customer\n1,hello,Ann\n2,there,Bo\n3,you,Cy\n");
+    let schema = r#"{"properties": {"kind": {"enum": ["ab", "cd"]}, "tags": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2}}, "required": ["kind", "tags"]}"#;
+    let arguments = ["in.csv", "-o", "out.csv", "--json-schema", schema, "--max-tokens", "40"];
+    bench.run(&arguments).expect(0);
+    let rows = |name: &str| -> Vec<BTreeMap<String, String>> {
+        let text = bench.text(name);
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        reader.deserialize().map(Result::unwrap).collect()
+    };
+    let whole = rows("out.csv");
+    for row in &whole {
+        let value: Value = serde_json::from_str(&row["answer"]).unwrap();
+        assert_eq!(
+            (row["answer.kind"].as_str(), row["answer.tags"].clone()),
+            (value["kind"].as_str().unwrap(), value["tags"].to_string())
+        );
+    }
+    let text = bench.text("out.csv");
+    let header = text.lines().next().unwrap();
+    assert!(header.starts_with("id,prompt,answer,answer.kind,answer.tags,") && header.ends_with("customer"), "{header}");
+    // Cut in the last row: the rest is answered again, to the same bytes of answers.
+    std::fs::write(bench.path("out.csv"), &text[..text.len() - 9]).unwrap();
+    bench.run(&[&arguments[..], &["--resume"]].concat()).expect(0);
+    let kept = |rows: Vec<BTreeMap<String, String>>| {
+        rows.into_iter().map(|r| (r["id"].clone(), r["answer"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(rows("out.csv")), kept(whole.clone()));
+    bench
+        .run(&["in.csv", "-o", "few.csv", "--json-schema", schema, "--max-tokens", "40", "--columns", "customer,answer.kind"])
+        .expect(0);
+    let few = rows("few.csv");
+    assert_eq!(few.iter().map(|r| r["customer"].as_str()).collect::<Vec<_>>(), ["Ann", "Bo", "Cy"]);
+    assert!(few.iter().zip(&whole).all(|(few, whole)| few["answer.kind"] == whole["answer.kind"] && few.len() == 2));
+    bench.run(&["in.csv", "-o", "x.csv", "--json-schema", schema, "--columns", "answer.none"]).refused("answer.none");
+    bench.run(&["in.csv", "-o", "probs.csv", "--choices", "a,b"]).expect(0);
+    assert!(rows("probs.csv").iter().all(|r| r["choice_probs"].starts_with("{\"a\":") && r["finish_reason"] == "choice"));
+}

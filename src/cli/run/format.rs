@@ -339,7 +339,9 @@ impl Format {
                 Some(Cell::Json(json)) => Value::Json(Cow::Borrowed(json)),
                 Some(Cell::Missing) | None => Value::Null,
             },
-            Source::Property(name) => parts::property(line.answer, name).map_or(Value::Null, |text| Value::Text(Cow::Owned(text))),
+            Source::Property(name) => {
+                parts::property(line.answer, name).map_or(Value::Null, |text| Value::Text(Cow::Owned(text)))
+            }
             Source::Input => line.origin.input.as_ref().map_or(Value::Absent, |json| Value::Json(Cow::Borrowed(json))),
         }
     }
@@ -528,6 +530,7 @@ fn plain(error: &serde_json::Error) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::engine::FinishReason;
     use crate::pipeline::Answer;
     use crate::text::prompts::Origin;
 

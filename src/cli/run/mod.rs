@@ -29,8 +29,8 @@ use crate::pipeline::{
     Answer, Content, Control, Ended, Generation, Identity, Loaded, Order, Pipeline, PipelineConfig, RecordError, Settings,
     SourceFailure,
 };
-use crate::text::{Constraint, Prompt as Presented};
 use crate::text::prompts::{Given, Origin};
+use crate::text::{Constraint, Prompt as Presented};
 use crate::units::{self, counted};
 use format::{Format, Kind, Line, Source};
 use inputs::{Inputs, Item};
