@@ -88,7 +88,7 @@ fn mistakes_in_fields_are_told_before_the_model_is_looked_for() {
         (&["--template", TEMPLATE, "--columns", "id,custmer"], "custmer is neither"),
         (&["--template", TEMPLATE, "--setting-fields", "heat"], "heat"),
         (&["--template", TEMPLATE, "-o", "out.xlsx"], ".xlsx"),
-        (&[], "--prompt-field customer"),
+        (&[], "--prompt-field ticket_text"),
     ] {
         bench.run(&[&["t.csv", "-m", "none.gguf"], args].concat()).refused(words);
     }
@@ -261,4 +261,90 @@ fn a_worker_is_ready_and_answers_a_line_before_the_next_is_sent() {
     let mut rest = String::new();
     answers.read_to_string(&mut rest).unwrap();
     assert!(rest.is_empty() && child.wait().unwrap().success());
+}
+
+#[cfg(feature = "parquet")]
+mod parquet {
+    use super::*;
+    use ::parquet::file::reader::{FileReader, SerializedFileReader};
+
+    fn read(bench: &Bench, name: &str) -> Vec<String> {
+        let reader = SerializedFileReader::new(std::fs::File::open(bench.path(name)).unwrap()).unwrap();
+        reader.get_row_iter(None).unwrap().map(|row| row.unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn a_parquet_file_is_written_by_journal_and_read_with_its_types() {
+        let bench = Bench::new();
+        let lines: String =
+            (0..7).map(|i| format!("{{\"id\":{i},\"text\":\"t{i}\",\"x\":{i}.5,\"ok\":true,\"tags\":[{i}]}}\n")).collect();
+        bench.file("in.jsonl", lines);
+        let args = ["in.jsonl", "-q", "--ordered", "--template", "say {{ text }}", "--columns", "id,text,x,ok,tags,answer"];
+        let answers = bench.run(&args).expect(0).records();
+        bench.run(&[&args[..], &["-o", "a.parquet"]].concat()).expect(0);
+        assert!(!bench.path("a.parquet.journal.jsonl").exists());
+        let rows = read(&bench, "a.parquet");
+        assert_eq!(rows.len(), 7);
+        assert!(rows[3].starts_with("{id: 3, text: \"t3\", x: 3.5, ok: true, tags: \"[3]\", answer: \""), "{}", rows[3]);
+        // Read again as input: the same prompts, the same answers, numbers as numbers.
+        let again = ["a.parquet", "-q", "--template", "say {{ text }}", "--columns", "id,text,x,ok,tags"];
+        let seen = bench.run(&again).expect(0).records();
+        for (record, answer) in seen.iter().zip(&answers) {
+            assert_eq!((&record["id"], &record["x"], &record["ok"]), (&answer["id"], &answer["x"], &answer["ok"]));
+        }
+        bench.run(&["a.parquet", "--prompt-field", "txt", "-m", "none.gguf"]).refused("asks for txt");
+        bench.run(&[&args[..], &["-o", "a.parquet", "--resume"]].concat()).expect(0);
+        // A damaged file ends in one line.
+        let bytes = std::fs::read(bench.path("a.parquet")).unwrap();
+        let mut random = common::Random::new(3, "parquet");
+        for cut in [5, bytes.len() / 2, bytes.len() - 9] {
+            bench.file("cut.parquet", &bytes[..cut]);
+            bench.run(&["cut.parquet", "--prompt-field", "text", "-m", "none.gguf"]).refused("cut.parquet");
+        }
+        for _ in 0..20 {
+            let mut bytes = bytes.clone();
+            let at = random.below(bytes.len() as u64) as usize;
+            bytes[at] ^= 1 << random.below(8);
+            bench.file("bad.parquet", bytes);
+            let ran = bench.run(&["bad.parquet", "-q", "--prompt-field", "text"]);
+            assert!([0, 1, 2, 4].contains(&ran.status) && !ran.stderr.contains("panicked"), "{ran:?}");
+        }
+    }
+
+    #[test]
+    fn a_killed_run_into_parquet_goes_on_from_its_journal() {
+        let bench = Bench::new();
+        bench.file("tickets.csv", tickets(12));
+        let args = ["tickets.csv", "-q", "--template", TEMPLATE, "-o", "out.parquet", "--resume"];
+        let journal = bench.path("out.parquet.journal.jsonl");
+        let lines = || std::fs::read_to_string(&journal).map_or(0, |text| text.matches('\n').count());
+        let mut kept = 0;
+        for _ in 0..3 {
+            let mut child = bench.start(bench.command(&args));
+            while lines() < kept + 2 && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            child.kill().unwrap();
+            finish(child);
+            assert!(!bench.path("out.parquet").exists() || read(&bench, "out.parquet").len() == 12);
+            kept = lines();
+        }
+        bench.run(&args).expect(0);
+        let rows = read(&bench, "out.parquet");
+        assert!(
+            rows.len() == 12 && rows.iter().enumerate().all(|(i, row)| row.starts_with(&format!("{{id: \"T{i}\", "))),
+            "{rows:?}"
+        );
+        assert!(!journal.exists());
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn a_build_without_parquet_names_the_feature() {
+    let bench = Bench::new();
+    bench.file("in.txt", "x\n");
+    bench.file("in.parquet", "PAR1");
+    bench.run(&["in.txt", "-o", "out.parquet", "-m", "none.gguf"]).refused("--features parquet");
+    bench.run(&["in.parquet", "-m", "none.gguf"]).refused("--features parquet");
 }

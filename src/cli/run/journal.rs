@@ -2,11 +2,11 @@
 //! leaves whole and `--resume` goes on with; at the end the file is made from it at once. In: a journal, a format. Out: the file.
 
 use super::format::{Format, Kind};
-use super::output;
+use super::output::{self, lines};
 use crate::cli::Failure;
 use crate::units::{counted, shown};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 /// The file that a run is to end with, and the journal on the way there.
@@ -111,19 +111,6 @@ pub fn not_complete(path: &Path, rows: u64, records: u64) -> Failure {
     ))
 }
 
-/// Each line of a journal.
-pub(super) fn lines(journal: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut reader = BufReader::with_capacity(1 << 16, journal);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if reader.read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
-        }
-        each(&line)?;
-    }
-}
-
 #[cfg(feature = "parquet")]
 use super::parquet::{rows as parquet_rows, write as write_parquet};
 
@@ -133,7 +120,7 @@ fn parquet_rows(_file: File) -> Result<u64, String> {
 }
 
 #[cfg(not(feature = "parquet"))]
-fn write_parquet(_format: &Format, _journal: &File, _out: &mut (dyn Write + Send)) -> io::Result<()> {
+fn write_parquet(_format: &Format, _journal: &File, _out: &mut (dyn io::Write + Send)) -> io::Result<()> {
     Err(io::Error::other(NO_PARQUET))
 }
 

@@ -9,7 +9,7 @@ use crate::pipeline::{Control, Stopping};
 use crate::units::{Bytes, counted};
 use std::collections::VecDeque;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, Seek, Write};
+use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -310,6 +310,19 @@ fn holder(meta: &std::fs::Metadata) -> Option<u32> {
 pub fn make(path: &Path, write: &mut dyn FnMut(&mut (dyn Write + Send)) -> io::Result<()>) -> io::Result<()> {
     let target = resolve(path).map_err(|f| io::Error::other(f.message))?;
     replace(&target, path, write).map(drop)
+}
+
+/// Each line of a file from where it stands, with its line end.
+pub fn lines(journal: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut reader = BufReader::with_capacity(1 << 16, journal);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        each(&line)?;
+    }
 }
 
 /// Writes a new file beside `target`, locks it, and renames it over `target`.

@@ -3,7 +3,7 @@
 
 use super::columns::{TABLE, Type, Value};
 use super::format::{Column, Format, Source};
-use super::journal::lines;
+use super::output::lines;
 use parquet::basic::{Compression, LogicalType, Repetition, Type as Physical};
 use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int64Type};
 use parquet::file::properties::WriterProperties;

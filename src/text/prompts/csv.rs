@@ -312,7 +312,9 @@ fn header(row: &Row, next_line: u64, separator: u8, reading: &Reading) -> Result
         (None, None) => {
             let Some(prompt) = place("prompt")? else {
                 let some: Vec<String> = names.iter().take(8).map(|n| n.chars().take(30).collect()).collect();
-                let example = some.iter().find(|name| !name.is_empty() && *name != "id").map_or("NAME", |name| name);
+                let likely = |name: &&String| LIKELY.iter().any(|word| name.to_lowercase().contains(word));
+                let named = some.iter().find(likely).or_else(|| some.iter().find(|name| !name.is_empty() && *name != "id"));
+                let example = named.map_or("NAME", |name| name);
                 return Err(format!(
                     "the header has no column prompt, but {}; --prompt-field {} takes that column, --template makes a prompt of several",
                     shown(&some.join(", ")),
@@ -331,6 +333,9 @@ fn header(row: &Row, next_line: u64, separator: u8, reading: &Reading) -> Result
     let carried = names.iter().enumerate().filter(kept).map(|(i, _)| i).collect();
     Ok(Header { prompt, id, settings, carried, lines: next_line, separator, names })
 }
+
+/// Words in the names of columns that are likely to be prompts.
+const LIKELY: [&str; 9] = ["question", "instruction", "query", "text", "message", "content", "body", "input", "description"];
 
 impl Header {
     fn carried_names(&self) -> impl Iterator<Item = (usize, &str)> {

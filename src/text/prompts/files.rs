@@ -43,7 +43,7 @@ enum Kind {
     Csv(Arc<csv::Header>),
     /// Rows of a Parquet file.
     #[cfg(feature = "parquet")]
-    Parquet(super::parquet::Shared),
+    Parquet,
     /// Files below a folder, a prompt each.
     Folder(Tree),
     /// Prompts of the command line.
@@ -93,9 +93,8 @@ impl PromptFiles {
                 Found::Kind(kind) => kind,
                 #[cfg(feature = "parquet")]
                 Found::Parquet => {
-                    let table = super::parquet::check(&source, &rules)?;
-                    names = table.carried(&rules);
-                    Kind::Parquet(Arc::new(table))
+                    names = super::parquet::check(&source, &rules)?;
+                    Kind::Parquet
                 }
                 #[cfg(not(feature = "parquet"))]
                 Found::Parquet => return Err(no_parquet(&source)),
@@ -397,7 +396,7 @@ impl File {
             Kind::Array(dialect) => Records::Array(Elements::new(reader()?), *dialect),
             Kind::Csv(header) => Records::Csv(Box::new(csv::Rows::open(&self.source, header.clone(), rules.clone())?)),
             #[cfg(feature = "parquet")]
-            Kind::Parquet(_) => Records::Parquet(Box::new(
+            Kind::Parquet => Records::Parquet(Box::new(
                 super::parquet::Rows::open(&self.source, rules).map_err(|e| unreadable(&self.source, &e))?,
             )),
             Kind::Folder(tree) => Records::Folder(Walk::new(tree.clone())),
@@ -409,7 +408,7 @@ impl File {
         match self.kind {
             Kind::Csv(_) => true,
             #[cfg(feature = "parquet")]
-            Kind::Parquet(_) => true,
+            Kind::Parquet => true,
             _ => false,
         }
     }

@@ -16,13 +16,6 @@ use serde_json::{Map, Number, Value};
 use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-
-/// A file's columns.
-#[derive(Debug)]
-pub(super) struct Table {
-    names: Vec<String>,
-}
 
 fn damaged(what: impl std::fmt::Display) -> io::Error {
     let what: String = what.to_string().chars().take(200).collect();
@@ -43,8 +36,8 @@ fn open(source: &Source) -> io::Result<SerializedFileReader<File>> {
     guarded(|| SerializedFileReader::new(file))
 }
 
-/// Reads what the file says of itself, and checks that it has what is asked for.
-pub(super) fn check(source: &Source, rules: &Rules) -> Result<Table, InputError> {
+/// Reads what the file says of itself, and checks that it has what is asked for. Gives the names of the columns that are carried.
+pub(super) fn check(source: &Source, rules: &Rules) -> Result<Vec<String>, InputError> {
     let bad = |what: String| InputError::Bad(format!("{}: {what}", shown(source.name())));
     let reader = open(source).map_err(|e| bad(super::source::why(&e)))?;
     let schema = reader.metadata().file_metadata().schema_descr().root_schema_ptr();
@@ -54,14 +47,7 @@ pub(super) fn check(source: &Source, rules: &Rules) -> Result<Table, InputError>
     if reader.metadata().file_metadata().num_rows() == 0 {
         return Err(bad("there is no record in it".into()));
     }
-    Ok(Table { names })
-}
-
-impl Table {
-    /// Names of the columns that are carried.
-    pub fn carried(&self, rules: &Rules) -> Vec<String> {
-        self.names.iter().filter(|name| !rules.reading.is_told(name)).cloned().collect()
-    }
+    Ok(names.into_iter().filter(|name| !reading.is_told(name)).collect())
 }
 
 /// Whether a record needs a column.
@@ -148,6 +134,3 @@ fn json_of(field: &Field) -> Value {
         other => Value::String(other.to_string()),
     }
 }
-
-/// Shared by the readers of one file.
-pub(super) type Shared = Arc<Table>;
