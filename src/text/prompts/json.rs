@@ -303,7 +303,7 @@ pub(super) fn check_turn(content: &Content, generation: &GenerationFields) -> Re
 
 /// Why an object without `prompt` and `messages` is no record, and what it seems to be.
 fn missing(fields: &Fields, asked: Option<&str>) -> Fault {
-    let has = |name: &str| fields.0.iter().any(|(n, _)| n == name);
+    let has = |name: &str| asked != Some(name) && fields.0.iter().any(|(n, raw)| n == name && raw.get() != "null");
     let hint = if has("custom_id") && has("body") {
         return ("missing_prompt", "this is an OpenAI request; give --input-format openai".to_string());
     } else if has("conversations") {
