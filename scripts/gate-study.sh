@@ -1,53 +1,55 @@
 #!/usr/bin/env bash
 # How often is the gate of `llmopt bench` wrong on this machine? Records rounds without and with a 10 % delay of every forward pass, replays
-# them (10,000 resamplings for each line), then runs 5 real A/A benches and 3 with the delay through the gate. Needs a quiet machine.
+# them (10,000 resamplings for each line), then records 5 whole A/A runs and 3 with the delay and judges them. Needs a quiet machine.
 #   scripts/gate-study.sh [OUT]      default OUT: results/gate-study
-# In the environment: ROUNDS (60 recorded), RUN_ROUNDS (24 of each real run), PHASE (3: the phase with the quickest rounds, about 3 s on two
-# cores), MAX_REGRESSION (3), DELAY (10), and LLMOPT_ARGS for more arguments, such as another model. With the defaults about 20 minutes.
+# In the environment: ROUNDS (60 recorded), RUN_ROUNDS (24 of each whole run), PHASE (3: the phase with the quickest rounds, about 3 s on two
+# cores), MAX_REGRESSION (3), DELAY (10), PAUSE (0 seconds between whole runs; 3600 makes a day of them), and LLMOPT_ARGS for more
+# arguments, such as another model. With the defaults about 20 minutes.
 set -eu
+case ${1:-} in -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+cd "$(dirname "$0")/.."
 out=${1:-results/gate-study}
-rounds=${ROUNDS:-60} run_rounds=${RUN_ROUNDS:-24} phase=${PHASE:-3} threshold=${MAX_REGRESSION:-3} delay=${DELAY:-10}
-llmopt=${LLMOPT:-target/release/llmopt}
+rounds=${ROUNDS:-60} run_rounds=${RUN_ROUNDS:-24} phase=${PHASE:-3} threshold=${MAX_REGRESSION:-3} delay=${DELAY:-10} pause=${PAUSE:-0}
+cargo build --release --quiet --example gate_study
+study=${STUDY:-target/release/examples/gate_study}
 mkdir -p "$out"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# shellcheck disable=SC2206 # arguments are meant to be split
-plan=(bench --phase "$phase" --rounds-only --time-budget 3000 --progress never ${LLMOPT_ARGS:-})
 
-record() { # NAME ARGS...: one long bench, its result kept as OUT/NAME.json
-    local name=$1; shift
-    echo "recording $rounds rounds: $name" >&2
-    "$llmopt" "${plan[@]}" --rounds "$rounds" --out "$scratch/$name" -q "$@" > /dev/null
-    cp "$scratch/$name"/*/result.json "$out/$name.json"
+record() { # FILE ROUNDS DELAY
+    # shellcheck disable=SC2086 # arguments are meant to be split
+    "$study" record --phase "$phase" --rounds "$2" --delay "$3" --out "$1" ${LLMOPT_ARGS:-}
 }
 
-run() { # NAME DELAY: one real bench through the gate, as a line of the report
-    local name=$1 status=0 lines
-    echo "real run: $name" >&2
-    lines=$("$llmopt" "${plan[@]}" --rounds "$run_rounds" --out "$scratch/runs" --test-delay "$2" --baseline "$out/plain.json" \
-        --max-regression "$threshold" 2>&1 > /dev/null) || status=$?
+run() { # NAME DELAY: one whole run, as a line of the report
+    local name=$1 status=0 line
+    echo "whole run: $name" >&2
+    record "$scratch/run.json" "$run_rounds" "$2"
+    line=$("$study" gate --max-regression "$threshold" "$out/plain.json" "$scratch/run.json") || status=$?
     # 0: the gate passed; 3: it failed. Anything else is no answer.
-    case $status in 0 | 3) ;; *) echo "$lines" >&2; exit "$status" ;; esac
-    echo "* $name: exit status $status. $(echo "$lines" | sed -n 's/^llmopt: gate: //p' | paste -sd ';' | sed 's/;/; /g')"
+    case $status in 0 | 3) ;; *) exit "$status" ;; esac
+    echo "* $name, $(date -u +%H:%M): exit status $status, $line"
+    sleep "$pause"
 }
 
 begin=$SECONDS
-record plain
-record delayed --test-delay "$delay"
+echo "recording $rounds rounds twice" >&2
+record "$out/plain.json" "$rounds" 0
+record "$out/delayed.json" "$rounds" "$delay"
 report=$scratch/README.md
 {
     echo "# Error rates of the gate"
     echo
-    echo "\`scripts/gate-study.sh\` on $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), phase $phase, $(date -u +%F), $("$llmopt" --version)."
+    echo "\`scripts/gate-study.sh\` on $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), phase $phase, $(date -u +%F)."
     echo "The delay makes every forward pass of every configuration take $delay % longer; the fixed reference is not delayed."
     echo
     echo "## False alarms: the same program on both sides"
     echo
-    "$llmopt" bench --replay "$out/plain.json"
+    "$study" replay "$out/plain.json"
     echo
     echo "## Detection: every forward pass $delay % longer"
     echo
-    "$llmopt" bench --replay "$out/plain.json" --replay-against "$out/delayed.json"
+    "$study" replay "$out/plain.json" "$out/delayed.json"
     echo
     echo "\"Same slices\" draws what two runs with one \`--seed\` compare: the same slices on both sides. \"Blocks\" draws consecutive rounds of any slices."
     echo

@@ -52,6 +52,46 @@ impl FromStr for Bytes {
     }
 }
 
+/// `did you mean 'bf16'? ` if one known name is near to what was typed, else nothing: for the front of a list of what is known.
+pub fn did_you_mean<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let typed = typed.trim().to_lowercase().replace('_', "-");
+    // A third of the letters may be wrong, at least one; nothing is near to a single letter.
+    let most = (typed.chars().count() / 3).max(1);
+    let plain = |name: &str| name.to_lowercase().replace('_', "-");
+    let near = |name: &str| {
+        let begins = typed.chars().count() >= 3 && plain(name).starts_with(&typed);
+        if begins { 1 } else { edits(&typed, &plain(name)) }
+    };
+    let best = known.into_iter().map(|name| (near(name), name)).filter(|(d, _)| *d <= most).min_by_key(|(d, _)| *d);
+    best.filter(|_| (2..=MOST_TYPED).contains(&typed.chars().count())).map_or(String::new(), |(_, name)| format!("did you mean '{name}'? "))
+}
+
+/// A longer word is no slip of the fingers.
+const MOST_TYPED: usize = 64;
+
+/// Letters inserted, removed, replaced or swapped with their neighbour to make one word of another (optimal string alignment distance).
+fn edits(a: &str, b: &str) -> usize {
+    let chars = |text: &str| text.chars().take(MOST_TYPED + 1).collect::<Vec<char>>();
+    let (a, b) = (chars(a), chars(b));
+    let mut rows = vec![vec![0usize; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = match (i, j) {
+                (0, n) | (n, 0) => n,
+                _ => {
+                    let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                    let mut least = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                    if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                        least = least.min(rows[i - 2][j - 2] + 1);
+                    }
+                    least
+                }
+            };
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
 /// Seconds as people read them: `850 µs`, `12.3 ms`, `4.56 s`, `3 min 20 s`, `2 h 05 min`.
 pub fn seconds(s: f64) -> String {
     match s {
@@ -92,6 +132,28 @@ pub fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_near_name_is_offered_and_a_far_one_is_not() {
+        let known = ["auto", "bf16", "q8_0", "q4_1", "early-stop", "shared-prefix", "smollm2-135m"];
+        let offered = |typed: &str| did_you_mean(typed, known);
+        for (typed, name) in [
+            ("bf61", "bf16"),
+            ("BF16", "bf16"),
+            ("q80", "q8_0"),
+            ("q8-0", "q8_0"),
+            ("earlystop", "early-stop"),
+            ("sharedprefixes", "shared-prefix"),
+            ("smollm2", "smollm2-135m"),
+            ("smolm2-135m", "smollm2-135m"),
+        ] {
+            assert_eq!(offered(typed), format!("did you mean '{name}'? "), "{typed}");
+        }
+        for typed in ["", "x", "llama", "\u{1b}[31m", &"a".repeat(10_000)] {
+            assert_eq!(offered(typed), "", "{typed}");
+        }
+        assert_eq!((edits("ab", "ba"), edits("", "abc"), edits("kitten", "sitting")), (1, 3, 3));
+    }
 
     #[test]
     fn sizes_parse_and_print() {

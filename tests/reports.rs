@@ -7,7 +7,7 @@ use llmopt::bench::result::BenchResult;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-const HEADER: &str = "optimization,phase,difficulty,expected_low,expected_high,alone,alone_low,alone_high,removed,removed_low,removed_high,cumulative,cumulative_low,cumulative_high,verdict,answers";
+const HEADER: &str = "optimization,phase,difficulty,expected_low,expected_high,alone,alone_low,alone_high,removed,removed_low,removed_high,cumulative,cumulative_low,cumulative_high,verdict,answers,agreement";
 const ROWS: [&str; 14] = [
     "precision",
     "greedy",
@@ -106,7 +106,7 @@ fn in_a_browser(page: &str, width: usize) -> Option<(usize, bool)> {
 fn a_quick_bench_writes_every_file_and_a_report_of_80_columns() {
     let (folder, model) = folder();
     let summary = folder.path().join("summary.md");
-    let output = command(&model, &["--phase", "1", "--quick", "--rounds", "2", "--time-budget", "30"])
+    let output = command(&model, &["--phase", "1", "--quick", "--rounds", "2", "--time-budget", "3000"])
         .env("GITHUB_STEP_SUMMARY", &summary)
         .output()
         .unwrap();
@@ -127,9 +127,11 @@ fn a_quick_bench_writes_every_file_and_a_report_of_80_columns() {
             let [ratio, low, high] = [5, 6, 7].map(|i: usize| row[i].parse::<f64>().unwrap());
             assert!(0.0 < low && low <= ratio && ratio <= high, "{row:?}");
             assert!(["unclear", "within"].contains(&row[14].as_str()), "two rounds give no verdict: {row:?}");
-            assert!(!row[15].is_empty(), "{row:?}");
+            assert!(["identical", "prefix", "differ"].contains(&row[15].as_str()), "{row:?}");
+            assert!((0.0..=1.0).contains(&row[16].parse::<f64>().unwrap()), "{row:?}");
         }
     }
+    assert!(out.contains("Response caching: hit") && out.contains("∞, no forward pass") && !out.contains("differ"), "{out}");
     assert_eq!(rows[0][1..5], ["1", "Easy", "1.3", "1.5"]);
     assert_eq!(rows[2][3..5], ["inf", "inf"]);
     let result = BenchResult::read(&results).unwrap();
@@ -143,6 +145,9 @@ fn a_quick_bench_writes_every_file_and_a_report_of_80_columns() {
             assert_eq!((drawn, wide), (charts, false), "in a browser {width} pixels wide");
         }
     }
+    let junit = std::fs::read_to_string(results.join("junit.xml")).unwrap();
+    assert_eq!(junit.matches("<testcase ").count(), 6, "{junit}");
+    assert!(junit.contains("<testcase name=\"precision\" classname=\"llmopt.rows\"") && !junit.contains("<failure"), "{junit}");
     for file in ["report.md", "speedup.md"] {
         check_markdown(&std::fs::read_to_string(results.join(file)).unwrap());
     }
@@ -215,7 +220,7 @@ fn edited(result: &Path, name: &str, edit: impl FnOnce(&mut serde_json::Value)) 
 #[test]
 fn the_gate_refuses_what_it_cannot_compare_and_names_each_row_that_failed() {
     let (folder, model) = folder();
-    let plan = ["--phase", "1", "--rounds", "2", "--time-budget", "60", "--max-tokens", "6", "--limit", "6"];
+    let plan = ["--phase", "1", "--rounds", "2", "--time-budget", "3000", "--max-tokens", "6", "--limit", "6"];
     let with = |more: &[&str]| bench(&model, &[&plan[..], more].concat());
     let first = with(&["--out", "first", "-q"]);
     assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
@@ -239,11 +244,14 @@ fn the_gate_refuses_what_it_cannot_compare_and_names_each_row_that_failed() {
     refused(&["--baseline", &file("c", |v| v["schema"] = 1000.into())], "schema 1000");
     refused(&["--baseline", &file("d", |v| v["model"]["digest"] = "0".into())], "another model");
     refused(&["--baseline", &file("e", |v| v["workload"]["digest"] = "0".into())], "another workload");
-    refused(&["--baseline", &file("f", |v| v["quick"] = true.into())], "--quick");
+    refused(&["--baseline", &file("f", |v| v["quick"] = true.into())], "made with --quick, this run without it");
     refused(&["--same-machine", "--baseline", &file("g", |v| v["machine"]["cpu"] = "abacus".into())], "abacus");
     refused(&["--baseline", "nowhere.json"], "nowhere.json");
     refused(&["--baseline", model.to_str().unwrap()], "tiny.gguf");
-    refused(&["--quick", "--baseline", good], "--quick");
+    refused(&["--quick", "--baseline", good], "made without --quick, this run with it");
+    // A budget that cannot hold two rounds is said before anything is measured, with the least that can.
+    refused(&["--max-time", "0.001"], "cannot hold two rounds of 9 configurations");
+    refused(&["--max-time", "0.001", "--repeat", "3"], "--max-time 0.001: cannot hold two rounds of each of 3 runs");
     let nan = made.join("nan.json");
     std::fs::write(&nan, std::fs::read_to_string(&result).unwrap().replacen("\"seconds\":", "\"seconds\":NaN,\"x\":", 1))
         .unwrap();
@@ -276,6 +284,74 @@ fn the_gate_refuses_what_it_cannot_compare_and_names_each_row_that_failed() {
     let err = text(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{err}");
     assert!(err.contains("--min-speedup"), "{err}");
+}
+
+#[test]
+fn a_quick_gate_compares_with_its_like_and_writes_every_page_before_it_fails() {
+    let (folder, model) = folder();
+    let plan = ["--phase", "1", "--quick", "--max-tokens", "4", "--limit", "6", "--repeat", "2", "--time-budget", "3000"];
+    let first = bench(&model, &[&plan[..], &["--out", "first", "-q"]].concat());
+    assert_eq!(first.status.code(), Some(0), "{}", text(&first.stderr));
+    let made = std::fs::read_dir(folder.path().join("first")).unwrap().next().unwrap().unwrap().path();
+    let result = BenchResult::read(&made).unwrap();
+    assert_eq!((result.runs(), result.rounds.len(), result.configs.len()), (2, 6, 7));
+    assert!(text(&first.stdout).contains("between runs"), "{}", text(&first.stdout));
+    // The recorded program was faster than light.
+    let impossible = edited(&made.join("result.json"), "fast", |v| {
+        for round in v["rounds"].as_array_mut().unwrap() {
+            round["samples"].as_array_mut().unwrap().iter_mut().for_each(|s| s["seconds"] = 1e-9.into());
+        }
+    });
+    let summary = folder.path().join("summary.md");
+    let gate = command(&model, &[&plan[..], &["--baseline", &impossible]].concat()).env("GITHUB_STEP_SUMMARY", &summary).output();
+    let output = gate.unwrap();
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{err}");
+    assert!(err.contains("is past --max-regression 20 %") && err.contains("this run sees a loss of"), "{err}");
+    assert!(!output.stdout.is_empty() && std::fs::read_to_string(summary).unwrap().contains("--max-regression 20 %"));
+    let junit = std::fs::read_to_string(results(&model).join("junit.xml")).unwrap();
+    assert!(junit.contains("<testsuite name=\"gates\"") && junit.contains("<failure"), "{junit}");
+}
+
+#[test]
+fn completions_the_man_page_and_the_version_tell_what_there_is() {
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_llmopt")).args(args).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let page = run(&["completions", shell]);
+        assert!(page.contains("max-regression") && page.contains("compare"), "{shell}");
+        assert!(!page.contains("fresh-process"), "hidden flags are offered by nobody: {shell}");
+    }
+    let man = run(&["man"]);
+    for part in [".TH llmopt", ".SH \"BENCH\"", "max\\-regression", ".SH \"EXIT STATUS\"", "resume"] {
+        assert!(man.contains(part), "{part}");
+    }
+    let version = run(&["--version"]);
+    assert!(version.starts_with(&format!("llmopt {}", env!("CARGO_PKG_VERSION"))), "{version}");
+    assert!(version.contains("kernel sets of this CPU: ") && version.contains("portable") && version.contains("features: "), "{version}");
+}
+
+#[test]
+fn a_slip_of_the_fingers_is_told_what_was_meant() {
+    let said = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_llmopt")).args(args).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        text(&output.stderr)
+    };
+    for (args, meant) in [
+        (&["run", "--max-token", "9", "x.jsonl"][..], "--max-tokens"),
+        (&["run", "--dtype", "q80", "x.jsonl"], "did you mean 'q8_0'?"),
+        (&["run", "--without", "earlystop", "x.jsonl"], "did you mean 'early-stop'?"),
+        (&["bench", "-m", "smolm2-135m"], "did you mean 'smollm2-135m'?"),
+        (&["compare", "f32", "bf61"], "did you mean 'bf16'?"),
+        (&["benhc"], "bench"),
+    ] {
+        let err = said(args);
+        assert!(err.contains(meant), "{args:?}: {err}");
+    }
 }
 
 #[cfg(unix)]

@@ -98,12 +98,33 @@ impl Tally {
     }
 }
 
+impl Seen {
+    /// As files write it: `identical`, `prefix`, `differ`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Seen::Identical => "identical",
+            Seen::Prefix => "prefix",
+            Seen::Differ(_) => "differ",
+        }
+    }
+
+    /// Share of the tokens before the first difference; of a beginning, all that there are.
+    pub fn agreement(self) -> f64 {
+        match self {
+            Seen::Identical | Seen::Prefix => 1.0,
+            Seen::Differ(agreement) => agreement,
+        }
+    }
+}
+
+/// For people.
 impl std::fmt::Display for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Seen::Identical => f.write_str("identical"),
             Seen::Prefix => f.write_str("prefix"),
-            Seen::Differ(agreement) => write!(f, "differ {:.0}%", agreement * 100.0),
+            // Not all of it, however it rounds.
+            Seen::Differ(agreement) => write!(f, "agree {:.0} %", (agreement * 100.0).min(99.0)),
         }
     }
 }
@@ -131,6 +152,11 @@ mod tests {
         let other = tally(&[&[1, 2], &[3, 4]], &[&[1, 2], &[3, 5]]);
         assert_eq!(other.seen(), Some(Seen::Differ(0.75)));
         assert_eq!(Tally::default().seen(), None);
+        let shown = |seen: Option<Seen>| seen.map(|s| (s.to_string(), s.name(), s.agreement())).unwrap();
+        assert_eq!(shown(same.seen()), ("identical".into(), "identical", 1.0));
+        assert_eq!(shown(shorter.seen()), ("prefix".into(), "prefix", 1.0));
+        assert_eq!(shown(other.seen()), ("agree 75 %".into(), "differ", 0.75));
+        assert_eq!(Seen::Differ(0.999).to_string(), "agree 99 %");
         // A longer answer is not a beginning.
         assert_eq!(tally(&[&[1]], &[&[1, 2]]).seen(), Some(Seen::Differ(0.5)));
     }

@@ -42,7 +42,8 @@ pub fn run(
         Ended::Complete if report.errors == 0 => {}
         Ended::Complete => return Err(BenchError::Workload(format!("{} of {requests} requests failed", report.errors))),
         Ended::SourceFailed(why) => return Err(BenchError::Workload(why.message)),
-        Ended::Stopped | Ended::Deadline => return Err(BenchError::Interrupted),
+        Ended::Stopped => return Err(BenchError::Interrupted),
+        Ended::Deadline => return Err(BenchError::TimeOver),
     }
     Ok(Clients {
         clients,

@@ -1,18 +1,18 @@
-//! Results made up for tests: known ratios, known noise.
+//! Results made up for tests: known ratios, known noise. `benches/gate_study` includes this file too, so it says `llmopt::`.
 
-use super::answers::Tally;
-use super::plan::{Phases, Plan};
-use super::result::*;
-use super::statistics::Random;
-use crate::machine::Machine;
-use crate::pipeline::StageTimes;
-use crate::roofline::ReferenceRates;
+use llmopt::bench::answers::Tally;
+use llmopt::bench::plan::{Config, Phases, Plan};
+use llmopt::bench::result::*;
+use llmopt::bench::statistics::Random;
+use llmopt::machine::Machine;
+use llmopt::pipeline::StageTimes;
+use llmopt::roofline::ReferenceRates;
 
 /// A bench of phase 1 with these rounds. `seconds` gives a configuration's time from its label; noise is uniform in ± `noise`.
 pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f64) -> BenchResult {
     let plan = Plan::new(Phases::One, false, true);
     let mut random = Random::new(seed);
-    let config = |c: &super::plan::Config| ConfigFacts {
+    let config = |c: &Config| ConfigFacts {
         label: c.label.clone(),
         on: c.set.iter().map(|o| o.name.to_string()).collect(),
         dtype: "f32".into(),
@@ -34,6 +34,7 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
         others: Some(0.01),
     };
     let rounds = (0..rounds).map(|slice| Round {
+        run: 0,
         slice,
         reference: ReferenceRates { read: 20e9, fma: 80e9 },
         samples: (0..plan.configs.len()).map(&mut sample).collect(),
@@ -42,14 +43,9 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
         let tally = Tally { pairs: 6, identical: 6, prefix: 6, agreed: 144, tokens: 144, ..Tally::default() };
         Some(RowAnswers { row: r.name.clone(), pair: r.alone?, tally })
     });
-    BenchResult {
-        schema_name: SCHEMA_NAME.into(),
-        schema: SCHEMA,
-        complete: true,
+    let facts = Facts {
         quick: false,
         started: "2026-11-23T12:00:00Z".into(),
-        command: vec!["llmopt".into(), "bench".into()],
-        version: "0.1.0".into(),
         commit: None,
         machine: Machine::detect(),
         limits: None,
@@ -63,29 +59,26 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
             max_tokens: 24,
             temperature: 0.2,
         },
-        phases: Phases::One,
         threads: 2,
         batch: 3,
         seed: 0,
+    };
+    let hit = Hit {
+        prompts: 3,
+        generated_s: 1.5,
+        repeated_s: 0.003,
+        forward_passes: 0,
+        tokens: Some(72),
+        tokenize_s: Some(0.0006),
+    };
+    BenchResult {
+        complete: true,
+        command: vec!["llmopt".into(), "bench".into()],
         configs: plan.configs.iter().map(config).collect(),
-        start: plan.start,
-        everything: plan.everything,
-        again: plan.again,
         rounds: rounds.collect(),
-        starts: Vec::new(),
-        hit: Some(Hit {
-            prompts: 3,
-            generated_s: 1.5,
-            repeated_s: 0.003,
-            forward_passes: 0,
-            tokens: Some(72),
-            tokenize_s: Some(0.0006),
-        }),
+        hit: Some(hit),
         answers: answers.collect(),
-        yardstick: None,
-        clients: Vec::new(),
-        notes: Vec::new(),
-        rows: plan.rows,
+        ..BenchResult::begin(facts, &plan)
     }
 }
 

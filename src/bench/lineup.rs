@@ -5,7 +5,7 @@
 use super::comparison::{self, Comparison};
 use super::result::{BenchResult, without_mark};
 use super::rows::{self, Ratio};
-use super::statistics::Interval;
+use super::statistics::{Interval, mean, t_975};
 use crate::machine::Machine;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -28,10 +28,18 @@ pub struct Results {
     pub rows: Vec<(String, Interval)>,
     /// The smallest effect (a logarithm) its machine could show, if known.
     pub smallest: Option<f64>,
+    /// The phases that were measured, if known: totals of other ones are totals of something else.
+    pub phases: Option<String>,
 }
+
+/// What differs between runs of one setting.
+const OF_RUNS: [&str; 2] = ["rounds", "version"];
 
 /// Smaller effects are none, however narrow the interval: peak memory repeats to a tenth of a percent, and nobody would act on that.
 const LEAST: f64 = 0.01;
+
+/// With fewer runs of one setting nothing is said of how they differ.
+const LEAST_RUNS: usize = 3;
 
 /// What a change is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +77,25 @@ pub struct LinedUp {
     pub ratio: Interval,
     /// What to make of it.
     pub change: Change,
+    /// The interval of the ratio is that of how runs of this setting differ, which is wider than what their rounds say.
+    pub between: bool,
+}
+
+/// How far runs of one setting differ, row by row.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Spread {
+    /// The row's name.
+    pub row: String,
+    /// Runs of the first file's machine and settings, itself included.
+    pub runs: usize,
+    /// Least gain of any of them.
+    pub least: f64,
+    /// Greatest.
+    pub greatest: f64,
+    /// Standard deviation of their logarithms.
+    pub deviation: f64,
+    /// What the rounds of a run say: the largest half-width (a logarithm).
+    pub within: f64,
 }
 
 /// One file against the first.
@@ -93,6 +120,8 @@ pub struct LineUp {
     pub reference: String,
     /// The others.
     pub others: Vec<Against>,
+    /// How far runs differ; empty with fewer than three files of one machine and settings.
+    pub spread: Vec<Spread>,
 }
 
 impl Results {
@@ -176,6 +205,7 @@ impl Results {
             ],
             rows: rows.flatten().collect(),
             smallest: analysis.sight.smallest,
+            phases: Some(result.phases.name().to_string()),
         }
     }
 
@@ -209,6 +239,7 @@ impl Results {
             rows: rows.collect(),
             machine: Some(c.machine),
             smallest: None,
+            phases: None,
         })
     }
 
@@ -238,7 +269,29 @@ impl Results {
                 }
             }
         }
-        Ok(Results { path: String::new(), kind: "bench", machine: None, settings: Vec::new(), rows, smallest: None })
+        // The phases are those of which an audit's row was measured.
+        let measured = |row: &serde_json::Value| row["alone"].is_number() && row["difficulty"].is_string();
+        let mut phases: Vec<&str> = value.as_array().into_iter().flatten().filter(|r| measured(r)).filter_map(|r| r["phase"].as_str()).collect();
+        phases.dedup();
+        let phases = (!phases.is_empty()).then(|| phases.join("+"));
+        Ok(Results { path: String::new(), kind: "bench", machine: None, settings: Vec::new(), rows, smallest: None, phases })
+    }
+
+    /// Another run of the same: one machine, one setting.
+    fn again(&self, other: &Results) -> bool {
+        let known = self.machine.is_some() && other.machine.is_some();
+        known && self.differences(other).iter().all(|d| OF_RUNS.iter().any(|name| d.starts_with(&format!("{name}: "))))
+    }
+
+    /// The gain of a row.
+    fn row(&self, name: &str) -> Option<Interval> {
+        self.rows.iter().find(|r| r.0 == name).map(|r| r.1)
+    }
+
+    /// Whether a row means the same in both: a total is of the phases that were measured.
+    fn same_row(&self, other: &Results, name: &str) -> bool {
+        let total = name == "total" || name.starts_with("total ");
+        !total || self.phases == other.phases
     }
 
     /// What differs, machine first.
@@ -270,39 +323,62 @@ pub fn line_up(results: &[Results]) -> Result<LineUp, String> {
             first.path, first.kind, odd.path, odd.kind
         ));
     }
+    let spread = spread(results);
     let against = |other: &Results| {
-        let find = |rows: &[(String, Interval)], name: &str| rows.iter().find(|r| r.0 == name).map(|r| r.1);
-        let rows = first
-            .rows
-            .iter()
-            .filter_map(|(name, a)| {
-                let b = find(&other.rows, name)?;
-                // Two independent logarithms: their variances add, and so do the squares of what each machine cannot see.
-                let widen = |i: &Interval, smallest: Option<f64>| i.widened(smallest.unwrap_or(0.0)).half_width().powi(2);
-                let half = (widen(a, first.smallest) + widen(&b, other.smallest)).sqrt();
-                let log = (b.ratio / a.ratio).ln();
-                let ratio = Interval { low: (log - half).exp(), ratio: log.exp(), high: (log + half).exp() };
-                let change = match ratio {
-                    _ if log.abs() < LEAST.ln_1p() => Change::Same,
-                    Interval { low, .. } if low > 1.0 => Change::Better,
-                    Interval { high, .. } if high < 1.0 => Change::Worse,
-                    _ => Change::Same,
-                };
-                Some(LinedUp { row: name.clone(), first: *a, other: b, ratio, change })
-            })
-            .collect();
+        let rows = first.rows.iter().filter(|(name, _)| first.same_row(other, name));
+        let rows = rows.filter_map(|(name, a)| Some(lined_up(name, (a, first), (&other.row(name)?, other), &spread))).collect();
         let missing = |from: &Results, of: &Results| -> Vec<String> {
-            of.rows.iter().filter(|(n, _)| find(&from.rows, n).is_none()).map(|(n, _)| n.clone()).collect()
+            of.rows.iter().filter(|(n, _)| from.row(n).is_none()).map(|(n, _)| n.clone()).collect()
         };
-        Against {
-            path: other.path.clone(),
-            differences: first.differences(other),
-            rows,
-            only_first: missing(other, first),
-            only_other: missing(first, other),
+        let mut differences = first.differences(other);
+        if first.phases != other.phases {
+            differences.push("total: is of other phases, and not compared".into());
         }
+        let (only_first, only_other) = (missing(other, first), missing(first, other));
+        Against { path: other.path.clone(), differences, rows, only_first, only_other }
     };
-    Ok(LineUp { reference: first.path.clone(), others: others.iter().map(against).collect() })
+    let others = others.iter().map(against).collect();
+    Ok(LineUp { reference: first.path.clone(), others, spread })
+}
+
+/// One row of two files.
+fn lined_up(name: &str, (a, first): (&Interval, &Results), (b, other): (&Interval, &Results), spread: &[Spread]) -> LinedUp {
+    // Two independent logarithms: their variances add, and so do the squares of what each machine cannot see.
+    let widen = |i: &Interval, smallest: Option<f64>| i.widened(smallest.unwrap_or(0.0)).half_width().powi(2);
+    let rounds = (widen(a, first.smallest) + widen(b, other.smallest)).sqrt();
+    // Two more runs of a setting whose runs are known to differ.
+    let runs = spread.iter().find(|s| s.row == name).map_or(0.0, |s| t_975(s.runs - 1) * s.deviation * 2f64.sqrt());
+    let half = rounds.max(runs);
+    let log = (b.ratio / a.ratio).ln();
+    let ratio = Interval { low: (log - half).exp(), ratio: log.exp(), high: (log + half).exp() };
+    let change = match ratio {
+        _ if log.abs() < LEAST.ln_1p() => Change::Same,
+        Interval { low, .. } if low > 1.0 => Change::Better,
+        Interval { high, .. } if high < 1.0 => Change::Worse,
+        _ => Change::Same,
+    };
+    LinedUp { row: name.into(), first: *a, other: *b, ratio, change, between: runs > rounds }
+}
+
+/// How far the runs of the first file's machine and settings differ; three at least.
+fn spread(results: &[Results]) -> Vec<Spread> {
+    let Some(first) = results.first() else { return Vec::new() };
+    let runs: Vec<&Results> = results.iter().filter(|r| first.again(r) && first.phases == r.phases).collect();
+    let one = |(name, _): &(String, Interval)| {
+        let all: Vec<Interval> = runs.iter().filter_map(|r| r.row(name)).collect();
+        let logs: Vec<f64> = all.iter().map(|i| i.ratio.ln()).collect();
+        let mean = mean(&logs).filter(|_| all.len() >= LEAST_RUNS)?;
+        let deviation = (logs.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / (logs.len() - 1) as f64).sqrt();
+        Some(Spread {
+            row: name.clone(),
+            runs: all.len(),
+            least: all.iter().map(|i| i.ratio).fold(f64::INFINITY, f64::min),
+            greatest: all.iter().map(|i| i.ratio).fold(0.0, f64::max),
+            deviation,
+            within: all.iter().map(Interval::half_width).fold(0.0, f64::max),
+        })
+    };
+    first.rows.iter().filter_map(one).collect()
 }
 
 #[cfg(test)]
@@ -392,6 +468,49 @@ mod tests {
         // The same in `speedup.json`, which writes infinity as text.
         let table = Results::parse(r#"[{"optimization":"x","alone":1.9,"alone_low":0,"alone_high":"inf"}]"#).unwrap();
         assert_eq!(table.rows[0].1, unbounded);
+    }
+
+    #[test]
+    fn three_runs_of_one_setting_say_how_far_runs_differ_and_verdicts_go_by_it() {
+        let run = |ratio: f64| {
+            let mut c =
+                comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
+            let narrow = Interval { low: ratio * 0.99, ratio, high: ratio / 0.99 };
+            c.settings[1].figures[0].against_reference = Some(narrow);
+            Results::parse(&serde_json::to_string(&c).unwrap()).unwrap()
+        };
+        // Two runs apart look like a change of 20 %; three show that runs differ so far.
+        let two = line_up(&[run(1.5), run(1.8)]).unwrap();
+        assert!(two.spread.is_empty() && two.others[0].rows[0].change == Change::Better);
+        let three = line_up(&[run(1.5), run(1.8), run(1.6)]).unwrap();
+        let spread = &three.spread[0];
+        assert_eq!((spread.runs, spread.row.as_str()), (3, "bf16 decode_1"));
+        assert!((spread.least - 1.5).abs() < 1e-9 && (spread.greatest - 1.8).abs() < 1e-9 && spread.deviation > 0.08);
+        let row = &three.others[0].rows[0];
+        assert!(row.change == Change::Same && row.between, "{row:?}");
+        // Steady runs leave a change as clear as their rounds say.
+        let steady = line_up(&[run(1.5), run(1.501), run(1.499), run(1.8)]).unwrap();
+        assert_eq!(steady.spread[0].runs, 4);
+    }
+
+    #[test]
+    fn totals_of_other_phases_are_not_compared() {
+        let table = |phase: &str, total: f64| {
+            speedup(&format!(
+                r#"[{{"optimization":"greedy","phase":"1","difficulty":"Easy","alone":1.4,"alone_low":1.3,"alone_high":1.5}},
+                {{"optimization":"mask","phase":"2","difficulty":"Medium","alone":{phase}}},
+                {{"optimization":"total","phase":null,"difficulty":null,"alone":{total},"alone_low":1.0,"alone_high":9.0}}]"#
+            ))
+            .unwrap()
+        };
+        let (one, both) = (table("null", 2.0), table(r#"1.1,"alone_low":1.0,"alone_high":1.2"#, 3.0));
+        let rows = |a: &Results, b: &Results| {
+            let found = line_up(&[a.clone(), b.clone()]).unwrap();
+            let names: Vec<String> = found.others[0].rows.iter().map(|r| r.row.clone()).collect();
+            (names.join(" "), found.others[0].differences.iter().any(|d| d.starts_with("total: ")))
+        };
+        assert_eq!(rows(&one, &one), ("greedy total".into(), false));
+        assert_eq!(rows(&one, &both), ("greedy".into(), true));
     }
 
     #[test]

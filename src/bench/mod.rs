@@ -6,11 +6,12 @@ pub mod clients;
 pub mod comparison;
 #[cfg(test)]
 pub mod example;
+pub mod figures;
+pub mod forward;
 pub mod gate;
 pub mod lineup;
 pub mod plan;
 pub mod quality;
-pub mod replay;
 pub mod result;
 pub mod rows;
 pub mod run;

@@ -2,7 +2,7 @@
 //! `compare`. In: measurements. Out: `result.json`. It judges nothing (see `rows`, `gate`).
 
 use super::answers::Tally;
-use super::plan::{Pair, Phases, Row};
+use super::plan::{Pair, Phases, Plan, Row};
 use crate::machine::Machine;
 use crate::pipeline::StageTimes;
 use crate::roofline::{Limits, ReferenceRates};
@@ -25,7 +25,7 @@ pub struct BenchResult {
     pub schema: u32,
     /// False in a file written while the bench still ran, or was interrupted.
     pub complete: bool,
-    /// Made with `--quick`: small slices, few rounds; no gate takes it.
+    /// Made with `--quick`: small slices, few rounds; compared with its like only.
     pub quick: bool,
     /// UTC, `2026-11-23T12:00:00Z`.
     pub started: String,
@@ -102,6 +102,9 @@ pub struct ConfigFacts {
 /// Every configuration once, on one slice.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Round {
+    /// Which of the repeated runs (`--repeat`) it belongs to, from 0.
+    #[serde(default)]
+    pub run: usize,
     pub slice: usize,
     /// Medians of the fixed reference around the trials of everything-on.
     pub reference: ReferenceRates,
@@ -211,7 +214,64 @@ impl Round {
     }
 }
 
+/// What is known of a bench before anything is measured.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub quick: bool,
+    /// UTC, `2026-11-23T12:00:00Z`.
+    pub started: String,
+    pub commit: Option<String>,
+    pub machine: Machine,
+    pub limits: Option<Limits>,
+    pub model: ModelFacts,
+    pub workload: WorkloadFacts,
+    pub threads: usize,
+    pub batch: usize,
+    /// Seed of the orders.
+    pub seed: u64,
+}
+
 impl BenchResult {
+    /// One of this plan with no measurement in it yet.
+    pub fn begin(facts: Facts, plan: &Plan) -> BenchResult {
+        let Facts { quick, started, commit, machine, limits, model, workload, threads, batch, seed } = facts;
+        BenchResult {
+            schema_name: SCHEMA_NAME.into(),
+            schema: SCHEMA,
+            complete: false,
+            quick,
+            started,
+            command: std::env::args().collect(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit,
+            machine,
+            limits,
+            model,
+            workload,
+            phases: plan.phases,
+            threads,
+            batch,
+            seed,
+            configs: Vec::new(),
+            rows: plan.rows.clone(),
+            start: plan.start,
+            everything: plan.everything,
+            again: plan.again,
+            rounds: Vec::new(),
+            starts: Vec::new(),
+            hit: None,
+            answers: Vec::new(),
+            yardstick: None,
+            clients: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Repeated runs behind it; at least one.
+    pub fn runs(&self) -> usize {
+        self.rounds.iter().map(|r| r.run + 1).max().unwrap_or(1)
+    }
+
     /// As JSON, one line per sample so that a diff can be read. Nine digits of each number: no clock has more.
     pub fn to_json(&self) -> String {
         let mut value = serde_json::to_value(self).unwrap_or_default();
@@ -221,7 +281,8 @@ impl BenchResult {
         for round in rounds.as_array().into_iter().flatten() {
             let samples: Vec<String> = round["samples"].as_array().into_iter().flatten().map(|s| format!("      {s}")).collect();
             lines.push(format!(
-                "    {{ \"slice\": {}, \"reference\": {}, \"samples\": [\n{}\n    ] }}",
+                "    {{ \"run\": {}, \"slice\": {}, \"reference\": {}, \"samples\": [\n{}\n    ] }}",
+                round["run"],
                 round["slice"],
                 round["reference"],
                 samples.join(",\n")
@@ -279,6 +340,9 @@ impl BenchResult {
             return Err(format!("a row names a configuration that is not there ({configs} are)"));
         }
         for (i, round) in self.rounds.iter().enumerate() {
+            if round.run > i {
+                return Err(format!("round {}: run {} of at most {}", i + 1, round.run, i + 1));
+            }
             let rates = [round.reference.read, round.reference.fma];
             if !rates.iter().all(|r| r.is_finite() && *r > 0.0) {
                 return Err(format!("round {}: reference: rates must be numbers above 0", i + 1));

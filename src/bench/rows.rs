@@ -10,8 +10,12 @@ use serde::{Deserialize, Serialize};
 /// A measured ratio.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Ratio {
-    /// With its interval.
+    /// With the wider of the two intervals below: what verdicts and tables use.
     pub interval: Interval,
+    /// From the rounds alone: what would hold if every run were like these.
+    pub within: Interval,
+    /// From the means of repeated runs (`--repeat`): what holds for the next run too.
+    pub between: Option<Interval>,
     /// It divides seconds per generated token, because the sides generated different numbers of tokens.
     pub per_token: bool,
 }
@@ -73,17 +77,56 @@ pub fn logs(rounds: &[Round], pair: &Pair) -> (Vec<f64>, bool) {
     (rounds.iter().filter_map(|r| log_ratio(r, pair, per_token)).collect(), per_token)
 }
 
-/// A round's slice and the logarithm of what was measured on it; NaN where that cannot be worked out.
-pub type OfSlice = (usize, f64);
+/// What was measured on a round's slice.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OfSlice {
+    /// Repeated run that the round belongs to.
+    pub run: usize,
+    /// Index of the slice.
+    pub slice: usize,
+    /// Logarithm; NaN where it cannot be worked out.
+    pub log: f64,
+}
+
+impl OfSlice {
+    fn new(round: &Round, log: Option<f64>) -> OfSlice {
+        OfSlice { run: round.run, slice: round.slice, log: log.unwrap_or(f64::NAN) }
+    }
+}
 
 /// The logarithms of a pair's ratios with the slice of each round.
 pub fn logs_of_slices(rounds: &[Round], pair: &Pair, per_token: bool) -> Vec<OfSlice> {
-    rounds.iter().map(|r| (r.slice, log_ratio(r, pair, per_token).unwrap_or(f64::NAN))).collect()
+    rounds.iter().map(|r| OfSlice::new(r, log_ratio(r, pair, per_token))).collect()
+}
+
+impl Ratio {
+    /// From logarithms of each round, run by run.
+    fn of_runs(runs: &[Vec<f64>], per_token: bool) -> Option<Ratio> {
+        let within = Interval::of_logs(&runs.concat())?;
+        let means: Vec<f64> = runs.iter().filter_map(|logs| statistics::mean(logs)).collect();
+        let between = Interval::of_logs(&means);
+        let interval = between.filter(|b| b.half_width() > within.half_width()).unwrap_or(within);
+        Some(Ratio { interval, within, between, per_token })
+    }
+}
+
+/// The rounds of each repeated run.
+pub fn by_run(rounds: &[Round]) -> Vec<Vec<&Round>> {
+    let mut runs: Vec<Vec<&Round>> = Vec::new();
+    for round in rounds {
+        if runs.len() <= round.run {
+            runs.resize(round.run + 1, Vec::new());
+        }
+        runs[round.run].push(round);
+    }
+    runs
 }
 
 fn ratio(rounds: &[Round], pair: Option<Pair>) -> Option<Ratio> {
-    let (logs, per_token) = logs(rounds, &pair?);
-    Some(Ratio { interval: Interval::of_logs(&logs)?, per_token })
+    let pair = pair?;
+    let per_token = is_per_token(rounds, &pair);
+    let logs = |run: Vec<&Round>| run.into_iter().filter_map(|r| log_ratio(r, &pair, per_token)).collect();
+    Ratio::of_runs(&by_run(rounds).into_iter().map(logs).collect::<Vec<_>>(), per_token)
 }
 
 /// Ratio of first requests in fresh processes, paired.
@@ -91,12 +134,13 @@ fn first_request(result: &BenchResult, without: &str, with: &str) -> Option<Rati
     let first = |what: &str, pair: usize| result.starts.iter().find(|s| s.pair == pair && s.what == what).map(|s| s.first_s);
     let pairs = result.starts.iter().map(|s| s.pair + 1).max()?;
     let logs: Vec<f64> = (0..pairs).filter_map(|p| Some((first(without, p)? / first(with, p)?).ln())).collect();
-    Some(Ratio { interval: Interval::of_logs(&logs)?, per_token: false })
+    Ratio::of_runs(&[logs], false)
 }
 
-/// All pairs whose intervals the stopping rule watches: `alone` of every row.
-pub fn watched(result: &BenchResult) -> Vec<Vec<f64>> {
-    result.rows.iter().filter_map(|r| r.alone).map(|pair| logs(&result.rounds, &pair).0).collect()
+/// All pairs whose intervals the stopping rule of a run watches: `alone` of every row.
+pub fn watched(result: &BenchResult, run: usize) -> Vec<Vec<f64>> {
+    let first = result.rounds.iter().position(|r| r.run == run).unwrap_or(result.rounds.len());
+    result.rows.iter().filter_map(|r| r.alone).map(|pair| logs(&result.rounds[first..], &pair).0).collect()
 }
 
 /// The A/A pair.
@@ -182,7 +226,7 @@ pub fn normalised_speed(result: &BenchResult) -> Vec<OfSlice> {
         let tokens = (a.completion_tokens + b.completion_tokens) as f64;
         Some((tokens / (a.seconds + b.seconds) / round.reference.score()).ln()).filter(|l| l.is_finite())
     };
-    result.rounds.iter().map(|r| (r.slice, speed(r).unwrap_or(f64::NAN))).collect()
+    result.rounds.iter().map(|r| OfSlice::new(r, speed(r))).collect()
 }
 
 #[cfg(test)]
@@ -205,6 +249,30 @@ mod tests {
         assert_eq!(row("phase-1").verdict, Some(Verdict::Within));
         assert!(row("mask").alone.is_none() && row("mask").verdict.is_none());
         assert!(analysis.broken().is_none());
+    }
+
+    #[test]
+    fn repeated_runs_that_differ_widen_the_interval_and_the_verdict_follows() {
+        // Three runs of eight quiet rounds whose baseline is 10 % slower from run to run.
+        let runs = |drift: f64| {
+            let mut all = result(8, 0.01, 3, as_expected);
+            for run in 1..3 {
+                let slower = |l: &str| as_expected(l) * if l == "baseline" { 1.0 + drift * run as f64 } else { 1.0 };
+                let next = result(8, 0.01, 3 + run as u64, slower).rounds;
+                all.rounds.extend(next.into_iter().map(|r| Round { run, ..r }));
+            }
+            analyse(&all)
+        };
+        let steady = runs(0.0).row("precision").unwrap().alone.unwrap();
+        assert!(steady.between.is_some() && steady.interval.half_width() < 0.03, "{steady:?}");
+        let drifting = runs(0.1);
+        let row = drifting.row("precision").unwrap();
+        let ratio = row.alone.unwrap();
+        // Means at 1.40, 1.54, 1.68: t with two degrees of freedom makes 4.3 standard errors of that.
+        assert_eq!(Some(ratio.interval), ratio.between);
+        assert!(ratio.interval.low < 1.3 && ratio.interval.high > 1.8 && ratio.within.half_width() < 0.15, "{ratio:?}");
+        assert_eq!(row.verdict, Some(Verdict::Unclear));
+        assert_eq!(analyse(&result(8, 0.01, 3, as_expected)).row("precision").unwrap().alone.unwrap().between, None);
     }
 
     #[test]

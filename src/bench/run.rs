@@ -1,11 +1,14 @@
 //! The bench itself: prepare every configuration, measure what fresh processes, candle and clients have to tell, then rounds until the
 //! intervals are narrow or the time is over. In: a [`Job`]. Out: a [`BenchResult`] and latency histograms. It prints nothing; a watcher is
 //! told of everything that takes long, and after every round.
+//!
+//! The time is kept: preparing estimates a round, so that a budget without room for two is refused before anything is measured; extras get
+//! what two rounds leave; no round begins that cannot end in time; and the control's deadline ends a trial that takes longer than thought.
 
 use super::answers::Given;
 use super::children::Child;
 use super::plan::Plan;
-use super::result::{BenchResult, ConfigFacts, Hit, Round, RowAnswers, Yardstick};
+use super::result::{BenchResult, ConfigFacts, Hit, Round, RowAnswers, Sample, Yardstick};
 use super::statistics::{self, Random};
 use super::trial::{self, BenchError};
 use super::workload::Workload;
@@ -28,8 +31,11 @@ pub struct Job<'a> {
     pub base: PipelineConfig,
     pub plan: Plan,
     pub workload: Workload,
-    /// Not more rounds than these; without it, as many as the time allows and the intervals need.
+    /// Not more rounds than these a run; without it, as many as the time allows and the intervals need.
     pub rounds: Option<usize>,
+    /// Whole runs, each with configurations prepared anew; at least one.
+    pub runs: usize,
+    /// Nothing begins that cannot end until then. `control` has it too.
     pub deadline: Instant,
     pub seed: u64,
     /// How to start fresh processes; `None`: they are left out.
@@ -48,6 +54,8 @@ pub struct Job<'a> {
 pub enum Progress {
     /// This configuration is being prepared (packing, first touch).
     Preparing { done: usize, of: usize },
+    /// A repeated run begins.
+    Run { run: usize, of: usize },
     /// Fresh processes are being run.
     Starts { done: usize, of: usize },
     /// The yardstick is being measured.
@@ -68,19 +76,62 @@ pub type Watcher<'a> = &'a mut dyn FnMut(&BenchResult, Progress) -> Result<(), B
 /// Extras may take this share of the time each.
 const SHARE: f64 = 0.15;
 
-/// Runs everything; `result` has the facts filled in and gets the measurements, `latencies` one set of histograms a configuration. On an error or an interruption
+/// Kinds of extras: fresh processes, the hit, the yardstick, clients.
+const EXTRAS: f64 = 4.0;
+
+/// A round may take this many times its estimate.
+const MARGIN: f64 = 1.25;
+
+/// Rounds without which there is no interval.
+const FEWEST: usize = 2;
+
+/// Configurations ready to be measured.
+pub struct Prepared {
+    pipelines: Vec<Pipeline>,
+    /// What a round will take, seconds, from short trials of every configuration.
+    pub round_s: f64,
+}
+
+impl Prepared {
+    /// Seconds that all runs need at least from here on.
+    pub fn least_s(&self, runs: usize) -> f64 {
+        runs as f64 * FEWEST as f64 * self.round_s * MARGIN
+    }
+}
+
+/// Runs everything; `result` gets the measurements, `latencies` one set of histograms a configuration. On an error or an interruption
 /// the whole rounds stay in `result`.
-pub fn run(job: &Job, result: &mut BenchResult, latencies: &mut Vec<Latencies>, watch: Watcher) -> Result<(), BenchError> {
-    let begin = Instant::now();
+pub fn run(
+    job: &Job,
+    prepared: Prepared,
+    result: &mut BenchResult,
+    latencies: &mut Vec<Latencies>,
+    watch: Watcher,
+) -> Result<(), BenchError> {
     let mut random = Random::new(job.seed);
-    let mut pipelines = prepare(job, result, watch)?;
+    let Prepared { mut pipelines, round_s } = prepared;
     latencies.resize_with(pipelines.len(), Latencies::default);
-    let share = job.deadline.saturating_duration_since(begin).mul_f64(SHARE);
+    let left = job.deadline.saturating_duration_since(Instant::now());
+    let spare = left.as_secs_f64() - job.runs as f64 * FEWEST as f64 * round_s * MARGIN;
+    let share = left.mul_f64(SHARE).min(Duration::from_secs_f64((spare / EXTRAS).max(0.0)));
     starts(job, result, &mut random, share, watch)?;
     hit(job, result, share)?;
     yardstick(job, result, &mut random, share, watch)?;
     load(job, result, share, watch)?;
-    rounds(job, result, &mut pipelines, latencies, &mut random, watch)?;
+    for run in 0..job.runs.max(1) {
+        watch(result, Progress::Run { run, of: job.runs })?;
+        if run > 0 {
+            // New pipelines in new memory: where things lie is a part of how runs differ.
+            pipelines.clear();
+            job.loaded.forget_unused_weights();
+            result.configs.clear();
+            pipelines = prepare(job, result, watch)?.pipelines;
+        }
+        // What is left is shared by the runs that are left.
+        let left = job.deadline.saturating_duration_since(Instant::now());
+        let deadline = job.deadline - left.mul_f64((job.runs - run).saturating_sub(1) as f64 / (job.runs - run).max(1) as f64);
+        rounds(job, run, deadline, round_s, result, &mut pipelines, latencies, watch)?;
+    }
     result.complete = true;
     Ok(())
 }
@@ -89,16 +140,18 @@ fn interrupted(control: &Control) -> Result<(), BenchError> {
     if control.stopping() == Stopping::No { Ok(()) } else { Err(BenchError::Interrupted) }
 }
 
-/// Builds a pipeline for each configuration (weights of one kind are packed once) and has each answer a few tokens.
-fn prepare(job: &Job, result: &mut BenchResult, watch: Watcher) -> Result<Vec<Pipeline>, BenchError> {
-    let mut pipelines = Vec::new();
+/// Builds a pipeline for each configuration (weights of one kind are packed once) and has each answer a few tokens: the first time to
+/// touch everything, then to estimate a round.
+pub fn prepare(job: &Job, result: &mut BenchResult, watch: Watcher) -> Result<Prepared, BenchError> {
+    let mut prepared = Prepared { pipelines: Vec::new(), round_s: 0.0 };
     let of = job.plan.configs.len();
     for config in &job.plan.configs {
         interrupted(job.control)?;
-        watch(result, Progress::Preparing { done: pipelines.len(), of })?;
+        watch(result, Progress::Preparing { done: prepared.pipelines.len(), of })?;
         let mut pipeline = Pipeline::new(&job.loaded, &config.set.apply(&job.base), &job.options)?;
         let prompts: Vec<Prompt> = job.workload.slices.iter().flatten().take(2).cloned().map(short).collect();
         trial::run(&mut pipeline, 0, &prompts, job.control)?;
+        prepared.round_s += estimate(job, &trial::run(&mut pipeline, 0, &prompts, job.control)?.sample);
         result.configs.push(ConfigFacts {
             label: config.label.clone(),
             on: config.set.iter().map(|o| o.name.to_string()).collect(),
@@ -106,9 +159,22 @@ fn prepare(job: &Job, result: &mut BenchResult, watch: Watcher) -> Result<Vec<Pi
             reason: pipeline.dtype().reason.clone(),
             kernels: pipeline.kernels().to_vec(),
         });
-        pipelines.push(pipeline);
+        prepared.pipelines.push(pipeline);
     }
-    Ok(pipelines)
+    Ok(prepared)
+}
+
+/// Seconds that a slice will take, from a trial of short prompts: the prompts' tokens, the steps to the limit, and the rest by the prompt.
+fn estimate(job: &Job, short: &Sample) -> f64 {
+    let slices = job.workload.slices.len().max(1) as f64;
+    let prompts = job.workload.slices.iter().map(Vec::len).sum::<usize>() as f64 / slices;
+    let most = job.workload.slices.iter().flatten().map(|p| p.generation.max_tokens).max().unwrap_or(1) as f64;
+    let (prefill, decode) = (short.stages.of(Stage::Prefill), short.stages.of(Stage::Decode));
+    let answers = short.answers.max(1) as f64;
+    let rest = (short.seconds - prefill - decode).max(0.0) / answers;
+    // Two prompts of two tokens each: their second tokens came from one decode step.
+    let steps = (prompts / job.base.sizes.batch.max(1) as f64).ceil() * most;
+    prompts * (prefill / answers + rest) + steps * decode
 }
 
 fn short(mut prompt: Prompt) -> Prompt {
@@ -120,9 +186,18 @@ fn warmup() -> Set {
     Set::of(|o| o.name == "warmup")
 }
 
+/// Whether there is time for an extra at all; else a note says that it was left out.
+fn worth(result: &mut BenchResult, share: Duration, what: &str) -> bool {
+    let worth = share > Duration::from_secs(1);
+    if !worth {
+        result.notes.push(format!("{what}: left out for want of time"));
+    }
+    worth
+}
+
 /// Warm-up, load time and peak memory, in fresh processes.
 fn starts(job: &Job, result: &mut BenchResult, random: &mut Random, share: Duration, watch: Watcher) -> Result<(), BenchError> {
-    let Some(child) = &job.child else { return Ok(()) };
+    let Some(child) = job.child.as_ref().filter(|_| worth(result, share, "fresh processes")) else { return Ok(()) };
     let plan = &job.plan;
     let mut what = vec![("start", plan.start_set), ("everything", plan.everything_set)];
     if plan.everything_set.has("warmup") && !plan.start_set.has("warmup") {
@@ -134,7 +209,7 @@ fn starts(job: &Job, result: &mut BenchResult, random: &mut Random, share: Durat
     let mut enough = |pair: usize| {
         told = watch(result, Progress::Starts { done: pair, of: job.pairs }).and_then(|()| interrupted(job.control));
         let next = begin.elapsed().mul_f64((pair + 1) as f64 / pair.max(1) as f64);
-        told.is_err() || (pair >= 2 && next > share)
+        told.is_err() || (pair >= 1 && next > share)
     };
     let starts = child.pairs(&what, job.pairs, random, &mut enough)?;
     told?;
@@ -188,7 +263,7 @@ fn yardstick(
     share: Duration,
     watch: Watcher,
 ) -> Result<(), BenchError> {
-    if job.yardstick == 0 {
+    if job.yardstick == 0 || !worth(result, share, "yardstick") {
         return Ok(());
     }
     watch(result, Progress::Yardstick)?;
@@ -265,7 +340,7 @@ fn load(job: &Job, result: &mut BenchResult, share: Duration, watch: Watcher) ->
         watch(result, Progress::Clients { clients })?;
         for queue in [false, true] {
             interrupted(job.control)?;
-            if !result.clients.is_empty() && begin.elapsed() > share {
+            if begin.elapsed() > share || (result.clients.is_empty() && share < Duration::from_secs(1)) {
                 result
                     .notes
                     .push(format!("{clients} clients, queue {}: left out for want of time", if queue { "on" } else { "off" }));
@@ -286,67 +361,100 @@ fn reference(times: &[ReferenceRates]) -> ReferenceRates {
     ReferenceRates { read: median(|r| r.read), fma: median(|r| r.fma) }
 }
 
-/// Rounds until the intervals are narrow, the time is over or there are as many as were asked for; at least two.
+/// Rounds of one run until the intervals are narrow, the time is over or there are as many as were asked for; at least two.
+#[allow(clippy::too_many_arguments)]
 fn rounds(
     job: &Job,
+    run: usize,
+    deadline: Instant,
+    estimated: f64,
     result: &mut BenchResult,
     pipelines: &mut [Pipeline],
     latencies: &mut [Latencies],
-    random: &mut Random,
     watch: Watcher,
 ) -> Result<(), BenchError> {
     let fixed = Reference::new(job.base.sizes.threads);
+    // Seeded anew in each run: two runs with one seed go through the same slices in the same order.
+    let mut random = Random::new(job.seed ^ 0x5eed);
     let mut slices: Vec<usize> = (0..job.workload.slices.len()).collect();
     random.shuffle(&mut slices);
-    let configs = pipelines.len();
     let mut longest = 0.0f64;
-    loop {
-        let done = result.rounds.len();
-        let left = job.deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+    for done in 0.. {
+        let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
         let enough = match job.rounds {
             Some(most) => done >= most,
-            None => done >= 2 && statistics::narrow_enough(rows::watched(result).iter().map(Vec::as_slice), done),
+            None => done >= FEWEST && statistics::narrow_enough(rows::watched(result, run).iter().map(Vec::as_slice), done),
         };
-        // The next round would not fit; two are needed for any interval at all.
-        if enough || (done >= 2 && longest > left) {
+        // A round that would not fit does not begin; two are needed for any interval at all.
+        if enough || (done >= FEWEST && longest > left) {
             return Ok(());
         }
         let begin = Instant::now();
-        let slice = slices[done % slices.len()];
-        let mut order: Vec<usize> = (0..configs).collect();
-        random.shuffle(&mut order);
-        let mut samples = Vec::with_capacity(configs);
-        let mut answers: Vec<Vec<Given>> = vec![Vec::new(); configs];
-        let (mut references, mut measured) = (Vec::new(), Vec::with_capacity(configs));
-        for (i, &config) in order.iter().enumerate() {
-            interrupted(job.control)?;
-            let near = config == job.plan.everything || config == job.plan.again;
-            if near {
-                references.extend((0..3).map(|_| fixed.time()));
-            }
-            let trial = trial::run(&mut pipelines[config], config, &job.workload.slices[slice], job.control)?;
-            if near {
-                references.extend((0..3).map(|_| fixed.time()));
-            }
-            samples.push(trial.sample);
-            answers[config] = trial.answers;
-            measured.push((config, trial.latencies));
-            watch(result, Progress::Trial { round: done + 1, done: i + 1, of: configs })?;
+        let place = Place { run, done, slice: slices[done % slices.len()] };
+        match round(job, place, &fixed, &mut random, result, pipelines, latencies, watch) {
+            Err(BenchError::TimeOver) if done >= FEWEST => return Ok(()),
+            outcome => outcome?,
         }
-        check_answers(job, result, &answers);
-        for (config, l) in measured {
-            add(&mut latencies[config], &l);
-        }
-        result.rounds.push(Round { slice, reference: reference(&references), samples });
         longest = longest.max(begin.elapsed().as_secs_f64());
-        let left = job.deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+        let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
         if done == 0 {
-            let more = (left / longest.max(1e-9)) as usize;
-            let rounds = job.rounds.unwrap_or(usize::MAX).min(1 + more).max(2);
+            let more = (left / longest.max(estimated / MARGIN).max(1e-9)) as usize;
+            let rounds = job.rounds.unwrap_or(usize::MAX).min(1 + more).max(FEWEST);
             watch(result, Progress::Estimate { round_s: longest, rounds })?;
         }
         watch(result, Progress::Round { done: done + 1, round_s: longest, left_s: left })?;
     }
+    Ok(())
+}
+
+/// Which round it is.
+#[derive(Clone, Copy)]
+struct Place {
+    run: usize,
+    done: usize,
+    slice: usize,
+}
+
+/// Every configuration once on one slice, in random order, and the fixed reference beside everything-on. It counts only if it is whole.
+#[allow(clippy::too_many_arguments)]
+fn round(
+    job: &Job,
+    place: Place,
+    fixed: &Reference,
+    random: &mut Random,
+    result: &mut BenchResult,
+    pipelines: &mut [Pipeline],
+    latencies: &mut [Latencies],
+    watch: Watcher,
+) -> Result<(), BenchError> {
+    let configs = pipelines.len();
+    let Place { run, done, slice } = place;
+    let mut order: Vec<usize> = (0..configs).collect();
+    random.shuffle(&mut order);
+    let mut samples = Vec::with_capacity(configs);
+    let mut answers: Vec<Vec<Given>> = vec![Vec::new(); configs];
+    let (mut references, mut measured) = (Vec::new(), Vec::with_capacity(configs));
+    for (i, &config) in order.iter().enumerate() {
+        interrupted(job.control)?;
+        let near = config == job.plan.everything || config == job.plan.again;
+        if near {
+            references.extend((0..3).map(|_| fixed.time()));
+        }
+        let trial = trial::run(&mut pipelines[config], config, &job.workload.slices[slice], job.control)?;
+        if near {
+            references.extend((0..3).map(|_| fixed.time()));
+        }
+        samples.push(trial.sample);
+        answers[config] = trial.answers;
+        measured.push((config, trial.latencies));
+        watch(result, Progress::Trial { round: done + 1, done: i + 1, of: configs })?;
+    }
+    check_answers(job, result, &answers);
+    for (config, l) in measured {
+        add(&mut latencies[config], &l);
+    }
+    result.rounds.push(Round { run, slice, reference: reference(&references), samples });
+    Ok(())
 }
 
 /// Adds a round's answers to the tallies of all pairs.
@@ -370,6 +478,18 @@ fn add(to: &mut Latencies, from: &Latencies) {
     let _ = to.ttft.add(&from.ttft);
     let _ = to.per_token.add(&from.per_token);
     let _ = to.end_to_end.add(&from.end_to_end);
+}
+
+/// The starting point with `--dtype auto` timed once, so that all configurations use the same storage.
+pub fn pinned(base: PipelineConfig, loaded: &Arc<Loaded>, options: &Options) -> Result<PipelineConfig, BenchError> {
+    let precision = Set::of(|o| o.name == "precision");
+    let quantized = loaded.model.weights.format(crate::model::Role::Query(0)).is_none_or(|f| f.is_quantized());
+    if base.requested_dtype != DtypePolicy::Auto || quantized {
+        return Ok(base);
+    }
+    let chosen = Pipeline::new(loaded, &precision.apply(&base), options)?.dtype().name.clone();
+    let format = Format::ALL.into_iter().find(|f| f.name() == chosen);
+    Ok(PipelineConfig { requested_dtype: format.map_or(base.requested_dtype, DtypePolicy::Fixed), ..base })
 }
 
 /// Token counts of the workload, for `--dry-run`: (prompts, prompt tokens).

@@ -38,13 +38,32 @@ const T_975: [f64; 30] = [
     2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 ];
 
-fn t_975(degrees: usize) -> f64 {
+/// Two-sided 95 % quantile of Student's t.
+pub fn t_975(degrees: usize) -> f64 {
     match degrees {
         0 => f64::INFINITY,
         1..=30 => T_975[degrees - 1],
         // First terms of the expansion around the normal quantile (Abramowitz & Stegun 26.7.5).
         n => 1.960 + 2.372 / n as f64,
     }
+}
+
+/// The mean; `None` for no values or one that is not finite.
+pub fn mean(values: &[f64]) -> Option<f64> {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    mean.is_finite().then_some(mean)
+}
+
+/// Half-width of the 95 % interval of the difference between the means of two groups of independent values (Student's t, variances pooled);
+/// `None` where no group has two values. With one value on a side, the other side's spread stands for both.
+pub fn difference_half_width(a: &[f64], b: &[f64]) -> Option<f64> {
+    let squares = |v: &[f64]| {
+        let m = mean(v).unwrap_or(f64::NAN);
+        v.iter().map(|x| (x - m).powi(2)).sum::<f64>()
+    };
+    let degrees = (a.len() + b.len()).checked_sub(2).filter(|d| *d > 0 && !a.is_empty() && !b.is_empty())?;
+    let variance = (squares(a) + squares(b)) / degrees as f64;
+    Some(t_975(degrees) * (variance * (1.0 / a.len() as f64 + 1.0 / b.len() as f64)).sqrt()).filter(|h| h.is_finite())
 }
 
 /// Mean and half-width of the 95 % interval of the mean; `None` for fewer than two values or a value that is not finite.
@@ -281,6 +300,19 @@ mod tests {
                 assert!((0.93..=0.97).contains(&covered), "{noise:?}, at most {most} rounds: {:.1} %", covered * 100.0);
             }
         }
+    }
+
+    #[test]
+    fn the_difference_of_two_groups_by_hand() {
+        // Variance of {0, 2} and {5, 5, 5}: squares 2 over 3 degrees; t = 3.182; 1/2 + 1/3.
+        let half = difference_half_width(&[0.0, 2.0], &[5.0; 3]).unwrap();
+        assert!((half - 3.182 * (2.0f64 / 3.0 * (0.5 + 1.0 / 3.0)).sqrt()).abs() < 1e-9, "{half}");
+        // One new value against the spread of three.
+        let half = difference_half_width(&[0.0, 1.0, 2.0], &[7.0]).unwrap();
+        assert!((half - 4.303 * (4.0f64 / 3.0).sqrt()).abs() < 1e-9, "{half}");
+        assert_eq!(difference_half_width(&[0.0], &[1.0]), None);
+        assert_eq!(difference_half_width(&[0.0, 1.0], &[]), None);
+        assert_eq!((mean(&[]), mean(&[1.0, 2.0])), (None, Some(1.5)));
     }
 
     #[test]

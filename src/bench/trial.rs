@@ -33,6 +33,9 @@ pub enum BenchError {
     /// Told to stop.
     #[error("interrupted")]
     Interrupted,
+    /// The time budget is used up.
+    #[error("the time was over before two rounds were measured")]
+    TimeOver,
 }
 
 /// Runs one. `config` is only written into the sample.
@@ -55,7 +58,8 @@ pub fn answer(pipeline: &mut Pipeline, config: usize, prompts: &[Prompt], contro
     match &report.ended {
         Ended::Complete => {}
         Ended::SourceFailed(why) => return Err(BenchError::Workload(why.message.clone())),
-        Ended::Stopped | Ended::Deadline => return Err(BenchError::Interrupted),
+        Ended::Stopped => return Err(BenchError::Interrupted),
+        Ended::Deadline => return Err(BenchError::TimeOver),
     }
     answers.sort_by_key(|a| a.index);
     if let Some(bad) = answers.iter().find(|a| a.error.is_some()) {

@@ -2,7 +2,7 @@
 //! all with what it costs. In: a [`Comparison`]. Out: plain data with the reasons; sentences are made of it in `report`. It measures nothing.
 
 use super::comparison::{Comparison, Measure, Setting};
-use super::statistics::Interval;
+use super::statistics::{BUSY, Interval};
 use crate::machine::Machine;
 use crate::roofline::Bound;
 use serde::{Deserialize, Serialize};
@@ -102,8 +102,11 @@ pub struct Why {
     pub absent: Vec<String>,
 }
 
-/// Judges every aim that was measured.
+/// Judges every aim that was measured; on a machine that is too busy for `bench`'s verdicts, none.
 pub fn verdicts(comparison: &Comparison) -> Vec<Verdict> {
+    if comparison.disturbance().is_some_and(|taken| taken > BUSY) {
+        return Vec::new();
+    }
     Aim::ALL.into_iter().filter_map(|aim| verdict(comparison, aim)).collect()
 }
 
@@ -257,7 +260,6 @@ pub(crate) mod tests {
         Setting {
             name: name.into(),
             flags: format!("--dtype {dtype}"),
-            added: None,
             dtype: dtype.into(),
             dtype_reason: String::new(),
             formats: Formats::all(Format::F32),
@@ -363,6 +365,17 @@ pub(crate) mod tests {
         assert_eq!((agrees("f32", 1.86, Some(false)), agrees("bf16", 1.86, Some(false))), (Some(true), Some(false)));
         // Not measured, or answers not compared.
         assert_eq!((agrees("q4_1", 1.86, Some(true)), agrees("bf16", 1.86, None)), (None, None));
+    }
+
+    #[test]
+    fn a_machine_that_others_use_gives_no_verdict() {
+        let mut c =
+            comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), Some(true))]);
+        c.busy = Some(crate::machine::Busy { others: 0.2, stolen: 0.04 });
+        assert_eq!(verdicts(&c).len(), 1);
+        c.busy = Some(crate::machine::Busy { others: 0.2, stolen: 0.06 });
+        assert!(verdicts(&c).is_empty());
+        assert_eq!(auto_agrees(&c, &[]), None);
     }
 
     #[test]

@@ -62,6 +62,10 @@ impl Candle {
                 self.engine.cancel_all();
                 return Err(BenchError::Interrupted);
             }
+            if control.deadline.is_some_and(|d| Instant::now() >= d) {
+                self.engine.cancel_all();
+                return Err(BenchError::TimeOver);
+            }
             events.clear();
             self.engine.step(&mut events).map_err(|e| BenchError::Failed(format!("candle: {e}")))?;
             for event in &events {

@@ -337,7 +337,9 @@ pub fn dtype(text: &str) -> Result<DtypePolicy, String> {
         "bf16-emulated" => Ok(DtypePolicy::Bf16Emulated),
         _ => Format::ALL.into_iter().find(|f| writable(*f) && f.name() == text).map(DtypePolicy::Fixed).ok_or_else(|| {
             let formats: Vec<_> = Format::ALL.iter().filter(|f| writable(**f)).map(|f| f.name()).collect();
-            format!("known are auto, native, bf16-emulated, {}", formats.join(", "))
+            let known = ["auto", "native", "bf16-emulated"].into_iter().chain(formats);
+            let known: Vec<&str> = known.collect();
+            format!("{}known are {}", crate::units::did_you_mean(text, known.iter().copied()), known.join(", "))
         }),
     }
 }
@@ -444,7 +446,10 @@ fn stop_on(text: &str) -> Result<StopOn, String> {
             "strings" => on.strings = true,
             "sentence" => on.sentence = true,
             "loop" => on.repetition = true,
-            _ => return Err("a comma-separated list of eos, strings, sentence, loop; or all, none".into()),
+            _ => {
+                let near = crate::units::did_you_mean(name, ["all", "none", "eos", "strings", "sentence", "loop"]);
+                return Err(format!("{near}a comma-separated list of eos, strings, sentence, loop; or all, none"));
+            }
         }
     }
     Ok(on)

@@ -13,6 +13,7 @@ pub mod console;
 mod failure;
 mod files;
 mod loading;
+mod pages;
 pub mod results;
 mod run;
 mod setting;
@@ -21,7 +22,7 @@ pub use failure::{Failure, guarded, status};
 
 /// Answers files of prompts with a language model on CPUs, and measures what each optimization is worth on this machine.
 #[derive(Parser, Debug)]
-#[command(name = "llmopt", version, max_term_width = 110, infer_subcommands = false)]
+#[command(name = "llmopt", version, long_version = pages::version().leak() as &str, max_term_width = 110, infer_subcommands = false)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -35,6 +36,13 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Settings (f32 bf16), or two or more results files, side by side; the first is the reference
     Compare(Box<compare::Args>),
+    /// Print a shell's completions: llmopt completions bash > /etc/bash_completion.d/llmopt
+    Completions {
+        /// Which shell's
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page: llmopt man | man -l -
+    Man,
 }
 
 /// Runs the program and returns its exit status.
@@ -57,6 +65,8 @@ pub fn main() -> ExitCode {
             Command::Run(args) => run::main(&args),
             Command::Bench(args) => bench::main(&args),
             Command::Compare(args) => compare::main(&args),
+            Command::Completions { shell } => pages::completions(Cli::command(), shell),
+            Command::Man => pages::man(Cli::command()),
         })
     });
     match outcome {

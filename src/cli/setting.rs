@@ -5,7 +5,7 @@ use super::Failure;
 use super::args::{Shared, Toggles};
 use crate::optimizations::Set;
 use crate::pipeline::PipelineConfig;
-use crate::units::shown;
+use crate::units::{did_you_mean, shown};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 /// A parsed setting.
@@ -21,8 +21,6 @@ pub struct Setting {
     pub shared: Shared,
     /// The optimizations that are on.
     pub on: Set,
-    /// Why it was added, if nobody asked for it.
-    pub added: Option<String>,
 }
 
 /// The flags that a setting may change.
@@ -75,7 +73,7 @@ impl Setting {
         let parsed = Flags::command().try_get_matches_from(args).and_then(|m| Flags::from_arg_matches(&m));
         let flags = parsed.map_err(|e| fail(first_line(&e)))?;
         let on = flags.toggles.set().map_err(|f| fail(f.message))?;
-        Ok(Setting { name: typed.into(), typed: typed.into(), pairs, shared: flags.shared, on, added: None })
+        Ok(Setting { name: typed.into(), typed: typed.into(), pairs, shared: flags.shared, on })
     }
 
     /// Parses all of them; the first is the reference. Repeated ones get a number, so that a setting can be compared with itself.
@@ -90,11 +88,6 @@ impl Setting {
             settings.push(setting);
         }
         Ok(settings)
-    }
-
-    /// Whether the setting is this dtype and nothing else.
-    pub fn is_dtype(&self, dtype: &str) -> bool {
-        matches!(self.pairs.as_slice(), [(key, value)] if key == "dtype" && value == dtype)
     }
 
     /// Whether only the dtype is chosen.
@@ -151,7 +144,8 @@ fn split(typed: &str) -> Result<Vec<(String, String)>, String> {
             part.split_once('=').ok_or_else(|| format!("'{}' is not key=value (lists are joined by +)", shown(part)))?;
         let key = key.trim().replace('_', "-");
         if !known.contains(&key) {
-            return Err(format!("no flag is called '{}'; known are {}", shown(&key), known.join(", ")));
+            let near = did_you_mean(&key, known.iter().map(String::as_str));
+            return Err(format!("no flag is called '{}'; {near}known are {}", shown(&key), known.join(", ")));
         }
         if pairs.iter().any(|(k, _)| *k == key) {
             return Err(format!("{key}: is there twice"));
@@ -249,7 +243,7 @@ mod tests {
     #[test]
     fn a_dtype_alone_and_keys_with_values() {
         let s = Setting::parse("bf16", &base(&[])).unwrap();
-        assert!(s.is_dtype("bf16") && s.shared.dtype == DtypePolicy::Fixed(Format::Bf16) && s.flags() == "--dtype bf16");
+        assert!(s.is_only_dtype() && s.shared.dtype == DtypePolicy::Fixed(Format::Bf16) && s.flags() == "--dtype bf16");
         assert_eq!(s.on, Set::all());
         let s = Setting::parse("dtype=q8_0,batch_size=4,without=queue+mask", &base(&[])).unwrap();
         assert!(s.shared.batch_size == 4 && !s.on.has("queue") && !s.on.has("mask") && s.on.has("cache"));
@@ -287,7 +281,8 @@ mod tests {
         for (typed, part) in [
             ("bf17", "bf16"),
             ("", "is empty"),
-            ("speed=9", "no flag is called 'speed'; known are model, dtype"),
+            ("speed=9", "known are model, dtype"),
+            ("max-token=9", "no flag is called 'max-token'; did you mean 'max-tokens'? known are model, dtype"),
             ("threads=0", "threads"),
             ("threads=1,threads=2", "twice"),
             ("dtype=f32,queue", "key=value"),

@@ -46,8 +46,9 @@ pub(super) fn resolve(name: &str, options: &OpenOptions) -> Result<Resolved, Mod
     }
     let known: Vec<&str> = ALIASES.iter().map(|a| a.name).collect();
     Err(ModelError::Invalid(format!(
-        "model '{}': there is no such file or folder, and it is neither a hub id (org/name or org/name:file) nor an alias (known: {})",
+        "model '{}': there is no such file or folder, and it is neither a hub id (org/name or org/name:file) nor an alias; {}known are {}",
         crate::units::shown(name),
+        crate::units::did_you_mean(name, known.iter().copied()),
         known.join(", ")
     )))
 }

@@ -127,8 +127,9 @@ impl Set {
         names.into_iter().try_fold(Set(0), |set, name| match ALL.iter().position(|o| o.name == name) {
             Some(i) => Ok(Set(set.0 | 1 << i)),
             None => Err(format!(
-                "no optimization is called '{}'; known are {}",
+                "no optimization is called '{}'; {}known are {}",
                 crate::units::shown(name),
+                crate::units::did_you_mean(name, ALL.iter().map(|o| o.name)),
                 ALL.iter().map(|o| o.name).collect::<Vec<_>>().join(", ")
             )),
         })

@@ -2,7 +2,6 @@
 //! run: tokenizer, packed weights, decoder, engine, answer cache. What pipelines of different configurations can share, they share.
 
 use super::cache::Lru;
-use super::delay::Delayed;
 use super::dtype::ResolvedDtype;
 use super::report::Clock;
 use super::run::{Encode, Encoded, Kept, Run};
@@ -57,8 +56,8 @@ pub struct Options {
     pub kernels: Option<String>,
     /// Use no more memory than this; `None`: what the machine has.
     pub memory_limit: Option<u64>,
-    /// For studies of the bench gate: each forward pass takes this many percent longer.
-    pub test_delay_percent: u32,
+    /// What is put around the decoder, for programs that use the library to study it (`benches/gate_study` slows it down).
+    pub around: Option<fn(Box<dyn Decoder>) -> Box<dyn Decoder>>,
 }
 
 /// A model in memory, shared by all pipelines built on it: tokenizer, template, and each set of packed weights once.
@@ -378,8 +377,8 @@ impl Pipeline {
             }
         }
         let mut decoder: Box<dyn Decoder> = Box::new(NativeDecoder::new(packed.clone(), native)?);
-        if options.test_delay_percent > 0 {
-            decoder = Box::new(Delayed::new(decoder, options.test_delay_percent));
+        if let Some(around) = options.around {
+            decoder = around(decoder);
         }
         dtype.notes = packed.notes().to_vec();
         let engine_config = EngineConfig {

@@ -3,7 +3,6 @@
 
 mod cache;
 mod control;
-mod delay;
 mod dtype;
 mod intake;
 mod loaded;

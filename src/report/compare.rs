@@ -3,8 +3,8 @@
 
 use super::chart::{Bar, Chart, Marks};
 use super::{Align, Block, Cell, Report, Section, Table, factor, interval};
-use crate::bench::comparison::{Comparison, Figure, Measure};
-use crate::bench::statistics::Interval;
+use crate::bench::comparison::{Comparison, Figure, Measure, Setting};
+use crate::bench::statistics::{BUSY, Interval};
 use crate::bench::verdict::{Aim, Pick, Verdict};
 use crate::roofline::Bound;
 use crate::units::{Bytes, rate};
@@ -14,11 +14,13 @@ pub fn report(comparison: &Comparison, verdicts: &[Verdict]) -> Report {
     let reference = comparison.settings.first().map_or("", |s| s.name.as_str());
     // One setting has nobody to be compared with: no ratio, no verdict, and its own text alone.
     let alone = comparison.settings.len() == 1;
+    let quick = if comparison.quick { " (quick: speed only)" } else { "" };
+    let names: Vec<&str> = comparison.settings.iter().map(|s| s.name.as_str()).collect();
+    let what = format!("{}: {}{quick}", comparison.model, names.join(" / "));
+    let mut said = sentences(comparison, verdicts).into_iter();
+    let title = said.next().unwrap_or_default();
     let mut sections = vec![
-        Section::new(
-            if alone { "Measured alone (no ratios, no verdict)" } else { "Verdict" },
-            vec![Block::Notes(sentences(comparison, verdicts))],
-        ),
+        Section::new("", vec![Block::Text(what), Block::Notes(said.collect())]),
         Section::new(
             if alone { "Speed and memory".to_string() } else { format!("Speed and memory (reference: {reference})") },
             std::iter::once(Block::Table(speed_table(comparison)))
@@ -39,9 +41,7 @@ pub fn report(comparison: &Comparison, verdicts: &[Verdict]) -> Report {
     if !comparison.notes.is_empty() {
         sections.push(Section::new("How it was measured", vec![Block::Notes(comparison.notes.clone())]));
     }
-    let quick = if comparison.quick { " (quick: speed only)" } else { "" };
-    let names: Vec<&str> = comparison.settings.iter().map(|s| s.name.as_str()).collect();
-    Report { title: format!("{}: {}{quick}", comparison.model, names.join(" / ")), sections, data: data(comparison) }
+    Report { title, sections, data: data(comparison) }
 }
 
 /// `compare.csv`.
@@ -275,9 +275,9 @@ fn aim_name(aim: Aim) -> &'static str {
     }
 }
 
-/// What to do, sentence by sentence.
+/// The answer to what was asked, then what to do, sentence by sentence.
 pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
-    let mut said = Vec::new();
+    let mut said = vec![answer(comparison, verdicts)];
     for v in verdicts {
         let name = aim_name(v.aim);
         if let Some(p) = &v.same_answers {
@@ -294,21 +294,102 @@ pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
     said.extend(costs(verdicts));
     said.extend(features_sentence(verdicts));
     said.extend(bf16_sentence(comparison, verdicts));
-    for s in &comparison.settings {
-        if let Some(added) = &s.added {
-            said.push(format!("{}: {added}.", s.name));
-        }
-    }
     if let Some(auto) = &comparison.auto {
         said.push(auto_sentence(comparison, verdicts, &auto.dtype, &auto.reason));
     }
-    if let Some(d) = comparison.disturbance().filter(|d| *d > crate::bench::statistics::BUSY) {
-        said.push(format!(
-            "Take these figures with care: other processes and guests used {:.0} % of the machine meanwhile.",
-            d * 100.0
-        ));
-    }
     said
+}
+
+/// What was asked, answered in a line: which setting is faster at what, by how much, and whether its answers are the same.
+fn answer(comparison: &Comparison, verdicts: &[Verdict]) -> String {
+    let Some((first, others)) = comparison.settings.split_first() else { return "Nothing was measured.".into() };
+    if let Some(taken) = comparison.disturbance().filter(|d| *d > BUSY) {
+        return format!(
+            "No verdict: other processes and guests used {:.0} % of the machine meanwhile, more than {:.0} %.",
+            taken * 100.0,
+            BUSY * 100.0
+        );
+    }
+    match others {
+        [] => format!("{} was measured alone: no ratios, no verdict.", first.name),
+        [other] => of_two(comparison, first, other),
+        _ => of_many(comparison, first, verdicts),
+    }
+}
+
+/// `bf16 is faster than f32 here: one answer at a time 1.98 (1.95–2.01) times, …; its answers are identical.`
+fn of_two(comparison: &Comparison, first: &Setting, other: &Setting) -> String {
+    let (mut faster, mut slower, mut unclear) = (Vec::new(), Vec::new(), Vec::new());
+    for aim in [Aim::Workload, Aim::Decode, Aim::Batch, Aim::Prefill] {
+        let Some(i) = other.figure(aim.measure()).and_then(|f| f.against_reference) else { continue };
+        let text = format!("{} {}", short_name(aim), ratio_text(&i));
+        match i {
+            _ if !steady(i.low, i.high) => unclear.push(text),
+            Interval { low, .. } if low > 1.0 => faster.push(text),
+            Interval { high, .. } if high < 1.0 => slower.push(text),
+            _ => unclear.push(text),
+        }
+    }
+    let (a, b) = (&other.name, &first.name);
+    let mut parts = match (faster.is_empty(), slower.is_empty()) {
+        (true, true) if unclear.is_empty() => return format!("No verdict: too few rounds to compare {a} with {b}."),
+        (true, true) => vec![format!("No clear difference between {b} and {a} here: {a} is {}", list(&std::mem::take(&mut unclear)))],
+        (false, true) => vec![format!("{a} is faster than {b} here: {}", list(&faster))],
+        (true, false) => vec![format!("{a} is slower than {b} here: {}", list(&slower))],
+        (false, false) => {
+            vec![format!("It depends: {a} is faster than {b} for {}", list(&faster)), format!("slower for {}", list(&slower))]
+        }
+    };
+    if !unclear.is_empty() {
+        parts.push(format!("no clear difference for {}", list(&unclear)));
+    }
+    parts.push(match (other.same_answers(), other.agreement.as_ref()) {
+        (Some(true), _) => "its answers are identical".into(),
+        (_, Some(agreement)) => format!("{} of its answers are identical", percent(agreement.identical)),
+        (Some(false), None) => "its answers are others".into(),
+        (None, None) if comparison.quick => "answers were not compared (--quick)".into(),
+        (None, None) => "answers were not compared".into(),
+    });
+    format!("{}.", parts.join("; "))
+}
+
+/// The fastest for each aim, settings with several together.
+fn of_many(comparison: &Comparison, first: &Setting, verdicts: &[Verdict]) -> String {
+    let mut found: Vec<(String, Vec<String>)> = Vec::new();
+    for v in verdicts {
+        let Some(pick) = v.any_answers.as_ref().or(v.same_answers.as_ref()) else { continue };
+        let times = match (&pick.ratio, &pick.against) {
+            (Some(i), Some(against)) if *against != first.name => format!(" {} over {against}", ratio_text(i)),
+            (Some(i), Some(_)) => format!(" {}", ratio_text(i)),
+            _ => String::new(),
+        };
+        let unclear = if pick.clear { "" } else { ", not clearly" };
+        let text = format!("{}{times}{unclear}", short_name(v.aim));
+        match found.iter_mut().find(|f| f.0 == pick.setting) {
+            Some((_, all)) => all.push(text),
+            None => found.push((pick.setting.clone(), vec![text])),
+        }
+    }
+    let answers = |name: &str| match comparison.settings.iter().find(|s| s.name == name).map(Setting::same_answers) {
+        _ if name == first.name => "",
+        Some(Some(true)) => " with identical answers",
+        Some(Some(false)) => " with other answers",
+        _ => "",
+    };
+    let all: Vec<String> = found.iter().map(|(name, aims)| format!("{name}{} ({})", answers(name), list(aims))).collect();
+    match all.is_empty() {
+        true => "No verdict: no speed was measured.".into(),
+        false => format!("Fastest here, times {}: {}.", first.name, all.join("; ")),
+    }
+}
+
+fn short_name(aim: Aim) -> &'static str {
+    match aim {
+        Aim::Prefill => "long prompts",
+        Aim::Decode => "one answer at a time",
+        Aim::Batch => "many at a time",
+        Aim::Workload => "the whole workload",
+    }
 }
 
 /// What `--dtype auto` does, beside what was measured.
@@ -486,10 +567,15 @@ mod tests {
         ])
     }
 
+    /// Everything but the answer itself.
+    fn details(c: &Comparison) -> Vec<String> {
+        sentences(c, &verdicts(c)).split_off(1)
+    }
+
     #[test]
     fn sentences_say_what_to_use_by_how_much_and_why() {
         let c = example();
-        let said = sentences(&c, &verdicts(&c));
+        let said = details(&c);
         assert_eq!(said.len(), 6, "{said:#?}");
         for part in [
             "use --dtype bf16: 1.86 (1.80–1.92) times as fast as f32, with identical answers (every score has the same bits).",
@@ -505,7 +591,7 @@ mod tests {
         assert!(said[5].contains("--dtype auto chooses bf16") && said[5].ends_with("that agrees with what was measured here."));
         let mut stored = example();
         stored.auto = Some(crate::bench::comparison::Auto { dtype: "q4_1".into(), reason: "as stored".into() });
-        let said = sentences(&stored, &verdicts(&stored));
+        let said = details(&stored);
         assert!(said[5].ends_with("that is the fastest measured here, but its answers are not those of f32."), "{}", said[5]);
     }
 
@@ -518,7 +604,7 @@ mod tests {
             ]);
             c.machine.features.iter_mut().for_each(|f| f.detected = true);
             c.auto = Some(crate::bench::comparison::Auto { dtype: "q4_1".into(), reason: "as stored".into() });
-            sentences(&c, &verdicts(&c))
+            details(&c)
         };
         let said = only(1.86);
         assert!(said[0].contains("keep --dtype f32 (35.0 tok/s): none of the others gives the same answers."), "{}", said[0]);
@@ -530,21 +616,45 @@ mod tests {
         // Alone there is nothing to choose; in a hurry nothing is said of answers.
         let mut alone = comparison(vec![setting("f32", "f32", 35.0, None, None)]);
         alone.auto = None;
-        assert!(sentences(&alone, &verdicts(&alone))[0].contains("35.0 tok/s; it is the only setting."));
+        assert!(details(&alone)[0].contains("35.0 tok/s; it is the only setting."));
         let page = report(&alone, &verdicts(&alone)).render(super::super::Format::Md, 80);
-        assert!(page.contains("Measured alone (no ratios, no verdict)") && !page.contains("reference:"), "{page}");
+        assert!(page.starts_with("# f32 was measured alone: no ratios, no verdict.\n") && !page.contains("reference:"), "{page}");
         let mut hurried =
             comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
         hurried.quick = true;
-        let said = sentences(&hurried, &verdicts(&hurried));
+        let said = details(&hurried);
         assert!(said[0].contains("answers were not compared (--quick)") && !said[0].contains("identical"), "{}", said[0]);
     }
 
     #[test]
-    fn a_setting_that_nobody_asked_for_says_why_it_is_there() {
-        let mut c = example();
-        c.settings[2].added = Some("added because".into());
-        assert!(sentences(&c, &verdicts(&c)).contains(&"q4_1: added because.".to_string()));
+    fn the_first_line_answers_what_was_asked() {
+        let first = |c: &Comparison| sentences(c, &verdicts(c)).remove(0);
+        let two = |ratio: f64, same| {
+            comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 35.0 * ratio, Some(ratio), same)])
+        };
+        assert_eq!(
+            first(&two(1.86, Some(true))),
+            "bf16 is faster than f32 here: one answer at a time 1.86 (1.80–1.92); its answers are identical."
+        );
+        assert_eq!(
+            first(&two(0.5, Some(false))),
+            "bf16 is slower than f32 here: one answer at a time 0.50 (0.48–0.52); 50 % of its answers are identical."
+        );
+        assert!(first(&two(1.01, None)).starts_with("No clear difference between f32 and bf16 here: bf16 is one answer at a time 1.01"));
+        let mut mixed = two(1.86, Some(true));
+        let slow = Figure { measure: Measure::Prefill512, against_reference: Some(Interval { low: 0.9, ratio: 0.93, high: 0.96 }), ..mixed.settings[1].figures[0].clone() };
+        mixed.settings[1].figures.push(slow);
+        assert!(
+            first(&mixed).starts_with("It depends: bf16 is faster than f32 for one answer at a time 1.86 (1.80–1.92); slower for long prompts 0.93"),
+            "{}",
+            first(&mixed)
+        );
+        assert_eq!(first(&example()), "Fastest here, times f32: q4_1 with other answers (one answer at a time 3.10 (3.01–3.19)).");
+        mixed.busy = Some(crate::machine::Busy { others: 0.4, stolen: 0.1 });
+        assert_eq!(first(&mixed), "No verdict: other processes and guests used 50 % of the machine meanwhile, more than 25 %.");
+        mixed.settings.truncate(1);
+        mixed.busy = None;
+        assert_eq!(first(&mixed), "f32 was measured alone: no ratios, no verdict.");
     }
 
     #[test]
@@ -552,12 +662,12 @@ mod tests {
         let mut c = example();
         c.settings.truncate(2);
         c.settings[1].figures[0].against_reference = None;
-        assert!(sentences(&c, &verdicts(&c))[0].contains("no interval"));
+        assert!(details(&c)[0].contains("no interval"));
         c.settings[1] = setting("bf16", "bf16", 35.1, Some(1.002), Some(true));
-        assert!(sentences(&c, &verdicts(&c))[0].contains("no clear difference"));
+        assert!(details(&c)[0].contains("no clear difference"));
         let wide = Interval { low: 1e-6, ratio: 1.1, high: 1e9 };
         c.settings[1].figures[0].against_reference = Some(wide);
-        let said = &sentences(&c, &verdicts(&c))[0];
+        let said = &details(&c)[0];
         assert!(said.contains("1.10 (unsteady)") && !said.contains("000000"), "{said}");
     }
 

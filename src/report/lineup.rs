@@ -1,11 +1,11 @@
 //! Results files side by side, for people and as CSV: what differs first, then rows. In: a [`LineUp`]. Out: a [`Report`].
 
-use super::{Align, Block, Cell, Report, Section, Table, interval};
+use super::{Align, Block, Cell, Report, Section, Table, factor, interval};
 use crate::bench::lineup::LineUp;
 
 /// The whole report.
 pub fn report(found: &LineUp) -> Report {
-    let mut sections = Vec::new();
+    let mut sections: Vec<Section> = spread(found).into_iter().collect();
     let mut data = Table::of_keys(&[
         "file",
         "row",
@@ -29,18 +29,18 @@ pub fn report(found: &LineUp) -> Report {
             .push(Section::new(format!("What differs: {} → {}", found.reference, other.path), vec![Block::Notes(differences)]));
         let mut table = Table::new(&[
             ("row", "gain of", Align::Left),
-            ("first", "first", Align::Right),
-            ("other", "this", Align::Right),
             ("ratio", "this / first", Align::Right),
             ("verdict", "verdict", Align::Left),
+            ("first", "first", Align::Right),
+            ("other", "this", Align::Right),
         ]);
         for r in &other.rows {
             table.push(vec![
                 Cell::text(&r.row),
+                Cell::text(interval(&r.ratio)),
+                Cell::text(if r.between { format!("{} (between runs)", r.change.name()) } else { r.change.name().into() }),
                 Cell::text(interval(&r.first)),
                 Cell::text(interval(&r.other)),
-                Cell::text(interval(&r.ratio)),
-                Cell::text(r.change.name()),
             ]);
             let numbers = [
                 r.first.ratio,
@@ -75,6 +75,26 @@ pub fn report(found: &LineUp) -> Report {
     Report { title: format!("{} and what followed", found.reference), sections, data }
 }
 
+/// How far runs of the first file's setting differ.
+fn spread(found: &LineUp) -> Option<Section> {
+    let runs = found.spread.first()?.runs;
+    let mut table = Table::new(&[
+        ("row", "gain of", Align::Left),
+        ("range", "least–greatest", Align::Right),
+        ("between", "between runs (s.d.)", Align::Right),
+        ("within", "within a run (95 %)", Align::Right),
+    ]);
+    let percent = |log: f64| format!("± {:.1} %", log.exp_m1() * 100.0);
+    for s in &found.spread {
+        let cells = [s.row.clone(), format!("{}–{}", factor(s.least), factor(s.greatest)), percent(s.deviation), percent(s.within)];
+        table.push(cells.into_iter().map(Cell::text).collect());
+    }
+    let text = format!(
+        "{runs} of these files are runs of one setting on one machine. Where runs differ by more than their rounds say, verdicts go by that."
+    );
+    Some(Section::new("How far runs differ", vec![Block::Text(text), Block::Table(table)]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,10 +114,18 @@ mod tests {
             others: vec![Against {
                 path: "new.json".into(),
                 differences: vec!["CPU: A → B".into()],
-                rows: vec![LinedUp { row: "cache".into(), first: i(2.0), other: i(4.0), ratio: i(2.0), change: Change::Better }],
+                rows: vec![LinedUp {
+                    row: "cache".into(),
+                    first: i(2.0),
+                    other: i(4.0),
+                    ratio: i(2.0),
+                    change: Change::Better,
+                    between: false,
+                }],
                 only_first: vec!["greedy".into()],
                 only_other: vec![],
             }],
+            spread: vec![],
         };
         for format in [Format::Table, Format::Md] {
             let text = report(&found).render(format, 100);

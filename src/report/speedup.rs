@@ -7,14 +7,14 @@ use super::{Align, Bars, Block, Cell, Report, Section, Table, factor, interval};
 use crate::bench::plan::TOTALS;
 use crate::bench::result::{BenchResult, Sample, Start};
 use crate::bench::rows::{Analysis, Ratio, RowResult};
-use crate::bench::statistics::{BUSY, Interval, LEAST_ROUNDS, mean_interval, median};
+use crate::bench::statistics::{BUSY, Interval, LEAST_ROUNDS, Verdict, mean_interval, median};
 use crate::engine::Stage;
 use crate::optimizations::{self, Difficulty, Phase};
 use crate::pipeline::Latencies;
 use crate::units::{Bytes, rate, seconds};
 
 /// Header of `speedup.csv`, as the contract fixes it.
-pub const HEADER: [&str; 16] = [
+pub const HEADER: [&str; 17] = [
     "optimization",
     "phase",
     "difficulty",
@@ -31,6 +31,7 @@ pub const HEADER: [&str; 16] = [
     "cumulative_high",
     "verdict",
     "answers",
+    "agreement",
 ];
 
 fn phase(name: &str) -> &'static str {
@@ -75,7 +76,8 @@ pub fn data(analysis: &Analysis) -> Table {
         cells.extend(three(&row.removed));
         cells.extend(three(&row.cumulative));
         cells.push(Cell::text(row.verdict.map_or("", |v| v.name())));
-        cells.push(Cell::text(row.answers.map_or(String::new(), |a| a.to_string())));
+        cells.push(Cell::text(row.answers.map_or("", |a| a.name())));
+        cells.push(Cell::rate(row.answers.map(|a| a.agreement())));
         table.push(cells);
     }
     table
@@ -87,7 +89,7 @@ fn measured(row: &&RowResult) -> bool {
 
 fn expected(row: &RowResult) -> Cell {
     match row.expected {
-        Some((low, _)) if low.is_infinite() => Cell::text("∞ (cached)"),
+        Some((low, _)) if low.is_infinite() => Cell::text("∞"),
         Some((low, high)) => Cell::text(format!("{low}–{high}")),
         None if row.name == "warmup" => Cell::text("1st request"),
         None => Cell::text("–"),
@@ -101,27 +103,62 @@ fn ratio(ratio: &Option<Ratio>) -> Cell {
     )
 }
 
-/// The audit's table.
+/// A row in a line, as `junit.xml` has it.
+pub fn row_line(row: &RowResult) -> String {
+    let verdict = row.verdict.map_or(String::new(), |v| format!(", {}", v.name()));
+    let expected = row.expected.map_or(String::new(), |(low, high)| match low.is_infinite() {
+        true => " (expected: no forward pass for a hit)".into(),
+        false => format!(" (expected {low}–{high})"),
+    });
+    let answers = row.answers.map_or(String::new(), |a| format!(", answers {a}"));
+    format!("{}{verdict}{expected}{answers}", ratio(&row.alone).shown)
+}
+
+/// The audit's table: what was asked, the answer, how sure, then the rest. The cache has two lines: a hit, and what the workload gains.
 fn audit_table(analysis: &Analysis) -> Table {
     let mut table = Table::new(&[
         ("optimization", "Optimization", Align::Left),
-        ("difficulty", "Effort", Align::Left),
-        ("expected", "Expected", Align::Right),
         ("alone", "Measured (95 %)", Align::Right),
         ("verdict", "Verdict", Align::Left),
+        ("expected", "Expected", Align::Right),
         ("answers", "Answers", Align::Left),
+        ("difficulty", "Effort", Align::Left),
     ]);
     for row in analysis.rows.iter().filter(measured) {
-        table.push(vec![
-            Cell::text(title(&row.name)),
-            Cell::text(difficulty(&row.name)),
-            expected(row),
-            ratio(&row.alone),
-            Cell::text(row.verdict.map_or("", |v| v.name())),
-            Cell::text(row.answers.map_or(String::new(), |a| a.to_string())),
-        ]);
+        let verdict = Cell::text(row.verdict.map_or("", |v| v.name()));
+        let answers = Cell::text(row.answers.map_or(String::new(), |a| a.to_string()));
+        let effort = Cell::text(difficulty(&row.name));
+        let (name, gain) = (title(&row.name), ratio(&row.alone));
+        if row.expected.is_some_and(|(low, _)| low.is_infinite()) {
+            let hit = match row.verdict {
+                Some(Verdict::Within) => "∞, no forward pass",
+                Some(Verdict::Below) => "a forward pass",
+                _ => "no hit",
+            };
+            table.push(vec![Cell::text(format!("{name}: hit")), Cell::text(hit), verdict, expected(row), answers, effort]);
+            table.push(vec![Cell::text("  this workload"), gain]);
+        } else {
+            table.push(vec![Cell::text(name), gain, verdict, expected(row), answers, effort]);
+        }
     }
     table
+}
+
+/// How far repeated runs differ beside what rounds within a run say; `None` for a single run.
+fn runs_table(analysis: &Analysis) -> Option<Table> {
+    let mut table = Table::new(&[
+        ("optimization", "Optimization", Align::Left),
+        ("ratio", "Measured", Align::Right),
+        ("between", "between runs", Align::Right),
+        ("within", "within a run", Align::Right),
+    ]);
+    for row in &analysis.rows {
+        let Some((Some(between), within)) = row.alone.map(|r| (r.between, r.within)) else { continue };
+        let ends = |i: &Interval| format!("{}–{}", factor(i.low), factor(i.high));
+        let cells = [title(&row.name), factor(within.ratio), ends(&between), ends(&within)];
+        table.push(cells.into_iter().map(Cell::text).collect());
+    }
+    (!table.rows.is_empty()).then_some(table)
 }
 
 /// Removed and cumulative.
@@ -237,15 +274,23 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
     let sight = &analysis.sight;
     let mut notes = Vec::new();
     if result.quick {
-        notes.push("Made with --quick: short slices and few rounds, for a first look. No gate takes it.".into());
+        notes.push("Made with --quick: short slices and few rounds, for a first look. Its gate compares with its like alone.".into());
     }
     if !result.complete {
         notes.push("Interrupted: these are the rounds measured until then.".into());
     }
+    let runs = result.runs();
     notes.push(format!(
-        "{} rounds; each ratio is a geometric mean over paired rounds with its 95 % interval. About this machine and this workload, not about others.",
-        sight.rounds
+        "{} rounds{}; each ratio is a geometric mean over paired rounds with its 95 % interval. About this machine and this workload, not about others.",
+        sight.rounds,
+        if runs > 1 { format!(" in {runs} runs") } else { String::new() }
     ));
+    if runs == 1 {
+        notes.push(
+            "The intervals cover this run alone: how far runs of the same setting differ is seen by --repeat 3 or by several results given to compare."
+                .into(),
+        );
+    }
     notes.push(made_of(result));
     if sight.rounds < LEAST_ROUNDS {
         notes.push(format!("Fewer than {LEAST_ROUNDS} rounds: every verdict is unclear. More time (--time-budget) helps."));
@@ -578,6 +623,10 @@ pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]
     let mut first = vec![Block::Table(audit_table(analysis))];
     first.extend(audit_chart(analysis).map(Block::Chart));
     first.push(Block::Notes(notes(result, analysis)));
+    if let Some(table) = runs_table(analysis) {
+        let text = "95 % intervals. Within a run: what these rounds say of this hour and this process. Between runs: what the next run may find. Verdicts and gates use the wider one.";
+        first.extend([Block::Text(text.into()), Block::Table(table)]);
+    }
     if let Some(table) = steps_table(analysis) {
         first.extend(ladder_chart(analysis).map(Block::Chart));
         first.push(Block::Table(table));

@@ -72,13 +72,19 @@ fn filled(text: &str, width: usize, first: &str, later: &str) -> String {
     out
 }
 
+/// In capitals as far as it is ours: what follows a colon or stands in brackets may be a path or a name.
+fn heading(title: &str) -> String {
+    let ours = title.find([':', '(']).unwrap_or(title.len());
+    format!("{}{}", title[..ours].to_uppercase(), &title[ours..])
+}
+
 /// A whole report.
 pub fn report(report: &Report, width: usize) -> String {
     let width = width.max(LEAST_WIDTH);
     let mut out = filled(&report.title, width, "", "");
     for section in &report.sections {
         if !section.title.is_empty() {
-            out.push_str(&format!("\n{}", filled(&section.title.to_uppercase(), width, "", "")));
+            out.push_str(&format!("\n{}", filled(&heading(&section.title), width, "", "")));
         }
         for block in &section.blocks {
             match block {

@@ -1,10 +1,10 @@
 //! How often the gate is wrong: recorded rounds replayed through it. In: a recorded result with many rounds, and one to play "now". Out: the
 //! share of replays in which it fails. Resampled rounds, not whole benches, because hours of benches would be needed for the same precision.
 
-use super::gate::{self, Series};
-use super::result::BenchResult;
-use super::rows::OfSlice;
-use super::statistics::Random;
+use llmopt::bench::gate::{self, Series};
+use llmopt::bench::result::BenchResult;
+use llmopt::bench::rows::OfSlice;
+use llmopt::bench::statistics::Random;
 
 /// What became of the replays at one threshold.
 #[derive(Debug, Clone, PartialEq)]
@@ -120,7 +120,7 @@ fn pick_blocks(old: usize, new: Option<usize>, count: usize, random: &mut Random
 
 #[cfg(test)]
 mod tests {
-    use super::super::example::{as_expected, result};
+    use crate::example::{as_expected, result};
     use super::*;
 
     /// 40 rounds of 20 slices.
