@@ -5,6 +5,7 @@
 #   MODEL    a small .gguf file, such as tests/common writes (default $TINY, else the alias)
 #   PROMPTS  how many prompts the load test has (default 100000)
 set -u
+case "${1:-}" in -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 llmopt=$(realpath "${1:-target/release/llmopt}")
 model=${2:-${TINY:-smollm2-135m}}
 [ -e "$model" ] && model=$(realpath "$model")

@@ -5,6 +5,7 @@
 # tests/fuzz/artifacts. With PLAIN=1 only llmopt and the template engine are instrumented, without AddressSanitizer, by the stable
 # compiler and with the dependencies of the release build as they are: minutes instead of an hour to build on two cores.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 cd "$(dirname "$0")/.."
 target=${1:?usage: scripts/fuzz.sh TARGET SECONDS; targets: $(cd tests/fuzz/fuzz_targets && ls | sed 's/\.rs$//' | tr '\n' ' ')}
 seconds=${2:?usage: scripts/fuzz.sh TARGET SECONDS}

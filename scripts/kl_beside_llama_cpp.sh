@@ -5,6 +5,7 @@
 #   scripts/kl_beside_llama_cpp.sh LLAMA_BIN MODEL.gguf [WORK_DIR]     LLAMA_BIN: folder of llama-quantize and llama-perplexity
 #   PEER_ONLY=1 stops after llama.cpp's part; it is not repeated while WORK_DIR keeps its logs.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 bin=${1:?folder of llama.cpp\'s programs}; model=$(realpath "${2:?the default model\'s .gguf}"); work=${3:-$(mktemp -d)}
 root=$(cd "$(dirname "$0")/.." && pwd); threads=${THREADS:-$(nproc)}
 mkdir -p "$work"

@@ -8,11 +8,15 @@ of the tensor's name; tests/families.rs makes the same values. A fixture holds c
 shape, offset, scale), and for some prompts the greedy ids, the smallest distance between the best and the second score on the way, and
 the first scores behind the prompt. Computed in f32 on one thread with eager attention and without a cache.
 """
+import sys
+
+if "--help" in sys.argv or "-h" in sys.argv:
+    sys.exit(print(__doc__))
+
 import argparse
 import json
 import math
 import pathlib
-import sys
 import tempfile
 
 VOCAB = 301

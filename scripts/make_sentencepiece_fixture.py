@@ -6,7 +6,12 @@ usage: scripts/make_sentencepiece_fixture.py [OUT_DIR [GGUF]]      (needs the pa
 The model has byte fallback and the space in front, as Llama 2's; it is trained on this repository's documents. The fixture has the
 form of `make_vocab_fixtures.py`. With GGUF the vocabulary is also written as a file without tensors.
 """
-import glob, io, json, os, random, sys
+import sys
+
+if "--help" in sys.argv or "-h" in sys.argv:
+    sys.exit(print(__doc__))
+
+import glob, io, json, os, random
 
 import sentencepiece
 

@@ -7,7 +7,12 @@ Lines are {"template": name, "source": ..., "bos": ..., "eos": ...} before those
 {"template": name, "messages": [...], "rendered": text or null where transformers raises, "ids": [...] or absent}.
 Ids are given for the model's own template only, by a transformers tokenizer built from the vocabulary and merges of the model file.
 """
-import json, sys
+import sys
+
+if "--help" in sys.argv or "-h" in sys.argv:
+    sys.exit(print(__doc__))
+
+import json
 from gguf import GGUFReader
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

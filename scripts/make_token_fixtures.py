@@ -7,7 +7,12 @@ The independent implementation is llama.cpp's server (any build with /tokenize).
 model in which only `tokenizer.ggml.pre` is changed, so that one vocabulary shows all five. Each line is
 {"text": ..., "ids": [...], "control": whether control tokens written in the text were parsed}. Only the standard library is used.
 """
-import json, os, random, struct, subprocess, sys, tempfile, time, urllib.request
+import sys
+
+if "--help" in sys.argv or "-h" in sys.argv:
+    sys.exit(print(__doc__))
+
+import json, os, random, struct, subprocess, tempfile, time, urllib.request
 
 PRES = ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"]
 

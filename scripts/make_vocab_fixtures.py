@@ -8,7 +8,12 @@ transformers. A fixture keeps what can matter for these texts: all special token
 one of the texts (a merge whose result does not stand there can never apply), with merges in the order of their ranks and scores as
 they are. `ids` are the ids of the whole vocabulary; a test numbers tokens anew and maps back.
 """
-import glob, json, os, sys
+import sys
+
+if "--help" in sys.argv or "-h" in sys.argv:
+    sys.exit(print(__doc__))
+
+import glob, json, os
 
 import gguf
 

@@ -2,11 +2,14 @@
 """Shows that tests/exactness.rs bites: in a copy of the sources one sum is split, or ordered, by the number of threads, and the test must
 fail; where the copy only notes the number of threads, it must pass. Usage: scripts/mutation_check.py [NUMBER...]
 Some minutes (the library is built for each, optimised little); exit status 1 if a mutation goes unnoticed or no longer applies."""
+import sys
+
+if "--help" in sys.argv or "-h" in sys.argv:
+    sys.exit(print(__doc__))
 
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 

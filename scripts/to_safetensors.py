@@ -243,7 +243,7 @@ def tokenizer(meta):
 
 def main():
     if len(sys.argv) not in (3, 4):
-        sys.exit(__doc__)
+        sys.exit(print(__doc__))
     source, folder = sys.argv[1:3]
     data, meta, raw, tensors = read_gguf(source)
     if meta.get("general.architecture") != "llama":

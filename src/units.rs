@@ -63,7 +63,8 @@ pub fn did_you_mean<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -
         if begins { 1 } else { edits(&typed, &plain(name)) }
     };
     let best = known.into_iter().map(|name| (near(name), name)).filter(|(d, _)| *d <= most).min_by_key(|(d, _)| *d);
-    best.filter(|_| (2..=MOST_TYPED).contains(&typed.chars().count())).map_or(String::new(), |(_, name)| format!("did you mean '{name}'? "))
+    best.filter(|_| (2..=MOST_TYPED).contains(&typed.chars().count()))
+        .map_or(String::new(), |(_, name)| format!("did you mean '{name}'? "))
 }
 
 /// A longer word is no slip of the fingers.

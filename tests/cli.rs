@@ -572,3 +572,68 @@ fn every_test_that_the_reliability_page_names_is_there() {
     }
     assert!(found > 100, "{found}");
 }
+
+/// Paths that a page of the repository names in backquotes or links, as far as they look like paths into it.
+fn paths_of(page: &str) -> Vec<String> {
+    let links = page.match_indices("](").map(|(at, _)| page[at + 2..].split(')').next().unwrap_or_default());
+    let code = page.split('`').skip(1).step_by(2);
+    let folders = ["src/", "docs/", "scripts/", "tests/", "benches/", "results/", "prompts/", ".ci/", ".github/"];
+    // In code a path begins with a folder of the repository; a pattern or a place-holder is none.
+    let named = |c: &&str| folders.iter().any(|f| c.starts_with(f)) && !c.contains(['*', '{', '<', '…', '$', '|']);
+    let code = code.filter_map(|c| c.split([' ', ':', ',']).next()).filter(named).map(|c| format!("/{c}"));
+    let links =
+        links.filter(|l| !l.contains("://") && !l.starts_with('#')).map(|l| l.split('#').next().unwrap_or_default().to_string());
+    links.chain(code).filter(|p| !p.is_empty()).collect()
+}
+
+#[test]
+fn every_path_that_a_page_names_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec![root.join("README.md"), root.join("results/README.md"), root.join("scripts/README.md")];
+    pages.extend(
+        std::fs::read_dir(root.join("docs"))
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .filter(|p| p.extension().is_some_and(|e| e == "md")),
+    );
+    let (mut found, mut missing) = (0, Vec::new());
+    for page in &pages {
+        for path in paths_of(&std::fs::read_to_string(page).unwrap()) {
+            let target = match path.strip_prefix('/') {
+                Some(of_root) => root.join(of_root),
+                None => page.parent().unwrap().join(&path),
+            };
+            found += 1;
+            // What a run writes, or a study's output, is not in the repository.
+            if !target.exists() && !path.starts_with("/results/") {
+                missing.push(format!("{}: {path}", page.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(found > 100, "{found}");
+    assert_eq!(paths_of("[a](../x.md#y) `src/nowhere.rs::t` `cargo test` [b](https://z)"), ["../x.md", "/src/nowhere.rs"]);
+}
+
+#[test]
+fn every_script_is_in_the_index_and_tells_what_it_does() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let index = std::fs::read_to_string(root.join("scripts/README.md")).unwrap();
+    let mut tried = 0;
+    for entry in std::fs::read_dir(root.join("scripts")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_string();
+        if !path.is_file() || name == "README.md" {
+            continue;
+        }
+        assert!(index.contains(&format!("({name})")), "scripts/README.md does not name {name}");
+        if !name.ends_with(".py") && !name.ends_with(".sh") {
+            continue;
+        }
+        let output = std::process::Command::new(&path).arg("--help").stdin(std::process::Stdio::null()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.lines().count() >= 2, "{name} --help: {:?} {text}", output.status);
+        tried += 1;
+    }
+    assert!(tried > 15, "{tried}");
+}

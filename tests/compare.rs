@@ -139,7 +139,10 @@ fn a_bf16_file_gives_the_same_bits_as_f32_and_int8_does_not() {
     assert!(csv.starts_with("setting,measure,value,low,high,unit,limit,share\n"), "{csv}");
     assert_eq!(csv.lines().count(), 1 + 3 * MEASURES.len());
     let report = std::fs::read_to_string(written.join("report.md")).unwrap();
-    assert!(report.starts_with(&format!("# {}", if busy { "No verdict: other" } else { "Fastest here, times f32: " })), "{report}");
+    assert!(
+        report.starts_with(&format!("# {}", if busy { "No verdict: other" } else { "Fastest here, times f32: " })),
+        "{report}"
+    );
     assert!(report.contains("## Machine") && report.contains("GFLOP/s"), "{report}");
     assert_eq!(serde_json::from_str::<Value>(&std::fs::read_to_string(written.join("result.json")).unwrap()).unwrap(), json);
 
@@ -170,7 +173,9 @@ fn bf16_emulated_is_there_only_when_it_is_named_and_flags_make_settings_too() {
     let (first, verdicts) = (json["sentences"][0].as_str().unwrap(), json["verdicts"].as_array().unwrap());
     match taken > 0.25 {
         true => assert!(verdicts.is_empty() && first.starts_with("No verdict: other processes"), "{first}"),
-        false => assert!(first.contains("bf16") && verdicts[0]["same_answers"].is_null() && !verdicts[0]["any_answers"].is_null()),
+        false => {
+            assert!(first.contains("bf16") && verdicts[0]["same_answers"].is_null() && !verdicts[0]["any_answers"].is_null())
+        }
     }
 
     let json = run(&["threads=1", "threads=2,batch-size=2,without=queue+mask"]);

@@ -331,7 +331,10 @@ fn completions_the_man_page_and_the_version_tell_what_there_is() {
     }
     let version = run(&["--version"]);
     assert!(version.starts_with(&format!("llmopt {}", env!("CARGO_PKG_VERSION"))), "{version}");
-    assert!(version.contains("kernel sets of this CPU: ") && version.contains("portable") && version.contains("features: "), "{version}");
+    assert!(
+        version.contains("kernel sets of this CPU: ") && version.contains("portable") && version.contains("features: "),
+        "{version}"
+    );
 }
 
 #[test]

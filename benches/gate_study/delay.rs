@@ -126,8 +126,7 @@ mod tests {
     }
 
     fn pass(decoder: &mut dyn Decoder) -> Vec<Output> {
-        let segment =
-            Segment { slot: Slot(0), start: 0, tokens: 0..3, want: Want::Nothing, padding_rows: 0, padded_context: 0 };
+        let segment = Segment { slot: Slot(0), start: 0, tokens: 0..3, want: Want::Nothing, padding_rows: 0, padded_context: 0 };
         let mut outputs = Vec::new();
         decoder.forward(&Batch { tokens: vec![1, 2, 3], segments: vec![segment] }, &mut outputs).unwrap();
         outputs

@@ -120,8 +120,8 @@ fn pick_blocks(old: usize, new: Option<usize>, count: usize, random: &mut Random
 
 #[cfg(test)]
 mod tests {
-    use crate::example::{as_expected, result};
     use super::*;
+    use crate::example::{as_expected, result};
 
     /// 40 rounds of 20 slices.
     fn recorded(seed: u64, slower: f64) -> BenchResult {

@@ -63,14 +63,8 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
         batch: 3,
         seed: 0,
     };
-    let hit = Hit {
-        prompts: 3,
-        generated_s: 1.5,
-        repeated_s: 0.003,
-        forward_passes: 0,
-        tokens: Some(72),
-        tokenize_s: Some(0.0006),
-    };
+    let hit =
+        Hit { prompts: 3, generated_s: 1.5, repeated_s: 0.003, forward_passes: 0, tokens: Some(72), tokenize_s: Some(0.0006) };
     BenchResult {
         complete: true,
         command: vec!["llmopt".into(), "bench".into()],

@@ -181,7 +181,11 @@ pub fn series(before: &BenchResult, now: &BenchResult) -> Result<(Vec<String>, V
     }
     if before.quick != now.quick {
         let name = |quick: bool| if quick { "with --quick" } else { "without --quick" };
-        return Err(format!("the baseline was made {}, this run {}; both the same way would work", name(before.quick), name(now.quick)));
+        return Err(format!(
+            "the baseline was made {}, this run {}; both the same way would work",
+            name(before.quick),
+            name(now.quick)
+        ));
     }
     let comparable =
         [("model", &before.model.digest, &now.model.digest), ("workload", &before.workload.digest, &now.workload.digest)];
@@ -334,7 +338,8 @@ mod tests {
         all.rounds.clear();
         for (run, &(speed, baseline)) in times.iter().enumerate() {
             let of = |l: &str| as_expected(l) * speed * if l == "baseline" { baseline } else { 1.0 };
-            all.rounds.extend(result(8, 0.01, 7 + run as u64, of).rounds.into_iter().map(|r| super::super::result::Round { run, ..r }));
+            all.rounds
+                .extend(result(8, 0.01, 7 + run as u64, of).rounds.into_iter().map(|r| super::super::result::Round { run, ..r }));
         }
         all
     }

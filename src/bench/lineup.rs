@@ -271,7 +271,8 @@ impl Results {
         }
         // The phases are those of which an audit's row was measured.
         let measured = |row: &serde_json::Value| row["alone"].is_number() && row["difficulty"].is_string();
-        let mut phases: Vec<&str> = value.as_array().into_iter().flatten().filter(|r| measured(r)).filter_map(|r| r["phase"].as_str()).collect();
+        let mut phases: Vec<&str> =
+            value.as_array().into_iter().flatten().filter(|r| measured(r)).filter_map(|r| r["phase"].as_str()).collect();
         phases.dedup();
         let phases = (!phases.is_empty()).then(|| phases.join("+"));
         Ok(Results { path: String::new(), kind: "bench", machine: None, settings: Vec::new(), rows, smallest: None, phases })

@@ -26,7 +26,8 @@ pub fn version() -> String {
 /// The command line without what `--help` does not show: the flags of fresh processes and of tests.
 fn shown(command: &Command) -> Command {
     let named = |from: &Command| {
-        let made = Command::new(from.get_name().to_string()).version(env!("CARGO_PKG_VERSION"));
+        let name: &str = from.get_name().to_string().leak();
+        let made = Command::new(name).version(env!("CARGO_PKG_VERSION"));
         made.about(from.get_about().cloned().unwrap_or_default())
             .args(from.get_arguments().filter(|a| !a.is_hide_set() && a.get_id() != "help" && a.get_id() != "version").cloned())
     };

@@ -12,6 +12,9 @@ pub struct Files {
     root: PathBuf,
 }
 
+/// A core with less than this share of the fastest one's capacity is slow: prime and big cores of one processor lie within it, little ones do not.
+const FAST: f64 = 0.7;
+
 /// Whole cores within a quota of CPU time. Rounded down: a pool with more threads than quota is throttled all together, and its barriers wait
 /// for the throttled one.
 pub(super) fn threads_within(cores: usize, quota: Option<f64>) -> usize {
@@ -67,7 +70,23 @@ impl Files {
 
     /// Physical cores behind the affinity mask: distinct groups of sibling threads.
     pub fn physical_cores(&self) -> Option<usize> {
+        self.cores_of(&self.allowed_cpus())
+    }
+
+    /// Of these, the fast ones, where the system tells performance cores from efficiency cores: work is cut evenly, so that one slow core
+    /// makes all others wait. All of them where it does not, or where only slow ones are allowed.
+    pub fn fast_cores(&self) -> Option<usize> {
         let cpus = self.allowed_cpus();
+        let slow = self.read("sys/devices/cpu_atom/cpus").map(|list| parse_list(&list)).unwrap_or_default();
+        let capacity =
+            |cpu: usize| self.read(format!("sys/devices/system/cpu/cpu{cpu}/cpu_capacity"))?.trim().parse::<f64>().ok();
+        let most = cpus.iter().filter_map(|&cpu| capacity(cpu)).fold(0.0, f64::max);
+        let is_fast = |cpu: &usize| !slow.contains(cpu) && capacity(*cpu).is_none_or(|c| c >= most * FAST);
+        let fast: Vec<usize> = cpus.iter().copied().filter(is_fast).collect();
+        self.cores_of(if fast.is_empty() { &cpus } else { &fast })
+    }
+
+    fn cores_of(&self, cpus: &[usize]) -> Option<usize> {
         if cpus.is_empty() {
             return None;
         }
@@ -225,6 +244,39 @@ mod tests {
     }
 
     const V2_MOUNT: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn efficiency_cores_are_left_out_where_the_system_tells_them_apart() {
+        let machine = |allowed: &str, files: &[(&str, &str)]| {
+            let folder = tempfile::tempdir().unwrap();
+            let write = |name: &str, text: &str| {
+                let path = folder.path().join(name);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            };
+            write("proc/self/status", &format!("Cpus_allowed_list:\t{allowed}\n"));
+            files.iter().for_each(|(name, text)| write(name, text));
+            let files = Files::at(folder.path());
+            (files.physical_cores(), files.fast_cores())
+        };
+        // Intel: two performance cores of two threads each, four efficiency cores.
+        let siblings = |cpu: usize| format!("sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list");
+        let names: Vec<String> = (0..8).map(siblings).collect();
+        let mut hybrid = vec![("sys/devices/cpu_core/cpus", "0-3\n"), ("sys/devices/cpu_atom/cpus", "4-7\n")];
+        let lists = ["0-1", "0-1", "2-3", "2-3", "4", "5", "6", "7"];
+        hybrid.extend(names.iter().zip(lists).map(|(name, list)| (name.as_str(), list)));
+        assert_eq!(machine("0-7", &hybrid), (Some(6), Some(2)));
+        assert_eq!(machine("4-6", &hybrid), (Some(3), Some(3)), "only slow ones may be used");
+        // Arm: one prime, two big, two little cores.
+        let capacity = |cpu: usize| format!("sys/devices/system/cpu/cpu{cpu}/cpu_capacity");
+        let names: Vec<String> = (0..5).map(capacity).collect();
+        let arm: Vec<(&str, &str)> =
+            names.iter().map(String::as_str).zip(["1024\n", "870\n", "870\n", "350\n", "350\n"]).collect();
+        assert_eq!(machine("0-4", &arm), (Some(5), Some(3)));
+        assert_eq!(machine("3-4", &arm), (Some(2), Some(2)));
+        // All alike, or nothing told.
+        assert_eq!(machine("0-3", &[]), (Some(4), Some(4)));
+    }
 
     #[test]
     fn cpu_lists() {

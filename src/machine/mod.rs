@@ -195,10 +195,11 @@ fn fallback_cores() -> usize {
     sysinfo::System::physical_core_count().unwrap_or(allowed).min(allowed).max(1)
 }
 
-/// The default of `--threads`: physical cores in the affinity mask, at most the cgroup's quota. Never 0.
+/// The default of `--threads`: physical cores in the affinity mask (the fast ones of a processor with two kinds), at most the cgroup's
+/// quota. Never 0.
 pub fn usable_threads() -> usize {
     let files = Files::system();
-    let cores = files.physical_cores().unwrap_or_else(fallback_cores);
+    let cores = files.fast_cores().unwrap_or_else(fallback_cores);
     limits::threads_within(cores, files.cpu_quota())
 }
 

@@ -333,7 +333,9 @@ fn of_two(comparison: &Comparison, first: &Setting, other: &Setting) -> String {
     let (a, b) = (&other.name, &first.name);
     let mut parts = match (faster.is_empty(), slower.is_empty()) {
         (true, true) if unclear.is_empty() => return format!("No verdict: too few rounds to compare {a} with {b}."),
-        (true, true) => vec![format!("No clear difference between {b} and {a} here: {a} is {}", list(&std::mem::take(&mut unclear)))],
+        (true, true) => {
+            vec![format!("No clear difference between {b} and {a} here: {a} is {}", list(&std::mem::take(&mut unclear)))]
+        }
         (false, true) => vec![format!("{a} is faster than {b} here: {}", list(&faster))],
         (true, false) => vec![format!("{a} is slower than {b} here: {}", list(&slower))],
         (false, false) => {
@@ -640,16 +642,28 @@ mod tests {
             first(&two(0.5, Some(false))),
             "bf16 is slower than f32 here: one answer at a time 0.50 (0.48–0.52); 50 % of its answers are identical."
         );
-        assert!(first(&two(1.01, None)).starts_with("No clear difference between f32 and bf16 here: bf16 is one answer at a time 1.01"));
+        assert!(
+            first(&two(1.01, None))
+                .starts_with("No clear difference between f32 and bf16 here: bf16 is one answer at a time 1.01")
+        );
         let mut mixed = two(1.86, Some(true));
-        let slow = Figure { measure: Measure::Prefill512, against_reference: Some(Interval { low: 0.9, ratio: 0.93, high: 0.96 }), ..mixed.settings[1].figures[0].clone() };
+        let slow = Figure {
+            measure: Measure::Prefill512,
+            against_reference: Some(Interval { low: 0.9, ratio: 0.93, high: 0.96 }),
+            ..mixed.settings[1].figures[0].clone()
+        };
         mixed.settings[1].figures.push(slow);
         assert!(
-            first(&mixed).starts_with("It depends: bf16 is faster than f32 for one answer at a time 1.86 (1.80–1.92); slower for long prompts 0.93"),
+            first(&mixed).starts_with(
+                "It depends: bf16 is faster than f32 for one answer at a time 1.86 (1.80–1.92); slower for long prompts 0.93"
+            ),
             "{}",
             first(&mixed)
         );
-        assert_eq!(first(&example()), "Fastest here, times f32: q4_1 with other answers (one answer at a time 3.10 (3.01–3.19)).");
+        assert_eq!(
+            first(&example()),
+            "Fastest here, times f32: q4_1 with other answers (one answer at a time 3.10 (3.01–3.19))."
+        );
         mixed.busy = Some(crate::machine::Busy { others: 0.4, stolen: 0.1 });
         assert_eq!(first(&mixed), "No verdict: other processes and guests used 50 % of the machine meanwhile, more than 25 %.");
         mixed.settings.truncate(1);

@@ -86,7 +86,8 @@ fn spread(found: &LineUp) -> Option<Section> {
     ]);
     let percent = |log: f64| format!("± {:.1} %", log.exp_m1() * 100.0);
     for s in &found.spread {
-        let cells = [s.row.clone(), format!("{}–{}", factor(s.least), factor(s.greatest)), percent(s.deviation), percent(s.within)];
+        let cells =
+            [s.row.clone(), format!("{}–{}", factor(s.least), factor(s.greatest)), percent(s.deviation), percent(s.within)];
         table.push(cells.into_iter().map(Cell::text).collect());
     }
     let text = format!(

@@ -274,7 +274,9 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
     let sight = &analysis.sight;
     let mut notes = Vec::new();
     if result.quick {
-        notes.push("Made with --quick: short slices and few rounds, for a first look. Its gate compares with its like alone.".into());
+        notes.push(
+            "Made with --quick: short slices and few rounds, for a first look. Its gate compares with its like alone.".into(),
+        );
     }
     if !result.complete {
         notes.push("Interrupted: these are the rounds measured until then.".into());

@@ -10,13 +10,13 @@ mod models;
 
 pub use args::Args;
 
+use super::Failure;
 use super::args as flags;
 use super::console::{Console, Level, Progress};
 use super::files::Touched;
 use super::results::{self, Folder};
 use super::run::signals::Signals;
 use super::setting::Setting;
-use super::Failure;
 use crate::bench::comparison::Comparison;
 use crate::bench::verdict::{self, Verdict};
 use crate::machine::Machine;
@@ -95,8 +95,7 @@ fn settings(args: &Args) -> Result<u8, Failure> {
         console.say(format!("llmopt: {prompts} of at most {} each; nothing was run", counted(budget.tokens as u64, "token")));
         return Ok(0);
     };
-    let job =
-        Job { args, settings: &settings, models: &loaded, machine, windows: windows.as_ref(), budget: &budget, begin };
+    let job = Job { args, settings: &settings, models: &loaded, machine, windows: windows.as_ref(), budget: &budget, begin };
     let comparison = match measure(job, &mut console) {
         Ok(comparison) => comparison,
         Err(failure) => {

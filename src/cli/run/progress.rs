@@ -81,11 +81,7 @@ impl Display {
     pub fn start(style: Style, control: Arc<Control>, total: Option<u64>) -> Display {
         let bar = (style == Style::Bar).then(|| {
             let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
-            let template = if total.is_some() {
-                "{bar:30} {pos}/{len} prompts  {msg}  {eta} left"
-            } else {
-                "{spinner} {pos} prompts  {msg}"
-            };
+            let template = if total.is_some() { "{bar:30} {pos}/{len} prompts  {msg}" } else { "{spinner} {pos} prompts  {msg}" };
             bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
@@ -104,7 +100,7 @@ impl Display {
                 match &shown {
                     Some(bar) => {
                         bar.set_position(answered);
-                        bar.set_message(speed);
+                        bar.set_message(format!("{speed}{}", left(answered, total, seconds)));
                     }
                     None => console::line(&plain(answered, total, &speed, seconds)),
                 }
@@ -123,13 +119,17 @@ impl Display {
     }
 }
 
+/// `, 30.0 s left`: nothing before the first answer, when nobody knows.
+fn left(answered: u64, total: Option<u64>, seconds: f64) -> String {
+    let Some(total) = total.filter(|_| answered > 0) else { return String::new() };
+    let left = seconds / answered as f64 * total.saturating_sub(answered) as f64;
+    format!(", {} left", units::seconds(left))
+}
+
 fn plain(answered: u64, total: Option<u64>, speed: &str, seconds: f64) -> String {
+    let left = left(answered, total, seconds);
     match total {
-        Some(total) if answered > 0 => {
-            let left = seconds / answered as f64 * total.saturating_sub(answered) as f64;
-            format!("llmopt: {answered} of {total} prompts, {speed}, {} left", units::seconds(left))
-        }
-        Some(total) => format!("llmopt: 0 of {total} prompts, {speed}"),
+        Some(total) => format!("llmopt: {answered} of {total} prompts, {speed}{left}"),
         None => format!("llmopt: {answered} prompts, {speed}"),
     }
 }
