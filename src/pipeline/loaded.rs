@@ -49,6 +49,9 @@ impl From<NativeError> for PipelineError {
     }
 }
 
+/// What puts something around a decoder.
+pub type Around = fn(Box<dyn Decoder>) -> Box<dyn Decoder>;
+
 /// What a pipeline needs beyond its configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -57,7 +60,7 @@ pub struct Options {
     /// Use no more memory than this; `None`: what the machine has.
     pub memory_limit: Option<u64>,
     /// What is put around the decoder, for programs that use the library to study it (`benches/gate_study` slows it down).
-    pub around: Option<fn(Box<dyn Decoder>) -> Box<dyn Decoder>>,
+    pub around: Option<Around>,
 }
 
 /// A model in memory, shared by all pipelines built on it: tokenizer, template, and each set of packed weights once.

@@ -337,6 +337,13 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
             hit.forward_passes
         ));
     }
+    if analysis.row("precision").is_some_and(|r| r.alone.is_some()) {
+        notes.push(
+            "The baseline of Float32 on CPU widens each weight into a temporary on every call, which lives in caches as far as neighbours leave them free: another \
+             hour may find another ratio for this row and for what is measured from the same baseline."
+                .into(),
+        );
+    }
     if let Some(beside) = beside_precision(result).filter(|_| analysis.row("precision").is_some_and(|r| r.alone.is_some())) {
         notes.push(beside);
     }
