@@ -19,13 +19,6 @@ pub struct Replays {
     pub speed: usize,
 }
 
-impl Replays {
-    /// Share of replays that failed.
-    pub fn rate(&self) -> f64 {
-        self.failed as f64 / self.replays.max(1) as f64
-    }
-}
-
 /// How rounds are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Draw {
@@ -122,6 +115,13 @@ fn pick_blocks(old: usize, new: Option<usize>, count: usize, random: &mut Random
 mod tests {
     use super::*;
     use crate::example::{as_expected, result};
+
+    impl Replays {
+        /// Share of replays that failed.
+        fn rate(&self) -> f64 {
+            self.failed as f64 / self.replays.max(1) as f64
+        }
+    }
 
     /// 40 rounds of 20 slices.
     fn recorded(seed: u64, slower: f64) -> BenchResult {
