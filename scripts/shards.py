@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Writes tests/data/shards.tsv: ids and the part of a sharded run that each belongs to, by Python's hashlib.
 
 Usage: python3 scripts/shards.py > tests/data/shards.tsv

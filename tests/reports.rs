@@ -35,7 +35,8 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 fn command(model: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llmopt"));
     command.current_dir(model.parent().unwrap()).env_remove("GITHUB_STEP_SUMMARY");
-    command.args(["bench", "--model"]).arg(model).args(args).stdin(Stdio::null());
+    // One thread: others of a busy machine would keep two waiting for each other.
+    command.args(["bench", "--threads=1", "--model"]).arg(model).args(args).stdin(Stdio::null());
     command
 }
 
