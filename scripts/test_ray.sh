@@ -12,7 +12,7 @@ venv=${VENV:-target/ray-venv}
 export LLMOPT RAY_DEDUP_LOGS=1 RAY_DATA_DISABLE_PROGRESS_BARS=1
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/python" -c 'import ray.data' 2> /dev/null || "$venv/bin/pip" install --quiet 'ray[data]'
-python=$(realpath "$venv/bin/python")
+python=$(cd "$venv" && pwd)/bin/python # Not where the link leads: that one knows no packages.
 work=$(mktemp -d)
 trap '"$python" -m ray.scripts.scripts stop --force > /dev/null 2>&1 || true; rm -rf "$work"' EXIT
 "$python" - "$work" << 'PY'

@@ -37,6 +37,14 @@ impl Decoder for Delayed {
         self.decoder.open(prompt, positions, share)
     }
 
+    fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+        self.decoder.open_for_forks(prompt, positions, spare, share)
+    }
+
+    fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<Slot> {
+        self.decoder.fork(parent, at, positions)
+    }
+
     fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
         let begin = (self.now)();
         let result = self.decoder.forward(batch, outputs);
