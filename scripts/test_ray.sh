@@ -61,12 +61,13 @@ echo "== one worker process killed half-way"
 (
     for _ in $(seq 600); do
         set -- $(ours)
-        [ $# -lt 2 ] || { sleep 2; kill -9 "$1" && echo "killed worker process $1"; break; }
+        [ $# -lt 2 ] || { sleep 0.5; kill -9 "$1" && echo "killed worker process $1" && touch "$work/was-killed"; break; }
         sleep 0.1
     done
 ) &
 batch "$work/killed"
 wait
+[ -e "$work/was-killed" ] || { echo "no worker process was killed: more rows are needed"; exit 1; }
 check "$work/killed"
 echo "== once more over what is there"
 before=$(ls "$work/killed" | wc -l)
