@@ -13,8 +13,8 @@ use llmopt::engine::{
 };
 use llmopt::kernels::{Format, KernelSet};
 use llmopt::model::{
-    self, Activation, Ffn, LongRope, Model, ModelError, ModelSpec, Norm, NormKind, Norms, OpenOptions, Plain, QkNorm,
-    QueryGrowth, Role, Rope, Vocabulary, Weights,
+    self, Activation, Convolution, DeltaNet, Ffn, LongRope, Mixer, Mixture, Model, ModelError, ModelSpec, Norm, NormKind, Norms,
+    OpenOptions, Plain, QkNorm, QueryGrowth, Role, Rope, Routing, Shared, Vocabulary, Weights,
 };
 use llmopt::text::Tokenizer;
 use proptest::prelude::*;
@@ -127,7 +127,9 @@ impl Setting {
             kernels: KernelSet::available()[self.kernels],
             slots: self.slots,
             rows: self.rows,
-            kv_bytes: self.pages as u64 * 16 * model.kv_bytes_per_position(),
+            // Room for the states of all slots, and for a few checkpoints.
+            kv_bytes: self.pages as u64 * 16 * model.kv_bytes_per_position()
+                + model.state_bytes_per_sequence() * (self.slots as u64 + 6),
             memory: self.memory,
         };
         NativeDecoder::new(model, options).unwrap()
@@ -469,6 +471,8 @@ impl Weights for MadeUp {
                 true if role == Role::TokenEmbedding => random.normal(),
                 true => 1.5 * random.normal() / (columns as f32).sqrt(),
                 false if format!("{role:?}").contains("Bias") => 0.5 * random.normal(),
+                // A state that grew from position to position would end as no number.
+                false if matches!(role, Role::DeltaDecay(_)) => -random.normal().abs(),
                 false => 1.0 + 0.3 * random.normal(),
             };
             let values: Vec<f32> = (0..columns).map(|_| value(&mut random)).collect();
@@ -520,13 +524,53 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
         let attention = layer.attention_mut().unwrap();
         (attention.qkv_bias, attention.output_bias, attention.window) = (true, true, Some(70));
     }
-    let mut granite = ModelSpec { query_growth: Some(QueryGrowth { beta: 0.3, original: 16 }), ..base };
+    let mut granite = ModelSpec { query_growth: Some(QueryGrowth { beta: 0.3, original: 16 }), ..base.clone() };
     for layer in &mut granite.layers {
         layer.residual_scale = 0.4;
         layer.attention_mut().unwrap().qk_norm = Some(QkNorm::PerHeadRotated);
         layer.ffn = Ffn::Gated { width: 160, activation: Activation::Silu, input_bias: true, output_bias: false };
     }
-    vec![("gemma", gemma), ("olmo", olmo), ("starcoder", starcoder), ("granite", granite)]
+    let mixture = Mixture {
+        experts: 6,
+        used: 2,
+        width: 64,
+        activation: Activation::Silu,
+        routing: Routing::Softmax,
+        normalized: true,
+        scale: 1.0,
+        router_bias: false,
+        choice_bias: false,
+        biases: false,
+        shared: Some(Shared { width: 96, gate: true }),
+    };
+    // Layers with other numbers of heads, dense ones among those with experts, experts with biases.
+    let mut experts = base.clone();
+    for (i, layer) in experts.layers.iter_mut().enumerate().filter(|(i, _)| *i != 1) {
+        let clamped = Activation::Clamped { limit: 2.0, alpha: 1.7 };
+        let other = Mixture { activation: clamped, biases: true, router_bias: true, shared: None, ..mixture };
+        layer.ffn = Ffn::Mixture(if i == 0 { mixture } else { other });
+        let attention = layer.attention_mut().unwrap();
+        (attention.heads, attention.kv_heads, attention.sinks) = (4 + 4 * i, 4, true);
+    }
+    let mut lfm = base.clone();
+    lfm.layers[0].mixer = Mixer::Convolution(Convolution { taps: 3, bias: false });
+    lfm.layers[2].mixer = Mixer::Convolution(Convolution { taps: 4, bias: true });
+    lfm.layers[2].ffn = Ffn::Mixture(Mixture { routing: Routing::Sigmoid, choice_bias: true, shared: None, ..mixture });
+    let mut qwen = base.clone();
+    let net = DeltaNet { key_heads: 2, value_heads: 4, key_dim: 24, value_dim: 32, taps: 4, tiled: false };
+    qwen.layers[0].mixer = Mixer::DeltaNet(net);
+    let attention = qwen.layers[1].attention_mut().unwrap();
+    (attention.gate, attention.qk_norm) = (true, Some(QkNorm::PerHead));
+    qwen.layers[2].mixer = Mixer::DeltaNet(DeltaNet { tiled: true, key_heads: 1, ..net });
+    vec![
+        ("experts", experts),
+        ("lfm", lfm),
+        ("qwen", qwen),
+        ("gemma", gemma),
+        ("olmo", olmo),
+        ("starcoder", starcoder),
+        ("granite", granite),
+    ]
 }
 
 #[test]

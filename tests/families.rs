@@ -67,7 +67,7 @@ fn write(fixture: &Value, folder: &Path) {
 
 fn decoder(model: &Model, plan: FormatPlan, kernels: KernelSet, memory: Memory) -> NativeDecoder {
     let packed = Arc::new(PackedModel::pack(model, plan, 2).unwrap_or_else(|e| panic!("{e}")));
-    let kv_bytes = 128 * packed.kv_bytes_per_position();
+    let kv_bytes = 128 * packed.kv_bytes_per_position() + packed.state_bytes_per_sequence();
     let options = NativeOptions { threads: 2, kernels, slots: 1, rows: 64, kv_bytes, memory };
     NativeDecoder::new(packed, options).unwrap_or_else(|e| panic!("{e}"))
 }
@@ -175,4 +175,50 @@ fn every_family_has_the_same_bits_whatever_the_chunks_threads_memory_and_kernels
             }
         }
     }
+}
+
+/// Families of other designs, refused by name and not computed as something else.
+#[test]
+fn families_that_are_not_computed_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, fixture) = fixtures().into_iter().find(|(name, _)| name == "llama").unwrap();
+    for (kind, class) in [
+        ("gpt2", "GPT2LMHeadModel"),
+        ("gpt_neox", "GPTNeoXForCausalLM"),
+        ("phi", "PhiForCausalLM"),
+        ("falcon", "FalconForCausalLM"),
+        ("bloom", "BloomForCausalLM"),
+        ("mpt", "MptForCausalLM"),
+        ("opt", "OPTForCausalLM"),
+        ("apertus", "ApertusForCausalLM"),
+        ("gemma4", "Gemma4ForConditionalGeneration"),
+        ("qwen3_next", "Qwen3NextForCausalLM"),
+        ("granitemoehybrid", "GraniteMoeHybridForCausalLM"),
+        ("deepseek_v3", "DeepseekV3ForCausalLM"),
+        ("llama4", "Llama4ForConditionalGeneration"),
+    ] {
+        let mut fixture = fixture.clone();
+        fixture["config"]["model_type"] = kind.into();
+        fixture["config"]["architectures"] = serde_json::json!([class]);
+        write(&fixture, folder.path());
+        let line = model::open(folder.path().to_str().unwrap(), &OpenOptions::default()).err().expect(kind).to_string();
+        assert!(line.contains(&format!("'{kind}'")) && line.contains("is not supported") && !line.contains('\n'), "{line}");
+    }
+}
+
+/// `scripts/models_table.py` was run after the last fixture.
+#[test]
+fn the_table_of_models_has_every_fixture_and_the_counts_of_ids() {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/models.md")).unwrap();
+    let (mut right, mut ids) = (0, 0);
+    for (name, fixture) in fixtures() {
+        let kind = fixture["config"]["model_type"].as_str().unwrap();
+        let row = text.lines().find(|line| line.starts_with(&format!("| {name} | `{kind}` |")));
+        let row = row.unwrap_or_else(|| panic!("{name} is not in docs/models.md: run scripts/models_table.py"));
+        let count: usize = fixture["cases"].as_array().unwrap().iter().map(|c| c["greedy"].as_array().unwrap().len()).sum();
+        let refused = REFUSED.iter().any(|(family, _)| *family == name);
+        assert!(row.contains(&if refused { "refused".to_string() } else { format!("{count} ids") }), "{row}");
+        (right, ids) = if refused { (right, ids) } else { (right + 1, ids + count) };
+    }
+    assert!(text.contains(&format!("{right} right with {ids} greedy ids")), "run scripts/models_table.py");
 }

@@ -109,9 +109,23 @@ impl Sizes {
         if layers.iter().any(|layer| layer != first) {
             return Err("layers that differ");
         }
-        let LayerSpec { mixer: Mixer::Attention(attention), ffn, norms, residual_scale } = first;
-        let Attention { heads, kv_heads, head_dim, qkv_bias, output_bias: o_bias, qk_norm, rope, window, scale, softcap, sinks } =
-            *attention;
+        let LayerSpec { mixer: Mixer::Attention(attention), ffn, norms, residual_scale } = first else {
+            return Err("layers without attention");
+        };
+        let Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            qkv_bias,
+            output_bias: o_bias,
+            qk_norm,
+            rope,
+            window,
+            scale,
+            softcap,
+            sinks,
+            gate,
+        } = *attention;
         let Ffn::Gated { width, activation: Activation::Silu, input_bias: false, output_bias: false } = *ffn else {
             return Err("feed-forward part but SwiGLU without biases");
         };
@@ -125,6 +139,7 @@ impl Sizes {
             _ if head_dim * heads != *hidden => Err("heads whose widths do not add up to the hidden size"),
             _ if *dims != head_dim => Err("partial rotation"),
             _ if !factors.is_empty() || *magnitude != 1.0 => Err("rotary factors"),
+            _ if gate => Err("gates of attention"),
             _ if qkv_bias || o_bias || *output_bias => Err("biases"),
             _ if qk_norm.is_some() => Err("norms of queries and keys"),
             _ if window.is_some() || sinks => Err("sliding windows or sinks"),

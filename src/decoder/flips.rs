@@ -5,8 +5,8 @@ use super::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedMode
 use super::{Batch, Decoder, Output, Segment, Want};
 use crate::kernels::{Format, KernelSet};
 use crate::model::{
-    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, Mixture, Model, ModelError, ModelSpec, Norm, NormKind, Norms, Plain,
-    QkNorm, QueryGrowth, Role, Rope, Routing, Shared, Vocabulary, Weights, is_matrix,
+    Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, Model, ModelError, ModelSpec, Norm,
+    NormKind, Norms, Plain, QkNorm, QueryGrowth, Role, Rope, Routing, Shared, Vocabulary, Weights, is_matrix,
 };
 use crate::textbook;
 use std::ops::Range;
@@ -44,6 +44,8 @@ impl Weights for MadeUp {
                 _ if is_matrix(role) => 1.5 * normal / (columns as f32).sqrt(),
                 // Norms around 1, biases and sinks around 0.
                 _ if format!("{role:?}").contains("Bias") || matches!(role, Role::Sinks(_)) => 0.5 * normal,
+                Role::ConvolutionTaps(_) | Role::DeltaTaps(_) | Role::DeltaStep(_) => 0.7 * normal,
+                Role::DeltaDecay(_) => -normal.abs(),
                 _ => 1.0 + 0.3 * normal,
             };
             out.extend(value.to_le_bytes());
@@ -136,7 +138,9 @@ fn flips() -> Vec<(String, ModelSpec)> {
         output_bias: _,
         tied_embeddings: _,
     } = base();
-    let LayerSpec { mixer: Mixer::Attention(attention), ffn: _, norms: _, residual_scale: _ } = layers[0].clone();
+    let LayerSpec { mixer: Mixer::Attention(attention), ffn: _, norms: _, residual_scale: _ } = layers[0].clone() else {
+        panic!("attention")
+    };
     let Attention {
         heads: _,
         kv_heads: _,
@@ -149,6 +153,7 @@ fn flips() -> Vec<(String, ModelSpec)> {
         scale: _,
         softcap: _,
         sinks: _,
+        gate: _,
     } = attention;
     let Rope { theta: _, dims: _, factors: _, magnitude: _, long: _ } = ropes[0].clone();
 
@@ -189,6 +194,10 @@ fn flips() -> Vec<(String, ModelSpec)> {
     of_attention("scale", &|a| a.scale = 0.5);
     of_attention("softcap", &|a| a.softcap = Some(1.0));
     of_attention("sinks", &|a| a.sinks = true);
+    of_attention("gate", &|a| a.gate = true);
+    of_attention("gate, with norms and biases", &|a| {
+        (a.gate, a.qkv_bias, a.qk_norm) = (true, true, Some(QkNorm::PerHead));
+    });
     let mut of_layer = |name: &str, change: &dyn Fn(&mut LayerSpec)| {
         add(name, &|s| s.layers.iter_mut().for_each(change));
         add(&format!("{name} of one layer"), &|s| change(&mut s.layers[0]));
@@ -207,6 +216,24 @@ fn flips() -> Vec<(String, ModelSpec)> {
             }
         }
     }
+    for (taps, bias) in [(1, false), (3, false), (3, true), (8, false)] {
+        // Without `..`: a new field has to be flipped here.
+        let convolution = Convolution { taps, bias };
+        of_layer(&format!("{convolution:?}"), &|l| l.mixer = Mixer::Convolution(convolution));
+    }
+    let net = DeltaNet { key_heads: 2, value_heads: 4, key_dim: 8, value_dim: 12, taps: 4, tiled: false };
+    for net in [
+        net,
+        DeltaNet { key_heads: 4, ..net },
+        DeltaNet { value_heads: 6, ..net },
+        DeltaNet { key_dim: 20, ..net },
+        DeltaNet { value_dim: 80, ..net },
+        DeltaNet { taps: 2, ..net },
+        DeltaNet { tiled: true, ..net },
+    ] {
+        of_layer(&format!("{net:?}"), &|l| l.mixer = Mixer::DeltaNet(net));
+    }
+    of_layer("delta net, norms both", &|l| (l.mixer, l.norms) = (Mixer::DeltaNet(net), Norms::Both));
     let mixture = |change: &dyn Fn(&mut Mixture)| {
         let mut mixture = Mixture {
             experts: 5,

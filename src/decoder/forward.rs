@@ -6,11 +6,11 @@ use super::packed::{AttentionWeights, DenseWeights, FfnInput, FfnWeights, MixerW
 use super::workspace::{AttentionWorkspace, FfnWorkspace, Step, Workspace, shape_of};
 use super::{Batch, DecodeError, Output};
 use crate::kernels::{
-    self, Activations, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation, Scores, Scoring, Team,
+    self, Activations, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation, Scores, Scoring, StateArena, Team,
 };
 use crate::model::{
-    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth,
-    Rope,
+    Activation, Attention, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, QkNorm,
+    QueryGrowth, Rope,
 };
 
 /// Cosines and signed sines of one rope for the positions so far.
@@ -151,6 +151,9 @@ pub(super) struct Pass<'a> {
     pub kv: &'a mut KvArena,
     pub step: &'a Step,
     pub rotations: &'a [Rotations],
+    /// States of sequences, and where each layer's begin in a block.
+    pub states: &'a mut StateArena,
+    pub state_offsets: &'a [usize],
     /// Each segment's pages.
     pub pages: Vec<&'a [u32]>,
     /// Keys and values are copied before attention reads them (the audit's growing cache).
@@ -173,6 +176,10 @@ enum Join<'a> {
 enum Inner<'a> {
     /// What this attention gave.
     Attended(&'a Attention),
+    /// What the short convolution gave.
+    Convolved,
+    /// What this delta net gave.
+    Delta(&'a DeltaNet),
     /// The inner activations of this width.
     Ffn(usize),
 }
@@ -211,20 +218,32 @@ impl Pass<'_> {
         let growth = query_growth.map(|growth| self.growth(growth));
         let model = self.model;
         for (l, (layer, LayerSpec { mixer, ffn, norms, residual_scale })) in model.layers.iter().zip(layers).enumerate() {
-            let (Mixer::Attention(attention), MixerWeights::Attention(weights)) = (mixer, &layer.mixer);
             let scale = *residual_scale;
             match norms {
                 Norms::After => self.team.activations(&w.x, rows, &mut w.normed),
                 Norms::Before | Norms::Both | Norms::Parallel | Norms::ParallelApart => self.norm(&layer.attention_norm, w),
             }
-            self.attention(batch, l, weights, attention, growth.as_deref(), w);
             let join = match norms {
                 Norms::Before | Norms::Parallel => Join::Add,
                 Norms::After | Norms::Both => Join::Norm(&layer.attention_post_norm),
                 Norms::ParallelApart => Join::Wait,
             };
-            let from = Inner::Attended(attention);
-            self.join(&weights.output, weights.output_bias.as_deref(), from, join, scale, w);
+            match (mixer, &layer.mixer) {
+                (Mixer::Attention(attention), MixerWeights::Attention(weights)) => {
+                    self.attention(batch, l, weights, attention, growth.as_deref(), w);
+                    let from = Inner::Attended(attention);
+                    self.join(&weights.output, weights.output_bias.as_deref(), from, join, scale, w);
+                }
+                (Mixer::Convolution(convolution), MixerWeights::Convolution(weights)) => {
+                    self.convolution(l, weights, convolution, w);
+                    self.join(&weights.output, weights.output_bias.as_deref(), Inner::Convolved, join, scale, w);
+                }
+                (Mixer::DeltaNet(net), MixerWeights::DeltaNet(weights)) => {
+                    self.delta_net(l, weights, net, w);
+                    self.join(&weights.output, None, Inner::Delta(net), join, scale, w);
+                }
+                _ => unreachable!("packed by its blueprint"),
+            }
             match norms {
                 Norms::After => self.team.activations(&w.x, rows, &mut w.normed),
                 Norms::Before | Norms::Both | Norms::ParallelApart => self.norm(&layer.ffn_norm, w),
@@ -281,10 +300,12 @@ impl Pass<'_> {
     /// The last product of a branch.
     fn join(&mut self, m: &Packed, bias: Option<&[f32]>, from: Inner, join: Join, scale: f32, w: &mut Workspace) {
         let (rows, hidden) = (self.step.rows.len(), self.model.spec().hidden);
-        let Workspace { x, branch, attention, ffn, wide, .. } = w;
+        let Workspace { x, branch, attention, convolution, deltas, ffn, wide, .. } = w;
         let m = panels_of(self.model, m, self.team, wide);
         let input = match from {
             Inner::Attended(of) => &Workspace::of_shape(attention, shape_of(of)).attended,
+            Inner::Convolved => &convolution.as_ref().expect("a workspace of the model").out,
+            Inner::Delta(net) => &Workspace::of_net(deltas, net).out,
             Inner::Ffn(width) => &Workspace::of_width(ffn, width).product,
         };
         match join {
@@ -321,12 +342,14 @@ impl Pass<'_> {
             scale,
             softcap,
             sinks: _,
+            gate,
         } = *spec;
         let (model, step) = (self.model, self.step);
         let table = &Rotations::find(self.rotations, spec).expect("made of the blueprint").table;
         let Workspace { normed, attention, wide, .. } = w;
-        let AttentionWorkspace { shape: _, queries, keys, values, attended } = Workspace::of_shape(attention, shape_of(spec));
-        if qk_norm.is_none() && growth.is_none() {
+        let own = Workspace::of_shape(attention, shape_of(spec));
+        let AttentionWorkspace { shape: _, queries, keys, values, attended, both, gates, ungated } = own;
+        if qk_norm.is_none() && growth.is_none() && !gate {
             let [q, k, v] = [&layer.query, &layer.key, &layer.value].map(|m| model.panels(m));
             let (q, k, v) = if model.emulated() {
                 let (first, rest) = wide.split_at_mut(wide_floats(&q));
@@ -340,13 +363,25 @@ impl Pass<'_> {
             self.team.qkv([&q, &k, &v], biases, normed, &step.rows, &rotation, self.kv, l, queries);
         } else {
             let rows = step.rows.len();
+            let query = if gate { &mut *both } else { &mut *queries };
             for (m, bias, out) in [
-                (&layer.query, &layer.biases[0], &mut *queries),
+                (&layer.query, &layer.biases[0], query),
                 (&layer.key, &layer.biases[1], &mut *keys),
                 (&layer.value, &layer.biases[2], &mut *values),
             ] {
                 let m = panels_of(model, m, self.team, wide);
                 self.team.product(&m, normed, rows, bias.as_deref(), out);
+            }
+            if gate {
+                // Of each head its query, then its gate.
+                let (width, hd, both) = (spec.query_width(), spec.head_dim, &*both);
+                for (out, from) in [(&mut *queries, 0), (&mut *gates, hd)] {
+                    self.team.fill(out, rows, width, |r, row| {
+                        for (h, out) in row.chunks_exact_mut(hd).enumerate() {
+                            out.copy_from_slice(&both.row(r)[2 * h * hd + from..][..hd]);
+                        }
+                    });
+                }
             }
             let norms = layer.qk_norms.each_ref().map(|norm| self.by(norm));
             let (norms, rotated_first) = match qk_norm {
@@ -378,7 +413,11 @@ impl Pass<'_> {
             true => copies.iter().map(|c| Context::Copy(c)).collect(),
         };
         let by = Attending { heads, window, cap: softcap, sinks: layer.sinks.as_deref() };
-        self.team.attention(step.units_of(spec), &step.rows, &contexts, self.kv, l, by, queries, attended);
+        let out = if gate { &mut *ungated } else { &mut *attended };
+        self.team.attention(step.units_of(spec), &step.rows, &contexts, self.kv, l, by, queries, out);
+        if gate {
+            self.team.activate(Some(gates), ungated.rows(), kernels::Activation::Sigmoid, step.rows.len(), attended);
+        }
     }
 
     /// Scores of the rows that want them.

@@ -46,6 +46,22 @@ struct Sequence {
     spare: Vec<u32>,
     /// The slot whose spare pages a fork uses; `None` for a sequence with a prompt of its own.
     root: Option<usize>,
+    /// The checkpoint of its state that it begins with, until it has begun.
+    resumes: Option<usize>,
+}
+
+/// A state at the end of a page that begins a prompt.
+#[derive(Debug)]
+struct Checkpoint {
+    /// The page in the trie; [`ROOT`] where nobody new will find it.
+    page: u32,
+    /// Who writes it.
+    writer: Slot,
+    /// After so many positions.
+    border: usize,
+    written: bool,
+    /// When it was last made or used.
+    stamp: u64,
 }
 
 /// See the module's head.
@@ -66,6 +82,9 @@ pub struct PageTable {
     /// Registered pages to which no open sequence refers.
     kept: usize,
     clock: u64,
+    /// Sequences have states: a beginning is taken over only as far as there is a checkpoint.
+    stateful: bool,
+    checkpoints: Vec<Option<Checkpoint>>,
 }
 
 impl PageTable {
@@ -82,7 +101,77 @@ impl PageTable {
             leaves: BTreeSet::new(),
             kept: 0,
             clock: 0,
+            stateful: false,
+            checkpoints: Vec::new(),
         }
+    }
+
+    /// The same for sequences that have a state besides: of which `checkpoints` can be kept at page borders.
+    pub fn with_checkpoints(pages: usize, slots: usize, checkpoints: usize) -> PageTable {
+        let checkpoints = (0..checkpoints).map(|_| None).collect();
+        PageTable { stateful: true, checkpoints, ..PageTable::new(pages, slots) }
+    }
+
+    /// How many of these pages, which begin a prompt, a sequence can take over that has a state, and the checkpoint it begins with. Where
+    /// the last one has no checkpoint, it gets one: by its writer, if that has not come so far, else by this sequence, for later ones.
+    fn resume(&mut self, pages: &[u32], slot: Slot) -> (usize, Option<usize>) {
+        let Some(&last) = pages.last() else { return (0, None) };
+        if self.checkpoint_of(last).is_none()
+            && let Some(number) = self.free_checkpoint()
+        {
+            let ahead = self.slots.iter().position(|s| {
+                let place = s.as_ref().and_then(|s| Some((s, s.pages[s.own..].iter().position(|p| *p == last)? + s.own)));
+                place.is_some_and(|(s, i)| s.written <= i)
+            });
+            let writer = ahead.map_or(slot, Slot);
+            let (border, stamp) = (pages.len() * PAGE, self.clock);
+            self.checkpoints[number] = Some(Checkpoint { page: last, writer, border, written: false, stamp });
+        }
+        for count in (1..=pages.len()).rev() {
+            let Some(number) = self.checkpoint_of(pages[count - 1]) else { continue };
+            let Some(found) = self.checkpoints[number].as_mut() else { continue };
+            if found.written || found.writer != slot {
+                self.clock += 1;
+                found.stamp = self.clock;
+                return (count, Some(number));
+            }
+        }
+        (0, None)
+    }
+
+    fn checkpoint_of(&self, page: u32) -> Option<usize> {
+        self.checkpoints.iter().position(|c| c.as_ref().is_some_and(|c| c.page == page))
+    }
+
+    /// A checkpoint that nobody waits for: an unused one, else the one that was used least recently.
+    fn free_checkpoint(&self) -> Option<usize> {
+        let unused = self.checkpoints.iter().position(Option::is_none);
+        let idle = || {
+            let candidates = self.checkpoints.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?)));
+            candidates.filter(|(i, c)| c.written && !self.awaited(*i)).min_by_key(|(_, c)| c.stamp).map(|(i, _)| i)
+        };
+        unused.or_else(idle)
+    }
+
+    /// Whether a sequence that has not begun counts on a checkpoint.
+    fn awaited(&self, number: usize) -> bool {
+        self.slots.iter().flatten().any(|s| s.resumes == Some(number))
+    }
+
+    /// The checkpoint that a sequence begins with; `None` once it has begun.
+    pub fn resumes(&self, slot: Slot) -> Option<usize> {
+        self.sequence(slot).resumes
+    }
+
+    /// The checkpoints that a sequence writes on its way from `start` to `end` positions: (after so many positions, number), ascending.
+    pub fn saves(&self, slot: Slot, start: usize, end: usize) -> Vec<(usize, usize)> {
+        let own = |(number, c): (usize, &Option<Checkpoint>)| {
+            let c = c.as_ref().filter(|c| c.writer == slot && !c.written && start < c.border && c.border <= end)?;
+            Some((c.border, number))
+        };
+        let mut all: Vec<(usize, usize)> = self.checkpoints.iter().enumerate().filter_map(own).collect();
+        all.sort_unstable();
+        all
     }
 
     /// Opens a sequence with room for `positions` positions, prompt included. With `share` its leading whole pages are taken from the
@@ -107,6 +196,13 @@ impl PageTable {
                 parent = page;
             }
         }
+        let found = pages.len();
+        let mut resumes = None;
+        if self.stateful {
+            let (count, checkpoint) = self.resume(&pages, Slot(slot));
+            pages.truncate(count);
+            resumes = checkpoint;
+        }
         let own = pages.len();
         for &page in &pages {
             self.hold(page);
@@ -115,6 +211,8 @@ impl PageTable {
             for &page in &pages {
                 self.let_go(page);
             }
+            // It is not there to write what it was to write.
+            self.drop_unwritten(Slot(slot));
             return None;
         }
         while pages.len() < need {
@@ -122,7 +220,8 @@ impl PageTable {
             self.pages[page as usize] = Page { refs: 1, ..Page::default() };
             pages.push(page);
         }
-        if share {
+        // What a state made it compute again is in the trie already, and what follows hangs there.
+        if share && own == found {
             for (i, tokens) in prompt.chunks_exact(PAGE).enumerate().skip(own) {
                 let parent = if i == 0 { ROOT } else { pages[i - 1] };
                 let key = key(parent, tokens);
@@ -138,7 +237,7 @@ impl PageTable {
             }
         }
         let spare = pages.split_off(own_need);
-        self.slots[slot] = Some(Sequence { pages, own, written: own, orphaned: false, spare, root: None });
+        self.slots[slot] = Some(Sequence { pages, own, written: own, orphaned: false, resumes, spare, root: None });
         Some(Opened { slot: Slot(slot), reused: own * PAGE })
     }
 
@@ -160,8 +259,15 @@ impl PageTable {
         // Slots past those of prompts are made as they are needed.
         let slot = (self.most_open..self.slots.len()).find(|i| self.slots[*i].is_none()).unwrap_or(self.slots.len());
         self.slots.resize_with(self.slots.len().max(slot + 1), || None);
-        self.slots[slot] =
-            Some(Sequence { pages, own: shared, written: shared, orphaned: false, spare: Vec::new(), root: Some(root) });
+        self.slots[slot] = Some(Sequence {
+            pages,
+            own: shared,
+            written: shared,
+            orphaned: false,
+            resumes: None,
+            spare: Vec::new(),
+            root: Some(root),
+        });
         Some((Slot(slot), copy))
     }
 
@@ -189,6 +295,24 @@ impl PageTable {
             self.pages[sequence.pages[sequence.written] as usize].written = true;
             sequence.written += 1;
         }
+        if positions > sequence.own * PAGE {
+            sequence.resumes = None;
+        }
+        for checkpoint in self.checkpoints.iter_mut().flatten().filter(|c| c.writer == slot && c.border <= positions) {
+            checkpoint.written = true;
+        }
+    }
+
+    /// Withdraws the checkpoints that a sequence was to write, as its pages are at its end.
+    fn drop_unwritten(&mut self, slot: Slot) {
+        for (number, checkpoint) in self.checkpoints.iter_mut().enumerate() {
+            if checkpoint.as_ref().is_some_and(|c| c.writer == slot && !c.written) {
+                *checkpoint = None;
+                for other in self.slots.iter_mut().flatten().filter(|s| s.resumes == Some(number)) {
+                    other.orphaned = true;
+                }
+            }
+        }
     }
 
     /// Whether a sequence counted on a page whose writer was closed before writing it: it must be closed and opened again.
@@ -206,6 +330,7 @@ impl PageTable {
         }
         let spare = std::mem::take(&mut sequence.spare);
         spare.into_iter().for_each(|page| self.let_go(page));
+        self.drop_unwritten(slot);
         // From the end, because children leave the trie before their parents.
         for &page in sequence.pages[sequence.own..].iter().rev() {
             if self.pages[page as usize].written {
@@ -230,6 +355,13 @@ impl PageTable {
     pub fn forget(&mut self) {
         self.trie.clear();
         self.leaves.clear();
+        for number in 0..self.checkpoints.len() {
+            if !self.awaited(number) {
+                self.checkpoints[number] = None;
+            } else if let Some(checkpoint) = &mut self.checkpoints[number] {
+                checkpoint.page = ROOT;
+            }
+        }
         self.kept = 0;
         for (number, page) in self.pages.iter_mut().enumerate() {
             page.children.clear();
@@ -310,6 +442,13 @@ impl PageTable {
     fn unlink(&mut self, number: u32) {
         let Some(key) = self.pages[number as usize].key.take() else { return };
         self.trie.remove(&key);
+        if let Some(number) = self.checkpoint_of(number) {
+            match self.awaited(number) {
+                // Who waits for it holds the page; it leaves the trie because it will never be written, or its content is still to come.
+                true => self.checkpoints[number].iter_mut().for_each(|c| c.page = ROOT),
+                false => self.checkpoints[number] = None,
+            }
+        }
         if key.0 != ROOT {
             let parent = &mut self.pages[key.0 as usize];
             parent.children.retain(|&c| c != number);
@@ -520,6 +659,92 @@ mod tests {
             check(&table);
             prop_assert_eq!(table.used(), (0, 0));
             prop_assert_eq!(table.most - table.pages.len() + table.free.len(), pages);
+        }
+    }
+
+    #[test]
+    fn a_state_is_taken_over_where_it_was_kept_and_kept_where_prompts_part() {
+        let mut table = PageTable::with_checkpoints(32, 4, 2);
+        let a = table.open(&prompt(1, 50), 60, true).unwrap();
+        // They part after 20 tokens: the first, which has not come so far, keeps its state after the first page for the second.
+        let b = table.open(&prompt(2, 50), 60, true).unwrap();
+        assert_eq!((a.reused, b.reused), (0, 16));
+        assert_eq!((table.saves(a.slot, 0, 15), table.saves(a.slot, 0, 16)), (vec![], vec![(16, 0)]));
+        assert_eq!(table.resumes(b.slot), Some(0));
+        table.written(a.slot, 50);
+        table.written(b.slot, 17);
+        assert_eq!((table.resumes(b.slot), table.saves(a.slot, 0, 50)), (None, vec![]));
+        // The same prompt as the first: that has come past the third page, so it is computed again from where there is a state, and kept.
+        let c = table.open(&prompt(1, 50), 60, true).unwrap();
+        assert_eq!((c.reused, table.saves(c.slot, 16, 60)), (16, vec![(48, 1)]));
+        let d = table.open(&prompt(1, 50), 60, true).unwrap();
+        assert_eq!(d.reused, 48, "promised by the one before");
+        table.close(c.slot);
+        assert!(table.orphaned(d.slot), "it was never written");
+        table.close(d.slot);
+        table.close(a.slot);
+        table.close(b.slot);
+        table.forget();
+        check(&table);
+        assert!(table.checkpoints.iter().all(Option::is_none));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        #[test]
+        fn a_sequence_begins_with_the_state_of_its_own_beginning(
+            pages in 8usize..24, kept in 0usize..4, steps in prop::collection::vec(step(), 1..60)
+        ) {
+            let mut table = PageTable::with_checkpoints(pages, 5, kept);
+            // (slot, prompt, positions in all, positions computed)
+            let mut open: Vec<(Slot, Vec<TokenId>, usize, usize)> = Vec::new();
+            let mut content: HashMap<usize, Vec<TokenId>> = HashMap::new();
+            for step in steps {
+                match step {
+                    Step::Open { family, len, extra, share } => {
+                        let tokens = prompt(family, len);
+                        if let Some(opened) = table.open(&tokens, len + extra, share) {
+                            prop_assert!(opened.reused < len && opened.reused % PAGE == 0);
+                            prop_assert_eq!(table.resumes(opened.slot).is_some(), opened.reused > 0);
+                            open.push((opened.slot, tokens, len + extra, opened.reused));
+                        }
+                    }
+                    Step::Write { which, by } if !open.is_empty() => {
+                        let which = which % open.len();
+                        if (0..which).all(|i| open[i].3 >= open[i].1.len()) {
+                            let (slot, tokens, most, done) = &mut open[which];
+                            if let Some(number) = table.resumes(*slot) {
+                                prop_assert_eq!(content.get(&number), Some(&tokens[..*done].to_vec()), "the state it begins with");
+                            }
+                            let end = (*done + by).min(*most);
+                            for (border, number) in table.saves(*slot, *done, end) {
+                                prop_assert!(border <= tokens.len());
+                                content.insert(number, tokens[..border].to_vec());
+                            }
+                            *done = end;
+                            table.written(*slot, end);
+                        }
+                    }
+                    Step::Close { which } if !open.is_empty() => {
+                        let closed = open.remove(which % open.len());
+                        table.close(closed.0);
+                        while let Some(i) = open.iter().rposition(|o| table.orphaned(o.0)) {
+                            let orphan = open.remove(i);
+                            table.close(orphan.0);
+                        }
+                    }
+                    Step::Forget => table.forget(),
+                    _ => {}
+                }
+                check(&table);
+            }
+            for o in open.drain(..).rev() {
+                table.close(o.0);
+            }
+            table.forget();
+            check(&table);
+            prop_assert!(table.checkpoints.iter().all(Option::is_none), "a checkpoint is left");
+            prop_assert_eq!(table.used(), (0, 0));
         }
     }
 }

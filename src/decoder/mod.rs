@@ -12,6 +12,7 @@ pub mod kv;
 mod mixture;
 pub mod native;
 mod packed;
+mod recurrent;
 mod workspace;
 
 use crate::model::ModelSpec;

@@ -8,7 +8,7 @@ use super::forward::{Pass, Rotations};
 use super::kv::PageTable;
 use super::workspace::{Step, Workspace};
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Segment, Slot};
-use crate::kernels::{KernelSet, KvArena, PAGE, Row, Team, attention_units};
+use crate::kernels::{KernelSet, KvArena, PAGE, Row, StateArena, StateSegment, Team, attention_units};
 use crate::model::{LayerSpec, ModelSpec};
 use crate::units::TokenId;
 use std::sync::Arc;
@@ -57,6 +57,53 @@ impl MemoryEstimate {
     }
 }
 
+/// The states of sequences: two blocks a slot, one that a step reads and one that it writes, and blocks of checkpoints at page borders.
+/// A step that failed has changed nothing that counts.
+struct States {
+    arena: StateArena,
+    /// Where each layer begins in a block.
+    offsets: Vec<usize>,
+    /// Layers have states at all.
+    any: bool,
+    /// Of each slot: how many positions its state has seen, and which of its two blocks holds it.
+    slots: Vec<(usize, usize)>,
+}
+
+impl States {
+    /// The block of a checkpoint.
+    fn checkpoint(&self, number: usize) -> usize {
+        2 * self.slots.len() + number
+    }
+
+    /// What a segment reads and writes; an error if it does not go on where the state is.
+    fn segment(&self, table: &PageTable, segment: &Segment, row: usize) -> Result<StateSegment, &'static str> {
+        let Segment { slot, start, ref tokens, padding_rows, .. } = *segment;
+        let (seen, current) = self.slots[slot.0];
+        // Nothing but padding begins anywhere: it reads the state that there is and leaves it.
+        if seen != start && !tokens.is_empty() {
+            return Err("a segment that does not begin where the state of its sequence is");
+        }
+        let from = match table.resumes(slot) {
+            _ if seen == 0 => None,
+            Some(checkpoint) => Some(self.checkpoint(checkpoint)),
+            None => Some(2 * slot.0 + current),
+        };
+        let saves = table.saves(slot, start, start + tokens.len());
+        let saves = saves.into_iter().map(|(border, number)| (border - start, self.checkpoint(number))).collect();
+        Ok(StateSegment { row, rows: tokens.len(), padding: padding_rows, from, to: 2 * slot.0 + 1 - current, saves })
+    }
+}
+
+/// How a budget for keys, values and states is cut: (pages, checkpoints).
+fn cut_budget(model: &PackedModel, options: &NativeOptions) -> (usize, usize) {
+    let block = model.state_bytes_per_sequence() / 2;
+    let left = options.kv_bytes.saturating_sub(model.state_bytes_per_sequence().saturating_mul(options.slots as u64));
+    // A quarter for checkpoints, at most four a slot: pages without one can still be shared from the checkpoint before them.
+    let checkpoints = (left / 4).checked_div(block).unwrap_or(0).min(4 * options.slots as u64);
+    let pages = (left - checkpoints * block) / (model.kv_shape().page_bytes().max(1) as u64);
+    (pages.min(u32::MAX as u64 - 1) as usize, checkpoints as usize)
+}
+
 /// See the module's head.
 pub struct NativeDecoder {
     model: Arc<PackedModel>,
@@ -68,6 +115,7 @@ pub struct NativeDecoder {
     rotations: [Vec<Rotations>; 2],
     /// Of each slot: its sequence is longer than that.
     long: Vec<bool>,
+    states: States,
     workspace: Option<Workspace>,
     step: Step,
 }
@@ -78,11 +126,21 @@ impl NativeDecoder {
         let estimate = NativeDecoder::estimate(&model, &options);
         let memory = |what, bytes| NativeError::Memory { what, bytes };
         let shape = model.kv_shape();
-        let pages = (options.kv_bytes / shape.page_bytes().max(1) as u64).min(u32::MAX as u64 - 1) as usize;
+        let (pages, checkpoints) = cut_budget(&model, &options);
         if pages == 0 {
-            let bytes = shape.page_bytes() as u64;
-            return Err(memory("keys and values of 16 positions", bytes));
+            let bytes = shape.page_bytes() as u64 + model.state_bytes_per_sequence() * options.slots as u64;
+            return Err(memory("keys and values of 16 positions (and the states of all sequences)", bytes));
         }
+        let (offsets, floats) = model.state_layout();
+        // A convolution over one position is a layer with a state of nothing.
+        let any = model.spec().layers.iter().any(|layer| layer.attention().is_none());
+        let blocks = if any { 2 * options.slots + checkpoints } else { 0 };
+        let states = States {
+            arena: StateArena::new(floats, blocks).map_err(|_| memory("states", estimate.kv))?,
+            offsets,
+            any,
+            slots: vec![(0, 0); options.slots],
+        };
         let head_dim = shape.widest_head();
         let kv = KvArena::new(shape, pages).map_err(|_| memory("keys and values", estimate.kv))?;
         let spec = model.spec();
@@ -93,8 +151,11 @@ impl NativeDecoder {
         };
         let rotations = [false, true].map(|long| Rotations::of(spec, long));
         let long = vec![false; options.slots];
-        let table = PageTable::new(pages, options.slots);
-        Ok(NativeDecoder { model, options, team, table, kv, rotations, long, workspace, step: Step::default() })
+        let table = match states.any {
+            true => PageTable::with_checkpoints(pages, options.slots, checkpoints),
+            false => PageTable::new(pages, options.slots),
+        };
+        Ok(NativeDecoder { model, options, team, table, kv, rotations, long, states, workspace, step: Step::default() })
     }
 
     /// The memory such a decoder needs.
@@ -138,6 +199,8 @@ impl NativeDecoder {
             kv: &mut self.kv,
             step: &self.step,
             rotations,
+            states: &mut self.states.arena,
+            state_offsets: &self.states.offsets,
             pages: batch.segments.iter().map(|s| self.table.pages(s.slot)).collect(),
             copies: self.options.memory == Memory::PerStep,
         };
@@ -180,6 +243,9 @@ impl NativeDecoder {
                 return Err(broken("a token that the vocabulary does not have"));
             }
             let first = step.rows.len();
+            if self.states.any {
+                step.states.push(self.states.segment(&self.table, segment, first).map_err(broken)?);
+            }
             step.tokens.extend_from_slice(tokens);
             step.rows.extend((segment.start..end).map(|p| Row { position: p as u32, page: pages[p / PAGE] }));
             let mut units = |first, rows, context| {
@@ -228,10 +294,15 @@ impl Decoder for NativeDecoder {
         let long = self.is_long(positions);
         let opened = self.table.open_for_forks(prompt, positions, spare, share && !long)?;
         self.long[opened.slot.0] = long;
+        self.states.slots[opened.slot.0] = (opened.reused, 0);
         Some(opened)
     }
 
     fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<Slot> {
+        // A state cannot be had for earlier positions.
+        if self.states.any {
+            return None;
+        }
         let (slot, copy) = self.table.fork(parent, at, positions)?;
         if let Some((from, to)) = copy {
             self.kv.copy_page(from, to);
@@ -271,6 +342,12 @@ impl Decoder for NativeDecoder {
             return passed;
         }
         for segment in &batch.segments {
+            // Forks, whose slots lie past those here, have no states.
+            if !segment.tokens.is_empty()
+                && let Some((seen, current)) = self.states.slots.get_mut(segment.slot.0)
+            {
+                (*seen, *current) = (segment.start + segment.tokens.len(), 1 - *current);
+            }
             self.table.written(segment.slot, segment.start + segment.tokens.len());
         }
         Ok(())

@@ -2,9 +2,10 @@
 //! converting and packing them once. In: a [`Model`] and a [`FormatPlan`]. Out: a [`PackedModel`], shared between decoders.
 
 use crate::kernels::{
-    Arena, COLUMNS, Format, KernelSet, KvElement, KvLayer, KvShape, NoMemory, PAGE, Panels, Team, pack_panel, padded, panel_bytes,
+    Arena, COLUMNS, Format, KernelSet, KvElement, KvLayer, KvShape, NoMemory, PAGE, Panels, StateArena, Team, pack_panel, padded,
+    panel_bytes,
 };
-use crate::model::{Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, QkNorm, Role, is_matrix, roles};
+use crate::model::{Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, QkNorm, Role, is_matrix, roles};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
@@ -98,7 +99,59 @@ pub(super) struct Layer {
 /// What mixes positions.
 #[derive(Debug, Clone)]
 pub(super) enum MixerWeights {
-    Attention(AttentionWeights),
+    Attention(Box<AttentionWeights>),
+    Convolution(Box<ConvolutionWeights>),
+    DeltaNet(Box<DeltaWeights>),
+}
+
+/// Of a short convolution.
+#[derive(Debug, Clone)]
+pub(super) struct ConvolutionWeights {
+    pub input: Packed,
+    pub input_bias: Vector,
+    /// [taps][channels up to 16].
+    pub taps: Vec<f32>,
+    pub taps_bias: Vector,
+    pub output: Packed,
+    pub output_bias: Vector,
+}
+
+/// Of a gated delta net.
+#[derive(Debug, Clone)]
+pub(super) struct DeltaWeights {
+    pub input: Packed,
+    pub gate: Packed,
+    pub beta: Packed,
+    pub alpha: Packed,
+    /// [taps][channels up to 16].
+    pub taps: Vec<f32>,
+    /// Of each value head.
+    pub step: Vec<f32>,
+    pub decay: Vec<f32>,
+    /// What makes unit queries and keys: see [`crate::kernels::Delta::units`].
+    pub units: [Vec<f32>; 2],
+    pub norm: NormWeights,
+    pub output: Packed,
+}
+
+impl MixerWeights {
+    /// Matrices that multiply normed hidden states.
+    fn inputs(&self) -> Vec<&Packed> {
+        match self {
+            MixerWeights::Attention(a) => vec![&a.query, &a.key, &a.value],
+            MixerWeights::Convolution(c) => vec![&c.input],
+            MixerWeights::DeltaNet(d) => vec![&d.input, &d.gate, &d.beta, &d.alpha],
+        }
+    }
+
+    /// The last matrix.
+    fn output(&self) -> &Packed {
+        match self {
+            MixerWeights::Attention(a) => &a.output,
+            MixerWeights::Convolution(c) => &c.output,
+            MixerWeights::DeltaNet(d) => &d.output,
+        }
+    }
 }
 
 /// Of attention.
@@ -173,12 +226,11 @@ impl Layer {
 
     /// Matrices that multiply normed hidden states.
     pub(super) fn hidden_matrices(&self) -> impl Iterator<Item = &Packed> {
-        let MixerWeights::Attention(a) = &self.mixer;
         let router = match &self.ffn {
             FfnWeights::Dense(_) => None,
             FfnWeights::Mixture(mixture) => Some(&mixture.router),
         };
-        [&a.query, &a.key, &a.value].into_iter().chain(router).chain(self.ffn.parts().flat_map(DenseWeights::inputs))
+        self.mixer.inputs().into_iter().chain(router).chain(self.ffn.parts().flat_map(DenseWeights::inputs))
     }
 
     /// A matrix that stands for the layer's format: the last one.
@@ -191,8 +243,7 @@ impl Layer {
 
     /// Matrices that multiply what a branch has inside.
     fn outputs(&self) -> impl Iterator<Item = &Packed> {
-        let MixerWeights::Attention(a) = &self.mixer;
-        [&a.output].into_iter().chain(self.ffn.parts().map(|part| &part.down))
+        [self.mixer.output()].into_iter().chain(self.ffn.parts().map(|part| &part.down))
     }
 }
 
@@ -225,8 +276,10 @@ impl Layout {
         let mut odd = BTreeSet::new();
         let mut format_of = |role: Role| {
             let (k, stored) = (weights.shape(role).1, weights.format(role));
-            // A router is small, and what it chooses depends on the last bits: it is never quantized (nor is it in files).
-            if matches!(role, Role::Router(_)) && plan != FormatPlan::WidenedBf16Emulated {
+            // A router is small, and what it chooses depends on the last bits: it is never quantized (nor is it in files). Nor is what
+            // decides how a state decays.
+            let small = matches!(role, Role::Router(_) | Role::DeltaBeta(_) | Role::DeltaAlpha(_));
+            if small && plan != FormatPlan::WidenedBf16Emulated {
                 return Format::F32;
             }
             let wanted = match plan {
@@ -301,6 +354,16 @@ fn order(spec: &ModelSpec, format_of: &mut dyn FnMut(Role) -> Format) -> Vec<(Ve
     let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
     all.extend(outer.iter().map(|role| (vec![*role], format_of(*role))));
     all
+}
+
+/// Taps that stand channel by channel, tap by tap: [taps][channels up to 16].
+fn taps_first(values: &[f32], channels: usize, taps: usize) -> Vec<f32> {
+    let stride = padded(channels);
+    let mut out = vec![0.0; stride * taps];
+    for (channel, of_channel) in values.chunks_exact(taps).take(channels).enumerate() {
+        of_channel.iter().enumerate().for_each(|(tap, value)| out[tap * stride + channel] = *value);
+    }
+    out
 }
 
 impl PackedModel {
@@ -390,7 +453,7 @@ impl PackedModel {
                         Some(QkNorm::Whole) => (attention.query_width(), attention.kv_width()),
                         _ => (attention.head_dim, attention.head_dim),
                     };
-                    MixerWeights::Attention(AttentionWeights {
+                    MixerWeights::Attention(Box::new(AttentionWeights {
                         query: placed[&Role::Query(i)],
                         key: placed[&Role::Key(i)],
                         value: placed[&Role::Value(i)],
@@ -399,7 +462,34 @@ impl PackedModel {
                         sinks: vector(Role::Sinks(i))?,
                         output: placed[&Role::AttentionOutput(i)],
                         output_bias: vector(Role::AttentionOutputBias(i))?,
-                    })
+                    }))
+                }
+                Mixer::Convolution(Convolution { taps, bias: _ }) => MixerWeights::Convolution(Box::new(ConvolutionWeights {
+                    input: placed[&Role::ConvolutionInput(i)],
+                    input_bias: vector(Role::ConvolutionInputBias(i))?,
+                    taps: taps_first(&vector(Role::ConvolutionTaps(i))?.unwrap_or_default(), hidden, *taps),
+                    taps_bias: vector(Role::ConvolutionTapsBias(i))?,
+                    output: placed[&Role::ConvolutionOutput(i)],
+                    output_bias: vector(Role::ConvolutionOutputBias(i))?,
+                })),
+                Mixer::DeltaNet(net) => {
+                    let all = |value: f32| {
+                        let mut values = vec![value; net.key_dim];
+                        values.resize(padded(net.key_dim), 0.0);
+                        values
+                    };
+                    MixerWeights::DeltaNet(Box::new(DeltaWeights {
+                        input: placed[&Role::DeltaInput(i)],
+                        gate: placed[&Role::DeltaGate(i)],
+                        beta: placed[&Role::DeltaBeta(i)],
+                        alpha: placed[&Role::DeltaAlpha(i)],
+                        taps: taps_first(&vector(Role::DeltaTaps(i))?.unwrap_or_default(), net.channels(), net.taps),
+                        step: vector(Role::DeltaStep(i))?.unwrap_or_default(),
+                        decay: vector(Role::DeltaDecay(i))?.unwrap_or_default(),
+                        units: [all(1.0 / net.key_dim as f32), all(1.0 / (net.key_dim as f32).sqrt())],
+                        norm: norm(Role::DeltaNorm(i), None, net.value_dim)?,
+                        output: placed[&Role::DeltaOutput(i)],
+                    }))
                 }
             };
             let input = |gate: Role, up: Role| match (placed.get(&gate).copied(), placed[&up]) {
@@ -511,11 +601,33 @@ impl PackedModel {
 
     pub(super) fn kv_shape(&self) -> KvShape {
         let element = if self.half_kv() { KvElement::F16 } else { KvElement::F32 };
-        let layer = |l: &LayerSpec| {
-            let Mixer::Attention(attention) = &l.mixer;
-            KvLayer { kv_heads: attention.kv_heads, head_dim: attention.head_dim }
+        let layer = |l: &LayerSpec| match l.attention() {
+            Some(attention) => KvLayer { kv_heads: attention.kv_heads, head_dim: attention.head_dim },
+            None => KvLayer { kv_heads: 0, head_dim: 0 },
         };
         KvShape::new(self.spec.layers.iter().map(layer).collect(), element)
+    }
+
+    /// Where each layer's state begins in a block, and how many floats a block has.
+    pub(super) fn state_layout(&self) -> (Vec<usize>, usize) {
+        let mut next = 0usize;
+        let mut begin = |layer: &LayerSpec| {
+            let from = next;
+            next = next.saturating_add(match &layer.mixer {
+                Mixer::Attention(_) => 0,
+                Mixer::Convolution(c) => StateArena::convolution_floats(self.spec.hidden, c.taps),
+                Mixer::DeltaNet(d) => StateArena::convolution_floats(d.channels(), d.taps)
+                    .saturating_add(StateArena::delta_floats(d.value_heads, d.key_dim, d.value_dim)),
+            });
+            from
+        };
+        let offsets = self.spec.layers.iter().map(&mut begin).collect();
+        (offsets, next)
+    }
+
+    /// Bytes that the states of one sequence take: two blocks, one that is read and one that is written. 0 for a model of attention alone.
+    pub fn state_bytes_per_sequence(&self) -> u64 {
+        self.state_layout().1 as u64 * 4 * 2
     }
 
     /// Bytes that the keys and values of one position take.
@@ -542,8 +654,10 @@ impl PackedModel {
     pub(super) fn wide_floats(&self) -> usize {
         let floats = |m: &Packed| m.n.div_ceil(COLUMNS) * COLUMNS * m.k + COLUMNS;
         let layers = self.layers.iter().map(|l| {
-            let MixerWeights::Attention(a) = &l.mixer;
-            let together = floats(&a.query) + floats(&a.key) + floats(&a.value);
+            let together = match &l.mixer {
+                MixerWeights::Attention(a) => floats(&a.query) + floats(&a.key) + floats(&a.value),
+                MixerWeights::Convolution(_) | MixerWeights::DeltaNet(_) => 0,
+            };
             l.matrices().map(floats).max().unwrap_or(0).max(together)
         });
         if self.emulated() { layers.max().unwrap_or(0).max(floats(&self.output)) } else { 0 }

@@ -2,8 +2,8 @@
 
 use super::mixture::Choice;
 use super::packed::{FfnInput, FfnWeights, Layer, MixerWeights, Packed, PackedModel};
-use crate::kernels::{Activations, AttentionUnit, Row, Rows};
-use crate::model::{Attention, Mixer, Mixture, Norms};
+use crate::kernels::{Activations, AttentionUnit, Row, Rows, StateSegment};
+use crate::model::{Attention, DeltaNet, Mixer, Mixture, Norms};
 use crate::units::TokenId;
 
 /// The activations of one step. What no layer needs has no rows.
@@ -16,6 +16,10 @@ pub(super) struct Workspace {
     pub branch: Rows,
     /// Of each shape of attention that occurs.
     pub attention: Vec<AttentionWorkspace>,
+    /// Where a layer is a short convolution.
+    pub convolution: Option<ConvolutionWorkspace>,
+    /// Of each shape of delta nets that occurs.
+    pub deltas: Vec<DeltaWorkspace>,
     /// Of each width that occurs.
     pub ffn: Vec<FfnWorkspace>,
     /// Of each shape of mixtures that occurs.
@@ -36,6 +40,29 @@ pub(super) struct AttentionWorkspace {
     pub values: Rows,
     /// Attention's output.
     pub attended: Activations,
+    /// Where there are gates: queries and gates as the matrix gives them, gates, the output before them.
+    pub both: Rows,
+    pub gates: Rows,
+    pub ungated: Activations,
+}
+
+/// Inside a short convolution.
+pub(super) struct ConvolutionWorkspace {
+    /// B, C, x.
+    pub projected: Rows,
+    pub out: Activations,
+}
+
+/// Inside a delta net.
+pub(super) struct DeltaWorkspace {
+    pub shape: DeltaNet,
+    /// Queries, keys, values before the convolution and behind it.
+    pub input: Rows,
+    pub mixed: Rows,
+    pub gates: Rows,
+    pub beta: Rows,
+    pub decay: Rows,
+    pub out: Activations,
 }
 
 /// Heads, key/value heads and their width.
@@ -82,6 +109,11 @@ struct Plan {
     hidden: usize,
     /// Each shape with whether keys are kept apart, and whether the output is quantized.
     attention: Vec<(AttentionShape, bool, bool)>,
+    /// Shapes with gates.
+    gated: Vec<AttentionShape>,
+    /// Whether its output is quantized.
+    convolution: Option<bool>,
+    deltas: Vec<(DeltaNet, bool, bool)>,
     /// Each width with whether gate and up are kept apart, and whether the product is quantized.
     ffn: Vec<(usize, bool, bool)>,
     /// Each with whether gate and up are kept apart, and whether inputs and products are quantized.
@@ -108,6 +140,9 @@ impl Plan {
         let mut plan = Plan {
             hidden: spec.hidden,
             attention: Vec::new(),
+            gated: Vec::new(),
+            convolution: None,
+            deltas: Vec::new(),
             ffn: Vec::new(),
             mixtures: Vec::new(),
             branches: false,
@@ -115,9 +150,22 @@ impl Plan {
             quantized_last: quantized(&model.output),
         };
         for (layer, spec_of) in model.layers.iter().zip(&spec.layers) {
-            let (Mixer::Attention(attention), MixerWeights::Attention(weights)) = (&spec_of.mixer, &layer.mixer);
-            let keys = spec.query_growth.is_some() || attention.qk_norm.is_some();
-            join(&mut plan.attention, shape_of(attention), keys, quantized(&weights.output));
+            match (&spec_of.mixer, &layer.mixer) {
+                (Mixer::Attention(attention), MixerWeights::Attention(weights)) => {
+                    let keys = spec.query_growth.is_some() || attention.qk_norm.is_some() || attention.gate;
+                    join(&mut plan.attention, shape_of(attention), keys, quantized(&weights.output));
+                    if attention.gate && !plan.gated.contains(&shape_of(attention)) {
+                        plan.gated.push(shape_of(attention));
+                    }
+                }
+                (Mixer::Convolution(_), MixerWeights::Convolution(weights)) => {
+                    plan.convolution = Some(plan.convolution.unwrap_or(false) || quantized(&weights.output));
+                }
+                (Mixer::DeltaNet(net), MixerWeights::DeltaNet(weights)) => {
+                    join(&mut plan.deltas, *net, false, quantized(&weights.output));
+                }
+                _ => unreachable!("packed by its blueprint"),
+            }
             match (&layer.ffn, spec_of.ffn.mixture()) {
                 (FfnWeights::Dense(dense), _) => {
                     join(&mut plan.ffn, spec_of.ffn.width(), apart(&dense.input), quantized(&dense.down));
@@ -149,7 +197,11 @@ impl Workspace {
         let only = |wanted: bool| if wanted { rows } else { 0 };
         let attention = plan.attention.iter().map(|&(shape, keys, quantized)| {
             let (heads, kv_heads, head_dim) = shape;
+            let gated = only(plan.gated.contains(&shape));
             AttentionWorkspace {
+                both: Rows::new(gated, 2 * heads * head_dim),
+                gates: Rows::new(gated, heads * head_dim),
+                ungated: Activations::new(gated, heads * head_dim, false),
                 shape,
                 queries: Rows::new(rows, heads * head_dim),
                 keys: Rows::new(only(keys), kv_heads * head_dim),
@@ -163,12 +215,27 @@ impl Workspace {
             up: Rows::new(only(apart), width),
             product: Activations::new(rows, width, quantized),
         });
+        let convolution = plan.convolution.map(|quantized| ConvolutionWorkspace {
+            projected: Rows::new(rows, 3 * plan.hidden),
+            out: Activations::new(rows, plan.hidden, quantized),
+        });
+        let deltas = plan.deltas.iter().map(|&(net, _, quantized)| DeltaWorkspace {
+            shape: net,
+            input: Rows::new(rows, net.channels()),
+            mixed: Rows::new(rows, net.channels()),
+            gates: Rows::new(rows, net.value_width()),
+            beta: Rows::new(rows, net.value_heads),
+            decay: Rows::new(rows, net.value_heads),
+            out: Activations::new(rows, net.value_width(), quantized),
+        });
         let mixtures = plan.mixtures.iter().map(|(m, apart, q)| MixtureWorkspace::new(m, plan.hidden, rows, *apart, *q));
         Workspace {
             x: Rows::new(rows, plan.hidden),
             normed: Activations::new(rows, plan.hidden, plan.quantized_hidden),
             branch: Rows::new(only(plan.branches), plan.hidden),
             attention: attention.collect(),
+            convolution,
+            deltas: deltas.collect(),
             ffn: ffn.collect(),
             mixtures: mixtures.collect(),
             last: Activations::new(rows, plan.hidden, plan.quantized_last),
@@ -179,8 +246,20 @@ impl Workspace {
     pub(super) fn bytes(model: &PackedModel, rows: usize) -> usize {
         let plan = Plan::of(model);
         let only = |wanted: bool| if wanted { rows } else { 0 };
+        let convolution = plan
+            .convolution
+            .map_or(0, |quantized| Rows::bytes(rows, 3 * plan.hidden) + Activations::bytes(rows, plan.hidden, quantized));
+        let deltas = plan.deltas.iter().map(|&(net, _, quantized)| {
+            2 * Rows::bytes(rows, net.channels())
+                + Rows::bytes(rows, net.value_width())
+                + 2 * Rows::bytes(rows, net.value_heads)
+                + Activations::bytes(rows, net.value_width(), quantized)
+        });
         let attention = plan.attention.iter().map(|&((heads, kv_heads, head_dim), keys, quantized)| {
-            Rows::bytes(rows, heads * head_dim)
+            let gated = only(plan.gated.contains(&(heads, kv_heads, head_dim)));
+            Rows::bytes(gated, 2 * heads * head_dim)
+                + 2 * Rows::bytes(gated, heads * head_dim)
+                + Rows::bytes(rows, heads * head_dim)
                 + 2 * Rows::bytes(only(keys), kv_heads * head_dim)
                 + Activations::bytes(rows, heads * head_dim, quantized)
         });
@@ -193,6 +272,8 @@ impl Workspace {
             + Activations::bytes(rows, plan.hidden, plan.quantized_hidden)
             + Rows::bytes(only(plan.branches), plan.hidden)
             + attention.sum::<usize>()
+            + convolution
+            + deltas.sum::<usize>()
             + ffn.sum::<usize>()
             + mixtures.sum::<usize>()
             + Activations::bytes(rows, plan.hidden, plan.quantized_last)
@@ -202,6 +283,11 @@ impl Workspace {
     /// Inside attention of this shape.
     pub(super) fn of_shape(all: &mut [AttentionWorkspace], shape: AttentionShape) -> &mut AttentionWorkspace {
         all.iter_mut().find(|w| w.shape == shape).expect("one for each shape of the model")
+    }
+
+    /// Inside a delta net of this shape.
+    pub(super) fn of_net<'a>(all: &'a mut [DeltaWorkspace], net: &DeltaNet) -> &'a mut DeltaWorkspace {
+        all.iter_mut().find(|w| w.shape == *net).expect("one for each shape of the model")
     }
 
     /// Inside a feed-forward part of this width.
@@ -220,6 +306,8 @@ pub(super) struct Step {
     /// Rows to score, and the segment each belongs to.
     pub scored: Vec<u32>,
     pub scored_for: Vec<usize>,
+    /// Rows and states of each segment, where layers have states.
+    pub states: Vec<StateSegment>,
 }
 
 impl Step {

@@ -391,6 +391,10 @@ impl Engine {
             scoring.next += 1;
         }
         if !self.scheduler.has_forks(root) {
+            if self.decoder.spec().layers.iter().any(|layer| layer.attention().is_none()) {
+                let message = "choices cannot be scored by models whose layers have a state yet; use --regex".to_string();
+                return self.fail_with(root, "unsupported", message, events);
+            }
             let message = "the choices do not fit into the memory for keys and values: give more --kv-memory".to_string();
             return self.fail_with(root, "no_memory", message, events);
         }

@@ -124,6 +124,8 @@ pub enum Activation {
     Relu,
     /// max(x, 0)².
     Relu2,
+    /// σ(x).
+    Sigmoid,
     /// gpt-oss: with g = min(gate, limit) and u = up within ±limit, (u + 1) g σ(alpha g) (transformers' modeling_gpt_oss.py).
     Clamped {
         /// Largest gate, and largest magnitude of up: 7.
@@ -161,6 +163,7 @@ unsafe fn activated<S: Isa>(activation: Activation, x: S::F) -> S::F {
                 let y = S::max(S::zero(), x);
                 S::fma(x, S::zero(), S::mul(y, y))
             }
+            Activation::Sigmoid => S::fma(x, S::zero(), times_sigmoid::<S>(S::splat(1.0), x)),
             Activation::Clamped { limit, alpha } => {
                 let limit = S::splat(limit);
                 let gate = S::fma(x, S::zero(), S::select_gt(x, limit, limit, x));

@@ -19,6 +19,7 @@ mod panels;
 #[cfg(test)]
 mod phase_tests;
 mod pool;
+mod state;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -32,12 +33,13 @@ pub use formats::Part;
 pub use gemm::ActBlock;
 pub use math::Activation;
 pub use ops::{
-    Activations, Attending, Context, Group, HeadsBy, KvArena, NormWeights, Rotation, Rows, Scores, Scoring, Team, Want,
-    attention_units,
+    Activations, Attending, Context, Delta, Group, HeadsBy, KvArena, NormWeights, Rotation, Rows, Scores, Scoring, StateArena,
+    Team, Want, attention_units,
 };
 pub use pages::{KvElement, KvLayer, KvShape, PAGE, Row};
 pub use panels::{COLUMNS, Panels, pack_panel, padded, panel_bytes};
 pub use pool::Pool;
+pub use state::{Around, MOST_TAPS, StateSegment};
 pub use table::KernelSet;
 
 /// How a weight matrix is stored in panels and what it is multiplied with. Every format has one numeric path for all batch sizes.

@@ -11,6 +11,7 @@ use super::math::Activation;
 use super::pages::{KvShape, PAGE, Row};
 use super::panels::{COLUMNS, Panels};
 use super::pool::{PerWorker, Pool};
+use super::state::{Around, Blocks, ConvolveArgs, DeltaArgs, MOST_TAPS, StateSegment, UNIT, delta_floats};
 use super::table::KernelSet;
 use super::units::*;
 use std::ops::Range;
@@ -99,6 +100,11 @@ impl Activations {
         let blocks =
             |a: &Activations| a.blocks.iter().map(|b| (b.q, b.d.to_bits(), b.dsum.to_bits(), b.correction)).collect::<Vec<_>>();
         bits(self) == bits(other) && blocks(self) == blocks(other)
+    }
+
+    /// The f32 rows.
+    pub fn rows(&self) -> &Rows {
+        &self.rows
     }
 
     fn has_blocks(&self) -> bool {
@@ -307,6 +313,66 @@ pub struct Group<'a> {
     pub rows: Range<usize>,
     /// Padded to 16.
     pub bias: Option<&'a [f32]>,
+}
+
+/// States of sequences: blocks of f32, reserved at once, touched only as used. A block holds all layers one behind the other.
+pub struct StateArena {
+    arena: Arena,
+    /// In floats.
+    stride: usize,
+    blocks: usize,
+}
+
+impl StateArena {
+    /// `blocks` blocks of `floats` floats.
+    pub fn new(floats: usize, blocks: usize) -> Result<StateArena, NoMemory> {
+        let stride = floats.checked_next_multiple_of(COLUMNS).ok_or(NoMemory(usize::MAX))?;
+        let bytes = stride.checked_mul(blocks).and_then(|all| all.checked_mul(4)).ok_or(NoMemory(usize::MAX))?;
+        Ok(StateArena { arena: Arena::new(bytes)?, stride, blocks })
+    }
+
+    /// Floats that a convolution's state takes.
+    pub fn convolution_floats(columns: usize, taps: usize) -> usize {
+        columns.checked_next_multiple_of(COLUMNS).unwrap_or(usize::MAX).saturating_mul(taps.saturating_sub(1))
+    }
+
+    /// Floats that a delta rule's state takes.
+    pub fn delta_floats(heads: usize, key_dim: usize, value_dim: usize) -> usize {
+        let row = value_dim.checked_next_multiple_of(COLUMNS).unwrap_or(usize::MAX);
+        heads.saturating_mul(key_dim).saturating_mul(row)
+    }
+
+    /// Checks segments against the arena, and that those that write have blocks of their own.
+    fn view(&mut self, offset: usize, floats: usize, segments: &[StateSegment]) -> Blocks {
+        assert!(offset.checked_add(floats).is_some_and(|end| end <= self.stride), "a layer past the end of a block");
+        let mut written = Vec::new();
+        for s in segments {
+            assert!(s.from.is_none_or(|b| b < self.blocks) && s.to < self.blocks && s.from != Some(s.to), "blocks of states");
+            assert!(s.saves.windows(2).all(|w| w[0].0 < w[1].0), "saves in order");
+            assert!(s.saves.iter().all(|(rows, b)| (1..=s.rows).contains(rows) && *b < self.blocks), "saves within the segment");
+            written.push(s.to);
+            written.extend(s.saves.iter().map(|save| save.1));
+        }
+        written.sort_unstable();
+        assert!(written.windows(2).all(|w| w[0] != w[1]), "two segments write the same block");
+        let data = self.arena.bytes_mut().as_mut_ptr() as *mut f32;
+        assert!(data.is_aligned(), "an arena begins at a multiple of 64");
+        Blocks { data, stride: self.stride, offset }
+    }
+}
+
+/// A gated delta rule.
+pub struct Delta<'a> {
+    /// Heads of queries and keys, and of values.
+    pub heads: [usize; 2],
+    /// Widths of a query or key, and of a value.
+    pub dims: [usize; 2],
+    /// Value head h has key head h mod key heads; else the one of its group of neighbours.
+    pub tiled: bool,
+    /// 1 / width and 1 / root of the width, `dims[0]` of them padded to 16: what unit queries and keys are made with.
+    pub units: [&'a [f32]; 2],
+    /// Of each head's output.
+    pub norm: NormWeights<'a>,
 }
 
 /// Null for none.
@@ -901,6 +967,122 @@ impl Team {
         });
     }
 
+    /// A convolution of the first rows of `x` (see [`Around`]) into `out`, `columns` wide: for each segment from its state on. `weights`
+    /// are [taps][columns up to 16], `offset` is where the layer begins in a block.
+    #[allow(clippy::type_complexity)]
+    pub fn convolve(
+        &mut self,
+        x: &Rows,
+        around: Around,
+        (weights, taps, bias): (&[f32], usize, Option<&[f32]>),
+        columns: usize,
+        segments: &[StateSegment],
+        (states, offset): (&mut StateArena, usize),
+        out: &mut Rows,
+    ) {
+        let parts = if around == Around::Gates { 3 } else { 1 };
+        assert!((1..=MOST_TAPS).contains(&taps) && weights.len() == times(taps, whole(columns)));
+        assert!(x.stride == whole(times(parts, columns)) && out.stride == whole(columns));
+        check_segments(segments, x.count().min(out.count()));
+        let states = states.view(offset, StateArena::convolution_floats(columns, taps), segments);
+        let args = Shared(ConvolveArgs {
+            x: x.data.as_ptr(),
+            x_stride: x.stride,
+            columns,
+            around,
+            weights: weights.as_ptr(),
+            taps,
+            bias: bias_of(bias, columns),
+            segments: segments.as_ptr(),
+            count: segments.len(),
+            states,
+            out: out.data.as_mut_ptr(),
+            out_stride: out.stride,
+            round: self.round,
+        });
+        let run = self.set.table().convolve;
+        // SAFETY: features as in `norm`; a unit reads and writes its own columns of all rows and blocks, segments one after the other;
+        // sizes were checked above.
+        self.pool.run(whole(columns).div_ceil(UNIT), |_, unit| unsafe { run(args.get(), unit) });
+    }
+
+    /// As [`Team::convolve`], into activations.
+    pub fn convolve_into(
+        &mut self,
+        x: &Rows,
+        around: Around,
+        weights: (&[f32], usize, Option<&[f32]>),
+        columns: usize,
+        segments: &[StateSegment],
+        states: (&mut StateArena, usize),
+        out: &mut Activations,
+    ) {
+        assert!(out.width == columns);
+        self.convolve(x, around, weights, columns, segments, states, &mut out.rows);
+        if out.has_blocks() {
+            let rows = segments.iter().map(|s| s.row + s.rows + s.padding).max().unwrap_or(0);
+            self.quantize(out, rows);
+        }
+    }
+
+    /// The gated delta rule of queries, keys and values side by side in `mixed`, with each row's and value head's `beta` and `decay`, and
+    /// the gates `z`, into `out`.
+    pub fn delta(
+        &mut self,
+        by: &Delta,
+        mixed: &Rows,
+        z: &Rows,
+        [beta, decay]: [&Rows; 2],
+        segments: &[StateSegment],
+        (states, offset): (&mut StateArena, usize),
+        out: &mut Activations,
+    ) {
+        let ([key_heads, value_heads], [key_dim, value_dim]) = (by.heads, by.dims);
+        assert!(key_heads > 0 && value_heads.is_multiple_of(key_heads) && key_dim > 0 && value_dim > 0);
+        let (keys, values) = (times(key_heads, key_dim), times(value_heads, value_dim));
+        assert!(mixed.stride == whole(2 * keys + values) && z.stride == whole(values) && out.width == values);
+        assert!(beta.stride == whole(value_heads) && decay.stride == beta.stride);
+        let counts = [mixed.count(), z.count(), beta.count(), decay.count(), out.rows.count()];
+        check_segments(segments, counts.into_iter().min().unwrap_or(0));
+        let states = states.view(offset, StateArena::delta_floats(value_heads, key_dim, value_dim), segments);
+        for scratch in self.scratch.iter_mut() {
+            scratch.tile(delta_floats(key_dim, value_dim));
+        }
+        // x / sqrt(|x|² + 1e-6) is the norm of weights 1 / sqrt(n) with an epsilon of 1e-6 / n.
+        let epsilon = 1e-6 / key_dim as f32;
+        let unit = by.units.map(|weights| NormWeights::rms(weights, epsilon).by(key_dim, false));
+        let args = Shared(DeltaArgs {
+            mixed: mixed.data.as_ptr(),
+            mixed_stride: mixed.stride,
+            z: z.data.as_ptr(),
+            z_stride: z.stride,
+            beta: beta.data.as_ptr(),
+            decay: decay.data.as_ptr(),
+            gates_stride: beta.stride,
+            key_heads,
+            value_heads,
+            key_dim,
+            value_dim,
+            tiled: by.tiled,
+            unit,
+            norm: by.norm.by(value_dim, self.round),
+            segments: segments.as_ptr(),
+            count: segments.len(),
+            states,
+            out: out.rows.data.as_mut_ptr(),
+            out_stride: out.rows.stride,
+            round: self.round,
+        });
+        let (run, scratch) = (self.set.table().delta, &self.scratch);
+        // SAFETY: features as in `norm`; a unit is a value head: it writes its own columns of all rows and its own part of the blocks,
+        // segments one after the other; sizes were checked above; scratch by worker number.
+        self.pool.run(value_heads, |worker, head| unsafe { run(args.get(), scratch.get(worker), head) });
+        if out.has_blocks() {
+            let rows = segments.iter().map(|s| s.row + s.rows + s.padding).max().unwrap_or(0);
+            self.quantize(out, rows);
+        }
+    }
+
     /// The output matrix on the rows of `input`, one for each of `wants`.
     pub fn head(&mut self, m: &Panels, input: &Activations, scoring: &Scoring, wants: &mut [Want]) -> Vec<Scores> {
         let rows = wants.len();
@@ -983,6 +1165,13 @@ fn row_groups(rows: usize) -> (usize, usize) {
 const ROW_GROUP: usize = 128;
 /// Panels of one unit at most.
 const MOST_PANELS: usize = 8;
+
+/// Segments one behind the other, within `rows` rows.
+fn check_segments(segments: &[StateSegment], rows: usize) {
+    let end = |s: &StateSegment| s.row.saturating_add(s.rows).saturating_add(s.padding);
+    assert!(segments.windows(2).all(|w| end(&w[0]) <= w[1].row), "segments one behind the other");
+    assert!(segments.last().is_none_or(|s| end(s) <= rows), "segments past the rows");
+}
 
 /// No two rows write the same place.
 fn distinct_places(rows: &[Row], places: &mut Vec<(u32, u32)>) -> bool {

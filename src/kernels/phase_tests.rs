@@ -153,6 +153,7 @@ fn activation64(activation: Activation, x: f64) -> f64 {
         Activation::GeluQuick => x * sigmoid(1.702 * x),
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0).powi(2),
+        Activation::Sigmoid => sigmoid(x),
         Activation::Clamped { limit, alpha } => {
             let gate = x.min(limit as f64);
             gate * sigmoid(alpha as f64 * gate)
@@ -168,13 +169,14 @@ fn gated64(activation: Activation, gate: f64, up: f64) -> f64 {
     activation64(activation, gate) * up
 }
 
-const ACTIVATIONS: [Activation; 7] = [
+const ACTIVATIONS: [Activation; 8] = [
     Activation::Silu,
     Activation::GeluTanh,
     Activation::Gelu,
     Activation::GeluQuick,
     Activation::Relu,
     Activation::Relu2,
+    Activation::Sigmoid,
     Activation::Clamped { limit: 7.0, alpha: 1.702 },
 ];
 

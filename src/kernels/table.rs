@@ -7,6 +7,7 @@ use super::Format;
 use super::attention::{self, AttentionArgs};
 use super::gemm::{Gemm, products};
 use super::isa::{Isa, Portable};
+use super::state::{self, ConvolveArgs, DeltaArgs};
 use super::units::{self, *};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
@@ -31,6 +32,8 @@ pub(crate) struct Table {
     pub add: unsafe fn(&AddArgs, usize),
     pub activate: unsafe fn(&ActivateArgs, usize),
     pub widen: unsafe fn(&WidenArgs, usize),
+    pub convolve: unsafe fn(&ConvolveArgs, usize),
+    pub delta: unsafe fn(&DeltaArgs, &mut Scratch, usize),
 }
 
 /// `$np`: pages (or lines of values) of a tile of attention.
@@ -167,6 +170,14 @@ macro_rules! table {
             unsafe fn widen(a: &WidenArgs, unit: usize) {
                 unsafe { units::widen::<$isa>(a, unit) }
             }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn convolve(a: &ConvolveArgs, unit: usize) {
+                unsafe { state::convolve::<$isa>(a, unit) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn delta(a: &DeltaArgs, s: &mut Scratch, unit: usize) {
+                unsafe { state::delta::<$isa>(a, s, unit) }
+            }
             pub(crate) static TABLE: Table = Table {
                 isa: <$isa>::NAME,
                 float_tile: (<$isa>::ROWS, 16),
@@ -184,6 +195,8 @@ macro_rules! table {
                 add,
                 activate,
                 widen,
+                convolve,
+                delta,
             };
         }
     };

@@ -68,7 +68,7 @@ pub(crate) struct Grid {
 /// A worker's scratch memory.
 pub(crate) struct Scratch {
     wide: Vec<f32>,
-    tile: Vec<f32>,
+    pub(super) tile: Vec<f32>,
     pub(super) queries: Vec<f32>,
     pub(super) scores: Vec<f32>,
     pub(super) sums: Vec<f32>,
@@ -170,7 +170,7 @@ pub(crate) struct NormBy {
 impl NormBy {
     /// Norm of one row; `out` may be `x`.
     #[inline(always)]
-    unsafe fn row<S: Isa>(&self, x: *const f32, out: *mut f32) {
+    pub(crate) unsafe fn row<S: Isa>(&self, x: *const f32, out: *mut f32) {
         unsafe {
             if self.centred {
                 layer_norm::<S>(x, self.w, self.bias, self.n, self.epsilon, self.round, out);

@@ -359,17 +359,30 @@ fn expected_shape(kind: &TensorKind, (rows, columns): Shape, experts: usize) -> 
     }
 }
 
-/// Whether a vector has so many values: a dimension of 1 beside it does not count.
-fn is_vector_of(shape: &[usize], n: usize) -> bool {
-    shape.iter().filter(|d| **d != 1).eq([n].iter().filter(|d| **d != 1))
+/// Whether a vector has so many values, in rows of `taps` where that is not 1; dimensions of 1 do not count.
+fn is_vector_of(shape: &[usize], n: usize, taps: usize) -> bool {
+    let expected = [n.checked_div(taps).unwrap_or(0), taps];
+    shape.iter().filter(|d| **d != 1).eq(expected.iter().filter(|d| **d != 1))
+}
+
+/// Taps of the layer's convolution.
+fn taps_of(layer: &LayerSpec) -> usize {
+    match &layer.mixer {
+        Mixer::Attention(_) => 1,
+        Mixer::Convolution(convolution) => convolution.taps,
+        Mixer::DeltaNet(net) => net.taps,
+    }
 }
 
 /// The order of rows (of a vector's elements) in the file.
 fn order(kind: &TensorKind, spec: &ModelSpec, layer: &LayerSpec, pairs: Pairs) -> RowOrder {
-    let Mixer::Attention(attention) = &layer.mixer;
+    let Some(attention) = layer.attention() else { return RowOrder::AsStored };
     match attention.rope.and_then(|rope| spec.ropes.get(rope)) {
         Some(rope) if kind.rotary && pairs == Pairs::HalfSplit => {
-            RowOrder::HalfSplit { head_dim: attention.head_dim, dims: rope.dims }
+            // Gates stand behind each head's query.
+            let query = matches!((kind.role)(0), super::Role::Query(_) | super::Role::QueryBias(_));
+            let rows = if attention.gate && query { 2 } else { 1 };
+            RowOrder::HalfSplit { head_dim: attention.head_dim.saturating_mul(rows), dims: rope.dims }
         }
         // A layer without positions: scores do not depend on the order that queries and keys share.
         _ => RowOrder::AsStored,
@@ -393,7 +406,9 @@ pub(super) fn assemble(architecture: &Architecture, spec: &ModelSpec, mut conten
         let stored = stored.ok_or_else(|| (contents.error)(&format!("tensor {name} is missing")))?;
         let experts = spec.layers.get(index).and_then(|l| l.ffn.mixture()).map_or(1, |m| m.experts);
         let expected = expected_shape(kind, (rows, columns), experts);
-        let loose = kind.loose && is_vector_of(&stored.shape, columns);
+        let rows_of_taps = matches!((kind.role)(index), super::Role::ConvolutionTaps(_) | super::Role::DeltaTaps(_));
+        let taps = spec.layers.get(index).filter(|_| rows_of_taps).map_or(1, taps_of);
+        let loose = kind.loose && is_vector_of(&stored.shape, columns, taps);
         if stored.shape != expected && !loose {
             return Err(contents.wrong_shape(&name, &stored.shape, &expected));
         }
@@ -403,8 +418,9 @@ pub(super) fn assemble(architecture: &Architecture, spec: &ModelSpec, mut conten
             return Err((contents.error)(&format!("tensor {name} is {}, which a vector cannot be", stored.encoding.name())));
         }
         let plus = if kind.norm && less_one { 1.0 } else { 0.0 };
+        let logarithm = contents.container == Container::Checkpoint && matches!((kind.role)(index), super::Role::DeltaDecay(_));
         let Stored { places, encoding, shape: _, turned } = stored;
-        tensors.insert((kind.role)(index), Tensor { places, name, rows, columns, encoding, order, plus, turned });
+        tensors.insert((kind.role)(index), Tensor { places, name, rows, columns, encoding, order, plus, turned, logarithm });
     }
     // A tensor that nothing uses (a bias, a damaged name) means that the answers would be another model's.
     if let Some(name) = contents.tensors.keys().filter(|name| !(contents.harmless)(name)).min() {

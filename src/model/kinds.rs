@@ -2,7 +2,7 @@
 //! makes queries or keys (and so has a rotary order). Roles, names, shape checks, permutations and lists of matrices follow from it.
 
 use super::Role;
-use super::spec::{Attention, Ffn, LayerSpec, Mixture, ModelSpec, Norms, QkNorm, Shared};
+use super::spec::{Attention, Convolution, DeltaNet, Ffn, LayerSpec, Mixture, ModelSpec, Norms, QkNorm, Shared};
 
 /// Rows and columns.
 pub(crate) type Shape = (usize, usize);
@@ -20,7 +20,7 @@ pub(crate) struct TensorKind {
     /// It holds the rows (a vector's elements) of all experts; in the file the experts are a dimension of their own, or tensors of
     /// their own. `[]` in its name is the expert's number.
     pub experts: bool,
-    /// A dimension of 1 beside a vector's does not count.
+    /// A vector with a dimension of 1 beside it, or taps of channels, a row each: dimensions of 1 do not count.
     pub loose: bool,
     /// Its rows (a vector's elements) are those of query or key heads, in the file's order of rotary pairs.
     pub rotary: bool,
@@ -59,6 +59,16 @@ const NORM: TensorKind = TensorKind { norm: true, ..VECTOR };
 /// The shape of a tensor of attention, where the layer has that.
 fn attention(layer: &LayerSpec, shape: impl FnOnce(&Attention) -> Option<Shape>) -> Option<Shape> {
     layer.attention().and_then(shape)
+}
+
+/// The shape of a tensor of a short convolution, where the layer is one.
+fn convolution(layer: &LayerSpec, shape: impl FnOnce(&Convolution) -> Option<Shape>) -> Option<Shape> {
+    layer.convolution().and_then(shape)
+}
+
+/// The shape of a tensor of a delta net, where the layer is one.
+fn delta(layer: &LayerSpec, shape: impl FnOnce(&DeltaNet) -> Option<Shape>) -> Option<Shape> {
+    layer.delta_net().and_then(shape)
 }
 
 /// The shape of a tensor of experts, where the layer has them.
@@ -134,7 +144,7 @@ pub(crate) static LAYER: &[TensorKind] = &[
         gguf: "blk.{}.attn_q.weight",
         hf: "model.layers.{}.self_attn.q_proj.weight",
         rotary: true,
-        shape: |s, l| attention(l, |a| Some((a.query_width(), s.hidden))),
+        shape: |s, l| attention(l, |a| Some((a.query_rows(), s.hidden))),
         ..MATRIX
     },
     TensorKind {
@@ -142,7 +152,7 @@ pub(crate) static LAYER: &[TensorKind] = &[
         gguf: "blk.{}.attn_q.bias",
         hf: "model.layers.{}.self_attn.q_proj.bias",
         rotary: true,
-        shape: |_, l| attention(l, |a| row(a.qkv_bias, a.query_width())),
+        shape: |_, l| attention(l, |a| row(a.qkv_bias, a.query_rows())),
         ..VECTOR
     },
     TensorKind {
@@ -211,6 +221,113 @@ pub(crate) static LAYER: &[TensorKind] = &[
         hf: "model.layers.{}.self_attn.o_proj.bias",
         shape: |s, l| attention(l, |a| row(a.output_bias, s.hidden)),
         ..VECTOR
+    },
+    TensorKind {
+        role: Role::ConvolutionInput,
+        gguf: "blk.{}.shortconv.in_proj.weight",
+        hf: "model.layers.{}.conv.in_proj.weight",
+        shape: |s, l| convolution(l, |_| Some((s.hidden.saturating_mul(3), s.hidden))),
+        ..MATRIX
+    },
+    TensorKind {
+        role: Role::ConvolutionInputBias,
+        gguf: "blk.{}.shortconv.in_proj.bias",
+        hf: "model.layers.{}.conv.in_proj.bias",
+        shape: |s, l| convolution(l, |c| row(c.bias, s.hidden.saturating_mul(3))),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::ConvolutionTaps,
+        gguf: "blk.{}.shortconv.conv.weight",
+        hf: "model.layers.{}.conv.conv.weight",
+        loose: true,
+        shape: |s, l| convolution(l, |c| row(true, s.hidden.saturating_mul(c.taps))),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::ConvolutionTapsBias,
+        gguf: "blk.{}.shortconv.conv.bias",
+        hf: "model.layers.{}.conv.conv.bias",
+        shape: |s, l| convolution(l, |c| row(c.bias, s.hidden)),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::ConvolutionOutput,
+        gguf: "blk.{}.shortconv.out_proj.weight",
+        hf: "model.layers.{}.conv.out_proj.weight",
+        shape: |s, l| convolution(l, |_| Some((s.hidden, s.hidden))),
+        ..MATRIX
+    },
+    TensorKind {
+        role: Role::ConvolutionOutputBias,
+        gguf: "blk.{}.shortconv.out_proj.bias",
+        hf: "model.layers.{}.conv.out_proj.bias",
+        shape: |s, l| convolution(l, |c| row(c.bias, s.hidden)),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::DeltaInput,
+        gguf: "blk.{}.attn_qkv.weight",
+        hf: "model.layers.{}.linear_attn.in_proj_qkv.weight",
+        shape: |s, l| delta(l, |d| Some((d.channels(), s.hidden))),
+        ..MATRIX
+    },
+    TensorKind {
+        role: Role::DeltaGate,
+        gguf: "blk.{}.attn_gate.weight",
+        hf: "model.layers.{}.linear_attn.in_proj_z.weight",
+        shape: |s, l| delta(l, |d| Some((d.value_width(), s.hidden))),
+        ..MATRIX
+    },
+    TensorKind {
+        role: Role::DeltaBeta,
+        gguf: "blk.{}.ssm_beta.weight",
+        hf: "model.layers.{}.linear_attn.in_proj_b.weight",
+        shape: |s, l| delta(l, |d| Some((d.value_heads, s.hidden))),
+        ..MATRIX
+    },
+    TensorKind {
+        role: Role::DeltaAlpha,
+        gguf: "blk.{}.ssm_alpha.weight",
+        hf: "model.layers.{}.linear_attn.in_proj_a.weight",
+        shape: |s, l| delta(l, |d| Some((d.value_heads, s.hidden))),
+        ..MATRIX
+    },
+    TensorKind {
+        role: Role::DeltaTaps,
+        gguf: "blk.{}.ssm_conv1d.weight",
+        hf: "model.layers.{}.linear_attn.conv1d.weight",
+        loose: true,
+        shape: |_, l| delta(l, |d| row(true, d.channels().saturating_mul(d.taps))),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::DeltaStep,
+        gguf: "blk.{}.ssm_dt.bias",
+        hf: "model.layers.{}.linear_attn.dt_bias",
+        shape: |_, l| delta(l, |d| row(true, d.value_heads)),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::DeltaDecay,
+        gguf: "blk.{}.ssm_a",
+        hf: "model.layers.{}.linear_attn.A_log",
+        shape: |_, l| delta(l, |d| row(true, d.value_heads)),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::DeltaNorm,
+        gguf: "blk.{}.ssm_norm.weight",
+        hf: "model.layers.{}.linear_attn.norm.weight",
+        shape: |_, l| delta(l, |d| row(true, d.value_dim)),
+        ..VECTOR
+    },
+    TensorKind {
+        role: Role::DeltaOutput,
+        gguf: "blk.{}.ssm_out.weight",
+        hf: "model.layers.{}.linear_attn.out_proj.weight",
+        shape: |s, l| delta(l, |d| Some((s.hidden, d.value_width()))),
+        ..MATRIX
     },
     TensorKind {
         role: Role::AttentionPostNorm,
@@ -480,6 +597,21 @@ impl Role {
             | AttentionOutput(i)
             | AttentionOutputBias(i)
             | AttentionPostNorm(i)
+            | ConvolutionInput(i)
+            | ConvolutionInputBias(i)
+            | ConvolutionTaps(i)
+            | ConvolutionTapsBias(i)
+            | ConvolutionOutput(i)
+            | ConvolutionOutputBias(i)
+            | DeltaInput(i)
+            | DeltaGate(i)
+            | DeltaBeta(i)
+            | DeltaAlpha(i)
+            | DeltaTaps(i)
+            | DeltaStep(i)
+            | DeltaDecay(i)
+            | DeltaNorm(i)
+            | DeltaOutput(i)
             | FfnNorm(i)
             | FfnNormBias(i)
             | Gate(i)

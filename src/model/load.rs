@@ -41,6 +41,7 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
     let metadata = GgufMetadata::new(&file, name_of, vocabulary.tokenizer.tokens.len());
     let spec = architectures::build(architecture, &metadata)?;
     metadata.guard()?;
+    let guessing = file.value(&format!("{name_of}.nextn_predict_layers")).is_some();
     let stored = |info: &super::gguf::TensorInfo| {
         Stored::new(file.source_of(info).clone(), info.shape.clone(), info.encoding, info.offset)
     };
@@ -50,7 +51,7 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
         implied_by: "the metadata",
         prefix: Prefix::Plain,
         error: &|what| file.error(what),
-        harmless: &|name| ROPE_FACTORS.contains(&name),
+        harmless: &|name| ROPE_FACTORS.contains(&name) || behind(name, spec.layers.len(), guessing),
     };
     let weights = assemble(architecture, &spec, contents)?;
     let total = file.parts.iter().map(|part| part.len()).sum();
@@ -59,6 +60,12 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
     let path = file.path().to_path_buf();
     let name = if file.parts.len() > 1 { resolver::file_name(&path) } else { name };
     Ok(Model { name, path, digest, spec, vocabulary, weights: Box::new(weights) })
+}
+
+/// Whether a tensor belongs to a block behind the layers, in a file that has such blocks (they guess further tokens).
+fn behind(name: &str, layers: usize, guessing: bool) -> bool {
+    let block = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+    guessing && block.and_then(|n| n.parse::<usize>().ok()).is_some_and(|n| n >= layers)
 }
 
 /// The file's digest; of a split model that of the parts' names and digests, as of a folder.

@@ -39,8 +39,8 @@ pub use load::open;
 pub use opening::{OpenOptions, Progress, Stage};
 pub use pretokenizers::{Cut, PreTokenizer};
 pub use spec::{
-    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm,
-    QueryGrowth, Rope, Routing, Shared,
+    Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms,
+    Plain, QkNorm, QueryGrowth, Rope, Routing, Shared,
 };
 pub use tensors::{encode, writable};
 #[cfg(test)]
@@ -108,6 +108,27 @@ pub enum Role {
     Sinks(usize),
     AttentionOutput(usize),
     AttentionOutputBias(usize),
+    /// B, C and x of a short convolution.
+    ConvolutionInput(usize),
+    ConvolutionInputBias(usize),
+    /// Taps of each channel, one channel behind the other; as one row.
+    ConvolutionTaps(usize),
+    ConvolutionTapsBias(usize),
+    ConvolutionOutput(usize),
+    ConvolutionOutputBias(usize),
+    /// Queries, keys, values of a delta net.
+    DeltaInput(usize),
+    DeltaGate(usize),
+    DeltaBeta(usize),
+    DeltaAlpha(usize),
+    /// As [`Role::ConvolutionTaps`].
+    DeltaTaps(usize),
+    /// Added to alpha.
+    DeltaStep(usize),
+    /// What the softplus of alpha is multiplied with to be the logarithm of the decay: below 0.
+    DeltaDecay(usize),
+    DeltaNorm(usize),
+    DeltaOutput(usize),
     /// The norm of attention's output.
     AttentionPostNorm(usize),
     /// The norm before the feed-forward part.

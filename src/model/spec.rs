@@ -51,6 +51,38 @@ pub struct LayerSpec {
 pub enum Mixer {
     /// Softmax attention over keys and values.
     Attention(Attention),
+    /// A short convolution.
+    Convolution(Convolution),
+    /// A gated delta net.
+    DeltaNet(DeltaNet),
+}
+
+/// out(C * convolution(B * x)), where (B, C, x) = in(input) are as wide as the layer, and the convolution reaches over the last positions
+/// of each channel by itself (LFM2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Convolution {
+    /// Positions it reaches over.
+    pub taps: usize,
+    /// Both matrices and the convolution have biases.
+    pub bias: bool,
+}
+
+/// Linear attention by the gated delta rule: queries, keys and values pass a short convolution and silu; each value head keeps a state of
+/// key × value that decays and is corrected at each position; its outputs are normed and gated (Qwen 3.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct DeltaNet {
+    /// Heads of queries and keys.
+    pub key_heads: usize,
+    /// Heads of values; a multiple of `key_heads`.
+    pub value_heads: usize,
+    /// Width of a query or key.
+    pub key_dim: usize,
+    /// Width of a value.
+    pub value_dim: usize,
+    /// Positions that the convolution reaches over.
+    pub taps: usize,
+    /// Value head h belongs to key head h mod `key_heads` (GGUF files); else to that of its group of neighbours (checkpoints).
+    pub tiled: bool,
 }
 
 /// Grouped softmax attention.
@@ -78,6 +110,8 @@ pub struct Attention {
     pub softcap: Option<f32>,
     /// One more score per head stands in the softmax's denominator (its value is a weight).
     pub sinks: bool,
+    /// The query matrix gives a gate behind each head's query; the head's output is multiplied with its sigmoid.
+    pub gate: bool,
 }
 
 /// Normalization of queries and keys, by the model's [`Norm`].
@@ -298,6 +332,7 @@ impl LayerSpec {
                 scale: 1.0 / (head_dim as f32).sqrt(),
                 softcap: None,
                 sinks: false,
+                gate: false,
             }),
             ffn: Ffn::Gated { width: ffn, activation: Activation::Silu, input_bias: false, output_bias: false },
             norms: Norms::Before,
@@ -307,14 +342,28 @@ impl LayerSpec {
 
     /// Its attention, if it has any.
     pub fn attention(&self) -> Option<&Attention> {
-        let Mixer::Attention(attention) = &self.mixer;
-        Some(attention)
+        match &self.mixer {
+            Mixer::Attention(attention) => Some(attention),
+            Mixer::Convolution(_) | Mixer::DeltaNet(_) => None,
+        }
+    }
+
+    /// Its short convolution, if it has one.
+    pub fn convolution(&self) -> Option<&Convolution> {
+        if let Mixer::Convolution(convolution) = &self.mixer { Some(convolution) } else { None }
+    }
+
+    /// Its delta net, if it has one.
+    pub fn delta_net(&self) -> Option<&DeltaNet> {
+        if let Mixer::DeltaNet(net) = &self.mixer { Some(net) } else { None }
     }
 
     /// Its attention, to be changed.
     pub fn attention_mut(&mut self) -> Option<&mut Attention> {
-        let Mixer::Attention(attention) = &mut self.mixer;
-        Some(attention)
+        match &mut self.mixer {
+            Mixer::Attention(attention) => Some(attention),
+            Mixer::Convolution(_) | Mixer::DeltaNet(_) => None,
+        }
     }
 }
 
@@ -327,6 +376,28 @@ impl Attention {
     /// Width of all key (or value) heads together.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Rows of the query matrix: with gates twice as many.
+    pub fn query_rows(&self) -> usize {
+        self.query_width() * if self.gate { 2 } else { 1 }
+    }
+}
+
+impl DeltaNet {
+    /// Width of all queries (or keys) together.
+    pub fn key_width(&self) -> usize {
+        self.key_heads * self.key_dim
+    }
+
+    /// Width of all values together.
+    pub fn value_width(&self) -> usize {
+        self.value_heads * self.value_dim
+    }
+
+    /// Channels of the convolution: queries, keys and values.
+    pub fn channels(&self) -> usize {
+        2 * self.key_width() + self.value_width()
     }
 }
 

@@ -122,6 +122,8 @@ pub(super) struct Tensor {
     pub(super) plus: f32,
     /// Its rows are columns in the file.
     pub(super) turned: Option<Turned>,
+    /// The file has the logarithms of the values' magnitudes; the values are below 0.
+    pub(super) logarithm: bool,
 }
 
 impl Tensor {
@@ -217,6 +219,9 @@ impl Tensor {
         if self.plus != 0.0 {
             out.iter_mut().for_each(|v| *v += self.plus);
         }
+        if self.logarithm {
+            out.iter_mut().for_each(|v| *v = -v.exp());
+        }
         Ok(out)
     }
 
@@ -226,7 +231,7 @@ impl Tensor {
         if rows.start > rows.end || rows.end > self.rows {
             return Err(ModelError::Io(format!("{}: rows {rows:?} of {} were asked for", place(), self.rows)));
         }
-        if self.encoding == Encoding::Known(format) && self.plus == 0.0 {
+        if self.encoding == Encoding::Known(format) && self.plus == 0.0 && !self.logarithm {
             return self.stored(rows, out);
         }
         if !writable(format) {

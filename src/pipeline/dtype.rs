@@ -212,7 +212,7 @@ fn time_layers(spec: &ModelSpec, format: Format, rows: usize, threads: usize, ke
         kernels,
         slots: rows,
         rows,
-        kv_bytes: packed.kv_bytes_per_position() * 32 * rows as u64,
+        kv_bytes: (packed.kv_bytes_per_position() * 32 + packed.state_bytes_per_sequence()) * rows as u64,
         memory: Memory::Preallocated,
     };
     let mut decoder = NativeDecoder::new(packed, options).ok()?;

@@ -348,24 +348,27 @@ impl Pipeline {
         let left = have - weights;
         let rows = config.sizes.chunk.max(config.sizes.batch);
         let position = packed.kv_bytes_per_position();
-        let page = position * PAGE as u64;
+        // Sequences with a state have all of theirs from the start, and checkpoints beside them.
+        let states = packed.state_bytes_per_sequence() * config.sizes.batch as u64;
+        let page = position * PAGE as u64 + states;
         if config.sizes.kv_bytes.is_some_and(|bytes| bytes < page) {
             let given = Bytes(config.sizes.kv_bytes.unwrap_or(0));
             return Err(PipelineError::Config(format!(
-                "--kv-memory {given}: holds not one page: {PAGE} positions of this model take {} ({page} bytes); \
+                "--kv-memory {given}: holds not one page: {PAGE} positions of this model{} take {} ({page} bytes); \
                  leave it out, or give {} for one answer of a whole context",
+                if states > 0 { " and the states of a batch" } else { "" },
                 Bytes(page),
-                Bytes(position * (model.spec.context as u64).next_multiple_of(PAGE as u64))
+                Bytes(states + position * (model.spec.context as u64).next_multiple_of(PAGE as u64))
             )));
         }
         // A prompt of the whole context must fit whatever the batch size: the answer to it must not depend on that.
-        let wanted = position * (config.sizes.batch as u64 * 2048).max(model.spec.context as u64 + 16);
+        let wanted = 2 * states + position * (config.sizes.batch as u64 * 2048).max(model.spec.context as u64 + 16);
         let mut native = NativeOptions {
             threads: config.sizes.threads,
             kernels,
             slots: config.sizes.batch,
             rows,
-            kv_bytes: config.sizes.kv_bytes.unwrap_or(wanted.min(machine::usable_memory() / 4)),
+            kv_bytes: config.sizes.kv_bytes.unwrap_or(wanted.min((machine::usable_memory() / 4).max(page))),
             memory: match config.memory {
                 MemoryPolicy::PerStep => Memory::PerStep,
                 MemoryPolicy::Preallocated => Memory::Preallocated,
@@ -375,7 +378,7 @@ impl Pipeline {
         // Keys and values are touched only as used, but a limit on addresses counts them at once.
         if native.kv_bytes + scratch > left {
             match config.sizes.kv_bytes {
-                None if left > scratch + 256 * position => native.kv_bytes = left - scratch,
+                None if left > scratch + states + 256 * position => native.kv_bytes = left - scratch,
                 _ => return Err(refuse(native.kv_bytes, scratch, have)),
             }
         }

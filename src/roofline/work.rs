@@ -4,7 +4,7 @@
 
 use super::Rates;
 use crate::kernels::Format;
-use crate::model::{LayerSpec, Mixer, ModelSpec, Role, is_matrix, roles};
+use crate::model::{Convolution, LayerSpec, Mixer, ModelSpec, Role, is_matrix, roles};
 use serde::{Deserialize, Serialize};
 
 /// How a model's weights are stored while it computes.
@@ -88,7 +88,8 @@ impl Work {
         for (role, (n, k)) in roles(spec).filter(|(role, _)| is_matrix(*role) && role.layer().is_some()) {
             // Of experts those that are used are read and computed: at most as many as rows choose, at least as many as one row does.
             let (experts, used) = spec.experts_read(role, rows);
-            let format = if matches!(role, Role::Router(_)) { Format::F32 } else { formats.layers };
+            let small = matches!(role, Role::Router(_) | Role::DeltaBeta(_) | Role::DeltaAlpha(_));
+            let format = if small { Format::F32 } else { formats.layers };
             bytes += (n / experts * format.row_bytes(k)) as f64 * used;
             weights += (n / experts * k) as f64 * spec.experts_used(role) as f64;
         }
@@ -97,7 +98,23 @@ impl Work {
         work.add_products(formats.layers, weights * rows as f64);
         work.add_products(formats.output, (spec.vocab * spec.hidden * segments.len()) as f64);
         for LayerSpec { mixer, ffn: _, norms: _, residual_scale: _ } in &spec.layers {
-            let Mixer::Attention(attention) = mixer;
+            let attention = match mixer {
+                Mixer::Attention(attention) => attention,
+                Mixer::Convolution(Convolution { taps, bias: _ }) => {
+                    // A multiply-add a tap and channel; the state is read and written once.
+                    work.f32_ops += 2.0 * (taps * spec.hidden * rows) as f64;
+                    work.kv_bytes += 2.0 * ((taps - 1) * spec.hidden * segments.len()) as f64 * 4.0;
+                    continue;
+                }
+                Mixer::DeltaNet(net) => {
+                    // Three products of the state with a vector and one that changes it; the state is read and written once.
+                    let state = (net.value_heads * net.key_dim * net.value_dim) as f64;
+                    work.f32_ops += (7.0 * state + 2.0 * (net.taps * net.channels()) as f64) * rows as f64;
+                    let kept = state + ((net.taps - 1) * net.channels()) as f64;
+                    work.kv_bytes += 2.0 * kept * 4.0 * segments.len() as f64;
+                    continue;
+                }
+            };
             let window = attention.window.unwrap_or(usize::MAX);
             for &(start, rows) in segments {
                 // Row r sees start + r + 1 positions, as far as its window reaches; the segment reads what it sees once and writes its own.

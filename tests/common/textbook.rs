@@ -5,8 +5,8 @@
 
 use llmopt::kernels::Format;
 use llmopt::model::{
-    Activation, Attention, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Role,
-    Rope, Routing, Shared, Weights, roles,
+    Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms,
+    QkNorm, QueryGrowth, Role, Rope, Routing, Shared, Weights, roles,
 };
 use std::collections::HashMap;
 
@@ -200,15 +200,20 @@ pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions
         .collect();
     let normed = |weights: Role, bias: Role, x: &[f64]| norm(norms_of, values.get(weights), values.get(bias), x);
     for (l, LayerSpec { mixer, ffn, norms, residual_scale }) in layers.iter().enumerate() {
-        let Mixer::Attention(attention) = mixer;
-        let (mut keys, mut all_values) = (Vec::new(), Vec::new());
+        let (mut keys, mut all_values, mut past, mut states) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (p, x) in xs.iter_mut().enumerate() {
             let input = match norms {
                 Norms::After => x.clone(),
                 _ => normed(Role::AttentionNorm(l), Role::AttentionNormBias(l), x),
             };
-            let mixed =
-                attend(&values, norms_of, ropes, query_growth, attention, l, &input, p, positions, (&mut keys, &mut all_values));
+            let mixed = match mixer {
+                Mixer::Attention(attention) => {
+                    let kept = (&mut keys, &mut all_values);
+                    attend(&values, norms_of, ropes, query_growth, attention, l, &input, p, positions, kept)
+                }
+                Mixer::Convolution(convolution) => convolve(&values, convolution, l, &input, &mut past),
+                Mixer::DeltaNet(net) => delta(&values, norms_of, net, l, &input, &mut past, &mut states),
+            };
             let mixed = match norms {
                 Norms::After | Norms::Both => norm(norms_of, values.get(Role::AttentionPostNorm(l)), None, &mixed),
                 _ => mixed,
@@ -264,9 +269,26 @@ fn attend(
     positions: usize,
     (keys, all_values): (&mut Vec<Vec<f64>>, &mut Vec<Vec<f64>>),
 ) -> Vec<f64> {
-    let Attention { heads, kv_heads, head_dim: hd, qkv_bias: _, output_bias: _, qk_norm, rope, window, scale, softcap, sinks } =
-        *attention;
+    let Attention {
+        heads,
+        kv_heads,
+        head_dim: hd,
+        qkv_bias: _,
+        output_bias: _,
+        qk_norm,
+        rope,
+        window,
+        scale,
+        softcap,
+        sinks,
+        gate,
+    } = *attention;
     let mut q = values.product(Role::Query(l), Role::QueryBias(l), x);
+    // Behind each head's query stands its gate.
+    let gates: Vec<f64> = if gate { q.chunks(2 * hd).flat_map(|both| both[hd..].to_vec()).collect() } else { Vec::new() };
+    if gate {
+        q = q.chunks(2 * hd).flat_map(|both| both[..hd].to_vec()).collect();
+    }
     let mut k = values.product(Role::Key(l), Role::KeyBias(l), x);
     let turn = |x: &mut [f64]| {
         if let Some(rope) = rope {
@@ -312,5 +334,75 @@ fn attend(
             (0..hd).for_each(|d| mixed[head * hd + d] += weight / total * value[kv + d]);
         }
     }
+    mixed.iter_mut().zip(gates).for_each(|(x, gate)| *x *= sigmoid(gate));
     values.product(Role::AttentionOutput(l), Role::AttentionOutputBias(l), &mixed)
+}
+
+/// Σ taps[j] x[t - (taps - 1) + j] of each channel; `past` are the inputs so far, the last one this position's.
+fn causal(weights: &[f64], taps: usize, past: &[Vec<f64>]) -> Vec<f64> {
+    let last = past.len() - 1;
+    (0..past[last].len())
+        .map(|c| (0..taps).filter(|j| last + j + 1 >= taps).map(|j| weights[c * taps + j] * past[last + j + 1 - taps][c]).sum())
+        .collect()
+}
+
+/// A short convolution at the next position.
+fn convolve(values: &Values, spec: &Convolution, l: usize, x: &[f64], past: &mut Vec<Vec<f64>>) -> Vec<f64> {
+    let Convolution { taps, bias: _ } = *spec;
+    let all = values.product(Role::ConvolutionInput(l), Role::ConvolutionInputBias(l), x);
+    let (b, rest) = all.split_at(x.len());
+    let (c, x) = rest.split_at(x.len());
+    past.push(b.iter().zip(x).map(|(b, x)| b * x).collect());
+    let mut y = causal(values.get(Role::ConvolutionTaps(l)).unwrap(), taps, past);
+    if let Some(bias) = values.get(Role::ConvolutionTapsBias(l)) {
+        y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+    }
+    y.iter_mut().zip(c).for_each(|(y, c)| *y *= c);
+    values.product(Role::ConvolutionOutput(l), Role::ConvolutionOutputBias(l), &y)
+}
+
+/// A gated delta net at the next position; `states` are its heads' matrices.
+fn delta(
+    values: &Values,
+    norm_of: &Norm,
+    net: &DeltaNet,
+    l: usize,
+    x: &[f64],
+    past: &mut Vec<Vec<f64>>,
+    states: &mut Vec<Vec<f64>>,
+) -> Vec<f64> {
+    let DeltaNet { key_heads, value_heads, key_dim, value_dim, taps, tiled } = *net;
+    let none = Role::GateBias(usize::MAX);
+    past.push(values.product(Role::DeltaInput(l), none, x));
+    let mixed: Vec<f64> = causal(values.get(Role::DeltaTaps(l)).unwrap(), taps, past).iter().map(|y| y * sigmoid(*y)).collect();
+    let z = values.product(Role::DeltaGate(l), none, x);
+    let (beta, alpha) = (values.product(Role::DeltaBeta(l), none, x), values.product(Role::DeltaAlpha(l), none, x));
+    let (steps, decays) = (values.get(Role::DeltaStep(l)).unwrap(), values.get(Role::DeltaDecay(l)).unwrap());
+    states.resize(value_heads, vec![0.0; key_dim * value_dim]);
+    let unit = |x: &[f64]| -> Vec<f64> {
+        let length = (x.iter().map(|x| x * x).sum::<f64>() + 1e-6).sqrt();
+        x.iter().map(|x| x / length).collect()
+    };
+    let mut out = Vec::new();
+    for h in 0..value_heads {
+        let own = if tiled { h % key_heads } else { h / (value_heads / key_heads) };
+        let q = unit(&mixed[own * key_dim..][..key_dim]);
+        let k = unit(&mixed[(key_heads + own) * key_dim..][..key_dim]);
+        let v = &mixed[2 * key_heads * key_dim + h * value_dim..][..value_dim];
+        let decay = (decays[h] * (alpha[h] + steps[h]).exp().ln_1p()).exp();
+        let state = &mut states[h];
+        state.iter_mut().for_each(|s| *s *= decay);
+        let at = |state: &[f64], by: &[f64], d: usize| -> f64 { (0..key_dim).map(|i| state[i * value_dim + d] * by[i]).sum() };
+        let change: Vec<f64> = (0..value_dim).map(|d| (v[d] - at(state, &k, d)) * sigmoid(beta[h])).collect();
+        (0..key_dim).for_each(|i| (0..value_dim).for_each(|d| state[i * value_dim + d] += k[i] * change[d]));
+        let o: Vec<f64> = (0..value_dim).map(|d| at(state, &q, d) / (key_dim as f64).sqrt()).collect();
+        let square = o.iter().map(|o| o * o).sum::<f64>() / value_dim as f64;
+        let scale = 1.0 / (square + f64::from(norm_of.epsilon)).sqrt();
+        let weights = values.get(Role::DeltaNorm(l)).unwrap();
+        out.extend((0..value_dim).map(|d| {
+            let gate = z[h * value_dim + d];
+            o[d] * scale * weights[d] * gate * sigmoid(gate)
+        }));
+    }
+    values.product(Role::DeltaOutput(l), none, &out)
 }

@@ -7,8 +7,9 @@
 )]
 
 use super::rope::{self, Wanted};
+use crate::kernels::MOST_TAPS;
 use crate::model::metadata::{Container, Key, Metadata, key};
-use crate::model::spec::{Activation, Ffn, LayerSpec, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms};
+use crate::model::spec::{Activation, Convolution, DeltaNet, Ffn, LayerSpec, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms};
 use crate::model::{ModelError, Rope};
 
 /// Positions beyond which a context length is not believed.
@@ -19,6 +20,8 @@ pub(super) const MAX_WIDTH: u64 = 1 << 24;
 const MAX_COUNT: u64 = 1 << 16;
 
 const LAYERS: Key = key(&"block_count", &"num_hidden_layers");
+/// Blocks behind the layers that guess further tokens: not part of the model.
+const GUESSING: Key = key(&"nextn_predict_layers", &"");
 const CONTEXT: Key = key(&"context_length", &"max_position_embeddings");
 const HIDDEN: Key = key(&"embedding_length", &"hidden_size");
 const FFN: Key = key(&"feed_forward_length", &"intermediate_size");
@@ -30,7 +33,7 @@ const HEAD_DIM: Key = key(&"attention.key_length", &"head_dim");
 const VALUE_DIM: Key = key(&"attention.value_length", &"");
 const VOCAB: Key = key(&"vocab_size", &"vocab_size");
 const TIED: Key = key(&"", &"tie_word_embeddings");
-const RMS_EPSILON: Key = key(&"attention.layer_norm_rms_epsilon", &"rms_norm_eps");
+const RMS_EPSILON: Key = Key { gguf: &["attention.layer_norm_rms_epsilon"], hf: &["rms_norm_eps", "norm_eps"] };
 const LAYER_EPSILON: Key =
     Key { gguf: &["attention.layer_norm_epsilon"], hf: &["layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"] };
 /// The activation of the feed-forward part, where a config says it.
@@ -94,6 +97,9 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
     let Dense { norm, epsilon, norms, activation, gated, theta, partial, truncate, defaults } = dense;
     let defaults = if m.container() == Container::Checkpoint { defaults } else { Defaults::default() };
     let layers = m.need(LAYERS, 1..=MAX_COUNT)?;
+    let guessing = m.integer(GUESSING, 0..=MAX_COUNT)?.unwrap_or(0);
+    let layers = layers.checked_sub(guessing).filter(|n| *n > 0);
+    let layers = layers.ok_or_else(|| m.refuse(GUESSING, &format!("is {guessing}, which leaves no layers")))?;
     // Each layer has tensors of its own, which are looked up one by one; nothing is allocated by a number that this does not hold.
     if layers > m.tensors() {
         return Err(m.refuse(LAYERS, &format!("is {layers}, but the file holds only {} tensors", m.tensors())));
@@ -107,7 +113,8 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
     };
     let heads = m.per_layer(HEADS, 1..=MAX_COUNT, layers)?;
     let heads = heads.or(defaults.heads.map(|n| vec![n; layers])).ok_or_else(|| m.missing(HEADS))?;
-    let kv_heads = m.per_layer(KV_HEADS, 1..=MAX_COUNT, layers)?.or(defaults.kv_heads.map(|n| vec![n; layers]));
+    // 0 where a layer has none.
+    let kv_heads = m.per_layer(KV_HEADS, 0..=MAX_COUNT, layers)?.or(defaults.kv_heads.map(|n| vec![n; layers]));
     let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
     let most = heads.iter().copied().max().unwrap_or(1);
     let head_dim = match m.integer(HEAD_DIM, 1..=MAX_COUNT)?.or(defaults.head_dim) {
@@ -250,7 +257,17 @@ pub(super) fn check(spec: &ModelSpec) -> Result<(), String> {
         if let Some(mixture) = layer.ffn.mixture() {
             check_mixture(mixture)?;
         }
-        let Mixer::Attention(a) = &layer.mixer;
+        let a = match &layer.mixer {
+            Mixer::Attention(a) => a,
+            Mixer::Convolution(Convolution { taps, bias: _ }) => {
+                check_taps(*taps)?;
+                continue;
+            }
+            Mixer::DeltaNet(net) => {
+                check_delta(net)?;
+                continue;
+            }
+        };
         let (heads, kv_heads, head_dim) = (a.heads, a.kv_heads, a.head_dim);
         if !heads.is_multiple_of(kv_heads) {
             return Err(format!("{heads} attention heads cannot share {kv_heads} key/value heads: not a multiple"));
@@ -261,6 +278,30 @@ pub(super) fn check(spec: &ModelSpec) -> Result<(), String> {
         if let Some(rope) = a.rope.and_then(|rope| spec.ropes.get(rope)) {
             check_rope(rope, head_dim)?;
         }
+    }
+    Ok(())
+}
+
+fn check_taps(taps: usize) -> Result<(), String> {
+    match taps {
+        1..=MOST_TAPS => Ok(()),
+        taps => Err(format!("a convolution over {taps} positions is not computed; 1 to {MOST_TAPS} are")),
+    }
+}
+
+fn check_delta(net: &DeltaNet) -> Result<(), String> {
+    let DeltaNet { key_heads, value_heads, key_dim, value_dim, taps, tiled: _ } = *net;
+    check_taps(taps)?;
+    if [key_heads, value_heads, key_dim, value_dim].contains(&0) {
+        return Err("a delta net of no heads, or of heads without width".into());
+    }
+    // The widest that anybody has published is 64 heads of 128 by 128.
+    let floats = (value_heads as u64).checked_mul(key_dim as u64).and_then(|n| n.checked_mul(value_dim as u64));
+    if floats.is_none_or(|n| n > 1 << 30) {
+        return Err(format!("a state of {value_heads} heads of {key_dim} x {value_dim} is more than any model has"));
+    }
+    if !value_heads.is_multiple_of(key_heads) {
+        return Err(format!("{value_heads} value heads cannot share {key_heads} key heads: not a multiple"));
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ mod qwen;
 mod rope;
 mod seed_oss;
 mod smollm3;
+mod state;
 
 use super::metadata::{Container, Metadata};
 use super::{ModelError, ModelSpec, Role};
@@ -111,6 +112,10 @@ pub static ALL: &[&Architecture] = &[
     &mixture::OLMOE,
     &mixture::GRANITE_MOE,
     &mixture::GPT_OSS,
+    &state::LFM2,
+    &state::LFM2_MOE,
+    &state::QWEN35,
+    &state::QWEN35_MOE,
 ];
 
 /// The names of all, for messages and help.
