@@ -45,9 +45,9 @@ const LEAST_RUNS: usize = 3;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
-    /// The whole interval lies above 1, and the ratio by [`LEAST`] or more.
+    /// The whole interval lies above 1, and the ratio by `LEAST` or more.
     Better,
-    /// The whole interval lies below 1, and the ratio by [`LEAST`] or more.
+    /// The whole interval lies below 1, and the ratio by `LEAST` or more.
     Worse,
     /// Neither.
     Same,

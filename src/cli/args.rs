@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// Flags that all commands share, as typed.
 #[derive(clap::Args, Debug, Clone)]
 pub struct Shared {
-    /// A .gguf file, a folder (config.json, *.safetensors, tokenizer.json), a hub id org/name[:file], or an alias
+    /// A .gguf file, a folder (config.json, *.safetensors, tokenizer.json), a hub id (org/name, org/name:FILE, org/name:QUANT), or an alias
     #[arg(short, long, value_name = "M", default_value = "smollm2-135m", help_heading = "Model")]
     pub model: String,
     /// Numbers to compute with: auto, f32, bf16, f16, q8_0, q4_1, native (as stored in the file), bf16-emulated

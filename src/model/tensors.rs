@@ -305,7 +305,7 @@ pub fn writable(format: Format) -> bool {
     !matches!(format, Format::Iq4Nl | Format::Iq4Xs) && (ggml::IS_WRITTEN || written_by_candle(format).is_none())
 }
 
-/// Values in `format`, appended to `out`; nothing for formats that [`quantize`] writes or that are not [`writable`]. The length is a multiple of the format's block. Rounding is ggml's reference:
+/// Values in `format`, appended to `out`; nothing for formats that `quantize` writes or that are not `writable`. The length is a multiple of the format's block. Rounding is ggml's reference:
 /// to nearest even for bf16 and f16; `quantize_row_q8_0_ref` and `quantize_row_q4_1_ref` (ggml-quants.c) for blocks.
 pub fn encode(values: &[f32], format: Format, out: &mut Vec<u8>) {
     match format {

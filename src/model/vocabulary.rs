@@ -165,12 +165,12 @@ pub enum Normalizer {
     Replace {
         /// Not empty.
         from: String,
-        /// At most [`MAX_REPLACEMENT`] bytes.
+        /// At most `MAX_REPLACEMENT` bytes.
         to: String,
     },
     /// Text that is not empty gets a beginning.
     Prepend {
-        /// At most [`MAX_REPLACEMENT`] bytes.
+        /// At most `MAX_REPLACEMENT` bytes.
         text: String,
         /// Only where it does not begin with it already (Metaspace).
         unless_there: bool,
