@@ -554,9 +554,9 @@ fn steps(table: &mut Table, set: KernelSet, threads: usize, packed: &[(Format, A
             _ => (16, 3),
         };
         let cases = [
-            ("decode of one sequence", 1, tokens, Work::decode(&spec, formats, tokens)),
-            ("decode of a batch of 16", 16, tokens, Work::decode_batch(&spec, formats, 16, 64, tokens)),
-            ("prefill of 512 tokens", 512, 1, Work::prefill(&spec, formats, 512)),
+            ("decode of one sequence", 1, tokens, Work::decode(&spec, &formats, tokens)),
+            ("decode of a batch of 16", 16, tokens, Work::decode_batch(&spec, &formats, 16, 64, tokens)),
+            ("prefill of 512 tokens", 512, 1, Work::prefill(&spec, &formats, 512)),
         ];
         for (what, rows, steps, work) in cases {
             let name = format!("{what} {:>5}", format.name());

@@ -48,17 +48,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = model::open(&args.model, &OpenOptions::default())?;
     let spec = model.spec.clone();
     let format = Format::ALL.into_iter().find(|f| f.name() == args.dtype);
-    let stored = |role| model.weights.format(role).unwrap_or(Format::F32);
-    let formats = match format {
-        Some(format) => Formats::all(format),
-        None => Formats { layers: stored(model::Role::Gate(0)), output: stored(model::Role::Output) },
-    };
+    let mut formats = Formats::all(format.unwrap_or(Format::F32));
     let mut decoder: Box<dyn Decoder> = if args.decoder == "candle" {
         Box::new(CandleDecoder::new(&spec, model.weights.as_ref(), 1)?)
     } else {
-        let plan =
-            if formats.layers == stored(model::Role::Gate(0)) { FormatPlan::AsStored } else { FormatPlan::All(formats.layers) };
+        let plan = format.map_or(FormatPlan::AsStored, FormatPlan::All);
         let packed = Arc::new(PackedModel::pack(&model, plan, args.threads)?);
+        formats = packed.storage();
         let kv_bytes = packed.kv_bytes_per_position() * 16 * 160;
         let kernels = args.kernels.unwrap_or_else(KernelSet::best);
         let (threads, rows) = (args.threads, args.rows);
@@ -89,9 +85,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         best.sort_by(f64::total_cmp);
         let seconds = best[best.len() / 2];
         let (tokens, work) = match what.as_str() {
-            "decode_1" => (128.0, Work::decode(&spec, formats, 128)),
-            "prefill_512" => (512.0, Work::prefill(&spec, formats, 512)),
-            _ => (1024.0, Work::decode_batch(&spec, formats, 16, 64, 64)),
+            "decode_1" => (128.0, Work::decode(&spec, &formats, 128)),
+            "prefill_512" => (512.0, Work::prefill(&spec, &formats, 512)),
+            _ => (1024.0, Work::decode_batch(&spec, &formats, 16, 64, 64)),
         };
         out.insert(what.clone(), json!(tokens / seconds));
         if let Some((limit, bound)) = rates.and_then(|r| work.limit(r, 0.0)) {

@@ -476,7 +476,7 @@ impl Weights for MadeUp {
                 false => 1.0 + 0.3 * random.normal(),
             };
             let values: Vec<f32> = (0..columns).map(|_| value(&mut random)).collect();
-            model::encode(&values, format, out);
+            format.encode(&values, out);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use super::quality::{Agreement, Quality};
 use super::statistics::Interval;
 use crate::machine::{Busy, Machine};
-use crate::roofline::{Bound, Formats, Limits};
+use crate::roofline::{Bound, Limits};
 use serde::{Deserialize, Serialize};
 
 /// Version of the file; another one is refused.
@@ -174,8 +174,6 @@ pub struct Setting {
     pub dtype: String,
     /// What chose it, and what was converted.
     pub dtype_reason: String,
-    /// For counting bytes.
-    pub formats: Formats,
     /// Worker threads.
     pub threads: usize,
     /// Most sequences decoded together.
@@ -313,7 +311,6 @@ mod tests {
             flags: String::new(),
             dtype: "f32".into(),
             dtype_reason: String::new(),
-            formats: Formats::all(Format::F32),
             threads: 1,
             batch: 1,
             kernels: vec![],

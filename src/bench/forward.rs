@@ -179,7 +179,7 @@ fn pilot(subjects: &mut [Subject], amounts: Amounts) -> Result<Estimate, DecodeE
 pub fn limit_of(
     measure: Measure,
     spec: &crate::model::ModelSpec,
-    formats: Formats,
+    formats: &Formats,
     batch: usize,
     amounts: Amounts,
     rates: &Rates,
@@ -220,7 +220,7 @@ impl Forward {
                         figure.against_reference = None;
                     }
                     let limit = limits.at(subject.threads).and_then(|rates| {
-                        limit_of(measure, subject.decoder.spec(), subject.formats, subject.batch, self.amounts, rates, cached)
+                        limit_of(measure, subject.decoder.spec(), &subject.formats, subject.batch, self.amounts, rates, cached)
                     });
                     figure.limit = limit.map(|l| l.0);
                     figure.bound = limit.map(|l| l.1);

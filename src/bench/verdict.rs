@@ -215,10 +215,9 @@ pub(crate) mod tests {
     use super::*;
     use crate::bench::comparison::{Amounts, Auto, Figure, SCHEMA};
     use crate::bench::quality::{Agreement, Quality};
-    use crate::kernels::Format;
     use crate::kernels::probes::Isa;
     use crate::machine::Feature;
-    use crate::roofline::{Formats, Limits, Rates};
+    use crate::roofline::{Limits, Rates};
     use crate::units::Bytes;
 
     fn machine() -> Machine {
@@ -262,7 +261,6 @@ pub(crate) mod tests {
             flags: format!("--dtype {dtype}"),
             dtype: dtype.into(),
             dtype_reason: String::new(),
-            formats: Formats::all(Format::F32),
             threads: 2,
             batch: 16,
             kernels: vec![],

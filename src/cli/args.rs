@@ -6,7 +6,6 @@ use super::console::{Level, Progress};
 use crate::engine::Penalties;
 use crate::engine::{Sampling, StopRules};
 use crate::kernels::Format;
-use crate::model::writable;
 use crate::optimizations::{ALL, Expected, Phase, Set};
 use crate::pipeline::{DtypePolicy, Form, Generation, Options, PipelineConfig, Sizes};
 use crate::text::Turn;
@@ -335,8 +334,8 @@ pub fn dtype(text: &str) -> Result<DtypePolicy, String> {
         "auto" => Ok(DtypePolicy::Auto),
         "native" => Ok(DtypePolicy::Native),
         "bf16-emulated" => Ok(DtypePolicy::Bf16Emulated),
-        _ => Format::ALL.into_iter().find(|f| writable(*f) && f.name() == text).map(DtypePolicy::Fixed).ok_or_else(|| {
-            let formats: Vec<_> = Format::ALL.iter().filter(|f| writable(**f)).map(|f| f.name()).collect();
+        _ => Format::ALL.into_iter().find(|f| f.is_written() && f.name() == text).map(DtypePolicy::Fixed).ok_or_else(|| {
+            let formats: Vec<_> = Format::ALL.iter().filter(|f| f.is_written()).map(|f| f.name()).collect();
             let known = ["auto", "native", "bf16-emulated"].into_iter().chain(formats);
             let known: Vec<&str> = known.collect();
             format!("{}known are {}", crate::units::did_you_mean(text, known.iter().copied()), known.join(", "))

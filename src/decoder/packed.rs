@@ -257,6 +257,7 @@ pub struct PackedModel {
     pub(super) output_bias: Vector,
     pub(super) output: Packed,
     pub(super) embedding: Packed,
+    formats_of: Vec<(Role, Format)>,
     notes: Vec<String>,
 }
 
@@ -554,6 +555,7 @@ impl PackedModel {
             output_bias: vector(Role::OutputBias)?,
             output: placed[&Role::Output],
             embedding: placed[&Role::TokenEmbedding],
+            formats_of: placed.iter().map(|(role, packed)| (*role, packed.format)).collect(),
             notes: layout.notes,
         })
     }
@@ -588,10 +590,10 @@ impl PackedModel {
         self.matrices().map(|m| m.format).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The format of the layers' largest matrices and of the output matrix, for counting bytes.
+    /// The format of every matrix, for counting bytes.
     pub fn storage(&self) -> crate::roofline::Formats {
-        let output = self.output.format;
-        crate::roofline::Formats { layers: self.layers.first().map_or(output, |l| l.widest().format), output }
+        let element = if self.half_kv() { 2.0 } else { 4.0 };
+        crate::roofline::Formats::new(self.formats_of.iter().copied(), self.output.format, element)
     }
 
     /// Keys and values are kept in f16: a model with quantized layers. Otherwise in f32.

@@ -3,12 +3,13 @@
 //! Numerics, the same for every number of rows (so a row's result never depends on the rows beside it):
 //! * float formats: weights widened exactly; `acc = fma(x[k], w[k], acc)`, k ascending, in blocks of 256 whose sums are added in order;
 //! * quantized formats: int8 activations ([`ActBlock`]); a part of 32 has one integer sum, the whole numbers of [`super::formats::Part`]
-//!   times activations, exact; `acc = fma(d * dx, sum, acc)`, for types with minima then `acc = fma(m, dx * Σx, acc)`, parts ascending.
+//!   times activations, exact; `acc = fma(d * dx, sum, acc)`, for types with minima then `acc = fma(m, dx * Σx, acc)`, with minima of 16
+//!   weights each `acc = fma(m * dx, Σ minima * Σx, acc)`, parts ascending.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop, clippy::too_many_arguments)]
 
 use super::Format;
-use super::formats::{self, Blocks, Sum, eight};
+use super::formats::{self, Blocks, Minimum, Sum, Unpacked, has_factors};
 use super::isa::Isa;
 use super::panels::panel_bytes;
 
@@ -156,16 +157,19 @@ pub(crate) mod products {
         f32: float::<S, WideF32>;
         bf16: float::<S, HalfBf16>;
         f16: float::<S, HalfF16>;
-        q8_0: quantized::<S, Bytes>;
-        q4_1: quantized::<S, Coded<formats::Q41>>;
-        q4_0: quantized::<S, Coded<formats::Q40>>;
-        q5_0: quantized::<S, Coded<formats::Q50>>;
-        q5_1: quantized::<S, Coded<formats::Q51>>;
-        q4_k: quantized::<S, Coded<formats::Q4K>>;
-        q5_k: quantized::<S, Coded<formats::Q5K>>;
-        q6_k: quantized::<S, Coded<formats::Q6K>>;
-        iq4_nl: quantized::<S, Coded<formats::Iq4Nl>>;
-        iq4_xs: quantized::<S, Coded<formats::Iq4Xs>>;
+        q8_0: quantized::<S, formats::Q80>;
+        q4_1: quantized::<S, formats::Q41>;
+        q4_0: quantized::<S, formats::Q40>;
+        q5_0: quantized::<S, formats::Q50>;
+        q5_1: quantized::<S, formats::Q51>;
+        q4_k: quantized::<S, formats::Q4K>;
+        q5_k: quantized::<S, formats::Q5K>;
+        q6_k: quantized::<S, formats::Q6K>;
+        iq4_nl: quantized::<S, formats::Iq4Nl>;
+        iq4_xs: quantized::<S, formats::Iq4Xs>;
+        q2_k: quantized::<S, formats::Q2K>;
+        q3_k: quantized::<S, formats::Q3K>;
+        mxfp4: quantized::<S, formats::Mxfp4>;
     }
 }
 
@@ -363,15 +367,18 @@ unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize, con
 
 /// Two panels at a time for many rows, as in [`float`].
 #[inline(always)]
-unsafe fn quantized<S: Isa, T: Tile<S>>(g: &Gemm) {
+unsafe fn quantized<S: Isa, Q: Blocks<S>>(g: &Gemm) {
     let mut panel = 0;
     while panel < g.panels {
         unsafe {
-            if g.rows >= S::TWO_PANELS && g.panels - panel >= 2 {
-                quantized_rows::<S, T, 2>(g, panel);
+            if g.rows > S::QUANT_DIRECT_ROWS || has_factors(Q::SUM) && g.rows > S::QUANT_DIRECT_ROWS / 4 {
+                unpacked_rows::<S, Q>(g, panel);
+                panel += 1;
+            } else if g.rows >= S::TWO_PANELS && g.panels - panel >= 2 {
+                quantized_rows::<S, Q, 2>(g, panel);
                 panel += 2;
             } else {
-                quantized_rows::<S, T, 1>(g, panel);
+                quantized_rows::<S, Q, 1>(g, panel);
                 panel += 1;
             }
         }
@@ -386,10 +393,10 @@ const fn quant_rows<S: Isa>(panels: usize) -> usize {
 
 /// `NP` panels, all rows.
 #[inline(always)]
-unsafe fn quantized_rows<S: Isa, T: Tile<S>, const NP: usize>(g: &Gemm, panel: usize) {
+unsafe fn quantized_rows<S: Isa, Q: Blocks<S>, const NP: usize>(g: &Gemm, panel: usize) {
     unsafe {
         let bytes = panel_bytes(g.format, g.k);
-        let w = g.w.add(panel * bytes);
+        let w = Coded { w: g.w.add(panel * bytes), step: bytes, ahead: g.w.wrapping_add((panel + NP) * bytes), blocks: g.k / 32 };
         let mut r = 0;
         while r < g.rows {
             let rows = tile_rows(g.rows - r, quant_rows::<S>(NP));
@@ -397,14 +404,56 @@ unsafe fn quantized_rows<S: Isa, T: Tile<S>, const NP: usize>(g: &Gemm, panel: u
             macro_rules! tile {
                 ($mr:literal) => {
                     if r < FETCHING_ROWS && $mr > 4 {
-                        T::tile::<$mr, NP, true>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride)
+                        coded::<S, Q, $mr, NP, true>(&w, x, g.q_stride, out, g.out_stride, true)
                     } else {
-                        T::tile::<$mr, NP, false>(w, bytes, x, g.q_stride, g.k / 32, out, g.out_stride)
+                        coded::<S, Q, $mr, NP, false>(&w, x, g.q_stride, out, g.out_stride, true)
                     }
                 };
             }
             with_rows!(rows, quant_rows::<S>(NP), tile!);
             r += rows;
+        }
+    }
+}
+
+/// Most parts of a chunk that is unpacked: with the activations of a tile it fits in L1.
+const CHUNK: usize = 16;
+
+/// A panel, all rows, a chunk of k at a time: unpacked once, then read by every tile of rows. A tile's sums wait in `out` from chunk to chunk,
+/// as they are.
+#[inline(always)]
+unsafe fn unpacked_rows<S: Isa, Q: Blocks<S>>(g: &Gemm, panel: usize) {
+    const { assert!(CHUNK * Unpacked::<Q>::part_bytes::<S>() <= WIDE * 4 && CHUNK.is_multiple_of(Q::SUPER)) };
+    unsafe {
+        let (bytes, blocks) = (panel_bytes(g.format, g.k), g.k / 32);
+        let panel_end = g.w.wrapping_add((panel + 1) * bytes);
+        let step = blocks.div_ceil(blocks.div_ceil(CHUNK).max(1)).next_multiple_of(Q::SUPER);
+        let mut from = 0;
+        // Nothing to add up: zeros all the same.
+        while from < blocks.max(1) {
+            let parts = step.min(blocks - from);
+            let packed = g.w.add(panel * bytes + from / Q::SUPER * Q::BYTES);
+            Unpacked::<Q>::fill::<S>(packed, parts, g.wide as *mut u8);
+            let next = packed.wrapping_add(step / Q::SUPER * Q::BYTES);
+            let ahead = if from + parts == blocks { panel_end } else { next };
+            let w = Coded { w: g.wide as *const u8, step: 0, ahead, blocks: parts };
+            let mut r = 0;
+            while r < g.rows {
+                let rows = tile_rows(g.rows - r, S::QUANT_ROWS);
+                let (x, out) = (g.q.add(r * g.q_stride + from), g.out.add(r * g.out_stride + panel * 16));
+                macro_rules! tile {
+                    ($mr:literal) => {
+                        if r == 0 {
+                            coded::<S, Unpacked<Q>, $mr, 1, true>(&w, x, g.q_stride, out, g.out_stride, from == 0)
+                        } else {
+                            coded::<S, Unpacked<Q>, $mr, 1, false>(&w, x, g.q_stride, out, g.out_stride, from == 0)
+                        }
+                    };
+                }
+                with_rows!(rows, S::QUANT_ROWS, tile!);
+                r += rows;
+            }
+            from += parts.max(1);
         }
     }
 }
@@ -415,213 +464,184 @@ unsafe fn quad(x: *const ActBlock, i: usize) -> i32 {
     unsafe { (x as *const i32).add(i).read() }
 }
 
-/// A tile of a quantized type: `MR` rows × `NP` panels, `bytes` apart. `FETCH`: prefetches the panels that follow.
-trait Tile<S: Isa> {
-    unsafe fn tile<const MR: usize, const NP: usize, const FETCH: bool>(
-        w: *const u8,
-        bytes: usize,
-        x: *const ActBlock,
-        x_stride: usize,
-        blocks: usize,
-        out: *mut f32,
-        out_stride: usize,
-    );
-}
-
-/// q8_0.
-struct Bytes;
-/// All types of [`formats`] whose codes are nibbles and more.
-struct Coded<Q>(Q);
-
-impl<S: Isa> Tile<S> for Bytes {
-    #[inline(always)]
-    unsafe fn tile<const MR: usize, const NP: usize, const FETCH: bool>(
-        w: *const u8,
-        bytes: usize,
-        x: *const ActBlock,
-        x_stride: usize,
-        blocks: usize,
-        out: *mut f32,
-        out_stride: usize,
-    ) {
-        unsafe { tile8::<S, MR, NP, FETCH>(w, bytes, x, x_stride, blocks, out, out_stride) }
-    }
-}
-
-impl<S: Isa, Q: Blocks<S>> Tile<S> for Coded<Q> {
-    #[inline(always)]
-    unsafe fn tile<const MR: usize, const NP: usize, const FETCH: bool>(
-        w: *const u8,
-        bytes: usize,
-        x: *const ActBlock,
-        x_stride: usize,
-        blocks: usize,
-        out: *mut f32,
-        out_stride: usize,
-    ) {
-        unsafe { coded::<S, Q, MR, NP, FETCH>(w, bytes, x, x_stride, blocks, out, out_stride) }
-    }
-}
-
-/// `MR` rows × `NP` q8_0 panels, `bytes` apart. `FETCH`: prefetches the panels that follow.
-#[inline(always)]
-unsafe fn tile8<S: Isa, const MR: usize, const NP: usize, const FETCH: bool>(
+/// Panels of a type of codes: where, bytes from panel to panel, what is wanted next, and parts of k.
+struct Coded {
     w: *const u8,
-    bytes: usize,
-    x: *const ActBlock,
-    x_stride: usize,
+    step: usize,
+    ahead: *const u8,
     blocks: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    unsafe {
-        let mut acc = [[S::zero(); NP]; MR];
-        for b in 0..blocks {
-            let (at, scales) = eight(b);
-            let mut sum = [[S::start8(0); NP]; MR];
-            for r in 0..MR {
-                sum[r] = [S::start8((*x.add(r * x_stride + b)).correction); NP];
-            }
-            for i in 0..8 {
-                let mut line = [S::line8(w.add(at + i * 64)); NP];
-                for p in 1..NP {
-                    line[p] = S::line8(w.add(p * bytes + at + i * 64));
-                }
-                if FETCH {
-                    for p in 0..NP {
-                        S::prefetch(w.wrapping_add((NP + p) * bytes + at + i * 64));
-                    }
-                }
-                for r in 0..MR {
-                    let x = quad(x.add(r * x_stride + b), i);
-                    for p in 0..NP {
-                        sum[r][p] = S::dot8(sum[r][p], line[p], x);
-                    }
-                }
-            }
-            for p in 0..NP {
-                let d = S::load_f16(w.add(p * bytes + scales) as *const u16);
-                for r in 0..MR {
-                    let dx = S::splat((*x.add(r * x_stride + b)).d);
-                    acc[r][p] = S::fma(S::mul(d, dx), S::to_float(sum[r][p]), acc[r][p]);
-                }
-            }
-        }
-        for r in 0..MR {
-            for p in 0..NP {
-                S::store(out.add(r * out_stride + p * 16), acc[r][p]);
-            }
-        }
-    }
 }
 
-/// `MR` rows × `NP` panels of a type of codes, `bytes` apart. `FETCH`: prefetches the panels that follow.
+/// `MR` rows × `NP` panels; the sums are stored (`first`) or continue those that are there. `FETCH`: prefetches what is wanted next.
 #[inline(always)]
 unsafe fn coded<S: Isa, Q: Blocks<S>, const MR: usize, const NP: usize, const FETCH: bool>(
-    w: *const u8,
-    bytes: usize,
+    g: &Coded,
     x: *const ActBlock,
     x_stride: usize,
-    blocks: usize,
     out: *mut f32,
     out_stride: usize,
+    first: bool,
 ) {
     unsafe {
         let mut acc = [[S::zero(); NP]; MR];
-        for b in 0..blocks {
-            let (w, part) = (w.add(b / Q::SUPER * Q::BYTES), b % Q::SUPER);
-            let mut planes = [Q::planes(w, part); NP];
-            for p in 1..NP {
-                planes[p] = Q::planes(w.add(p * bytes), part);
-            }
-            let (mut low, mut high) = ([[S::start4(); NP]; MR], [[S::start4(); NP]; MR]);
-            let mut total = [[S::splat_i(0); NP]; MR];
+        if !first {
             for r in 0..MR {
-                let correction = (*x.add(r * x_stride + b)).correction;
-                total[r] = match Q::SUM {
-                    Sum::Signed => [S::start8(correction); NP],
-                    Sum::Halves => [S::splat_i(0); NP],
-                    Sum::Four | Sum::Five => [S::splat_i(correction / 128 * Q::OFFSET); NP],
-                };
-            }
-            for i in 0..4 {
-                let mut line = [Q::line(w, part, i, &mut planes[0]); NP];
-                for p in 1..NP {
-                    line[p] = Q::line(w.add(p * bytes), part, i, &mut planes[p]);
+                for p in 0..NP {
+                    acc[r][p] = S::load(out.add(r * out_stride + p * 16));
                 }
+            }
+        }
+        let (mut group, mut x, mut ahead) = (g.w, x, g.ahead);
+        let mut left = g.blocks;
+        while left > 0 {
+            // Blocks of 256 always fill a group.
+            let parts = if Q::SUPER == 8 { 8 } else { left.min(Q::SUPER) };
+            for part in 0..parts {
                 if FETCH {
                     for p in 0..NP {
-                        S::prefetch(w.wrapping_add((NP + p) * bytes + Q::at(part, i)));
-                    }
-                }
-                if matches!(Q::SUM, Sum::Signed) {
-                    for p in 0..NP {
-                        let (l, h) = (S::signed(line[p].0), S::signed(line[p].1));
-                        for r in 0..MR {
-                            let x = x.add(r * x_stride + b);
-                            total[r][p] = S::dot8(S::dot8(total[r][p], l, quad(x, i)), h, quad(x, i + 4));
+                        for line in 0..Q::AHEAD.div_ceil(64) {
+                            S::prefetch(ahead.wrapping_add(p * g.step + line * 64));
                         }
                     }
-                } else {
-                    for r in 0..MR {
-                        let x = x.add(r * x_stride + b);
-                        let (a, b) = (quad(x, i), quad(x, i + 4));
-                        for p in 0..NP {
-                            if matches!(Q::SUM, Sum::Halves) {
-                                low[r][p] = S::dot2(low[r][p], line[p].0, a);
-                                high[r][p] = S::dot2(high[r][p], line[p].1, b);
-                            } else {
-                                low[r][p] = S::dot4(low[r][p], line[p], a, b);
-                            }
-                        }
-                    }
+                    ahead = ahead.wrapping_add(Q::AHEAD);
                 }
-                let full = i == 3 || S::SHORT && i == 1;
-                if full && matches!(Q::SUM, Sum::Five) {
-                    for r in 0..MR {
-                        for p in 0..NP {
-                            total[r][p] = S::flush(total[r][p], low[r][p]);
-                            low[r][p] = S::start4();
-                        }
-                    }
-                }
-                if full && matches!(Q::SUM, Sum::Halves) {
-                    for p in 0..NP {
-                        let (first, last) = Q::factors(w.add(p * bytes), part);
-                        let (first, last) = (S::factors(first), S::factors(last));
-                        for r in 0..MR {
-                            total[r][p] = S::flush_by(total[r][p], low[r][p], first);
-                            total[r][p] = S::flush_by(total[r][p], high[r][p], last);
-                            (low[r][p], high[r][p]) = (S::start4(), S::start4());
-                            if i == 3 {
-                                let halves = (*x.add(r * x_stride + b)).halves;
-                                total[r][p] = S::fold(total[r][p], first, halves[0] as i32 * -(Q::OFFSET / 2));
-                                total[r][p] = S::fold(total[r][p], last, halves[1] as i32 * -(Q::OFFSET / 2));
-                            }
-                        }
-                    }
-                }
+                coded_part::<S, Q, MR, NP>(group, part, g.step, x, x_stride, &mut acc);
+                x = x.add(1);
             }
-            for p in 0..NP {
-                let d = Q::step(w.add(p * bytes), part);
-                let m = Q::minimum(w.add(p * bytes), part);
-                for r in 0..MR {
-                    let x = x.add(r * x_stride + b);
-                    let sum = match Q::SUM {
-                        Sum::Four if Q::OFFSET == 0 => S::finish4(low[r][p]),
-                        Sum::Four => S::flush(total[r][p], low[r][p]),
-                        _ => total[r][p],
-                    };
-                    acc[r][p] = S::fma(S::mul(d, S::splat((*x).d)), S::to_float(sum), acc[r][p]);
-                    if Q::MINIMUM {
-                        acc[r][p] = S::fma(m, S::splat((*x).dsum), acc[r][p]);
-                    }
-                }
-            }
+            group = group.wrapping_add(Q::BYTES);
+            left -= parts;
         }
         for r in 0..MR {
             for p in 0..NP {
                 S::store(out.add(r * out_stride + p * 16), acc[r][p]);
+            }
+        }
+    }
+}
+
+/// Adds the products of a line of codes with the activations of quad `i`.
+#[inline(always)]
+unsafe fn add_products<S: Isa, const MR: usize, const NP: usize>(
+    sum: &mut [[S::Sum4; NP]; MR],
+    line: &[S::B; NP],
+    x: *const ActBlock,
+    x_stride: usize,
+    i: usize,
+) {
+    for r in 0..MR {
+        unsafe {
+            let x = quad(x.add(r * x_stride), i);
+            for p in 0..NP {
+                sum[r][p] = S::dot2(sum[r][p], line[p], x);
+            }
+        }
+    }
+}
+
+/// One part of 32 of k.
+#[inline(always)]
+unsafe fn coded_part<S: Isa, Q: Blocks<S>, const MR: usize, const NP: usize>(
+    group: *const u8,
+    part: usize,
+    step: usize,
+    x: *const ActBlock,
+    x_stride: usize,
+    acc: &mut [[S::F; NP]; MR],
+) {
+    unsafe {
+        let at = |p: usize| group.wrapping_add(p * step);
+        let mut planes = [Q::planes(group, part); NP];
+        for p in 1..NP {
+            planes[p] = Q::planes(at(p), part);
+        }
+        let mut sum = [[S::start4(); NP]; MR];
+        let mut total = [[S::splat_i(0); NP]; MR];
+        for r in 0..MR {
+            let correction = (*x.add(r * x_stride)).correction;
+            match Q::SUM {
+                Sum::Signed => total[r] = [S::start8(correction); NP],
+                // -128 Σx over 128 / OFFSET.
+                Sum::Four | Sum::Five if Q::OFFSET > 0 => {
+                    total[r] = [S::splat_over(correction, 7 - Q::OFFSET.ilog2()); NP];
+                }
+                _ => (),
+            }
+        }
+        if has_factors(Q::SUM) {
+            // The first 16 of k, then the last: two running sums a row would not fit into registers. Codes are unpacked twice where they
+            // lie in memory, which waits for memory anyway.
+            for half in 0..2 {
+                let mut planes = planes;
+                for i in 0..4 {
+                    let mut line = [Q::half(group, part, i, half, &mut planes[0]); NP];
+                    for p in 1..NP {
+                        line[p] = Q::half(at(p), part, i, half, &mut planes[p]);
+                    }
+                    add_products::<S, MR, NP>(&mut sum, &line, x, x_stride, i + 4 * half);
+                    if i == 3 || matches!(Q::SUM, Sum::Halves) && S::SHORT && i == 1 {
+                        for p in 0..NP {
+                            let factor = Q::factor(at(p), part, half);
+                            for r in 0..MR {
+                                total[r][p] = S::flush_by(total[r][p], sum[r][p], factor);
+                                sum[r][p] = S::start4();
+                            }
+                        }
+                    }
+                }
+            }
+        } else {
+            for i in 0..4 {
+                if matches!(Q::SUM, Sum::Signed) {
+                    for half in 0..2 {
+                        for p in 0..NP {
+                            // Four weights at a time, prepared in registers: the other line would push sums out of them.
+                            let line = Q::signed(at(p), part, i, half);
+                            for r in 0..MR {
+                                total[r][p] = S::dot8(total[r][p], line, quad(x.add(r * x_stride), i + 4 * half));
+                            }
+                        }
+                    }
+                    continue;
+                }
+                let mut line = [Q::line(group, part, i, &mut planes[0]); NP];
+                for p in 1..NP {
+                    line[p] = Q::line(at(p), part, i, &mut planes[p]);
+                }
+                add_products::<S, MR, NP>(&mut sum, &line.map(|l| l.0), x, x_stride, i);
+                add_products::<S, MR, NP>(&mut sum, &line.map(|l| l.1), x, x_stride, i + 4);
+                if matches!(Q::SUM, Sum::Five) && (i == 3 || S::SHORT && i == 1) {
+                    for r in 0..MR {
+                        for p in 0..NP {
+                            total[r][p] = S::flush(total[r][p], sum[r][p]);
+                            sum[r][p] = S::start4();
+                        }
+                    }
+                }
+            }
+        }
+        for p in 0..NP {
+            let (d, m) = (Q::step(at(p), part), Q::minimum(at(p), part));
+            for r in 0..MR {
+                let x = x.add(r * x_stride);
+                let halves = (&raw const (*x).halves as *const i32).read();
+                if has_factors(Q::SUM) && Q::OFFSET > 0 {
+                    total[r][p] = S::dot_pairs(total[r][p], Q::offsets(at(p), part), halves);
+                }
+                let sum = match Q::SUM {
+                    Sum::Four if Q::OFFSET == 0 => S::finish4(sum[r][p]),
+                    Sum::Four => S::flush(total[r][p], sum[r][p]),
+                    _ => total[r][p],
+                };
+                let dx = S::splat((*x).d);
+                acc[r][p] = S::fma(S::mul(d, dx), S::to_float(sum), acc[r][p]);
+                match Q::MINIMUM {
+                    Minimum::None => (),
+                    Minimum::One => acc[r][p] = S::fma(m, S::splat((*x).dsum), acc[r][p]),
+                    Minimum::Two => {
+                        let sum = S::dot_pairs(S::splat_i(0), Q::minima(at(p), part), halves);
+                        acc[r][p] = S::fma(S::mul(m, dx), S::to_float(sum), acc[r][p]);
+                    }
+                }
             }
         }
     }

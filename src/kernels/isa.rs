@@ -17,6 +17,8 @@ pub(crate) trait Isa: Copy + 'static {
     const QUANT_ROWS: usize;
     /// Up to this many rows 16-bit weights are widened in registers; above, a block of the panel is widened to L1 once.
     const DIRECT_ROWS: usize;
+    /// The same of quantized weights: above, a chunk of the panel is unpacked to L1 once.
+    const QUANT_DIRECT_ROWS: usize;
     /// From this many rows on panels are computed two at a time (quantized ones in tiles of `QUANT_ROWS_OF_TWO` rows).
     const TWO_PANELS: usize = usize::MAX;
     const QUANT_ROWS_OF_TWO: usize = 1;
@@ -26,14 +28,13 @@ pub(crate) trait Isa: Copy + 'static {
     type F: Copy;
     /// Sixteen i32.
     type I: Copy;
-    /// A line of 8-bit weights (16 columns × 4 k), prepared for several rows.
+    /// A line of 8-bit weights (16 columns × 4 k), prepared for several rows, and its bytes in memory.
     type Line8: Copy;
+    const LINE8: usize;
     /// 64 bytes: 16 columns × 4 k.
     type B: Copy;
     /// Running sums of products with unsigned codes.
     type Sum4: Copy;
-    /// Sixteen whole factors, one a column.
-    type Factors: Copy;
     /// Running sums have 16 bits: a part's sum of codes above 15 does not fit.
     const SHORT: bool;
 
@@ -71,11 +72,14 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn largest(v: Self::F) -> f32;
     /// The largest magnitude of 32 values, compared as integers: NaN counts as larger than everything.
     unsafe fn magnitude(a: Self::F, b: Self::F) -> f32;
-    /// round-half-even(x * scale) of 32 values to bytes; returns their sum.
-    unsafe fn quantize(a: Self::F, b: Self::F, scale: f32, out: *mut i8) -> i32;
+    /// round-half-even(x * scale) of 32 values to bytes; returns the sums of the first and of the last 16.
+    unsafe fn quantize(a: Self::F, b: Self::F, scale: f32, out: *mut i8) -> (i32, i32);
     unsafe fn to_float(v: Self::I) -> Self::F;
-    /// 64 bytes of weights plus 128.
-    unsafe fn line8(p: *const u8) -> Self::Line8;
+    unsafe fn load_i(p: *const i32) -> Self::I;
+    unsafe fn store_i(p: *mut i32, v: Self::I);
+    /// What [`Isa::store_line8`] wrote.
+    unsafe fn load_line8(p: *const u8) -> Self::Line8;
+    unsafe fn store_line8(p: *mut u8, v: Self::Line8);
     /// Where a block's sum starts; `correction` is -128 times the sum of the block's activations.
     unsafe fn start8(correction: i32) -> Self::I;
     /// Adds the products of four k per column; `x` is the four activations' bytes.
@@ -83,6 +87,7 @@ pub(crate) trait Isa: Copy + 'static {
     /// Bytes of weights plus 128, prepared for [`Isa::dot8`].
     unsafe fn signed(b: Self::B) -> Self::Line8;
     unsafe fn load_b(p: *const u8) -> Self::B;
+    unsafe fn store_b(p: *mut u8, v: Self::B);
     /// The low and the high nibbles of 64 bytes.
     unsafe fn nibbles(p: *const u8) -> (Self::B, Self::B);
     unsafe fn and_b(v: Self::B, mask: u8) -> Self::B;
@@ -94,20 +99,29 @@ pub(crate) trait Isa: Copy + 'static {
     unsafe fn lookup(table: &[u8; 16], v: Self::B) -> Self::B;
     /// Sixteen signed bytes as floats.
     unsafe fn load_i8(p: *const i8) -> Self::F;
-    unsafe fn factors(p: *const i8) -> Self::Factors;
+    /// Sixteen powers of two: 2^(byte - 128), as MXFP4 has them.
+    unsafe fn load_e8m0(p: *const u8) -> Self::F;
+    /// Sixteen whole factors of signed bytes, for [`Isa::flush_by`] and [`Isa::pair`].
+    unsafe fn factors(p: *const i8) -> Self::I;
+    /// The same of the low or of the high nibbles of sixteen bytes.
+    unsafe fn factors4(p: *const u8, high: bool) -> Self::I;
+    /// Of each lane's factors in `a` and `b` a pair of 16 bits each, for [`Isa::dot_pairs`].
+    unsafe fn pair(a: Self::I, b: Self::I) -> Self::I;
+    /// Both of each pair times `by`; 16 bits hold the products.
+    unsafe fn scale_pairs(pairs: Self::I, by: i16) -> Self::I;
+    /// `total` + the first of each pair times the low 16 bits of `halves` + the second times the high ones.
+    unsafe fn dot_pairs(total: Self::I, pairs: Self::I, halves: i32) -> Self::I;
     unsafe fn splat_i(x: i32) -> Self::I;
+    /// `x` divided by 2^n; `x` is a multiple of it.
+    unsafe fn splat_over(x: i32, n: u32) -> Self::I;
     unsafe fn start4() -> Self::Sum4;
-    /// Adds the products of two lines of codes with four activations each.
-    unsafe fn dot4(sum: Self::Sum4, line: (Self::B, Self::B), low: i32, high: i32) -> Self::Sum4;
-    /// The same of one line.
+    /// Adds the products of a line of codes with four activations.
     unsafe fn dot2(sum: Self::Sum4, line: Self::B, x: i32) -> Self::Sum4;
     unsafe fn finish4(sum: Self::Sum4) -> Self::I;
     /// `total + sum`.
     unsafe fn flush(total: Self::I, sum: Self::Sum4) -> Self::I;
     /// `total + sum * factors`.
-    unsafe fn flush_by(total: Self::I, sum: Self::Sum4, factors: Self::Factors) -> Self::I;
-    /// `total + 2 * half * factors`; `half` fits in 16 bits.
-    unsafe fn fold(total: Self::I, factors: Self::Factors, half: i32) -> Self::I;
+    unsafe fn flush_by(total: Self::I, sum: Self::Sum4, factors: Self::I) -> Self::I;
     /// Asks for a cache line to be brought to L2; any address will do.
     unsafe fn prefetch(p: *const u8);
 }
@@ -147,13 +161,14 @@ impl Isa for Portable {
     const ATTENTION_ROWS: usize = 1;
     const QUANT_ROWS: usize = 1;
     const DIRECT_ROWS: usize = usize::MAX;
+    const QUANT_DIRECT_ROWS: usize = usize::MAX;
     const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::portable::gemm;
     type F = [f32; 16];
     type I = [i32; 16];
     type Line8 = [u8; 64];
+    const LINE8: usize = 64;
     type B = [u8; 64];
     type Sum4 = [i32; 16];
-    type Factors = [i32; 16];
     const SHORT: bool = false;
 
     #[inline(always)]
@@ -260,23 +275,35 @@ impl Isa for Portable {
         f32::from_bits(bits.unwrap_or(0))
     }
     #[inline(always)]
-    unsafe fn quantize(a: [f32; 16], b: [f32; 16], scale: f32, out: *mut i8) -> i32 {
-        let mut sum = 0;
+    unsafe fn quantize(a: [f32; 16], b: [f32; 16], scale: f32, out: *mut i8) -> (i32, i32) {
+        let mut sums = [0; 2];
         for i in 0..32 {
             let x = if i < 16 { a[i] } else { b[i - 16] };
             let q = (x * scale).round_ties_even() as i32 as i8;
-            sum += q as i32;
+            sums[i / 16] += q as i32;
             unsafe { out.add(i).write(q) };
         }
-        sum
+        (sums[0], sums[1])
     }
     #[inline(always)]
     unsafe fn to_float(v: [i32; 16]) -> [f32; 16] {
         each(|i| v[i] as f32)
     }
     #[inline(always)]
-    unsafe fn line8(p: *const u8) -> [u8; 64] {
-        unsafe { (p as *const [u8; 64]).read_unaligned() }
+    unsafe fn load_i(p: *const i32) -> [i32; 16] {
+        unsafe { (p as *const [i32; 16]).read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, v: [i32; 16]) {
+        unsafe { (p as *mut [i32; 16]).write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn load_line8(p: *const u8) -> [u8; 64] {
+        unsafe { Self::load_b(p) }
+    }
+    #[inline(always)]
+    unsafe fn store_line8(p: *mut u8, v: [u8; 64]) {
+        unsafe { Self::store_b(p, v) }
     }
     #[inline(always)]
     unsafe fn start8(_correction: i32) -> [i32; 16] {
@@ -298,6 +325,10 @@ impl Isa for Portable {
     #[inline(always)]
     unsafe fn load_b(p: *const u8) -> [u8; 64] {
         unsafe { (p as *const [u8; 64]).read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_b(p: *mut u8, v: [u8; 64]) {
+        unsafe { (p as *mut [u8; 64]).write_unaligned(v) }
     }
     #[inline(always)]
     unsafe fn nibbles(p: *const u8) -> ([u8; 64], [u8; 64]) {
@@ -338,16 +369,38 @@ impl Isa for Portable {
         unsafe { (p as *const [i8; 16]).read_unaligned() }.map(i32::from)
     }
     #[inline(always)]
+    unsafe fn load_e8m0(p: *const u8) -> [f32; 16] {
+        let e = unsafe { (p as *const [u8; 16]).read_unaligned() };
+        each(|i| power_of_byte(e[i]))
+    }
+    #[inline(always)]
+    unsafe fn factors4(p: *const u8, high: bool) -> [i32; 16] {
+        unsafe { (p as *const [u8; 16]).read_unaligned() }.map(|f| (if high { f >> 4 } else { f & 15 }) as i32)
+    }
+    #[inline(always)]
+    unsafe fn pair(a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        std::array::from_fn(|i| a[i] & 0xffff | b[i] << 16)
+    }
+    #[inline(always)]
+    unsafe fn scale_pairs(pairs: [i32; 16], by: i16) -> [i32; 16] {
+        pairs.map(|p| (p as i16).wrapping_mul(by) as u16 as i32 | ((p >> 16) as i16).wrapping_mul(by) as i32 * 65536)
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(total: [i32; 16], pairs: [i32; 16], halves: i32) -> [i32; 16] {
+        let (first, last) = (halves as i16 as i32, halves >> 16);
+        std::array::from_fn(|i| total[i] + pairs[i] as i16 as i32 * first + (pairs[i] >> 16) * last)
+    }
+    #[inline(always)]
     unsafe fn splat_i(x: i32) -> [i32; 16] {
         [x; 16]
     }
     #[inline(always)]
-    unsafe fn start4() -> [i32; 16] {
-        [0; 16]
+    unsafe fn splat_over(x: i32, n: u32) -> [i32; 16] {
+        [x >> n; 16]
     }
     #[inline(always)]
-    unsafe fn dot4(sum: [i32; 16], line: ([u8; 64], [u8; 64]), low: i32, high: i32) -> [i32; 16] {
-        unsafe { Self::dot2(Self::dot2(sum, line.0, low), line.1, high) }
+    unsafe fn start4() -> [i32; 16] {
+        [0; 16]
     }
     #[inline(always)]
     unsafe fn dot2(sum: [i32; 16], line: [u8; 64], x: i32) -> [i32; 16] {
@@ -371,11 +424,12 @@ impl Isa for Portable {
         std::array::from_fn(|i| total[i] + sum[i] * factors[i])
     }
     #[inline(always)]
-    unsafe fn fold(total: [i32; 16], factors: [i32; 16], half: i32) -> [i32; 16] {
-        std::array::from_fn(|i| total[i] + 2 * half * factors[i])
-    }
-    #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
+}
+
+/// 2^(e - 128): ggml's `GGML_E8M0_TO_FP32_HALF` (ggml-impl.h). The two smallest are no normal numbers.
+pub(crate) fn power_of_byte(e: u8) -> f32 {
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e as u32 - 1) << 23 })
 }
 
 /// Nearest even; NaN stays NaN.

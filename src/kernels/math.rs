@@ -210,15 +210,12 @@ pub(crate) unsafe fn quantize_block<S: Isa>(a: S::F, b: S::F, out: *mut ActBlock
         // Below, 127 / largest would overflow; the values then count as zeros.
         let scale = if largest >= 1e-30 { 127.0 / largest } else { 0.0 };
         let d = largest / 127.0;
-        let sum = S::quantize(a, b, scale, (*out).q.as_mut_ptr());
+        let (first, last) = S::quantize(a, b, scale, (*out).q.as_mut_ptr());
+        let sum = first + last;
         (*out).d = d;
         (*out).dsum = d * sum as f32;
         (*out).correction = -128 * sum;
-        let mut first = 0;
-        for i in 0..16 {
-            first += (*out).q[i] as i16;
-        }
-        (*out).halves = [first, sum as i16 - first];
+        (*out).halves = [first as i16, last as i16];
     }
 }
 

@@ -84,11 +84,20 @@ pub enum Format {
     /// ggml IQ4_XS: blocks of 256 nibbles on a curve with scales for each 32; int8 activations.
     #[serde(rename = "iq4_xs")]
     Iq4Xs,
+    /// ggml Q2_K: blocks of 256 two-bit codes with scales and minima for each 16; int8 activations.
+    #[serde(rename = "q2_k")]
+    Q2K,
+    /// ggml Q3_K: blocks of 256 three-bit codes with scales for each 16; int8 activations.
+    #[serde(rename = "q3_k")]
+    Q3K,
+    /// ggml MXFP4: blocks of 32 four-bit floats with one power of two; int8 activations.
+    #[serde(rename = "mxfp4")]
+    Mxfp4,
 }
 
 impl Format {
     /// All formats, in the order help and tables show them.
-    pub const ALL: [Format; 13] = [
+    pub const ALL: [Format; 16] = [
         Format::F32,
         Format::Bf16,
         Format::F16,
@@ -102,6 +111,9 @@ impl Format {
         Format::Q6K,
         Format::Iq4Nl,
         Format::Iq4Xs,
+        Format::Q2K,
+        Format::Q3K,
+        Format::Mxfp4,
     ];
 
     /// The name as typed after `--dtype` and as written in results.
@@ -126,7 +138,7 @@ impl Format {
             Format::Q4K => Format::Q5_0,
             Format::Q5K => Format::Q5_1,
             Format::Q6K => Format::Q8_0,
-            Format::Iq4Xs => Format::Iq4Nl,
+            Format::Iq4Xs | Format::Q2K | Format::Q3K => Format::Iq4Nl,
             _ => Format::F32,
         };
         if k.is_multiple_of(self.block()) {

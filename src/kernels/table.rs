@@ -58,6 +58,9 @@ macro_rules! table {
                         Format::Q6K => q6_k(g),
                         Format::Iq4Nl => iq4_nl(g),
                         Format::Iq4Xs => iq4_xs(g),
+                        Format::Q2K => q2_k(g),
+                        Format::Q3K => q3_k(g),
+                        Format::Mxfp4 => mxfp4(g),
                     }
                 }
             }
@@ -125,6 +128,21 @@ macro_rules! table {
             #[inline(never)]
             unsafe fn iq4_xs(g: &Gemm) {
                 unsafe { products::iq4_xs::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q2_k(g: &Gemm) {
+                unsafe { products::q2_k::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn q3_k(g: &Gemm) {
+                unsafe { products::q3_k::<$isa>(g) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            #[inline(never)]
+            unsafe fn mxfp4(g: &Gemm) {
+                unsafe { products::mxfp4::<$isa>(g) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn norm(a: &NormArgs, unit: usize) {

@@ -86,7 +86,12 @@ fn reference(format: Format, panels: &Panels, rows: &[u8], x: &[f32], q: &[ActBl
                     parts.zip(q).fold(0f32, |acc, (part, x)| {
                         let sum: i32 = part.q.iter().zip(x.q).map(|(w, x)| w * x as i32).sum();
                         let acc = (part.d * x.d).mul_add(sum as f32, acc);
-                        if format.half_offsets().len() == 2 { part.m.mul_add(x.dsum, acc) } else { acc }
+                        let halves = [0, 1].map(|h| part.minima[h] * x.halves[h] as i32);
+                        match (format, format.half_offsets().len()) {
+                            (Format::Q2K, _) => (part.m * x.d).mul_add((halves[0] + halves[1]) as f32, acc),
+                            (_, 2) => part.m.mul_add(x.dsum, acc),
+                            _ => acc,
+                        }
                     })
                 }
                 _ => {

@@ -56,11 +56,23 @@ unsafe fn half_signed(raised: __m256i) -> (__m256i, __m256i) {
     }
 }
 
+/// Of eight signed bytes each twice, in 16 bits.
 #[inline(always)]
-unsafe fn half_factors(p: *const i8) -> __m256i {
+unsafe fn twice(bytes: __m128i) -> __m256i {
     unsafe {
-        let v = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p as *const __m128i));
-        _mm256_or_si256(_mm256_slli_epi32::<16>(v), _mm256_and_si256(v, _mm256_set1_epi32(0xffff)))
+        let v = _mm256_cvtepi8_epi32(bytes);
+        _mm256_blend_epi16::<0xaa>(v, _mm256_slli_epi32::<16>(v))
+    }
+}
+
+/// 2^(e - 128) of eight bytes; the two smallest are no normal numbers.
+#[inline(always)]
+unsafe fn half_e8m0(p: *const u8) -> __m256 {
+    unsafe {
+        let e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p as *const __m128i));
+        let one = _mm256_set1_epi32(1);
+        let small = _mm256_slli_epi32::<21>(_mm256_add_epi32(one, _mm256_min_epi32(e, one)));
+        _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32::<23>(_mm256_sub_epi32(e, one)), small))
     }
 }
 
@@ -72,26 +84,21 @@ unsafe fn half_dot8(s: __m256i, (magnitude, signed): (__m256i, __m256i), x: __m2
     }
 }
 
-#[inline(always)]
-unsafe fn half_dot4(s: __m256i, (l, h): (__m256i, __m256i), low: __m256i, high: __m256i) -> __m256i {
-    unsafe { _mm256_add_epi16(_mm256_add_epi16(s, _mm256_maddubs_epi16(l, low)), _mm256_maddubs_epi16(h, high)) }
-}
-
 impl Isa for Avx2 {
     const NAME: &'static str = "x86-avx2";
     const ROWS: usize = 6;
     const ATTENTION_ROWS: usize = 6;
     const QUANT_ROWS: usize = 4;
     const DIRECT_ROWS: usize = 4;
+    const QUANT_DIRECT_ROWS: usize = 4;
     const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::avx2::gemm;
     type F = Two;
     type I = [__m256i; 2];
     /// (magnitudes, signed values) of each half.
     type Line8 = [(__m256i, __m256i); 2];
+    const LINE8: usize = 128;
     type B = [__m256i; 2];
     type Sum4 = [__m256i; 2];
-    /// Each factor twice, in 16 bits.
-    type Factors = [__m256i; 2];
     const SHORT: bool = true;
 
     #[inline(always)]
@@ -216,17 +223,17 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn quantize(a: Two, b: Two, scale: f32, out: *mut i8) -> i32 {
+    unsafe fn quantize(a: Two, b: Two, scale: f32, out: *mut i8) -> (i32, i32) {
         unsafe {
             let s = _mm256_set1_ps(scale);
             let (i0, i1, i2, i3) = (scaled(a[0], s), scaled(a[1], s), scaled(b[0], s), scaled(b[1], s));
             let packed = _mm256_packs_epi16(_mm256_packs_epi32(i0, i1), _mm256_packs_epi32(i2, i3));
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             _mm256_storeu_si256(out as *mut __m256i, _mm256_permutevar8x32_epi32(packed, order));
-            let t = _mm256_add_epi32(_mm256_add_epi32(i0, i1), _mm256_add_epi32(i2, i3));
+            let t = _mm256_hadd_epi32(_mm256_add_epi32(i0, i1), _mm256_add_epi32(i2, i3));
             let t = _mm_add_epi32(_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t));
-            let t = _mm_add_epi32(t, _mm_shuffle_epi32::<0x4e>(t));
-            _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32::<0xb1>(t)))
+            let t = _mm_hadd_epi32(t, t);
+            (_mm_cvtsi128_si32(t), _mm_extract_epi32::<1>(t))
         }
     }
     #[inline(always)]
@@ -234,8 +241,26 @@ impl Isa for Avx2 {
         unsafe { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
     }
     #[inline(always)]
-    unsafe fn line8(p: *const u8) -> [(__m256i, __m256i); 2] {
-        unsafe { Self::signed(Self::load_b(p)) }
+    unsafe fn load_i(p: *const i32) -> [__m256i; 2] {
+        unsafe { Self::load_b(p as *const u8) }
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, v: [__m256i; 2]) {
+        unsafe { Self::store_b(p as *mut u8, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_line8(p: *const u8) -> [(__m256i, __m256i); 2] {
+        unsafe {
+            let (a, b) = (Self::load_b(p), Self::load_b(p.add(64)));
+            [(a[0], b[0]), (a[1], b[1])]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_line8(p: *mut u8, v: [(__m256i, __m256i); 2]) {
+        unsafe {
+            Self::store_b(p, [v[0].0, v[1].0]);
+            Self::store_b(p.add(64), [v[0].1, v[1].1]);
+        }
     }
     #[inline(always)]
     unsafe fn start8(_correction: i32) -> [__m256i; 2] {
@@ -256,6 +281,13 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn load_b(p: *const u8) -> [__m256i; 2] {
         unsafe { [_mm256_loadu_si256(p as *const __m256i), _mm256_loadu_si256(p.add(32) as *const __m256i)] }
+    }
+    #[inline(always)]
+    unsafe fn store_b(p: *mut u8, v: [__m256i; 2]) {
+        unsafe {
+            _mm256_storeu_si256(p as *mut __m256i, v[0]);
+            _mm256_storeu_si256(p.add(32) as *mut __m256i, v[1]);
+        }
     }
     #[inline(always)]
     unsafe fn nibbles(p: *const u8) -> ([__m256i; 2], [__m256i; 2]) {
@@ -304,26 +336,50 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
+    /// Each factor twice, in 16 bits.
     unsafe fn factors(p: *const i8) -> [__m256i; 2] {
-        unsafe { [half_factors(p), half_factors(p.add(8))] }
+        unsafe { [twice(_mm_loadl_epi64(p as *const __m128i)), twice(_mm_loadl_epi64(p.add(8) as *const __m128i))] }
+    }
+    #[inline(always)]
+    unsafe fn load_e8m0(p: *const u8) -> Two {
+        unsafe { [half_e8m0(p), half_e8m0(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn factors4(p: *const u8, high: bool) -> [__m256i; 2] {
+        unsafe {
+            let v = _mm_loadu_si128(p as *const __m128i);
+            let v = _mm_and_si128(if high { _mm_srli_epi16::<4>(v) } else { v }, _mm_set1_epi8(15));
+            [twice(v), twice(_mm_unpackhi_epi64(v, v))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn pair(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_blend_epi16::<0xaa>(a[0], b[0]), _mm256_blend_epi16::<0xaa>(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn scale_pairs(pairs: [__m256i; 2], by: i16) -> [__m256i; 2] {
+        unsafe {
+            let by = _mm256_set1_epi16(by);
+            [_mm256_mullo_epi16(pairs[0], by), _mm256_mullo_epi16(pairs[1], by)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(total: [__m256i; 2], pairs: [__m256i; 2], halves: i32) -> [__m256i; 2] {
+        unsafe { Self::flush_by(total, pairs, [_mm256_set1_epi32(halves); 2]) }
     }
     #[inline(always)]
     unsafe fn splat_i(x: i32) -> [__m256i; 2] {
         unsafe { [_mm256_set1_epi32(x); 2] }
     }
     #[inline(always)]
+    unsafe fn splat_over(x: i32, n: u32) -> [__m256i; 2] {
+        unsafe { [_mm256_sra_epi32(_mm256_set1_epi32(x), _mm_cvtsi32_si128(n as i32)); 2] }
+    }
+    #[inline(always)]
     unsafe fn start4() -> [__m256i; 2] {
         unsafe { [_mm256_setzero_si256(); 2] }
     }
-    /// 16-bit sums over a whole block: 16 × 15 × 127 = 30 480 fits.
-    #[inline(always)]
-    unsafe fn dot4(sum: [__m256i; 2], (l, h): ([__m256i; 2], [__m256i; 2]), low: i32, high: i32) -> [__m256i; 2] {
-        unsafe {
-            let (low, high) = (_mm256_set1_epi32(low), _mm256_set1_epi32(high));
-            [half_dot4(sum[0], (l[0], h[0]), low, high), half_dot4(sum[1], (l[1], h[1]), low, high)]
-        }
-    }
-    /// Two lines of codes to 63 may be summed: 2 × 2 × 63 × 127 = 32 004 fits.
+    /// 16-bit sums: a whole part of codes to 15 (16 × 15 × 127 = 30 480), half a part of codes to 31, two lines of codes to 63 fit.
     #[inline(always)]
     unsafe fn dot2(sum: [__m256i; 2], line: [__m256i; 2], x: i32) -> [__m256i; 2] {
         unsafe {
@@ -348,10 +404,6 @@ impl Isa for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn fold(total: [__m256i; 2], factors: [__m256i; 2], half: i32) -> [__m256i; 2] {
-        unsafe { Self::flush_by(total, [_mm256_set1_epi16(half as i16); 2], factors) }
-    }
-    #[inline(always)]
     unsafe fn finish4(sum: [__m256i; 2]) -> [__m256i; 2] {
         unsafe {
             let ones = _mm256_set1_epi16(1);
@@ -370,15 +422,16 @@ impl Isa for Avx512 {
     const ATTENTION_ROWS: usize = 8;
     const QUANT_ROWS: usize = 8;
     const DIRECT_ROWS: usize = 16;
+    const QUANT_DIRECT_ROWS: usize = usize::MAX;
     const TWO_PANELS: usize = 24;
     const QUANT_ROWS_OF_TWO: usize = 6;
     const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::avx512::gemm;
     type F = __m512;
     type I = __m512i;
     type Line8 = __m512i;
+    const LINE8: usize = 64;
     type B = __m512i;
     type Sum4 = __m512i;
-    type Factors = __m512i;
     const SHORT: bool = false;
 
     #[inline(always)]
@@ -480,13 +533,13 @@ impl Isa for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn quantize(a: __m512, b: __m512, scale: f32, out: *mut i8) -> i32 {
+    unsafe fn quantize(a: __m512, b: __m512, scale: f32, out: *mut i8) -> (i32, i32) {
         unsafe {
             let s = _mm512_set1_ps(scale);
             let (i0, i1) = (_mm512_cvtps_epi32(_mm512_mul_ps(a, s)), _mm512_cvtps_epi32(_mm512_mul_ps(b, s)));
             _mm_storeu_si128(out as *mut __m128i, _mm512_cvtsepi32_epi8(i0));
             _mm_storeu_si128(out.add(16) as *mut __m128i, _mm512_cvtsepi32_epi8(i1));
-            _mm512_reduce_add_epi32(_mm512_add_epi32(i0, i1))
+            (_mm512_reduce_add_epi32(i0), _mm512_reduce_add_epi32(i1))
         }
     }
     #[inline(always)]
@@ -494,8 +547,20 @@ impl Isa for Avx512 {
         unsafe { _mm512_cvtepi32_ps(v) }
     }
     #[inline(always)]
-    unsafe fn line8(p: *const u8) -> __m512i {
+    unsafe fn load_i(p: *const i32) -> __m512i {
         unsafe { _mm512_loadu_si512(p as *const __m512i) }
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, v: __m512i) {
+        unsafe { _mm512_storeu_si512(p as *mut __m512i, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_line8(p: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(p as *const __m512i) }
+    }
+    #[inline(always)]
+    unsafe fn store_line8(p: *mut u8, v: __m512i) {
+        unsafe { _mm512_storeu_si512(p as *mut __m512i, v) }
     }
     /// (w + 128) · x - 128 · Σx = w · x, exactly.
     #[inline(always)]
@@ -513,6 +578,10 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn load_b(p: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(p as *const __m512i) }
+    }
+    #[inline(always)]
+    unsafe fn store_b(p: *mut u8, v: __m512i) {
+        unsafe { _mm512_storeu_si512(p as *mut __m512i, v) }
     }
     #[inline(always)]
     unsafe fn nibbles(p: *const u8) -> (__m512i, __m512i) {
@@ -550,16 +619,44 @@ impl Isa for Avx512 {
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p as *const __m128i)) }
     }
     #[inline(always)]
+    unsafe fn load_e8m0(p: *const u8) -> __m512 {
+        unsafe {
+            let e = _mm512_cvtepu8_epi32(_mm_loadu_si128(p as *const __m128i));
+            let one = _mm512_set1_epi32(1);
+            let small = _mm512_slli_epi32::<21>(_mm512_add_epi32(one, _mm512_min_epi32(e, one)));
+            _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32::<23>(_mm512_sub_epi32(e, one)), small))
+        }
+    }
+    #[inline(always)]
+    unsafe fn factors4(p: *const u8, high: bool) -> __m512i {
+        unsafe {
+            let v = _mm512_cvtepu8_epi32(_mm_loadu_si128(p as *const __m128i));
+            _mm512_and_si512(if high { _mm512_srli_epi32::<4>(v) } else { v }, _mm512_set1_epi32(15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn pair(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mask_blend_epi16(0xaaaa_aaaa, a, _mm512_slli_epi32::<16>(b)) }
+    }
+    #[inline(always)]
+    unsafe fn scale_pairs(pairs: __m512i, by: i16) -> __m512i {
+        unsafe { _mm512_mullo_epi16(pairs, _mm512_set1_epi16(by)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(total: __m512i, pairs: __m512i, halves: i32) -> __m512i {
+        unsafe { _mm512_add_epi32(total, _mm512_madd_epi16(pairs, _mm512_set1_epi32(halves))) }
+    }
+    #[inline(always)]
+    unsafe fn splat_over(x: i32, n: u32) -> __m512i {
+        unsafe { _mm512_sra_epi32(_mm512_set1_epi32(x), _mm_cvtsi32_si128(n as i32)) }
+    }
+    #[inline(always)]
     unsafe fn splat_i(x: i32) -> __m512i {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
     unsafe fn start4() -> __m512i {
         unsafe { _mm512_setzero_si512() }
-    }
-    #[inline(always)]
-    unsafe fn dot4(sum: __m512i, line: (__m512i, __m512i), low: i32, high: i32) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, line.0, _mm512_set1_epi32(low)), line.1, _mm512_set1_epi32(high)) }
     }
     #[inline(always)]
     unsafe fn dot2(sum: __m512i, line: __m512i, x: i32) -> __m512i {
@@ -572,10 +669,6 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn flush_by(total: __m512i, sum: __m512i, factors: __m512i) -> __m512i {
         unsafe { _mm512_add_epi32(total, _mm512_mullo_epi32(sum, factors)) }
-    }
-    #[inline(always)]
-    unsafe fn fold(total: __m512i, factors: __m512i, half: i32) -> __m512i {
-        unsafe { Self::flush_by(total, _mm512_set1_epi32(2 * half), factors) }
     }
     #[inline(always)]
     unsafe fn finish4(sum: __m512i) -> __m512i {

@@ -12,7 +12,8 @@ use super::kinds::{self, FUSED, Shape, TensorKind};
 use super::metadata::Container;
 use super::source::Source;
 use super::spec::{LayerSpec, Mixer, ModelSpec};
-use super::tensors::{Encoding, FileWeights, Place, RowOrder, Tensor, Turned};
+use super::tensors::{FileWeights, Place, RowOrder, Tensor, Turned};
+use crate::kernels::Format;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -23,20 +24,20 @@ pub(super) struct Stored {
     pub places: Vec<Place>,
     /// Slowest dimension first.
     pub shape: Vec<usize>,
-    pub encoding: Encoding,
+    pub encoding: Format,
     /// Rows lie as columns in each place.
     pub turned: Option<Turned>,
 }
 
 impl Stored {
     /// One place; `offset` is absolute, in bytes.
-    pub(super) fn new(source: Arc<Source>, shape: Vec<usize>, encoding: Encoding, offset: u64) -> Stored {
+    pub(super) fn new(source: Arc<Source>, shape: Vec<usize>, encoding: Format, offset: u64) -> Stored {
         Stored { places: vec![Place { source, offset }], shape, encoding, turned: None }
     }
 
     /// Bytes of so many values; 0 where they fill no block.
     fn bytes(&self, values: usize) -> u64 {
-        let (block, bytes) = self.encoding.block();
+        let (block, bytes) = (self.encoding.block(), self.encoding.block_bytes());
         values.checked_div(block).unwrap_or(0).saturating_mul(bytes) as u64
     }
 
@@ -147,9 +148,9 @@ impl Contents<'_> {
                 if stored.shape != expected {
                     return Err(self.wrong_shape(&whole, &stored.shape, &expected));
                 }
-                let (block, bytes) = stored.encoding.block();
+                let (block, bytes) = (stored.encoding.block(), stored.encoding.block_bytes());
                 if first.vector && block > 1 {
-                    return Err((self.error)(&format!("tensor {whole} is {}, which a vector cannot be", stored.encoding.name())));
+                    return Err((self.error)(&format!("tensor {whole} is {}, which a vector cannot be", stored.encoding.ggml_name())));
                 }
                 let row = if first.vector { 1 } else { columns };
                 let row_bytes = row.checked_div(block).unwrap_or(0).saturating_mul(bytes);
@@ -192,7 +193,7 @@ fn gather_experts(contents: &mut Contents, architecture: &Architecture, spec: &M
                     return Err(contents.wrong_shape(&one, &stored.shape, &expected));
                 }
                 if *encoding.get_or_insert(stored.encoding) != stored.encoding {
-                    let text = format!("tensor {one} is {}; that of expert 0 is not", stored.encoding.name());
+                    let text = format!("tensor {one} is {}; that of expert 0 is not", stored.encoding.ggml_name());
                     return Err((contents.error)(&text));
                 }
                 places.extend(stored.places.iter().cloned());
@@ -239,11 +240,11 @@ fn split_experts(contents: &mut Contents, architecture: &Architecture, spec: &Mo
             if stored.shape != expected {
                 return Err(contents.wrong_shape(&whole, &stored.shape, &expected));
             }
-            let (block, _) = stored.encoding.block();
+            let block = stored.encoding.block();
             if block > 1 && (stacked.turned || stacked.bias) {
                 return Err((contents.error)(&format!(
                     "tensor {whole} is {}, whose rows cannot be split",
-                    stored.encoding.name()
+                    stored.encoding.ggml_name()
                 )));
             }
             let Some(place) = stored.places.first().cloned() else { continue };
@@ -414,8 +415,8 @@ pub(super) fn assemble(architecture: &Architecture, spec: &ModelSpec, mut conten
         }
         let order = spec.layers.get(index).map_or(RowOrder::AsStored, |layer| order(kind, spec, layer, pairs));
         let apart = order != RowOrder::AsStored || kind.experts;
-        if kind.vector && apart && stored.encoding.block().0 > 1 {
-            return Err((contents.error)(&format!("tensor {name} is {}, which a vector cannot be", stored.encoding.name())));
+        if kind.vector && apart && stored.encoding.is_quantized() {
+            return Err((contents.error)(&format!("tensor {name} is {}, which a vector cannot be", stored.encoding.ggml_name())));
         }
         let plus = if kind.norm && less_one { 1.0 } else { 0.0 };
         let logarithm = contents.container == Container::Checkpoint && matches!((kind.role)(index), super::Role::DeltaDecay(_));
@@ -428,5 +429,5 @@ pub(super) fn assemble(architecture: &Architecture, spec: &ModelSpec, mut conten
         let family = architecture.name;
         return Err((contents.error)(&format!("tensor {name} is not part of the {family} architecture as llmopt knows it")));
     }
-    Ok(FileWeights { tensors })
+    Ok(FileWeights { tensors, file_type: None })
 }

@@ -8,9 +8,7 @@
 )]
 
 use super::ModelError;
-use super::ggml::GgmlDType;
 use super::source::{Source, shown};
-use super::tensors::Encoding;
 use crate::kernels::Format;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -120,7 +118,7 @@ pub(super) struct TensorInfo {
     pub(super) columns: usize,
     /// Its dimensions in the file, the slowest first.
     pub(super) shape: Vec<usize>,
-    pub(super) encoding: Encoding,
+    pub(super) encoding: Format,
     /// Absolute, in bytes.
     pub(super) offset: u64,
     /// Which of [`Gguf::parts`] holds it.
@@ -683,42 +681,58 @@ impl Gguf {
     }
 }
 
-/// The encoding of a ggml type number, or why it cannot be read.
-fn encoding(kind: u32) -> Result<Encoding, String> {
-    use GgmlDType::*;
-    if let Some(format) = Format::of_ggml(kind) {
-        return Ok(Encoding::Known(format));
-    }
-    Ok(match kind {
-        10 | 11 if cfg!(not(feature = "candle")) => {
-            return Err(format!("ggml type {kind} (Q2_K or Q3_K) is read by builds with the feature 'candle' only"));
-        }
-        10 => Encoding::Ggml(Q2K),
-        11 => Encoding::Ggml(Q3K),
-        other => {
-            let name = match other {
-                9 | 15 => "an activation format",
-                16..=23 | 29 => "an IQ type",
-                24..=28 => "an integer or f64 type",
-                34 | 35 => "a ternary type",
-                39 | 40 => "an FP4 type",
-                _ => "unknown",
-            };
-            return Err(format!(
-                "ggml type {other} ({name}) is not supported; F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS are"
-            ));
-        }
+/// The format of a ggml type number, or why it cannot be read.
+fn encoding(kind: u32) -> Result<Format, String> {
+    Format::of_ggml(kind).ok_or_else(|| {
+        let name = match kind {
+            9 | 15 => "an activation format",
+            16..=19 | 21 | 22 | 29 => "an IQ type",
+            24..=28 => "an integer or f64 type",
+            34 | 35 => "a ternary type",
+            40 => "an FP4 type",
+            _ => "unknown",
+        };
+        let known: Vec<_> = Format::ALL.iter().map(|f| f.ggml_name()).collect();
+        format!("ggml type {kind} ({name}) is not supported; {} are", known.join(", "))
+    })
+}
+
+/// The name of a number of `general.file_type` (llama.h, `enum llama_ftype`), as `--dtype` would spell it.
+pub(super) fn file_type(number: usize) -> Option<&'static str> {
+    Some(match number {
+        0 => "f32",
+        1 => "f16",
+        2 => "q4_0",
+        3 => "q4_1",
+        7 => "q8_0",
+        8 => "q5_0",
+        9 => "q5_1",
+        10 => "q2_k",
+        11 => "q3_k_s",
+        12 => "q3_k_m",
+        13 => "q3_k_l",
+        14 => "q4_k_s",
+        15 => "q4_k_m",
+        16 => "q5_k_s",
+        17 => "q5_k_m",
+        18 => "q6_k",
+        21 => "q2_k_s",
+        25 => "iq4_nl",
+        30 => "iq4_xs",
+        32 => "bf16",
+        38 => "mxfp4_moe",
+        _ => return None,
     })
 }
 
 /// Bytes of a tensor of these dimensions, all products checked.
-fn byte_size(dims: &[u64; 4], encoding: Encoding) -> Result<u64, String> {
-    let (block, bytes) = encoding.block();
+fn byte_size(dims: &[u64; 4], encoding: Format) -> Result<u64, String> {
+    let (block, bytes) = (encoding.block(), encoding.block_bytes());
     if dims.contains(&0) {
         return Err("a dimension is 0".into());
     }
     if !dims[0].is_multiple_of(block as u64) {
-        return Err(format!("rows of {} values cannot be {}, whose blocks hold {block}", dims[0], encoding.name()));
+        return Err(format!("rows of {} values cannot be {}, whose blocks hold {block}", dims[0], encoding.ggml_name()));
     }
     let count = dims.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| *n <= i64::MAX as u64);
     count

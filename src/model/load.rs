@@ -3,7 +3,7 @@
 
 use super::architectures;
 use super::assemble::{Contents, Prefix, Stored, assemble};
-use super::gguf::Gguf;
+use super::gguf::{self, Gguf};
 use super::metadata::{Container, GgufMetadata};
 use super::opening::{OpenOptions, Stage};
 use super::resolver;
@@ -53,7 +53,8 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
         error: &|what| file.error(what),
         harmless: &|name| ROPE_FACTORS.contains(&name) || behind(name, spec.layers.len(), guessing),
     };
-    let weights = assemble(architecture, &spec, contents)?;
+    let mut weights = assemble(architecture, &spec, contents)?;
+    weights.file_type = file.integer("general.file_type", 0..=u64::from(u32::MAX)).ok().flatten().and_then(gguf::file_type);
     let total = file.parts.iter().map(|part| part.len()).sum();
     let digest = check_bytes(&weights, &name, total, options, |tell| digest_of(&file, tell))?;
     // Whichever part was named, the model is the set.
@@ -155,7 +156,7 @@ mod tests {
     #[test]
     fn some_rows_are_the_rows_of_the_whole_in_every_format() {
         let model = opened(&Tiny { values: Values::Fine, ..Tiny::default() });
-        for format in Format::ALL.into_iter().filter(|f| crate::model::writable(*f) && f.block() <= 32) {
+        for format in Format::ALL.into_iter().filter(|f| f.is_written() && f.block() <= 32) {
             let (mut whole, mut some) = (Vec::new(), Vec::new());
             model.weights.read(Role::Gate(1), 0..96, format, &mut whole).expect("readable");
             model.weights.read(Role::Gate(1), 17..40, format, &mut some).expect("readable");

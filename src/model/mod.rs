@@ -9,7 +9,6 @@ mod cache;
 mod child;
 #[cfg(feature = "hub")]
 mod choice;
-mod ggml;
 mod gguf;
 #[cfg(feature = "hub")]
 mod http;
@@ -42,7 +41,6 @@ pub use spec::{
     Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms,
     Plain, QkNorm, QueryGrowth, Rope, Routing, Shared,
 };
-pub use tensors::{encode, writable};
 #[cfg(test)]
 pub(crate) use vocabulary::example;
 pub use vocabulary::{
@@ -171,6 +169,11 @@ pub trait Weights: Send + Sync {
 
     /// The file's own name of the type (`Q4_K`, `BF16`), for messages.
     fn type_name(&self, role: Role) -> String;
+
+    /// What the file calls its mixture of types (`q4_k_m`), if it does.
+    fn file_type(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Rows `rows` of the weight in `format`, row-major, appended to `out`: the file's own bytes if it holds that format; widened
     /// exactly or dequantized if `format` is F32; otherwise converted from the f32 values (rounded to nearest even, or quantized).

@@ -12,7 +12,7 @@ use super::assemble::{Contents, Prefix, Stored, assemble};
 use super::gguf::invalid;
 use super::metadata::{ConfigMetadata, Container};
 use super::source::{Source, shown};
-use super::tensors::{Encoding, FileWeights};
+use super::tensors::FileWeights;
 use super::tokenizer_json;
 use super::vocabulary::MAX_TEMPLATE;
 use super::{ModelError, ModelSpec, Vocabulary};
@@ -124,7 +124,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, ModelError> {
             }
         };
         let Found { dtype: _, shape, offset } = info;
-        stored.insert(name, Stored::new(source, shape, Encoding::Known(format), offset));
+        stored.insert(name, Stored::new(source, shape, format, offset));
     }
     let tied = spec.tied_embeddings;
     let output = prefix.apply("lm_head.weight".into());

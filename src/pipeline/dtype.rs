@@ -74,6 +74,13 @@ fn main_format(model: &Model) -> Option<Format> {
     counts.into_iter().max_by_key(|(_, count)| *count).and_then(|(format, _)| format)
 }
 
+/// The one format of a file; of several what the file calls its mixture (`q4_k_m`), or the one of most weights.
+fn stored_name(model: &Model) -> &'static str {
+    let main = main_format(model).unwrap_or(Format::F32).name();
+    let mixture = || model.weights.file_type().unwrap_or(main);
+    only_format(model).map_or_else(mixture, Format::name)
+}
+
 /// The one format of all matrices, if there is one.
 fn only_format(model: &Model) -> Option<Format> {
     let first = model.weights.format(Role::Output)?;
@@ -86,7 +93,7 @@ impl ResolvedDtype {
     pub(super) fn resolve(model: &Model, config: &PipelineConfig, kernels: Option<KernelSet>) -> ResolvedDtype {
         let quantized_file = matrices(&model.spec).any(|r| model.weights.format(r).is_none_or(Format::is_quantized));
         let widened = config.quantized == QuantizedPolicy::Widened;
-        let stored_name = main_format(model).unwrap_or(Format::F32).name();
+        let stored_name = stored_name(model);
         let (plan, name, reason) = match config.dtype {
             DtypePolicy::Bf16Emulated => {
                 (FormatPlan::WidenedBf16Emulated, "bf16-emulated", "asked for, or 'precision' is off".into())

@@ -476,8 +476,8 @@ impl Pipeline {
     }
 
     /// How its weights are stored, for counting bytes.
-    pub fn formats(&self) -> crate::roofline::Formats {
-        self.formats
+    pub fn formats(&self) -> &crate::roofline::Formats {
+        &self.formats
     }
 
     /// The bare decoder, for measuring forward passes.

@@ -97,7 +97,7 @@ fn load(job: &Job, console: &mut Console) -> Result<(Vec<comparison::Setting>, V
         for note in &pipeline.dtype().notes {
             console.detail(format!("llmopt: {}: {note}", s.name));
         }
-        let formats = pipeline.formats();
+        let formats = pipeline.formats().clone();
         let dtype = pipeline.dtype().clone();
         let mut reason = dtype.reason.clone();
         dtype.notes.iter().for_each(|n| reason.push_str(&format!("; {n}")));
@@ -107,11 +107,10 @@ fn load(job: &Job, console: &mut Console) -> Result<(Vec<comparison::Setting>, V
             flags: s.flags(),
             dtype: dtype.name,
             dtype_reason: reason,
-            formats,
             threads: sizes.threads,
             batch: sizes.batch,
             kernels: pipeline.kernels().to_vec(),
-            bytes_per_token: Work::decode(&loaded.model.spec, formats, 1).weight_bytes,
+            bytes_per_token: Work::decode(&loaded.model.spec, &formats, 1).weight_bytes,
             figures: Vec::new(),
             agreement: None,
             quality: None,

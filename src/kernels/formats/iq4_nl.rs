@@ -5,7 +5,7 @@ use super::{Blocks, CURVE, Kind, Part, RAISED, Sum, half_at, nibble, q4_0};
 
 fn part(block: &[u8], _: usize) -> Part {
     let point = |i: usize| CURVE[(block[2 + i % 16] >> (i / 16 * 4) & 15) as usize] as i32;
-    Part { q: std::array::from_fn(point), d: half_at(block, 0), m: 0.0 }
+    Part::new(std::array::from_fn(point), half_at(block, 0), 0.0)
 }
 
 pub(super) static KIND: Kind = Kind {
@@ -14,6 +14,7 @@ pub(super) static KIND: Kind = Kind {
     block: 32,
     bytes: 18,
     halves: &[0],
+    quantize: None,
     part,
     group: 64,
     group_bytes: q4_0::BYTES,
@@ -38,10 +39,6 @@ impl<S: Isa> Blocks<S> for Iq4Nl {
             let (low, high) = S::nibbles(group.add(part * 256 + i * 64));
             (S::lookup(&RAISED, low), S::lookup(&RAISED, high))
         }
-    }
-    #[inline(always)]
-    fn at(part: usize, i: usize) -> usize {
-        part * 256 + i * 64
     }
     #[inline(always)]
     unsafe fn step(group: *const u8, part: usize) -> S::F {

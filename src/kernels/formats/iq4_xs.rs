@@ -18,7 +18,7 @@ fn factor(block: &[u8], j: usize) -> i8 {
 
 fn part(block: &[u8], j: usize) -> Part {
     let d = half_at(block, 0) * factor(block, j) as f32;
-    Part { q: codes(block, j).map(|q| CURVE[q as usize] as i32), d, m: 0.0 }
+    Part::new(codes(block, j).map(|q| CURVE[q as usize] as i32), d, 0.0)
 }
 
 pub(super) static KIND: Kind = Kind {
@@ -27,6 +27,7 @@ pub(super) static KIND: Kind = Kind {
     block: 256,
     bytes: 136,
     halves: &[0],
+    quantize: None,
     part,
     group: 256,
     group_bytes: BYTES,
@@ -60,10 +61,6 @@ impl<S: Isa> Blocks<S> for Iq4Xs {
             let (low, high) = S::nibbles(group.add(LINES + part * 256 + i * 64));
             (S::lookup(&RAISED, low), S::lookup(&RAISED, high))
         }
-    }
-    #[inline(always)]
-    fn at(part: usize, i: usize) -> usize {
-        LINES + part * 256 + i * 64
     }
     /// An f16 times six bits: exact.
     #[inline(always)]

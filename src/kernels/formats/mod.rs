@@ -5,11 +5,14 @@
 //! come in. All products of a part are exact in f32, so a value has one rounding: that of adding `m`.
 //! Panels hold 16 columns. Codes lie in lines of 64 bytes `[16 columns][4]`: line i has k = 4i + j in the low nibbles and 16 + 4i + j in the
 //! high ones. A fifth bit is a line more: bit i of byte j belongs to k = 4i + j, bit 4 + i to 16 + 4i + j. Fifth and sixth bits are two lines,
-//! of the low and of the high nibbles: bits 2i and 2i + 1.
+//! of the low and of the high nibbles: bits 2i and 2i + 1. Codes of two bits are two such lines alone, and a third bit is a fifth's line.
 
 mod float;
 mod iq4_nl;
 mod iq4_xs;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -18,9 +21,13 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod quantize;
 
 pub(crate) use iq4_nl::Iq4Nl;
 pub(crate) use iq4_xs::Iq4Xs;
+pub(crate) use mxfp4::Mxfp4;
+pub(crate) use q2_k::Q2K;
+pub(crate) use q3_k::Q3K;
 pub(crate) use q4_0::Q40;
 pub(crate) use q4_1::Q41;
 pub(crate) use q4_k::Q4K;
@@ -28,19 +35,28 @@ pub(crate) use q5_0::Q50;
 pub(crate) use q5_1::Q51;
 pub(crate) use q5_k::Q5K;
 pub(crate) use q6_k::Q6K;
-pub(crate) use q8_0::place as eight;
+pub(crate) use q8_0::Q80;
 
 use super::Format;
 
-/// 32 weights: `d * q[i] + m`.
+/// 32 weights: `d * q[i] + m * minima[i / 16]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Part {
     /// Whole numbers, at most 2^12 in magnitude.
     pub q: [i32; 32],
     /// The step.
     pub d: f32,
-    /// What is added to each: 0 for types without minima.
+    /// What is added, or its step: 0 for types without minima.
     pub m: f32,
+    /// Whole numbers of the first and of the last 16: ones but for types that have minima for 16 each.
+    pub minima: [i32; 2],
+}
+
+impl Part {
+    /// With one minimum.
+    fn new(q: [i32; 32], d: f32, m: f32) -> Part {
+        Part { q, d, m, minima: [1; 2] }
+    }
 }
 
 /// A weight type.
@@ -55,6 +71,8 @@ pub(crate) struct Kind {
     pub bytes: usize,
     /// Offsets of f16 numbers in a block: it is finite if these are.
     pub halves: &'static [usize],
+    /// Appends a block of these values. Types that are only read have none.
+    pub quantize: Option<fn(&[f32], &mut Vec<u8>)>,
     /// Part `j` of a block. Float types have none.
     pub part: fn(&[u8], usize) -> Part,
     /// Weights a column in a group of a panel.
@@ -82,6 +100,9 @@ static KINDS: [&Kind; Format::ALL.len()] = [
     &q6_k::KIND,
     &iq4_nl::KIND,
     &iq4_xs::KIND,
+    &q2_k::KIND,
+    &q3_k::KIND,
+    &mxfp4::KIND,
 ];
 
 impl Format {
@@ -94,9 +115,29 @@ impl Format {
         Format::ALL.into_iter().find(|f| f.kind().ggml == number)
     }
 
+    /// The type's name as GGUF tools print it: `Q4_K`, `BF16`.
+    pub fn ggml_name(self) -> String {
+        self.name().to_uppercase()
+    }
+
     /// Byte offsets of a block's f16 numbers; a block of a quantized type is finite if these are.
     pub fn half_offsets(self) -> &'static [usize] {
         self.kind().halves
+    }
+
+    /// Whether values can be stored in this type ([`Format::encode`]).
+    pub fn is_written(self) -> bool {
+        self.kind().quantize.is_some()
+    }
+
+    /// Whole blocks of finite values, appended to `out`: rounded to nearest even for floats, ggml's reference for blocks (`quantize_row_*_ref`).
+    /// Nothing for types that are only read. Panics if the values are no whole blocks.
+    pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
+        let kind = self.kind();
+        assert!(values.len().is_multiple_of(kind.block), "{} values are no whole blocks of {self}", values.len());
+        if let Some(quantize) = kind.quantize {
+            values.chunks_exact(kind.block).for_each(|block| quantize(block, out));
+        }
     }
 
     /// The values of whole blocks as files have them, appended to `out`; ggml's `dequantize_row_*`, bit for bit.
@@ -110,7 +151,8 @@ impl Format {
                 for block in blocks.chunks_exact(kind.bytes) {
                     for j in 0..kind.block / 32 {
                         let part = (kind.part)(block, j);
-                        out.extend(part.q.iter().map(|q| part.d * *q as f32 + part.m));
+                        let minima = part.minima.map(|m| part.m * m as f32);
+                        out.extend(part.q.iter().enumerate().map(|(i, q)| part.d * *q as f32 + minima[i / 16]));
                     }
                 }
             }
@@ -194,10 +236,22 @@ pub(crate) enum Sum {
     Four,
     /// Codes to 31: 16 bits hold half of it.
     Five,
+    /// Codes to 15, a factor for each 16 weights.
+    Quarters,
     /// Codes to 63, a factor for each 16 weights: 16 bits hold the sum of 8.
     Halves,
     /// Signed bytes, plus 128.
     Signed,
+}
+
+/// What is added to a part's weights.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Minimum {
+    None,
+    /// One number a column.
+    One,
+    /// A step a column, times a whole number for each 16 weights.
+    Two,
 }
 
 /// What the kernel reads from a group of a panel, `SUPER` parts in `BYTES` bytes. Every method is `unsafe` for one reason: the set's CPU
@@ -207,28 +261,179 @@ pub(crate) trait Blocks<S: super::isa::Isa> {
     const SUPER: usize;
     const BYTES: usize;
     const SUM: Sum;
-    /// What codes are more than the weights.
+    /// What codes are more than the weights: 2^n.
     const OFFSET: i32 = 0;
-    /// Whether minima are added.
-    const MINIMUM: bool = false;
+    const MINIMUM: Minimum = Minimum::None;
+    /// Bytes of a part in the panel that lies in memory: what is prefetched meanwhile.
+    const AHEAD: usize = Self::BYTES.div_ceil(Self::SUPER);
     /// Further bits of a part's codes.
     type Planes: Copy;
     unsafe fn planes(group: *const u8, part: usize) -> Self::Planes;
     /// Codes of line `i`: k = 4i + j, and 16 + 4i + j. Called with i ascending.
     unsafe fn line(group: *const u8, part: usize, i: usize, planes: &mut Self::Planes) -> (S::B, S::B);
-    /// Where line `i` lies.
-    fn at(part: usize, i: usize) -> usize;
+    /// One of the two.
+    #[inline(always)]
+    unsafe fn half(group: *const u8, part: usize, i: usize, half: usize, planes: &mut Self::Planes) -> S::B {
+        let (low, high) = unsafe { Self::line(group, part, i, planes) };
+        if half == 0 { low } else { high }
+    }
+    /// The same of [`Sum::Signed`] (which has no planes), prepared.
+    #[inline(always)]
+    unsafe fn signed(group: *const u8, part: usize, i: usize, half: usize) -> S::Line8 {
+        unsafe { S::signed(Self::half(group, part, i, half, &mut Self::planes(group, part))) }
+    }
     /// The steps of the columns.
     unsafe fn step(group: *const u8, part: usize) -> S::F;
-    /// Their minima.
+    /// Their minima, or the steps of these.
     #[inline(always)]
     unsafe fn minimum(_group: *const u8, _part: usize) -> S::F {
         unsafe { S::zero() }
     }
-    /// Factors of each 16 weights, 16 bytes each.
+    /// Factors of the first or of the last 16 weights.
     #[inline(always)]
-    unsafe fn factors(group: *const u8, _part: usize) -> (*const i8, *const i8) {
-        (group as *const i8, group as *const i8)
+    unsafe fn factor(_group: *const u8, _part: usize, _half: usize) -> S::I {
+        unsafe { S::splat_i(0) }
+    }
+    /// Pairs of what the sums of 16 activations each are multiplied with: the factors times -`OFFSET`.
+    #[inline(always)]
+    unsafe fn offsets(group: *const u8, part: usize) -> S::I {
+        unsafe {
+            let pairs = S::pair(Self::factor(group, part, 0), Self::factor(group, part, 1));
+            S::scale_pairs(pairs, -(Self::OFFSET as i16))
+        }
+    }
+    /// Pairs of the whole numbers of [`Minimum::Two`].
+    #[inline(always)]
+    unsafe fn minima(_group: *const u8, _part: usize) -> S::I {
+        unsafe { S::splat_i(0) }
+    }
+}
+
+/// Whether a type has a factor for each 16 weights.
+pub(crate) const fn has_factors(sum: Sum) -> bool {
+    matches!(sum, Sum::Quarters | Sum::Halves)
+}
+
+/// Parts of a panel unpacked for many rows, so that no tile of rows does it again: a part is eight lines of codes (of signed bytes: as the
+/// set wants them), `[16]` steps, and what the type has of `[16]` minima, `[2][16]` factors, `[16]` offsets, `[16]` minima's pairs.
+pub(crate) struct Unpacked<Q>(Q);
+
+impl<Q> Unpacked<Q> {
+    const fn line_bytes<S: super::isa::Isa>() -> usize
+    where
+        Q: Blocks<S>,
+    {
+        if matches!(Q::SUM, Sum::Signed) { S::LINE8 } else { 64 }
+    }
+
+    /// Where a part's steps, minima, factors, pairs of minima lie, and its end.
+    const fn places<S: super::isa::Isa>() -> [usize; 5]
+    where
+        Q: Blocks<S>,
+    {
+        let steps = 8 * Self::line_bytes::<S>();
+        let minima = steps + 64;
+        let factors = minima + if matches!(Q::MINIMUM, Minimum::None) { 0 } else { 64 };
+        let pairs = factors
+            + match (has_factors(Q::SUM), Q::OFFSET) {
+                (false, _) => 0,
+                (true, 0) => 128,
+                (true, _) => 192,
+            };
+        [steps, minima, factors, pairs, pairs + if matches!(Q::MINIMUM, Minimum::Two) { 64 } else { 0 }]
+    }
+
+    /// Bytes of a part.
+    pub(crate) const fn part_bytes<S: super::isa::Isa>() -> usize
+    where
+        Q: Blocks<S>,
+    {
+        Self::places::<S>()[4]
+    }
+
+    /// Unpacks `parts` parts of a panel.
+    #[inline(always)]
+    pub(crate) unsafe fn fill<S: super::isa::Isa>(w: *const u8, parts: usize, out: *mut u8)
+    where
+        Q: Blocks<S>,
+    {
+        let [steps, minima, factors, pairs, end] = Self::places::<S>();
+        let line = Self::line_bytes::<S>();
+        unsafe {
+            for b in 0..parts {
+                let (group, part) = (w.add(b / Q::SUPER * Q::BYTES), b % Q::SUPER);
+                let out = out.add(b * end);
+                let mut planes = Q::planes(group, part);
+                for i in 0..4 {
+                    if matches!(Q::SUM, Sum::Signed) {
+                        S::store_line8(out.add(i * line), Q::signed(group, part, i, 0));
+                        S::store_line8(out.add((4 + i) * line), Q::signed(group, part, i, 1));
+                    } else {
+                        let (low, high) = Q::line(group, part, i, &mut planes);
+                        S::store_b(out.add(i * line), low);
+                        S::store_b(out.add((4 + i) * line), high);
+                    }
+                }
+                S::store(out.add(steps) as *mut f32, Q::step(group, part));
+                if !matches!(Q::MINIMUM, Minimum::None) {
+                    S::store(out.add(minima) as *mut f32, Q::minimum(group, part));
+                }
+                if has_factors(Q::SUM) {
+                    S::store_i(out.add(factors) as *mut i32, Q::factor(group, part, 0));
+                    S::store_i(out.add(factors + 64) as *mut i32, Q::factor(group, part, 1));
+                    if Q::OFFSET > 0 {
+                        S::store_i(out.add(factors + 128) as *mut i32, Q::offsets(group, part));
+                    }
+                }
+                if matches!(Q::MINIMUM, Minimum::Two) {
+                    S::store_i(out.add(pairs) as *mut i32, Q::minima(group, part));
+                }
+            }
+        }
+    }
+}
+
+impl<S: super::isa::Isa, Q: Blocks<S>> Blocks<S> for Unpacked<Q> {
+    const SUPER: usize = 1;
+    const BYTES: usize = Unpacked::<Q>::part_bytes::<S>();
+    const SUM: Sum = Q::SUM;
+    const OFFSET: i32 = Q::OFFSET;
+    const MINIMUM: Minimum = Q::MINIMUM;
+    const AHEAD: usize = Q::AHEAD;
+    type Planes = ();
+    #[inline(always)]
+    unsafe fn planes(_: *const u8, _: usize) {}
+    #[inline(always)]
+    unsafe fn line(group: *const u8, _: usize, i: usize, _: &mut ()) -> (S::B, S::B) {
+        unsafe { (S::load_b(group.add(i * 64)), S::load_b(group.add(i * 64 + 256))) }
+    }
+    #[inline(always)]
+    unsafe fn half(group: *const u8, _: usize, i: usize, half: usize, _: &mut ()) -> S::B {
+        unsafe { S::load_b(group.add(i * 64 + half * 256)) }
+    }
+    #[inline(always)]
+    unsafe fn signed(group: *const u8, _: usize, i: usize, half: usize) -> S::Line8 {
+        unsafe { S::load_line8(group.add((i + 4 * half) * S::LINE8)) }
+    }
+    #[inline(always)]
+    unsafe fn step(group: *const u8, _: usize) -> S::F {
+        unsafe { S::load(group.add(Self::places::<S>()[0]) as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn minimum(group: *const u8, _: usize) -> S::F {
+        unsafe { S::load(group.add(Self::places::<S>()[1]) as *const f32) }
+    }
+    #[inline(always)]
+    unsafe fn factor(group: *const u8, _: usize, half: usize) -> S::I {
+        unsafe { S::load_i(group.add(Self::places::<S>()[2] + half * 64) as *const i32) }
+    }
+    #[inline(always)]
+    unsafe fn offsets(group: *const u8, _: usize) -> S::I {
+        unsafe { S::load_i(group.add(Self::places::<S>()[2] + 128) as *const i32) }
+    }
+    #[inline(always)]
+    unsafe fn minima(group: *const u8, _: usize) -> S::I {
+        unsafe { S::load_i(group.add(Self::places::<S>()[3]) as *const i32) }
     }
 }
 

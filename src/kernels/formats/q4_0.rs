@@ -1,12 +1,12 @@
 //! Q4_0: 32 nibbles less 8 and an f16 step (`block_q4_0`). A group is two blocks: `[2]` four lines, then `[2][16]` steps.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half};
+use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half, quantize};
 
 pub(super) const BYTES: usize = 2 * 256 + 64;
 
 fn part(block: &[u8], _: usize) -> Part {
-    Part { q: std::array::from_fn(|i| (block[2 + i % 16] >> (i / 16 * 4) & 15) as i32 - 8), d: half_at(block, 0), m: 0.0 }
+    Part::new(std::array::from_fn(|i| (block[2 + i % 16] >> (i / 16 * 4) & 15) as i32 - 8), half_at(block, 0), 0.0)
 }
 
 /// Also IQ4_NL's.
@@ -26,6 +26,7 @@ pub(super) static KIND: Kind = Kind {
     block: 32,
     bytes: 18,
     halves: &[0],
+    quantize: Some(quantize::q4_0),
     part,
     group: 64,
     group_bytes: BYTES,
@@ -48,10 +49,6 @@ impl<S: Isa> Blocks<S> for Q40 {
     #[inline(always)]
     unsafe fn line(group: *const u8, part: usize, i: usize, _: &mut ()) -> (S::B, S::B) {
         unsafe { S::nibbles(group.add(part * 256 + i * 64)) }
-    }
-    #[inline(always)]
-    fn at(part: usize, i: usize) -> usize {
-        part * 256 + i * 64
     }
     #[inline(always)]
     unsafe fn step(group: *const u8, part: usize) -> S::F {

@@ -1,16 +1,12 @@
 //! Q4_1: 32 nibbles, an f16 step and an f16 minimum (`block_q4_1`). A group is a block: four lines, steps, minima.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half};
+use super::{Blocks, Kind, Minimum, Part, Sum, half_at, nibble, put_half, quantize};
 
 const BYTES: usize = 256 + 64;
 
 fn part(block: &[u8], _: usize) -> Part {
-    Part {
-        q: std::array::from_fn(|i| (block[4 + i % 16] >> (i / 16 * 4) & 15) as i32),
-        d: half_at(block, 0),
-        m: half_at(block, 2),
-    }
+    Part::new(std::array::from_fn(|i| (block[4 + i % 16] >> (i / 16 * 4) & 15) as i32), half_at(block, 0), half_at(block, 2))
 }
 
 pub(super) static KIND: Kind = Kind {
@@ -19,6 +15,7 @@ pub(super) static KIND: Kind = Kind {
     block: 32,
     bytes: 20,
     halves: &[0, 2],
+    quantize: Some(quantize::q4_1),
     part,
     group: 32,
     group_bytes: BYTES,
@@ -41,17 +38,13 @@ impl<S: Isa> Blocks<S> for Q41 {
     const SUPER: usize = 1;
     const BYTES: usize = BYTES;
     const SUM: Sum = Sum::Four;
-    const MINIMUM: bool = true;
+    const MINIMUM: Minimum = Minimum::One;
     type Planes = ();
     #[inline(always)]
     unsafe fn planes(_: *const u8, _: usize) {}
     #[inline(always)]
     unsafe fn line(group: *const u8, _: usize, i: usize, _: &mut ()) -> (S::B, S::B) {
         unsafe { S::nibbles(group.add(i * 64)) }
-    }
-    #[inline(always)]
-    fn at(_: usize, i: usize) -> usize {
-        i * 64
     }
     #[inline(always)]
     unsafe fn step(group: *const u8, _: usize) -> S::F {

@@ -2,7 +2,7 @@
 //! `[16]` steps of the minima negated, `[8][2][16]` factors and minima as bytes, `[8]` four lines: 2.8 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half, put_nibbles, six_bits};
+use super::{Blocks, Kind, Minimum, Part, Sum, half_at, nibble, put_half, put_nibbles, six_bits, quantize};
 
 /// Bytes before the lines: also Q5_K's.
 pub(super) const HEAD: usize = 64 + 256;
@@ -37,7 +37,7 @@ pub(super) fn head(group: &[u8], c: usize, j: usize) -> (f32, f32) {
 
 fn part(block: &[u8], j: usize) -> Part {
     let (d, m) = numbers(block, j);
-    Part { q: codes(block, j).map(i32::from), d, m }
+    Part::new(codes(block, j).map(i32::from), d, m)
 }
 
 pub(super) static KIND: Kind = Kind {
@@ -46,6 +46,7 @@ pub(super) static KIND: Kind = Kind {
     block: 256,
     bytes: 144,
     halves: &[0, 2],
+    quantize: Some(quantize::q4_k),
     part,
     group: 256,
     group_bytes: BYTES,
@@ -81,17 +82,13 @@ impl<S: Isa> Blocks<S> for Q4K {
     const SUPER: usize = 8;
     const BYTES: usize = BYTES;
     const SUM: Sum = Sum::Four;
-    const MINIMUM: bool = true;
+    const MINIMUM: Minimum = Minimum::One;
     type Planes = ();
     #[inline(always)]
     unsafe fn planes(_: *const u8, _: usize) {}
     #[inline(always)]
     unsafe fn line(group: *const u8, part: usize, i: usize, _: &mut ()) -> (S::B, S::B) {
         unsafe { S::nibbles(group.add(HEAD + part * 256 + i * 64)) }
-    }
-    #[inline(always)]
-    fn at(part: usize, i: usize) -> usize {
-        HEAD + part * 256 + i * 64
     }
     #[inline(always)]
     unsafe fn step(group: *const u8, part: usize) -> S::F {

@@ -2,7 +2,7 @@
 //! `[2][16]` steps.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth};
+use super::{Blocks, Kind, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth, quantize};
 
 const BYTES: usize = 2 * 320 + 64;
 
@@ -13,7 +13,7 @@ pub(super) fn codes(bits: &[u8]) -> [u8; 32] {
 }
 
 fn part(block: &[u8], _: usize) -> Part {
-    Part { q: codes(&block[2..]).map(|q| q as i32 - 16), d: half_at(block, 0), m: 0.0 }
+    Part::new(codes(&block[2..]).map(|q| q as i32 - 16), half_at(block, 0), 0.0)
 }
 
 pub(super) static KIND: Kind = Kind {
@@ -22,6 +22,7 @@ pub(super) static KIND: Kind = Kind {
     block: 32,
     bytes: 22,
     halves: &[0],
+    quantize: Some(quantize::q5_0),
     part,
     group: 64,
     group_bytes: BYTES,
@@ -56,10 +57,6 @@ impl<S: Isa> Blocks<S> for Q50 {
     #[inline(always)]
     unsafe fn line(group: *const u8, part: usize, i: usize, plane: &mut S::B) -> (S::B, S::B) {
         unsafe { with_fifth::<S>(S::nibbles(group.add(part * 320 + i * 64)), plane) }
-    }
-    #[inline(always)]
-    fn at(part: usize, i: usize) -> usize {
-        part * 320 + i * 64
     }
     #[inline(always)]
     unsafe fn step(group: *const u8, part: usize) -> S::F {

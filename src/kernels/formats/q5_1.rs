@@ -2,12 +2,12 @@
 
 use super::super::isa::Isa;
 use super::q5_0::codes;
-use super::{Blocks, Kind, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth};
+use super::{Blocks, Kind, Minimum, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth, quantize};
 
 const BYTES: usize = 320 + 64;
 
 fn part(block: &[u8], _: usize) -> Part {
-    Part { q: codes(&block[4..]).map(i32::from), d: half_at(block, 0), m: half_at(block, 2) }
+    Part::new(codes(&block[4..]).map(i32::from), half_at(block, 0), half_at(block, 2))
 }
 
 pub(super) static KIND: Kind = Kind {
@@ -16,6 +16,7 @@ pub(super) static KIND: Kind = Kind {
     block: 32,
     bytes: 24,
     halves: &[0, 2],
+    quantize: Some(quantize::q5_1),
     part,
     group: 32,
     group_bytes: BYTES,
@@ -40,7 +41,7 @@ impl<S: Isa> Blocks<S> for Q51 {
     const SUPER: usize = 1;
     const BYTES: usize = BYTES;
     const SUM: Sum = Sum::Five;
-    const MINIMUM: bool = true;
+    const MINIMUM: Minimum = Minimum::One;
     type Planes = S::B;
     #[inline(always)]
     unsafe fn planes(group: *const u8, _: usize) -> S::B {
@@ -49,10 +50,6 @@ impl<S: Isa> Blocks<S> for Q51 {
     #[inline(always)]
     unsafe fn line(group: *const u8, _: usize, i: usize, plane: &mut S::B) -> (S::B, S::B) {
         unsafe { with_fifth::<S>(S::nibbles(group.add(i * 64)), plane) }
-    }
-    #[inline(always)]
-    fn at(_: usize, i: usize) -> usize {
-        i * 64
     }
     #[inline(always)]
     unsafe fn step(group: *const u8, _: usize) -> S::F {

@@ -2,7 +2,7 @@
 
 use super::super::isa::Isa;
 use super::q4_k::{HEAD, head, minimum, numbers, put_head, step};
-use super::{Blocks, Kind, Part, Sum, fifth, nibble, put_fifth, put_nibbles, with_fifth};
+use super::{Blocks, Kind, Minimum, Part, Sum, fifth, nibble, put_fifth, put_nibbles, with_fifth, quantize};
 
 const BYTES: usize = HEAD + 8 * 320;
 
@@ -12,7 +12,7 @@ fn codes(block: &[u8], j: usize) -> [u8; 32] {
 
 fn part(block: &[u8], j: usize) -> Part {
     let (d, m) = numbers(block, j);
-    Part { q: codes(block, j).map(i32::from), d, m }
+    Part::new(codes(block, j).map(i32::from), d, m)
 }
 
 pub(super) static KIND: Kind = Kind {
@@ -21,6 +21,7 @@ pub(super) static KIND: Kind = Kind {
     block: 256,
     bytes: 176,
     halves: &[0, 2],
+    quantize: Some(quantize::q5_k),
     part,
     group: 256,
     group_bytes: BYTES,
@@ -47,7 +48,7 @@ impl<S: Isa> Blocks<S> for Q5K {
     const SUPER: usize = 8;
     const BYTES: usize = BYTES;
     const SUM: Sum = Sum::Five;
-    const MINIMUM: bool = true;
+    const MINIMUM: Minimum = Minimum::One;
     type Planes = S::B;
     #[inline(always)]
     unsafe fn planes(group: *const u8, part: usize) -> S::B {
@@ -56,10 +57,6 @@ impl<S: Isa> Blocks<S> for Q5K {
     #[inline(always)]
     unsafe fn line(group: *const u8, part: usize, i: usize, plane: &mut S::B) -> (S::B, S::B) {
         unsafe { with_fifth::<S>(S::nibbles(group.add(HEAD + part * 320 + i * 64)), plane) }
-    }
-    #[inline(always)]
-    fn at(part: usize, i: usize) -> usize {
-        HEAD + part * 320 + i * 64
     }
     #[inline(always)]
     unsafe fn step(group: *const u8, part: usize) -> S::F {

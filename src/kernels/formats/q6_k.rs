@@ -2,7 +2,7 @@
 //! 32 bytes of nothing, `[16][16]` factors, `[8]` four lines and two of fifth and sixth bits: 1 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half, put_nibbles, put_sixth, sixth};
+use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half, put_nibbles, put_sixth, sixth, quantize};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 384;
@@ -19,7 +19,7 @@ fn codes(block: &[u8], j: usize) -> [u8; 32] {
 fn part(block: &[u8], j: usize) -> Part {
     let codes = codes(block, j);
     let factor = |i: usize| block[192 + j * 2 + i / 16] as i8 as i32;
-    Part { q: std::array::from_fn(|i| factor(i) * (codes[i] as i32 - 32)), d: half_at(block, 208), m: 0.0 }
+    Part::new(std::array::from_fn(|i| factor(i) * (codes[i] as i32 - 32)), half_at(block, 208), 0.0)
 }
 
 pub(super) static KIND: Kind = Kind {
@@ -28,6 +28,7 @@ pub(super) static KIND: Kind = Kind {
     block: 256,
     bytes: 210,
     halves: &[208],
+    quantize: Some(quantize::q6_k),
     part,
     group: 256,
     group_bytes: BYTES,
@@ -73,15 +74,11 @@ impl<S: Isa> Blocks<S> for Q6K {
         }
     }
     #[inline(always)]
-    fn at(part: usize, i: usize) -> usize {
-        LINES + part * 384 + i * 64
-    }
-    #[inline(always)]
     unsafe fn step(group: *const u8, _: usize) -> S::F {
         unsafe { S::load_f16(group as *const u16) }
     }
     #[inline(always)]
-    unsafe fn factors(group: *const u8, part: usize) -> (*const i8, *const i8) {
-        unsafe { (group.add(64 + part * 32) as *const i8, group.add(64 + part * 32 + 16) as *const i8) }
+    unsafe fn factor(group: *const u8, part: usize, half: usize) -> S::I {
+        unsafe { S::factors(group.add(64 + part * 32 + half * 16) as *const i8) }
     }
 }

@@ -1,0 +1,223 @@
+//! From values to blocks, as ggml's reference does it (ggml-quants.c, `quantize_row_*_ref`, facts only): steps of the K types are searched for
+//! so that the squared error, weighted, is least among some twenty candidates. In: whole blocks of finite values. Out: bytes as files have them.
+//! Sums run in ggml's order; where its compiler fuses a multiplication with an addition a last bit may differ, and with it now and then a code.
+
+use half::f16;
+
+/// Nearest integer, ties to even.
+fn nearest(x: f32) -> i32 {
+    x.round_ties_even() as i32
+}
+
+fn put(out: &mut Vec<u8>, x: f32) -> f32 {
+    let half = f16::from_f32(x);
+    out.extend(half.to_le_bytes());
+    half.to_f32()
+}
+
+fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// The value of largest magnitude, the first of equals.
+fn largest(block: &[f32]) -> f32 {
+    block.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m })
+}
+
+fn range(block: &[f32]) -> (f32, f32) {
+    block.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)))
+}
+
+pub(super) fn q8_0(block: &[f32], out: &mut Vec<u8>) {
+    let d = largest(block).abs() / 127.0;
+    let by = inverse(d);
+    put(out, d);
+    out.extend(block.iter().map(|v| (v * by).round() as i8 as u8));
+}
+
+pub(super) fn q4_0(block: &[f32], out: &mut Vec<u8>) {
+    let d = largest(block) / -8.0;
+    let by = inverse(d);
+    let code = |v: f32| ((v * by + 8.5) as i8 as u8).min(15);
+    put(out, d);
+    out.extend((0..16).map(|i| code(block[i]) | code(block[i + 16]) << 4));
+}
+
+pub(super) fn q4_1(block: &[f32], out: &mut Vec<u8>) {
+    let (low, high) = range(block);
+    let d = (high - low) / 15.0;
+    let by = inverse(d);
+    let code = |v: f32| (((v - low) * by + 0.5) as u8).min(15);
+    put(out, d);
+    put(out, low);
+    out.extend((0..16).map(|i| code(block[i]) | code(block[i + 16]) << 4));
+}
+
+/// Fifth bits, then nibbles.
+fn put_five(codes: &[u8; 32], out: &mut Vec<u8>) {
+    let fifth = codes.iter().enumerate().fold(0u32, |bits, (i, code)| bits | u32::from(code >> 4 & 1) << i);
+    out.extend(fifth.to_le_bytes());
+    out.extend((0..16).map(|i| codes[i] & 15 | codes[i + 16] << 4));
+}
+
+pub(super) fn q5_0(block: &[f32], out: &mut Vec<u8>) {
+    let d = largest(block) / -16.0;
+    let by = inverse(d);
+    put(out, d);
+    put_five(&std::array::from_fn(|i| ((block[i] * by + 16.5) as i8 as u8).min(31)), out);
+}
+
+pub(super) fn q5_1(block: &[f32], out: &mut Vec<u8>) {
+    let (low, high) = range(block);
+    let d = (high - low) / 31.0;
+    let by = inverse(d);
+    put(out, d);
+    put(out, low);
+    put_five(&std::array::from_fn(|i| (((block[i] - low) * by + 0.5) as u8).min(31)), out);
+}
+
+/// Step and negated minimum of 32 values with codes to `most` (`make_qkx2_quants`): from the plain step on, `tries` + 1 candidates whose
+/// inverse steps are `first` + i / 10 + `most` over the range, each then fitted by least squares to the codes that it gives.
+fn step_and_minimum(x: &[f32], most: i32, first: f32, tries: i32) -> (f32, f32) {
+    let mean_square = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+    let weights: Vec<f32> = x.iter().map(|v| mean_square.sqrt() + v.abs()).collect();
+    let (low, high) = range(x);
+    let low = low.min(0.0);
+    if high == low {
+        return (0.0, -low);
+    }
+    let (mut sum_w, mut sum_x) = (0f32, 0f32);
+    for (w, x) in weights.iter().zip(x) {
+        sum_w += w;
+        sum_x += w * x;
+    }
+    let code = |inverse: f32, x: f32| nearest(inverse * (x - low)).clamp(0, most);
+    let error = |inverse: f32, step: f32, minimum: f32| {
+        x.iter().zip(&weights).fold(0f32, |sum, (x, w)| {
+            let off = step * code(inverse, *x) as f32 + minimum - x;
+            sum + w * (off * off)
+        })
+    };
+    let plain = most as f32 / (high - low);
+    let mut best = (1.0 / plain, low);
+    let mut least = error(plain, best.0, best.1);
+    for i in 0..=tries {
+        let inverse = (first + 0.1 * i as f32 + most as f32) / (high - low);
+        let (mut sum_l, mut sum_l2, mut sum_xl) = (0f32, 0f32, 0f32);
+        for (w, x) in weights.iter().zip(x) {
+            let l = code(inverse, *x) as f32;
+            sum_l += w * l;
+            sum_l2 += w * l * l;
+            sum_xl += w * l * x;
+        }
+        let determinant = sum_w * sum_l2 - sum_l * sum_l;
+        if determinant > 0.0 {
+            let mut fit =
+                ((sum_w * sum_xl - sum_x * sum_l) / determinant, (sum_l2 * sum_x - sum_l * sum_xl) / determinant);
+            if fit.1 > 0.0 {
+                fit = (sum_xl / sum_l2, 0.0);
+            }
+            let error = error(inverse, fit.0, fit.1);
+            if error < least {
+                (best, least) = (fit, error);
+            }
+        }
+    }
+    (best.0, -best.1)
+}
+
+/// Eight steps and minima in six bits each, and the f16 steps of these: the head of Q4_K and Q5_K. Returns what each part's codes then mean.
+fn put_super(block: &[f32], most: i32, first: f32, tries: i32, out: &mut Vec<u8>) -> [(f32, f32); 8] {
+    let parts: [(f32, f32); 8] = std::array::from_fn(|j| step_and_minimum(&block[j * 32..][..32], most, first, tries));
+    let (step, minimum) = parts.iter().fold((0f32, 0f32), |(s, m), part| (s.max(part.0), m.max(part.1)));
+    let in_63 = |largest: f32| if largest > 0.0 { 63.0 / largest } else { 0.0 };
+    let (by_step, by_minimum) = (in_63(step), in_63(minimum));
+    let six = |x: f32| (nearest(x) as u8).min(63);
+    let codes = parts.map(|(s, m)| (six(by_step * s), six(by_minimum * m)));
+    let (d, dm) = (put(out, step / 63.0), put(out, minimum / 63.0));
+    let mut packed = [0u8; 12];
+    for (j, (s, m)) in codes.into_iter().enumerate() {
+        if j < 4 {
+            packed[j] = s;
+            packed[j + 4] = m;
+        } else {
+            packed[j + 4] = s & 15 | (m & 15) << 4;
+            packed[j - 4] |= (s >> 4) << 6;
+            packed[j] |= (m >> 4) << 6;
+        }
+    }
+    out.extend(packed);
+    codes.map(|(s, m)| (d * s as f32, dm * m as f32))
+}
+
+/// The codes of a block with the steps and minima of its parts; 0 where the step is.
+fn super_codes(block: &[f32], parts: &[(f32, f32); 8], most: i32) -> [u8; 256] {
+    std::array::from_fn(|i| {
+        let (d, m) = parts[i / 32];
+        if d == 0.0 { 0 } else { nearest((block[i] + m) / d).clamp(0, most) as u8 }
+    })
+}
+
+pub(super) fn q4_k(block: &[f32], out: &mut Vec<u8>) {
+    let parts = put_super(block, 15, -1.0, 20, out);
+    let codes = super_codes(block, &parts, 15);
+    out.extend((0..128).map(|i| codes[i / 32 * 64 + i % 32] | codes[i / 32 * 64 + 32 + i % 32] << 4));
+}
+
+pub(super) fn q5_k(block: &[f32], out: &mut Vec<u8>) {
+    let parts = put_super(block, 31, -0.5, 15, out);
+    let codes = super_codes(block, &parts, 31);
+    out.extend((0..32).map(|i| (0..8).fold(0, |bits, j| bits | (codes[j * 32 + i] >> 4) << j)));
+    out.extend((0..128).map(|i| codes[i / 32 * 64 + i % 32] & 15 | codes[i / 32 * 64 + 32 + i % 32] << 4));
+}
+
+/// The step of 16 values with codes -32..=31 (`make_qx_quants`, weights x²): 19 candidates around the plain one, each fitted to its codes.
+fn step_of_16(x: &[f32]) -> f32 {
+    let most = largest(x);
+    if most.abs() < 1e-15 {
+        return 0.0;
+    }
+    let sums = |inverse: f32| {
+        x.iter().fold((0f32, 0f32), |(lx, l2), x| {
+            let (l, w) = (nearest(inverse * x).clamp(-32, 31) as f32, x * x);
+            (lx + w * x * l, l2 + w * l * l)
+        })
+    };
+    let (lx, l2) = sums(-32.0 / most);
+    let mut step = if l2 > 0.0 { lx / l2 } else { 0.0 };
+    let mut best = step * lx;
+    for i in (-9..=9).filter(|i| *i != 0) {
+        let (lx, l2) = sums(-(32.0 + 0.1 * i as f32) / most);
+        if l2 > 0.0 && lx * lx > best * l2 {
+            step = lx / l2;
+            best = step * lx;
+        }
+    }
+    step
+}
+
+pub(super) fn q6_k(block: &[f32], out: &mut Vec<u8>) {
+    let steps: [f32; 16] = std::array::from_fn(|s| step_of_16(&block[s * 16..][..16]));
+    let most = largest(&steps);
+    if most.abs() < 1e-15 {
+        out.extend([0; 210]);
+        return;
+    }
+    let by = -128.0 / most;
+    let d = f16::from_f32(1.0 / by);
+    let factors = steps.map(|s| nearest(by * s).min(127) as i8);
+    let codes: [u8; 256] = std::array::from_fn(|i| {
+        let step = d.to_f32() * factors[i / 16] as f32;
+        // Where the step is 0 ggml keeps codes that mean nothing; 0 then.
+        if step == 0.0 { 32 } else { (nearest(block[i] / step).clamp(-32, 31) + 32) as u8 }
+    });
+    let at = |half: usize, run: usize, i: usize| codes[half * 128 + run * 32 + i];
+    for half in 0..2 {
+        out.extend((0..64).map(|i| at(half, i / 32, i % 32) & 15 | at(half, i / 32 + 2, i % 32) << 4));
+    }
+    for half in 0..2 {
+        out.extend((0..32).map(|i| (0..4).fold(0, |bits, run| bits | (at(half, run, i) >> 4) << (2 * run))));
+    }
+    out.extend(factors.map(|f| f as u8));
+    out.extend(d.to_le_bytes());
+}
