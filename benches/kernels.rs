@@ -28,7 +28,7 @@ struct Args {
     /// portable, avx2, avx512; all that this CPU can run unless given
     #[arg(long, value_parser = KernelSet::named)]
     kernels: Option<KernelSet>,
-    #[arg(long, default_value = "f32,bf16,q8_0,q4_1")]
+    #[arg(long, default_value = "f32,bf16,q8_0,q4_1,q4_k,q6_k")]
     formats: String,
     /// Only lines that have this word
     #[arg(long, default_value = "")]
@@ -545,7 +545,7 @@ fn steps(table: &mut Table, set: KernelSet, threads: usize, packed: &[(Format, A
             memory: Memory::Preallocated,
         };
         let mut decoder = NativeDecoder::new(model.clone(), options).unwrap_or_else(|e| panic!("{e}"));
-        let formats: Formats = model.storage();
+        let formats: Formats = model.storage(model.usual_kv());
         // The portable set only decodes a few tokens: the rest would take minutes.
         let slow = set == KernelSet::portable() && KernelSet::available().len() > 1 && !table.full;
         let (tokens, passes) = match (table.full, slow) {

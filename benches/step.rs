@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     } else {
         let plan = format.map_or(FormatPlan::AsStored, FormatPlan::All);
         let packed = Arc::new(PackedModel::pack(&model, plan, args.threads)?);
-        formats = packed.storage();
+        formats = packed.storage(packed.usual_kv());
         let kv_bytes = packed.kv_bytes_per_position() * 16 * 160;
         let kernels = args.kernels.unwrap_or_else(KernelSet::best);
         let (threads, rows) = (args.threads, args.rows);

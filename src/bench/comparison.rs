@@ -282,7 +282,6 @@ impl Comparison {
 mod tests {
     use super::*;
     use crate::bench::figures::quality_figures;
-    use crate::kernels::Format;
 
     #[test]
     fn figures_of_rounds_by_hand() {

@@ -5,7 +5,7 @@ use super::Failure;
 use super::console::{Level, Progress};
 use crate::engine::Penalties;
 use crate::engine::{Sampling, StopRules};
-use crate::kernels::Format;
+use crate::kernels::{Format, KvElement};
 use crate::optimizations::{ALL, Expected, Phase, Set};
 use crate::pipeline::{DtypePolicy, Form, Generation, Options, PipelineConfig, Sizes};
 use crate::text::Turn;
@@ -39,6 +39,9 @@ pub struct Shared {
     /// Most memory for keys and values, such as 512M [default: a quarter of usable memory, at most batch × 2048 positions]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true, help_heading = "Machine")]
     pub kv_memory: Option<Bytes>,
+    /// Keys and values in f32, f16 or q8_0 (half of f16; answers may differ) [default: f16 for quantized weights, else f32]
+    #[arg(long, value_name = "T", value_parser = kv_dtype, help_heading = "Machine")]
+    pub kv_dtype: Option<KvElement>,
     /// Force a kernel set
     #[arg(long, value_name = "SET", hide = true)]
     pub kernels: Option<String>,
@@ -266,6 +269,7 @@ impl Shared {
             batch: self.batch_size,
             chunk: self.batch_size.max(256),
             kv_bytes: self.kv_memory.map(|b| b.0),
+            kv_dtype: self.kv_dtype,
         }
     }
 
@@ -341,6 +345,13 @@ pub fn dtype(text: &str) -> Result<DtypePolicy, String> {
             format!("{}known are {}", crate::units::did_you_mean(text, known.iter().copied()), known.join(", "))
         }),
     }
+}
+
+/// A value of `--kv-dtype`.
+fn kv_dtype(text: &str) -> Result<KvElement, String> {
+    KvElement::ALL.into_iter().find(|e| e.name() == text).ok_or_else(|| {
+        format!("known are {}", KvElement::ALL.map(KvElement::name).join(", "))
+    })
 }
 
 /// More threads than this for each usable core only wait for one another.

@@ -8,7 +8,7 @@ use super::forward::{Pass, Rotations};
 use super::kv::PageTable;
 use super::workspace::{Step, Workspace};
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Segment, Slot};
-use crate::kernels::{KernelSet, KvArena, PAGE, Row, StateArena, StateSegment, Team, attention_units};
+use crate::kernels::{KernelSet, KvArena, KvElement, PAGE, Row, StateArena, StateSegment, Team, attention_units};
 use crate::model::{LayerSpec, ModelSpec};
 use crate::units::TokenId;
 use std::sync::Arc;
@@ -95,12 +95,12 @@ impl States {
 }
 
 /// How a budget for keys, values and states is cut: (pages, checkpoints).
-fn cut_budget(model: &PackedModel, options: &NativeOptions) -> (usize, usize) {
+fn cut_budget(model: &PackedModel, options: &NativeOptions, element: KvElement) -> (usize, usize) {
     let block = model.state_bytes_per_sequence() / 2;
     let left = options.kv_bytes.saturating_sub(model.state_bytes_per_sequence().saturating_mul(options.slots as u64));
     // A quarter for checkpoints, at most four a slot: pages without one can still be shared from the checkpoint before them.
     let checkpoints = (left / 4).checked_div(block).unwrap_or(0).min(4 * options.slots as u64);
-    let pages = (left - checkpoints * block) / (model.kv_shape().page_bytes().max(1) as u64);
+    let pages = (left - checkpoints * block) / (model.kv_shape(element).page_bytes().max(1) as u64);
     (pages.min(u32::MAX as u64 - 1) as usize, checkpoints as usize)
 }
 
@@ -121,12 +121,19 @@ pub struct NativeDecoder {
 }
 
 impl NativeDecoder {
-    /// A decoder of a packed model. Fails if memory or threads are refused.
+    /// A decoder of a packed model, keys and values kept as usual. Fails if memory or threads are refused.
     pub fn new(model: Arc<PackedModel>, options: NativeOptions) -> Result<NativeDecoder, NativeError> {
+        let usual = model.usual_kv();
+        NativeDecoder::with_kv(model, options, usual)
+    }
+
+    /// The same with keys and values in `element`, which must hold all of the model's heads ([`KvElement::holds`]).
+    pub fn with_kv(model: Arc<PackedModel>, options: NativeOptions, element: KvElement) -> Result<NativeDecoder, NativeError> {
         let estimate = NativeDecoder::estimate(&model, &options);
         let memory = |what, bytes| NativeError::Memory { what, bytes };
-        let shape = model.kv_shape();
-        let (pages, checkpoints) = cut_budget(&model, &options);
+        let shape = model.kv_shape(element);
+        assert!(shape.layers().iter().all(|l| element.holds(l.head_dim)), "heads that {} holds", element.name());
+        let (pages, checkpoints) = cut_budget(&model, &options, element);
         if pages == 0 {
             let bytes = shape.page_bytes() as u64 + model.state_bytes_per_sequence() * options.slots as u64;
             return Err(memory("keys and values of 16 positions (and the states of all sequences)", bytes));
@@ -161,7 +168,7 @@ impl NativeDecoder {
     /// The memory such a decoder needs.
     pub fn estimate(model: &PackedModel, options: &NativeOptions) -> MemoryEstimate {
         let scratch = Workspace::bytes(model, options.rows)
-            + Team::scratch_bytes(options.threads, model.kv_shape().widest_head(), options.rows);
+            + Team::scratch_bytes(options.threads, model.kv_shape(model.usual_kv()).widest_head(), options.rows);
         MemoryEstimate { weights: model.bytes(), kv: options.kv_bytes, scratch: scratch as u64 }
     }
 

@@ -591,18 +591,20 @@ impl PackedModel {
     }
 
     /// The format of every matrix, for counting bytes.
-    pub fn storage(&self) -> crate::roofline::Formats {
-        let element = if self.half_kv() { 2.0 } else { 4.0 };
+    pub fn storage(&self, kv: KvElement) -> crate::roofline::Formats {
+        let element = kv.bytes_of_16() as f64 / 16.0;
         crate::roofline::Formats::new(self.formats_of.iter().copied(), self.output.format, element)
     }
 
-    /// Keys and values are kept in f16: a model with quantized layers. Otherwise in f32.
-    pub fn half_kv(&self) -> bool {
-        self.layers.iter().any(|l| l.matrices().any(|m| m.format.is_quantized()))
+    /// How keys and values are kept where nothing else is asked for: in f16 by a model with quantized layers, otherwise in f32.
+    pub fn usual_kv(&self) -> KvElement {
+        match self.layers.iter().any(|l| l.matrices().any(|m| m.format.is_quantized())) {
+            true => KvElement::F16,
+            false => KvElement::F32,
+        }
     }
 
-    pub(super) fn kv_shape(&self) -> KvShape {
-        let element = if self.half_kv() { KvElement::F16 } else { KvElement::F32 };
+    pub(super) fn kv_shape(&self, element: KvElement) -> KvShape {
         let layer = |l: &LayerSpec| match l.attention() {
             Some(attention) => KvLayer { kv_heads: attention.kv_heads, head_dim: attention.head_dim },
             None => KvLayer { kv_heads: 0, head_dim: 0 },
@@ -632,9 +634,14 @@ impl PackedModel {
         self.state_layout().1 as u64 * 4 * 2
     }
 
-    /// Bytes that the keys and values of one position take.
+    /// Bytes that the keys and values of one position take, kept as usual.
     pub fn kv_bytes_per_position(&self) -> u64 {
-        (self.kv_shape().page_bytes() / PAGE) as u64
+        self.kv_bytes_per_position_in(self.usual_kv())
+    }
+
+    /// The same, kept so.
+    pub fn kv_bytes_per_position_in(&self, element: KvElement) -> u64 {
+        (self.kv_shape(element).page_bytes() / PAGE) as u64
     }
 
     pub(super) fn panels(&self, m: &Packed) -> Panels<'_> {

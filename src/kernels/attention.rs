@@ -7,7 +7,7 @@
 use super::gemm::{Element, F16, F32, score_tile, value_tile, with_rows};
 use super::isa::Isa;
 use super::math::{LANES, exp, quantize_row, rounded, soft_cap};
-use super::pages::{HeadShape, KvElement, PAGE, Row};
+use super::pages::{HeadShape, KvElement, PAGE, Row, widen_page};
 use super::units::{Scratch, Sink};
 
 /// Positions of one step of the online softmax; absolute, so that no run-time quantity moves its edges.
@@ -82,14 +82,16 @@ pub(crate) struct AttentionArgs {
 pub(crate) unsafe fn attention<S: Isa, const NP: usize>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         match a.shape.element {
-            KvElement::F32 => attend::<S, F32, NP>(a, s, unit),
-            KvElement::F16 => attend::<S, F16, NP>(a, s, unit),
+            KvElement::F32 => attend::<S, F32, NP, false>(a, s, unit),
+            KvElement::F16 => attend::<S, F16, NP, false>(a, s, unit),
+            KvElement::Q8_0 => attend::<S, F32, NP, true>(a, s, unit),
         }
     }
 }
 
+/// `BYTES`: pages are int8, and a span is widened to `E` (f32) before it is scored.
 #[inline(always)]
-unsafe fn attend<S: Isa, E: Element<S>, const NP: usize>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
+unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         let u = *a.units.add(unit);
         let (hd, padded) = (a.shape.head_dim, a.shape.head_dim.next_multiple_of(16));
@@ -136,12 +138,20 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize>(a: &AttentionArgs, s: &
                 s.state[i].first = begin(i).saturating_sub(span * SPAN);
                 s.state[i].limit = (position(i) + 1 - span * SPAN).min(SPAN);
             }
-            span_step::<S, E, NP>(s, &now, &next, from, to, 0, hd, a.cap, a.round);
+            if BYTES {
+                let now = now.widened::<S>(hd, s);
+                span_step::<S, E, NP>(s, &now, &now, from, to, 0, hd, a.cap, a.round);
+            } else {
+                span_step::<S, E, NP>(s, &now, &next, from, to, 0, hd, a.cap, a.round);
+            }
         }
         // The audit's padding: the same work on positions nobody needs, its result left behind in the second half of the state.
         for span in spans..(u.padded_context as usize).div_ceil(SPAN) {
             s.state[ATTENTION_ROWS..ATTENTION_ROWS + n].fill(State { limit: SPAN, ..State::NOTHING });
-            let padding = Span::padding(a, &u, span);
+            let mut padding = Span::padding(a, &u, span);
+            if BYTES {
+                padding = padding.widened::<S>(hd, s);
+            }
             span_step::<S, E, NP>(s, &padding, &padding, 0, n, ATTENTION_ROWS, hd, a.cap, a.round);
         }
         for i in 0..n {
@@ -185,6 +195,23 @@ impl Span {
             let exist = (*a.views.add(u.segment as usize)).count;
             Span::from(a, u, SPAN / PAGE, |p| (span * (SPAN / PAGE) + p) % exist)
         }
+    }
+
+    /// The same in f32, in the worker's memory.
+    #[inline(always)]
+    unsafe fn widened<S: Isa>(&self, hd: usize, s: &mut Scratch) -> Span {
+        let mut pages = [std::ptr::null(); SPAN / PAGE];
+        debug_assert!(s.pages.len() >= SPAN * 2 * hd);
+        for p in 0..SPAN / PAGE {
+            unsafe {
+                let to = s.pages.as_mut_ptr().add(p * PAGE * 2 * hd);
+                if p < self.count {
+                    widen_page::<S>(self.pages[p], hd, to);
+                }
+                pages[p] = to as *const u8;
+            }
+        }
+        Span { pages, count: self.count }
     }
 
     #[inline(always)]

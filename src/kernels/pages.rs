@@ -1,7 +1,8 @@
 //! Pages of keys and values: their shape, layer by layer, and the one way to write into them. A page holds 16 positions of all layers,
-//! one after the other; of each layer and kv head, keys `[head_dim][16]` and values `[16][head_dim up to 16]`.
+//! one after the other; of each layer and kv head, keys `[head_dim][16]` and values `[16][head_dim up to 16]`. In int8, keys are followed by
+//! `[head_dim / 16][16]` steps (f16) and values by `[16][head_dim / 16]`.
 #![allow(unsafe_code)]
-#![allow(clippy::missing_safety_doc, clippy::too_many_arguments)]
+#![allow(clippy::missing_safety_doc, clippy::too_many_arguments, clippy::needless_range_loop)]
 
 use super::gemm::{Element, F16, F32};
 use super::isa::Isa;
@@ -24,21 +25,34 @@ impl Row {
 }
 
 /// How keys and values are held. Each has one numeric path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum KvElement {
     /// IEEE single precision.
     F32,
     /// IEEE half precision, nearest even; what does not fit becomes infinite and is noticed.
     F16,
+    /// int8 with an f16 step for each 16 values of a head, round-half-even(x / step); only heads whose width is a multiple of 16.
+    #[allow(non_camel_case_types)]
+    Q8_0,
 }
 
 impl KvElement {
-    /// Bytes of one value.
-    pub fn bytes(self) -> usize {
+    /// All, in the order help shows them.
+    pub const ALL: [KvElement; 3] = [KvElement::F32, KvElement::F16, KvElement::Q8_0];
+
+    /// Bytes of 16 values.
+    pub fn bytes_of_16(self) -> usize {
         match self {
-            KvElement::F32 => 4,
-            KvElement::F16 => 2,
+            KvElement::F32 => 64,
+            KvElement::F16 => 32,
+            KvElement::Q8_0 => 18,
         }
+    }
+
+    /// Whether heads of this width can be held so.
+    pub fn holds(self, head_dim: usize) -> bool {
+        self != KvElement::Q8_0 || head_dim.is_multiple_of(16)
     }
 
     /// As typed after `--kv-dtype`.
@@ -46,6 +60,7 @@ impl KvElement {
         match self {
             KvElement::F32 => "f32",
             KvElement::F16 => "f16",
+            KvElement::Q8_0 => "q8_0",
         }
     }
 }
@@ -126,7 +141,7 @@ impl KvShape {
 /// Bytes of a head's share of a page in one layer.
 fn head_bytes(head_dim: usize, element: KvElement) -> usize {
     let padded = head_dim.checked_next_multiple_of(16).unwrap_or(usize::MAX);
-    head_dim.saturating_add(padded).saturating_mul(PAGE * element.bytes())
+    head_dim.saturating_add(padded).saturating_mul(element.bytes_of_16())
 }
 
 /// A head's share of a page.
@@ -152,6 +167,49 @@ pub(crate) unsafe fn keep<S: Isa>(
         match shape.element {
             KvElement::F32 => keep_as::<S, F32>(shape, key, page, lane, column, columns, v),
             KvElement::F16 => keep_as::<S, F16>(shape, key, page, lane, column, columns, v),
+            KvElement::Q8_0 => keep_bytes::<S>(shape, key, page, lane, column, v),
+        }
+    }
+}
+
+/// Sixteen columns of one head: their width is a multiple of 16.
+#[inline(always)]
+unsafe fn keep_bytes<S: Isa>(shape: &HeadShape, key: bool, page: *mut u8, lane: usize, column: usize, v: S::F) {
+    unsafe {
+        let (hd, d) = (shape.head_dim, column % shape.head_dim);
+        let page = page.add(column / hd * shape.bytes + if key { 0 } else { hd * 18 });
+        let step = half::f16::from_f32_const(S::magnitude(v, S::zero()) / 127.0);
+        let value = step.to_f32_const();
+        // Too small for a step: zeros.
+        let inverse = if value == 0.0 { 0.0 } else { 1.0 / value };
+        let mut q = [0i8; 32];
+        S::quantize(v, S::zero(), inverse, q.as_mut_ptr());
+        let (bytes, steps) = (page, page.add(hd * PAGE));
+        if key {
+            for i in 0..16 {
+                *bytes.add((d + i) * PAGE + lane) = q[i] as u8;
+            }
+        } else {
+            std::ptr::copy_nonoverlapping(q.as_ptr() as *const u8, bytes.add(lane * hd + d), 16);
+        }
+        let at = if key { d / 16 * PAGE + lane } else { lane * (hd / 16) + d / 16 };
+        (steps as *mut u16).add(at).write_unaligned(step.to_bits());
+    }
+}
+
+/// Widens a head's share of a page of int8 to that of a page of f32.
+#[inline(always)]
+pub(crate) unsafe fn widen_page<S: Isa>(page: *const u8, hd: usize, out: *mut f32) {
+    unsafe {
+        let (keys, values) = (page, page.add(hd * 18));
+        for d in 0..hd {
+            let step = S::load_f16((keys.add(hd * PAGE) as *const u16).add(d / 16 * PAGE));
+            S::store(out.add(d * PAGE), S::mul(S::load_i8((keys as *const i8).add(d * PAGE)), step));
+        }
+        for i in 0..PAGE * hd / 16 {
+            let step = (values.add(hd * PAGE) as *const u16).add(i).read_unaligned();
+            let step = S::splat(half::f16::from_bits(step).to_f32_const());
+            S::store(out.add(hd * PAGE + i * 16), S::mul(S::load_i8((values as *const i8).add(i * 16)), step));
         }
     }
 }

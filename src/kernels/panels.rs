@@ -69,6 +69,7 @@ pub fn pack_panel(format: Format, k: usize, rows: &[u8], out: &mut [u8]) {
     let row_bytes = format.row_bytes(k);
     assert!(rows.len() <= COLUMNS * row_bytes && (row_bytes == 0 || rows.len().is_multiple_of(row_bytes)));
     assert!(out.len() == panel_bytes(format, k) && k.is_multiple_of(format.block()));
+    // Memory that was written before keeps nothing of it in the columns past the last row, nor past an odd number of blocks.
     out.fill(0);
     if row_bytes == 0 {
         return;

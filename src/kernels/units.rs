@@ -72,6 +72,8 @@ pub(crate) struct Scratch {
     pub(super) queries: Vec<f32>,
     pub(super) scores: Vec<f32>,
     pub(super) sums: Vec<f32>,
+    /// A span of one head's keys and values, widened.
+    pub(super) pages: Vec<f32>,
     /// One head, up to 16.
     head: Vec<f32>,
     /// The width of heads that the vectors above have room for.
@@ -89,6 +91,7 @@ impl Scratch {
             queries: Vec::new(),
             scores: vec![0.0; ATTENTION_ROWS * SPAN],
             sums: Vec::new(),
+            pages: Vec::new(),
             head: Vec::new(),
             head_dim: 0,
             state: vec![State::NOTHING; 2 * ATTENTION_ROWS],
@@ -105,6 +108,7 @@ impl Scratch {
             let padded = whole.expect("heads that memory can hold");
             self.queries = vec![0.0; ATTENTION_ROWS * head_dim];
             self.sums = vec![0.0; 2 * ATTENTION_ROWS * padded];
+            self.pages = vec![0.0; 2 * SPAN * padded];
             self.head = vec![0.0; padded];
             self.head_dim = head_dim;
         }
@@ -113,7 +117,8 @@ impl Scratch {
     /// Bytes it holds with tiles of `floats`; saturates.
     pub(crate) fn bytes(head_dim: usize, floats: usize) -> usize {
         let of_a_pair = head_dim.saturating_mul(3).saturating_add(SPAN + 32 + 2 * size_of::<State>() / 4);
-        let all = of_a_pair.saturating_mul(ATTENTION_ROWS).saturating_add(head_dim.saturating_add(WIDE));
+        let pages = head_dim.saturating_mul(2 * SPAN);
+        let all = of_a_pair.saturating_mul(ATTENTION_ROWS).saturating_add(head_dim.saturating_add(WIDE)).saturating_add(pages);
         all.saturating_add(floats).saturating_mul(4)
     }
 

@@ -195,7 +195,7 @@ mod tests {
     use crate::pipeline::{DtypePolicy, Sizes};
 
     fn baseline() -> PipelineConfig {
-        let sizes = Sizes { threads: 2, batch: 16, chunk: 64, kv_bytes: None };
+        let sizes = Sizes { threads: 2, batch: 16, chunk: 64, kv_bytes: None, kv_dtype: None };
         PipelineConfig::audit_baseline(DtypePolicy::Auto, sizes)
     }
 

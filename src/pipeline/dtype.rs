@@ -5,7 +5,7 @@
 use super::{DtypePolicy, PipelineConfig, QuantizedPolicy};
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use crate::decoder::{Batch, Decoder, Segment, Want};
-use crate::kernels::{Format, KernelSet};
+use crate::kernels::{Format, KernelSet, KvElement};
 use crate::model::{Model, ModelError, ModelSpec, Role, Vocabulary, Weights, is_matrix, roles};
 use crate::units::seconds;
 use std::sync::Arc;
@@ -118,23 +118,31 @@ impl ResolvedDtype {
                 _ => (FormatPlan::All(Format::F32), "f32", "the only storage that holds every weight of the file exactly".into()),
             },
         };
-        let numeric_path = numeric_path(model, plan);
+        let numeric_path = numeric_path(model, plan, config.sizes.kv_dtype);
         ResolvedDtype { name: name.to_string(), reason, notes: Vec::new(), numeric_path, plan }
     }
 }
 
 /// What the bits of an answer depend on. Exact float storages are all computed in f32 and give the same bits, so they share a name.
-fn numeric_path(model: &Model, plan: FormatPlan) -> String {
+/// Keys and values are part of it where they are not held as usual.
+fn numeric_path(model: &Model, plan: FormatPlan, kv: Option<KvElement>) -> String {
+    let with_kv = |weights: String, usual: KvElement| match kv {
+        Some(kv) if kv != usual => format!("{weights},kv-{}", kv.name()),
+        _ => weights,
+    };
     if plan == FormatPlan::WidenedBf16Emulated {
-        return "bf16-emulated".into();
+        return with_kv("bf16-emulated".into(), KvElement::F32);
     }
-    let class = |role: Role| {
+    let computed = |role: Role| {
         let (stored, (_, columns)) = (model.weights.format(role), model.weights.shape(role));
         let wanted = match plan {
             FormatPlan::All(format) => format,
             _ => stored.unwrap_or(Format::F32),
         };
-        let format = wanted.fitting(columns);
+        (stored, wanted.fitting(columns))
+    };
+    let class = |role: Role| {
+        let (stored, format) = computed(role);
         match format {
             Format::F32 => "exact",
             _ if stored == Some(format) && !format.is_quantized() => "exact",
@@ -142,7 +150,9 @@ fn numeric_path(model: &Model, plan: FormatPlan) -> String {
         }
     };
     let classes: Vec<&str> = matrices(&model.spec).map(class).collect();
-    if classes.iter().all(|c| *c == classes[0]) { classes[0].to_string() } else { classes.join(",") }
+    let quantized = matrices(&model.spec).any(|role| role.layer().is_some() && computed(role).1.is_quantized());
+    let usual = if quantized { KvElement::F16 } else { KvElement::F32 };
+    with_kv(if classes.iter().all(|c| *c == classes[0]) { classes[0].to_string() } else { classes.join(",") }, usual)
 }
 
 /// Weights that look like a model's but are made up: enough copies of one layer to be larger than the caches.
@@ -261,5 +271,69 @@ mod tests {
         assert_eq!(mixed, "a quantized file runs as stored, but for its IQ2_XS weights, which are widened to f32 at load");
         let all = told(&[(8, Some("Q3_K")), (4, Some("IQ2_XS")), (4, Some("Q3_K"))]);
         assert_eq!(all, "the file's IQ2_XS, Q3_K weights are widened at load: no kernel computes with them as stored");
+    }
+
+    /// Layers in Q4_K, the output matrix in another type.
+    struct Mixed(ModelSpec, Format, Option<&'static str>);
+
+    impl Weights for Mixed {
+        fn shape(&self, role: Role) -> (usize, usize) {
+            self.0.shape(role)
+        }
+        fn format(&self, role: Role) -> Option<Format> {
+            Some(if role.layer().is_some() { Format::Q4K } else { self.1 })
+        }
+        fn type_name(&self, role: Role) -> String {
+            self.format(role).map(Format::ggml_name).unwrap_or_default()
+        }
+        fn file_type(&self) -> Option<&'static str> {
+            self.2
+        }
+        fn read(&self, _: Role, _: std::ops::Range<usize>, _: Format, _: &mut Vec<u8>) -> Result<(), ModelError> {
+            Ok(())
+        }
+    }
+
+    fn resolved(output: Format, file_type: Option<&'static str>, kv_dtype: Option<KvElement>) -> ResolvedDtype {
+        let plain = crate::model::Plain {
+            layers: 2,
+            hidden: 256,
+            ffn: 512,
+            heads: 4,
+            kv_heads: 4,
+            head_dim: 64,
+            vocab: 64,
+            context: 64,
+            theta: 1e4,
+            epsilon: 1e-5,
+        };
+        let spec = ModelSpec::plain(plain);
+        let model = Model {
+            name: String::new(),
+            path: Default::default(),
+            digest: String::new(),
+            spec: spec.clone(),
+            vocabulary: Vocabulary::default(),
+            weights: Box::new(Mixed(spec, output, file_type)),
+        };
+        let sizes = crate::pipeline::Sizes { threads: 1, batch: 1, chunk: 16, kv_bytes: None, kv_dtype };
+        let base = PipelineConfig::audit_baseline(DtypePolicy::Native, sizes);
+        let config = PipelineConfig { dtype: DtypePolicy::Native, quantized: QuantizedPolicy::AsStored, ..base };
+        ResolvedDtype::resolve(&model, &config, None)
+    }
+
+    #[test]
+    fn a_mixture_has_the_name_its_file_gives_it_and_a_pure_file_its_type() {
+        assert_eq!(resolved(Format::Q6K, Some("q4_k_m"), None).name, "q4_k_m");
+        assert_eq!(resolved(Format::Q4K, Some("q4_k_m"), None).name, "q4_k");
+        assert_eq!(resolved(Format::Q6K, None, None).name, "q4_k");
+    }
+
+    #[test]
+    fn keys_and_values_are_part_of_the_numeric_path_where_they_are_not_held_as_usual() {
+        let path = |kv| resolved(Format::Q4K, None, kv).numeric_path;
+        assert_eq!(path(None), path(Some(KvElement::F16)));
+        assert_eq!(path(Some(KvElement::Q8_0)), "q4_k,kv-q8_0");
+        assert_eq!(path(Some(KvElement::F32)), "q4_k,kv-f32");
     }
 }

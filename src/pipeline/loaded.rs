@@ -347,7 +347,15 @@ impl Pipeline {
         let packed = loaded.packed(dtype.plan, config.sizes.threads)?;
         let left = have - weights;
         let rows = config.sizes.chunk.max(config.sizes.batch);
-        let position = packed.kv_bytes_per_position();
+        let kv_dtype = config.sizes.kv_dtype.unwrap_or(packed.usual_kv());
+        let odd = |l: &crate::model::LayerSpec| l.attention().map(|a| a.head_dim).filter(|d| !kv_dtype.holds(*d));
+        if let Some(width) = model.spec.layers.iter().find_map(odd) {
+            return Err(PipelineError::Config(format!(
+                "--kv-dtype {}: this model's heads are {width} wide, which is no multiple of 16; use f16",
+                kv_dtype.name()
+            )));
+        }
+        let position = packed.kv_bytes_per_position_in(kv_dtype);
         // Sequences with a state have all of theirs from the start, and checkpoints beside them.
         let states = packed.state_bytes_per_sequence() * config.sizes.batch as u64;
         let page = position * PAGE as u64 + states;
@@ -382,7 +390,7 @@ impl Pipeline {
                 _ => return Err(refuse(native.kv_bytes, scratch, have)),
             }
         }
-        let mut decoder: Box<dyn Decoder> = Box::new(NativeDecoder::new(packed.clone(), native)?);
+        let mut decoder: Box<dyn Decoder> = Box::new(NativeDecoder::with_kv(packed.clone(), native, kv_dtype)?);
         if let Some(around) = options.around {
             decoder = around(decoder);
         }
@@ -414,7 +422,7 @@ impl Pipeline {
             config: config.clone(),
             dtype,
             kernels: kernels.kernel_names(&packed.formats()),
-            formats: packed.storage(),
+            formats: packed.storage(kv_dtype),
             engine: Engine::new(decoder, engine_config, text),
             encoder,
             cache: match config.answers {

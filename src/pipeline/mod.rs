@@ -22,7 +22,7 @@ pub use run::{GRACE, Order};
 pub use settings::Settings;
 
 use crate::engine::{BatchingPolicy, PaddingPolicy, PrefixPolicy, SamplingPolicy, StoppingPolicy};
-use crate::kernels::Format;
+use crate::kernels::{Format, KvElement};
 
 /// Which numbers the model computes with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -93,6 +93,8 @@ pub struct Sizes {
     pub chunk: usize,
     /// Most bytes for keys and values; `None`: min(¼ of usable memory, batch × 2048 positions).
     pub kv_bytes: Option<u64>,
+    /// How keys and values are held; `None`: f16 with quantized layers, otherwise f32.
+    pub kv_dtype: Option<KvElement>,
 }
 
 /// Everything an optimization can change, and the sizes. Two configurations run in one process: nothing here is global.

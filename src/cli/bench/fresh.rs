@@ -24,6 +24,7 @@ pub fn child(args: &Args) -> Result<Option<Child>, Failure> {
     flag("threads", shared.sizes().threads.to_string());
     flag("batch-size", shared.batch_size.to_string());
     shared.kv_memory.into_iter().for_each(|b| flag("kv-memory", b.0.to_string()));
+    shared.kv_dtype.into_iter().for_each(|e| flag("kv-dtype", e.name().to_string()));
     shared.kernels.iter().for_each(|k| flag("kernels", k.clone()));
     flag("temperature", shared.temperature.to_string());
     flag("seed", shared.seed.to_string());

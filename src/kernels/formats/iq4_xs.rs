@@ -2,7 +2,7 @@
 //! a block: `[16]` steps, 32 bytes of nothing, `[8][16]` factors (signed bytes), `[8]` four lines: 2.9 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, CURVE, Kind, Part, RAISED, Sum, half_at, nibble, put_half, put_nibbles};
+use super::{Blocks, CURVE, Kind, Part, RAISED, Sum, half_at, nibble, put_half, put_nibbles, sixteen};
 
 const LINES: usize = 64 + 128;
 const BYTES: usize = LINES + 8 * 256;
@@ -36,7 +36,7 @@ pub(super) static KIND: Kind = Kind {
             put_half(out, c, &block[..2]);
             for j in 0..8 {
                 out[64 + j * 16 + c] = factor(block, j) as u8;
-                put_nibbles(&codes(block, j), c, &mut out[LINES + j * 256..]);
+                put_nibbles(sixteen(&block[8 + j * 16..]), c, &mut out[LINES + j * 256..]);
             }
         }
     },

@@ -140,7 +140,7 @@ impl Format {
         }
     }
 
-    /// The values of whole blocks as files have them, appended to `out`; ggml's `dequantize_row_*`, bit for bit.
+    /// The values of whole blocks as files have them, appended to `out`; ggml's `dequantize_row_*`, bit for bit but for the sign of zeros.
     pub fn dequantize(self, blocks: &[u8], out: &mut Vec<f32>) {
         let kind = self.kind();
         match self {
@@ -170,29 +170,53 @@ pub(super) fn put_half(to: &mut [u8], c: usize, half: &[u8]) {
     to[c * 2..c * 2 + 2].copy_from_slice(half);
 }
 
-/// The low four bits of 32 codes into the four lines at the beginning of `lines`.
-pub(super) fn put_nibbles(codes: &[u8; 32], c: usize, lines: &mut [u8]) {
-    for (i, line) in lines.chunks_exact_mut(64).take(4).enumerate() {
-        for j in 0..4 {
-            line[c * 4 + j] = codes[4 * i + j] & 15 | codes[16 + 4 * i + j] << 4;
-        }
+/// Sixteen bytes as they lie in memory.
+pub(super) fn sixteen(bytes: &[u8]) -> u128 {
+    u128::from_le_bytes(std::array::from_fn(|i| bytes[i]))
+}
+
+const LOW_NIBBLES: u128 = 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f;
+
+/// Of 32 bytes the low (`shift` 0) or the high nibbles (4): byte i has that of byte i and, above it, that of byte 16 + i.
+pub(super) fn nibble_pairs(bytes: &[u8], shift: u32) -> u128 {
+    let (first, last) = (sixteen(bytes) >> shift & LOW_NIBBLES, sixteen(&bytes[16..]) >> shift & LOW_NIBBLES);
+    first | last << 4
+}
+
+/// Nibbles of 32 codes, in pairs of code i and code 16 + i, into the four lines at the beginning of `lines`.
+pub(super) fn put_nibbles(pairs: u128, c: usize, lines: &mut [u8]) {
+    for (quad, line) in pairs.to_le_bytes().as_chunks::<4>().0.iter().zip(lines.as_chunks_mut::<64>().0) {
+        line[c * 4..c * 4 + 4].copy_from_slice(quad);
     }
 }
 
-/// Their fifth bits into a line.
-pub(super) fn put_fifth(codes: &[u8; 32], c: usize, line: &mut [u8]) {
+/// Fifth bits of 32 codes, bit k of code k, into a line.
+pub(super) fn put_fifth(bits: u32, c: usize, line: &mut [u8]) {
     for j in 0..4 {
-        let bits = |from: usize| (0..4).fold(0, |a, i| a | (codes[from + 4 * i + j] >> 4 & 1) << i);
-        line[c * 4 + j] = bits(0) | bits(16) << 4;
+        // Every fourth bit from the j-th on, put together.
+        let mut v = bits >> j & 0x1111_1111;
+        v = (v | v >> 3) & 0x0303_0303;
+        v = (v | v >> 6) & 0x000f_000f;
+        line[c * 4 + j] = (v | v >> 12) as u8;
     }
 }
 
-/// Their fifth and sixth bits into two lines.
-pub(super) fn put_sixth(codes: &[u8; 32], c: usize, lines: &mut [u8]) {
+/// Bit `j` of 32 bytes.
+pub(super) fn bit_of_each(bytes: &[u8], j: usize) -> u32 {
+    (0..4).fold(0, |bits, q| {
+        let eight = u64::from_le_bytes(std::array::from_fn(|i| bytes[q * 8 + i]));
+        // Each byte's bit 7 - i ends in the highest byte at place i.
+        let gathered = (eight >> j & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        bits | (gathered as u32) << (q * 8)
+    })
+}
+
+/// Two bits of each of 32 bytes, from bit `shift` on, into two lines.
+pub(super) fn put_sixth(bytes: &[u8], shift: u32, c: usize, lines: &mut [u8]) {
     for half in 0..2 {
-        for j in 0..4 {
-            lines[half * 64 + c * 4 + j] = (0..4).fold(0, |a, i| a | (codes[half * 16 + 4 * i + j] >> 4 & 3) << (2 * i));
-        }
+        let two = sixteen(&bytes[half * 16..]) >> shift & (LOW_NIBBLES & 0x0303_0303_0303_0303_0303_0303_0303_0303);
+        let folded = (two | two >> 30 | two >> 60 | two >> 90) as u32;
+        lines[half * 64 + c * 4..][..4].copy_from_slice(&folded.to_le_bytes());
     }
 }
 

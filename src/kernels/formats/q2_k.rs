@@ -41,7 +41,7 @@ pub(super) static KIND: Kind = Kind {
                 group[64 + s * 16 + c] = *both;
             }
             for j in 0..8 {
-                put_sixth(&codes(block, j).map(|q| q << 4), c, &mut group[LINES + j * 128..]);
+                put_sixth(&block[16 + j / 4 * 32..], j as u32 % 4 * 2, c, &mut group[LINES + j * 128..]);
             }
         }
     },

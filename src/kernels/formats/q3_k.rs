@@ -2,7 +2,7 @@
 //! 32 bytes of nothing, `[16][16]` factors (signed bytes), `[8]` two lines and one of third bits: 5.5 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, fifth, half_at, put_fifth, put_half, put_sixth, sixth};
+use super::{Blocks, Kind, Part, Sum, fifth, half_at, put_fifth, put_half, put_sixth, sixth, bit_of_each};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 192;
@@ -42,9 +42,9 @@ pub(super) static KIND: Kind = Kind {
                 group[64 + s * 16 + c] = factor(block, s) as u8;
             }
             for j in 0..8 {
-                let (codes, lines) = (codes(block, j).map(|q| q << 4), &mut group[LINES + j * 192..]);
-                put_sixth(&codes, c, lines);
-                put_fifth(&codes.map(|q| q >> 2), c, &mut lines[128..]);
+                let lines = &mut group[LINES + j * 192..];
+                put_sixth(&block[32 + j / 4 * 32..], j as u32 % 4 * 2, c, lines);
+                put_fifth(bit_of_each(block, j), c, &mut lines[128..]);
             }
         }
     },

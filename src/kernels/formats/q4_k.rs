@@ -2,7 +2,7 @@
 //! `[16]` steps of the minima negated, `[8][2][16]` factors and minima as bytes, `[8]` four lines: 2.8 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Minimum, Part, Sum, half_at, nibble, put_half, put_nibbles, six_bits, quantize};
+use super::{Blocks, Kind, Minimum, Part, Sum, half_at, nibble, put_half, put_nibbles, six_bits, quantize, nibble_pairs};
 
 /// Bytes before the lines: also Q5_K's.
 pub(super) const HEAD: usize = 64 + 256;
@@ -54,7 +54,8 @@ pub(super) static KIND: Kind = Kind {
         for (block, group) in row.chunks_exact(144).zip(panel.chunks_exact_mut(BYTES)) {
             put_head(block, c, group);
             for j in 0..8 {
-                put_nibbles(&codes(block, j), c, &mut group[HEAD + j * 256..]);
+                let pairs = nibble_pairs(&block[16 + j / 2 * 32..], j as u32 % 2 * 4);
+                put_nibbles(pairs, c, &mut group[HEAD + j * 256..]);
             }
         }
     },

@@ -2,7 +2,7 @@
 //! `[2][16]` steps.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth, quantize};
+use super::{Blocks, Kind, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth, quantize, sixteen};
 
 const BYTES: usize = 2 * 320 + 64;
 
@@ -30,9 +30,9 @@ pub(super) static KIND: Kind = Kind {
         for (b, block) in row.chunks_exact(22).enumerate() {
             let group = &mut panel[b / 2 * BYTES..][..BYTES];
             put_half(&mut group[640 + b % 2 * 32..], c, &block[..2]);
-            let (codes, lines) = (codes(&block[2..]), &mut group[b % 2 * 320..]);
-            put_nibbles(&codes, c, lines);
-            put_fifth(&codes, c, &mut lines[256..]);
+            let lines = &mut group[b % 2 * 320..];
+            put_nibbles(sixteen(&block[6..]), c, lines);
+            put_fifth(u32::from_le_bytes([block[2], block[3], block[4], block[5]]), c, &mut lines[256..]);
         }
     },
     weight: |group, c, i| {

@@ -2,7 +2,7 @@
 
 use super::super::isa::Isa;
 use super::q5_0::codes;
-use super::{Blocks, Kind, Minimum, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth, quantize};
+use super::{Blocks, Kind, Minimum, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth, quantize, sixteen};
 
 const BYTES: usize = 320 + 64;
 
@@ -24,9 +24,8 @@ pub(super) static KIND: Kind = Kind {
         for (block, group) in row.chunks_exact(24).zip(panel.chunks_exact_mut(BYTES)) {
             put_half(&mut group[320..], c, &block[..2]);
             put_half(&mut group[352..], c, &block[2..4]);
-            let codes = codes(&block[4..]);
-            put_nibbles(&codes, c, group);
-            put_fifth(&codes, c, &mut group[256..]);
+            put_nibbles(sixteen(&block[8..]), c, group);
+            put_fifth(u32::from_le_bytes([block[4], block[5], block[6], block[7]]), c, &mut group[256..]);
         }
     },
     weight: |group, c, i| {

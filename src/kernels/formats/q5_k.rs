@@ -2,7 +2,7 @@
 
 use super::super::isa::Isa;
 use super::q4_k::{HEAD, head, minimum, numbers, put_head, step};
-use super::{Blocks, Kind, Minimum, Part, Sum, fifth, nibble, put_fifth, put_nibbles, with_fifth, quantize};
+use super::{Blocks, Kind, Minimum, Part, Sum, fifth, nibble, put_fifth, put_nibbles, with_fifth, quantize, nibble_pairs, bit_of_each};
 
 const BYTES: usize = HEAD + 8 * 320;
 
@@ -29,9 +29,9 @@ pub(super) static KIND: Kind = Kind {
         for (block, group) in row.chunks_exact(176).zip(panel.chunks_exact_mut(BYTES)) {
             put_head(block, c, group);
             for j in 0..8 {
-                let (codes, lines) = (codes(block, j), &mut group[HEAD + j * 320..]);
-                put_nibbles(&codes, c, lines);
-                put_fifth(&codes, c, &mut lines[256..]);
+                let lines = &mut group[HEAD + j * 320..];
+                put_nibbles(nibble_pairs(&block[48 + j / 2 * 32..], j as u32 % 2 * 4), c, lines);
+                put_fifth(bit_of_each(&block[16..], j), c, &mut lines[256..]);
             }
         }
     },

@@ -2,7 +2,7 @@
 //! 32 bytes of nothing, `[16][16]` factors, `[8]` four lines and two of fifth and sixth bits: 1 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half, put_nibbles, put_sixth, sixth, quantize};
+use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half, put_nibbles, put_sixth, sixth, quantize, nibble_pairs};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 384;
@@ -39,9 +39,9 @@ pub(super) static KIND: Kind = Kind {
                 group[64 + s * 16 + c] = *factor;
             }
             for j in 0..8 {
-                let (codes, lines) = (codes(block, j), &mut group[LINES + j * 384..]);
-                put_nibbles(&codes, c, lines);
-                put_sixth(&codes, c, &mut lines[256..]);
+                let (half, run, lines) = (j / 4, j % 4, &mut group[LINES + j * 384..]);
+                put_nibbles(nibble_pairs(&block[half * 64 + run % 2 * 32..], run as u32 / 2 * 4), c, lines);
+                put_sixth(&block[128 + half * 32..], run as u32 * 2, c, &mut lines[256..]);
             }
         }
     },

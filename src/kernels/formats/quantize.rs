@@ -76,36 +76,45 @@ pub(super) fn q5_1(block: &[f32], out: &mut Vec<u8>) {
     put_five(&std::array::from_fn(|i| (((block[i] - low) * by + 0.5) as u8).min(31)), out);
 }
 
-/// Step and negated minimum of 32 values with codes to `most` (`make_qkx2_quants`): from the plain step on, `tries` + 1 candidates whose
-/// inverse steps are `first` + i / 10 + `most` over the range, each then fitted by least squares to the codes that it gives.
-fn step_and_minimum(x: &[f32], most: i32, first: f32, tries: i32) -> (f32, f32) {
+/// What a search found for a run of values: a step, a negated minimum, codes.
+struct Found<const N: usize> {
+    step: f32,
+    minimum: f32,
+    codes: [u8; N],
+}
+
+/// Of 32 values with codes to `most` (`make_qkx2_quants`): from the plain step on, `tries` + 1 candidates whose inverse steps are `first` + i / 10
+/// + `most` over the range, each then fitted by least squares to the codes that it gives. A better one's minimum is where the next begin.
+fn step_and_minimum(x: &[f32], most: i32, first: f32, tries: i32) -> Found<32> {
     let mean_square = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
     let weights: Vec<f32> = x.iter().map(|v| mean_square.sqrt() + v.abs()).collect();
     let (low, high) = range(x);
-    let low = low.min(0.0);
+    let mut low = low.min(0.0);
     if high == low {
-        return (0.0, -low);
+        return Found { step: 0.0, minimum: -low, codes: [0; 32] };
     }
     let (mut sum_w, mut sum_x) = (0f32, 0f32);
     for (w, x) in weights.iter().zip(x) {
         sum_w += w;
         sum_x += w * x;
     }
-    let code = |inverse: f32, x: f32| nearest(inverse * (x - low)).clamp(0, most);
-    let error = |inverse: f32, step: f32, minimum: f32| {
-        x.iter().zip(&weights).fold(0f32, |sum, (x, w)| {
-            let off = step * code(inverse, *x) as f32 + minimum - x;
+    let codes_of = |inverse: f32, low: f32| -> [u8; 32] {
+        std::array::from_fn(|i| nearest(inverse * (x[i] - low)).clamp(0, most) as u8)
+    };
+    let error = |codes: &[u8; 32], step: f32, minimum: f32| {
+        x.iter().zip(&weights).zip(codes).fold(0f32, |sum, ((x, w), l)| {
+            let off = step * *l as f32 + minimum - x;
             sum + w * (off * off)
         })
     };
-    let plain = most as f32 / (high - low);
-    let mut best = (1.0 / plain, low);
-    let mut least = error(plain, best.0, best.1);
+    let inverse = most as f32 / (high - low);
+    let (mut step, mut codes) = (1.0 / inverse, codes_of(inverse, low));
+    let mut least = error(&codes, step, low);
     for i in 0..=tries {
-        let inverse = (first + 0.1 * i as f32 + most as f32) / (high - low);
+        let other = codes_of((first + 0.1 * i as f32 + most as f32) / (high - low), low);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0f32, 0f32, 0f32);
-        for (w, x) in weights.iter().zip(x) {
-            let l = code(inverse, *x) as f32;
+        for ((w, x), l) in weights.iter().zip(x).zip(other) {
+            let l = l as f32;
             sum_l += w * l;
             sum_l2 += w * l * l;
             sum_xl += w * l * x;
@@ -117,26 +126,26 @@ fn step_and_minimum(x: &[f32], most: i32, first: f32, tries: i32) -> (f32, f32) 
             if fit.1 > 0.0 {
                 fit = (sum_xl / sum_l2, 0.0);
             }
-            let error = error(inverse, fit.0, fit.1);
+            let error = error(&other, fit.0, fit.1);
             if error < least {
-                (best, least) = (fit, error);
+                (step, low, codes, least) = (fit.0, fit.1, other, error);
             }
         }
     }
-    (best.0, -best.1)
+    Found { step, minimum: -low, codes }
 }
 
-/// Eight steps and minima in six bits each, and the f16 steps of these: the head of Q4_K and Q5_K. Returns what each part's codes then mean.
-fn put_super(block: &[f32], most: i32, first: f32, tries: i32, out: &mut Vec<u8>) -> [(f32, f32); 8] {
-    let parts: [(f32, f32); 8] = std::array::from_fn(|j| step_and_minimum(&block[j * 32..][..32], most, first, tries));
-    let (step, minimum) = parts.iter().fold((0f32, 0f32), |(s, m), part| (s.max(part.0), m.max(part.1)));
+/// Eight steps and minima in six bits each, and the f16 steps of these: the head of Q4_K and Q5_K. Returns the codes.
+fn put_super(block: &[f32], most: i32, first: f32, tries: i32, out: &mut Vec<u8>) -> [u8; 256] {
+    let parts: [Found<32>; 8] = std::array::from_fn(|j| step_and_minimum(&block[j * 32..][..32], most, first, tries));
+    let (step, minimum) = parts.iter().fold((0f32, 0f32), |(s, m), part| (s.max(part.step), m.max(part.minimum)));
     let in_63 = |largest: f32| if largest > 0.0 { 63.0 / largest } else { 0.0 };
     let (by_step, by_minimum) = (in_63(step), in_63(minimum));
     let six = |x: f32| (nearest(x) as u8).min(63);
-    let codes = parts.map(|(s, m)| (six(by_step * s), six(by_minimum * m)));
+    let factors: [(u8, u8); 8] = std::array::from_fn(|j| (six(by_step * parts[j].step), six(by_minimum * parts[j].minimum)));
     let (d, dm) = (put(out, step / 63.0), put(out, minimum / 63.0));
     let mut packed = [0u8; 12];
-    for (j, (s, m)) in codes.into_iter().enumerate() {
+    for (j, (s, m)) in factors.into_iter().enumerate() {
         if j < 4 {
             packed[j] = s;
             packed[j + 4] = m;
@@ -147,57 +156,56 @@ fn put_super(block: &[f32], most: i32, first: f32, tries: i32, out: &mut Vec<u8>
         }
     }
     out.extend(packed);
-    codes.map(|(s, m)| (d * s as f32, dm * m as f32))
-}
-
-/// The codes of a block with the steps and minima of its parts; 0 where the step is.
-fn super_codes(block: &[f32], parts: &[(f32, f32); 8], most: i32) -> [u8; 256] {
     std::array::from_fn(|i| {
-        let (d, m) = parts[i / 32];
-        if d == 0.0 { 0 } else { nearest((block[i] + m) / d).clamp(0, most) as u8 }
+        let (s, m) = factors[i / 32];
+        let (step, minimum) = (d * s as f32, dm * m as f32);
+        // Where the step became 0 the search's codes stay: they mean nothing.
+        if step == 0.0 { parts[i / 32].codes[i % 32] } else { nearest((block[i] + minimum) / step).clamp(0, most) as u8 }
     })
 }
 
 pub(super) fn q4_k(block: &[f32], out: &mut Vec<u8>) {
-    let parts = put_super(block, 15, -1.0, 20, out);
-    let codes = super_codes(block, &parts, 15);
+    let codes = put_super(block, 15, -1.0, 20, out);
     out.extend((0..128).map(|i| codes[i / 32 * 64 + i % 32] | codes[i / 32 * 64 + 32 + i % 32] << 4));
 }
 
 pub(super) fn q5_k(block: &[f32], out: &mut Vec<u8>) {
-    let parts = put_super(block, 31, -0.5, 15, out);
-    let codes = super_codes(block, &parts, 31);
+    let codes = put_super(block, 31, -0.5, 15, out);
     out.extend((0..32).map(|i| (0..8).fold(0, |bits, j| bits | (codes[j * 32 + i] >> 4) << j)));
     out.extend((0..128).map(|i| codes[i / 32 * 64 + i % 32] & 15 | codes[i / 32 * 64 + 32 + i % 32] << 4));
 }
 
-/// The step of 16 values with codes -32..=31 (`make_qx_quants`, weights x²): 19 candidates around the plain one, each fitted to its codes.
-fn step_of_16(x: &[f32]) -> f32 {
+/// Of 16 values with codes -32..=31, kept plus 32 (`make_qx_quants`, weights x²): 19 candidates around the plain one, each fitted to its codes.
+fn step_of_16(x: &[f32]) -> Found<16> {
     let most = largest(x);
     if most.abs() < 1e-15 {
-        return 0.0;
+        return Found { step: 0.0, minimum: 0.0, codes: [0; 16] };
     }
-    let sums = |inverse: f32| {
-        x.iter().fold((0f32, 0f32), |(lx, l2), x| {
-            let (l, w) = (nearest(inverse * x).clamp(-32, 31) as f32, x * x);
+    let codes_of = |inverse: f32| -> [i32; 16] { std::array::from_fn(|i| nearest(inverse * x[i]).clamp(-32, 31)) };
+    let sums = |codes: &[i32; 16]| {
+        x.iter().zip(codes).fold((0f32, 0f32), |(lx, l2), (x, l)| {
+            let (l, w) = (*l as f32, x * x);
             (lx + w * x * l, l2 + w * l * l)
         })
     };
-    let (lx, l2) = sums(-32.0 / most);
+    let mut codes = codes_of(-32.0 / most);
+    let (lx, l2) = sums(&codes);
     let mut step = if l2 > 0.0 { lx / l2 } else { 0.0 };
     let mut best = step * lx;
     for i in (-9..=9).filter(|i| *i != 0) {
-        let (lx, l2) = sums(-(32.0 + 0.1 * i as f32) / most);
+        let other = codes_of(-(32.0 + 0.1 * i as f32) / most);
+        let (lx, l2) = sums(&other);
         if l2 > 0.0 && lx * lx > best * l2 {
-            step = lx / l2;
+            (step, codes) = (lx / l2, other);
             best = step * lx;
         }
     }
-    step
+    Found { step, minimum: 0.0, codes: codes.map(|l| (l + 32) as u8) }
 }
 
 pub(super) fn q6_k(block: &[f32], out: &mut Vec<u8>) {
-    let steps: [f32; 16] = std::array::from_fn(|s| step_of_16(&block[s * 16..][..16]));
+    let parts: [Found<16>; 16] = std::array::from_fn(|s| step_of_16(&block[s * 16..][..16]));
+    let steps: [f32; 16] = std::array::from_fn(|s| parts[s].step);
     let most = largest(&steps);
     if most.abs() < 1e-15 {
         out.extend([0; 210]);
@@ -208,8 +216,8 @@ pub(super) fn q6_k(block: &[f32], out: &mut Vec<u8>) {
     let factors = steps.map(|s| nearest(by * s).min(127) as i8);
     let codes: [u8; 256] = std::array::from_fn(|i| {
         let step = d.to_f32() * factors[i / 16] as f32;
-        // Where the step is 0 ggml keeps codes that mean nothing; 0 then.
-        if step == 0.0 { 32 } else { (nearest(block[i] / step).clamp(-32, 31) + 32) as u8 }
+        // As in `put_super`.
+        if step == 0.0 { parts[i / 16].codes[i % 16] } else { (nearest(block[i] / step).clamp(-32, 31) + 32) as u8 }
     });
     let at = |half: usize, run: usize, i: usize| codes[half * 128 + run * 32 + i];
     for half in 0..2 {
