@@ -233,14 +233,6 @@ impl Layer {
         self.mixer.inputs().into_iter().chain(router).chain(self.ffn.parts().flat_map(DenseWeights::inputs))
     }
 
-    /// A matrix that stands for the layer's format: the last one.
-    fn widest(&self) -> &Packed {
-        match &self.ffn {
-            FfnWeights::Dense(dense) => &dense.down,
-            FfnWeights::Mixture(mixture) => &mixture.experts.down,
-        }
-    }
-
     /// Matrices that multiply what a branch has inside.
     fn outputs(&self) -> impl Iterator<Item = &Packed> {
         [self.mixer.output()].into_iter().chain(self.ffn.parts().map(|part| &part.down))

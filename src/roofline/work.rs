@@ -30,7 +30,8 @@ impl Formats {
     }
 
     fn of(&self, role: Role) -> Format {
-        self.of.get(&role).copied().unwrap_or(self.rest)
+        let rest = if matches!(role, Role::Router(_)) { Format::F32 } else { self.rest };
+        self.of.get(&role).copied().unwrap_or(rest)
     }
 }
 
