@@ -349,9 +349,10 @@ pub fn dtype(text: &str) -> Result<DtypePolicy, String> {
 
 /// A value of `--kv-dtype`.
 fn kv_dtype(text: &str) -> Result<KvElement, String> {
-    KvElement::ALL.into_iter().find(|e| e.name() == text).ok_or_else(|| {
-        format!("known are {}", KvElement::ALL.map(KvElement::name).join(", "))
-    })
+    KvElement::ALL
+        .into_iter()
+        .find(|e| e.name() == text)
+        .ok_or_else(|| format!("known are {}", KvElement::ALL.map(KvElement::name).join(", ")))
 }
 
 /// More threads than this for each usable core only wait for one another.

@@ -238,8 +238,8 @@ fn a_nan_survives_quantization() {
 /// Keys and values in int8: a step of 1/127 of the largest of 16, in f16, and whole steps; a NaN is not lost.
 #[test]
 fn a_page_of_int8_is_within_half_a_step_and_keeps_a_nan() {
-    use super::pages::{HeadShape, keep, widen_page};
     use super::isa::{Isa, Portable};
+    use super::pages::{HeadShape, keep, widen_page};
     let (hd, mut random) = (32, Random(9));
     let shape = KvShape::uniform(1, 2, hd, KvElement::Q8_0);
     let head: HeadShape = shape.head(0);
@@ -249,7 +249,9 @@ fn a_page_of_int8_is_within_half_a_step_and_keeps_a_nan() {
         for (key, x) in [(true, &row[..2 * hd]), (false, &row[2 * hd..])] {
             for column in (0..2 * hd).step_by(16) {
                 // SAFETY: plain Rust; the page has room for both heads.
-                unsafe { keep::<Portable>(&head, key, page.as_mut_ptr(), lane, column, 16, Portable::load(x[column..].as_ptr())) };
+                unsafe {
+                    keep::<Portable>(&head, key, page.as_mut_ptr(), lane, column, 16, Portable::load(x[column..].as_ptr()))
+                };
             }
         }
     }

@@ -150,7 +150,10 @@ impl Contents<'_> {
                 }
                 let (block, bytes) = (stored.encoding.block(), stored.encoding.block_bytes());
                 if first.vector && block > 1 {
-                    return Err((self.error)(&format!("tensor {whole} is {}, which a vector cannot be", stored.encoding.ggml_name())));
+                    return Err((self.error)(&format!(
+                        "tensor {whole} is {}, which a vector cannot be",
+                        stored.encoding.ggml_name()
+                    )));
                 }
                 let row = if first.vector { 1 } else { columns };
                 let row_bytes = row.checked_div(block).unwrap_or(0).saturating_mul(bytes);

@@ -24,9 +24,7 @@ fn first_not_finite(format: Format, bytes: &[u8]) -> Option<usize> {
         Format::F32 => bytes
             .chunks_exact(4)
             .fold(false, |a, b| a | (u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & F32_EXPONENT == F32_EXPONENT)),
-        Format::Bf16 => {
-            bytes.chunks_exact(2).fold(false, |a, b| a | (u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80))
-        }
+        Format::Bf16 => bytes.chunks_exact(2).fold(false, |a, b| a | (u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80)),
         Format::F16 => {
             bytes.chunks_exact(2).fold(false, |a, b| a | (u16::from_le_bytes([b[0], b[1]]) & F16_EXPONENT == F16_EXPONENT))
         }
@@ -317,7 +315,8 @@ mod tests {
             let theirs: Vec<f32> = tensor.dequantize(&cpu).and_then(|t| t.flatten_all()?.to_vec1()).expect("values");
             assert_eq!(ours, theirs, "{format}");
             if format.is_written() {
-                let values: Vec<f32> = (0..32 * 256).map(|_| (0..4).map(|_| next() as f32 / (1u64 << 31) as f32 - 0.5).sum()).collect();
+                let values: Vec<f32> =
+                    (0..32 * 256).map(|_| (0..4).map(|_| next() as f32 / (1u64 << 31) as f32 - 0.5).sum()).collect();
                 let mut ours = Vec::new();
                 format.encode(&values, &mut ours);
                 let tensor = candle_core::Tensor::from_slice(&values, (32, 256), &cpu).expect("a tensor");

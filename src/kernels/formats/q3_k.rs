@@ -2,7 +2,7 @@
 //! 32 bytes of nothing, `[16][16]` factors (signed bytes), `[8]` two lines and one of third bits: 5.5 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, fifth, half_at, put_fifth, put_half, put_sixth, sixth, bit_of_each};
+use super::{Blocks, Kind, Part, Sum, bit_of_each, fifth, half_at, put_fifth, put_half, put_sixth, sixth};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 192;

@@ -2,7 +2,7 @@
 //! `[16]` steps of the minima negated, `[8][2][16]` factors and minima as bytes, `[8]` four lines: 2.8 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Minimum, Part, Sum, half_at, nibble, put_half, put_nibbles, six_bits, quantize, nibble_pairs};
+use super::{Blocks, Kind, Minimum, Part, Sum, half_at, nibble, nibble_pairs, put_half, put_nibbles, quantize, six_bits};
 
 /// Bytes before the lines: also Q5_K's.
 pub(super) const HEAD: usize = 64 + 256;

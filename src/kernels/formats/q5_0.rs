@@ -2,7 +2,7 @@
 //! `[2][16]` steps.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth, quantize, sixteen};
+use super::{Blocks, Kind, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, quantize, sixteen, with_fifth};
 
 const BYTES: usize = 2 * 320 + 64;
 

@@ -2,7 +2,9 @@
 
 use super::super::isa::Isa;
 use super::q5_0::codes;
-use super::{Blocks, Kind, Minimum, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, with_fifth, quantize, sixteen};
+use super::{
+    Blocks, Kind, Minimum, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, quantize, sixteen, with_fifth,
+};
 
 const BYTES: usize = 320 + 64;
 

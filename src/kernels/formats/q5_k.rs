@@ -2,7 +2,9 @@
 
 use super::super::isa::Isa;
 use super::q4_k::{HEAD, head, minimum, numbers, put_head, step};
-use super::{Blocks, Kind, Minimum, Part, Sum, fifth, nibble, put_fifth, put_nibbles, with_fifth, quantize, nibble_pairs, bit_of_each};
+use super::{
+    Blocks, Kind, Minimum, Part, Sum, bit_of_each, fifth, nibble, nibble_pairs, put_fifth, put_nibbles, quantize, with_fifth,
+};
 
 const BYTES: usize = HEAD + 8 * 320;
 

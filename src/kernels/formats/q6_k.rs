@@ -2,7 +2,7 @@
 //! 32 bytes of nothing, `[16][16]` factors, `[8]` four lines and two of fifth and sixth bits: 1 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half, put_nibbles, put_sixth, sixth, quantize, nibble_pairs};
+use super::{Blocks, Kind, Part, Sum, half_at, nibble, nibble_pairs, put_half, put_nibbles, put_sixth, quantize, sixth};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 384;

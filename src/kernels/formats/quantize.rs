@@ -98,9 +98,8 @@ fn step_and_minimum(x: &[f32], most: i32, first: f32, tries: i32) -> Found<32> {
         sum_w += w;
         sum_x += w * x;
     }
-    let codes_of = |inverse: f32, low: f32| -> [u8; 32] {
-        std::array::from_fn(|i| nearest(inverse * (x[i] - low)).clamp(0, most) as u8)
-    };
+    let codes_of =
+        |inverse: f32, low: f32| -> [u8; 32] { std::array::from_fn(|i| nearest(inverse * (x[i] - low)).clamp(0, most) as u8) };
     let error = |codes: &[u8; 32], step: f32, minimum: f32| {
         x.iter().zip(&weights).zip(codes).fold(0f32, |sum, ((x, w), l)| {
             let off = step * *l as f32 + minimum - x;
@@ -121,8 +120,7 @@ fn step_and_minimum(x: &[f32], most: i32, first: f32, tries: i32) -> Found<32> {
         }
         let determinant = sum_w * sum_l2 - sum_l * sum_l;
         if determinant > 0.0 {
-            let mut fit =
-                ((sum_w * sum_xl - sum_x * sum_l) / determinant, (sum_l2 * sum_x - sum_l * sum_xl) / determinant);
+            let mut fit = ((sum_w * sum_xl - sum_x * sum_l) / determinant, (sum_l2 * sum_x - sum_l * sum_xl) / determinant);
             if fit.1 > 0.0 {
                 fit = (sum_xl / sum_l2, 0.0);
             }
