@@ -383,7 +383,7 @@ impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn scale_pairs(pairs: [i32; 16], by: i16) -> [i32; 16] {
-        pairs.map(|p| (p as i16).wrapping_mul(by) as u16 as i32 | ((p >> 16) as i16).wrapping_mul(by) as i32 * 65536)
+        pairs.map(|p| (p as i16).wrapping_mul(by) as u16 as i32 | (((p >> 16) as i16).wrapping_mul(by) as i32) << 16)
     }
     #[inline(always)]
     unsafe fn dot_pairs(total: [i32; 16], pairs: [i32; 16], halves: i32) -> [i32; 16] {

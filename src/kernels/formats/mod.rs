@@ -59,6 +59,9 @@ impl Part {
     }
 }
 
+/// Appends a block of these values.
+pub(crate) type Quantize = fn(&[f32], &mut Vec<u8>);
+
 /// A weight type.
 pub(crate) struct Kind {
     /// As typed after `--dtype`.
@@ -72,7 +75,7 @@ pub(crate) struct Kind {
     /// Offsets of f16 numbers in a block: it is finite if these are.
     pub halves: &'static [usize],
     /// Appends a block of these values. Types that are only read have none.
-    pub quantize: Option<fn(&[f32], &mut Vec<u8>)>,
+    pub quantize: Option<Quantize>,
     /// Part `j` of a block. Float types have none.
     pub part: fn(&[u8], usize) -> Part,
     /// Weights a column in a group of a panel.
