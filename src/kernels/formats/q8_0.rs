@@ -47,6 +47,7 @@ impl<S: Isa> Blocks<S> for Q80 {
     const SUPER: usize = 2;
     const BYTES: usize = PAIR;
     const SUM: Sum = Sum::Signed;
+    const UNPACKED: bool = false;
     type Planes = ();
     #[inline(always)]
     unsafe fn planes(_: *const u8, _: usize) {}
