@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Blocks of every weight type that llmopt computes as stored, and what ggml's Python reference (gguf-py) says they mean.
 
 usage: make_block_fixtures.py GGUF_PY LIBGGML OUT.json
@@ -11,6 +12,10 @@ codes of gguf-py are numpy, written apart from ggml's C and from llmopt: an orac
 import ctypes
 import json
 import sys
+
+if len(sys.argv) != 4 or "--help" in sys.argv or "-h" in sys.argv:
+    print(__doc__)
+    sys.exit(0 if "--help" in sys.argv or "-h" in sys.argv else 2)
 
 import numpy as np
 

@@ -8,6 +8,11 @@ usage: scripts/models_table.py
 import json
 import pathlib
 import re
+import sys
+
+if "--help" in sys.argv or "-h" in sys.argv:
+    print(__doc__)
+    sys.exit(0)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- scripts/models_table.py -->", "<!-- end -->"
