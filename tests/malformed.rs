@@ -378,7 +378,6 @@ fn parameter_cases(c: &mut Cases) {
         ("experts_8", "llama.expert_count", 8),
         ("experts_max", "llama.expert_count", u32::MAX),
         ("experts_used", "llama.expert_used_count", 2),
-        ("sliding_window", "llama.attention.sliding_window", 16),
     ] {
         c.change(name, "", |f| {
             f.set(key, Value::U32(n));
@@ -603,6 +602,13 @@ fn controls(c: &mut Cases) {
             }),
         );
     }
+    // A window that the file names is computed.
+    c.good(
+        "sliding_window",
+        with(&|f| {
+            f.set("llama.attention.sliding_window", Value::U32(16));
+        }),
+    );
     c.good(
         "alignment_u64",
         with(&|f| {

@@ -117,8 +117,8 @@ fn a_prompt_can_be_typed_and_packed_files_and_folders_be_read() {
 #[test]
 fn a_killed_run_into_chosen_columns_goes_on_from_its_journal() {
     let bench = Bench::new();
-    bench.file("tickets.csv", tickets(30));
-    let args = ["tickets.csv", "-q", "--template", TEMPLATE, "--max-tokens", "6", "--columns", "id,customer,answer"];
+    bench.file("tickets.csv", tickets(400));
+    let args = ["tickets.csv", "-q", "--template", TEMPLATE, "--max-tokens", "12", "--columns", "id,customer,answer"];
     bench.run(&[&args[..], &["-o", "whole.csv"]].concat()).expect(0);
     let mut random = common::Random::new(7, "journal kills");
     let mut killed = 0;
@@ -130,7 +130,7 @@ fn a_killed_run_into_chosen_columns_goes_on_from_its_journal() {
         let mut kept = 0;
         loop {
             // Each is killed some answers further on, wherever it is then.
-            let wanted = kept + random.below(9) as usize;
+            let wanted = kept + random.below(90) as usize;
             let mut child = bench.start(bench.command(&args));
             while lines() < wanted && child.try_wait().unwrap().is_none() && !bench.path(&name).exists() {
                 std::thread::sleep(Duration::from_millis(2));

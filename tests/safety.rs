@@ -411,7 +411,7 @@ fn an_interrupted_bench_with_a_gate_judges_nothing() {
     let run = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_llmopt"));
         command.current_dir(&bench.folder).arg("bench").arg("-m").arg(&own);
-        command.args(["--phase", "3", "--max-tokens", "2", "--limit", "4", "--rounds-only", "--threads", "2"]);
+        command.args(["--phase", "3", "--max-tokens", "2", "--limit", "4", "--concurrency", "none", "--threads", "2"]);
         command.args(more).stdin(Stdio::null());
         bench.start(command)
     };
@@ -439,7 +439,7 @@ fn a_bench_on_a_full_disk_is_status_1_with_the_path_and_its_files_are_whole() {
     let own = common::Tiny { context: 640, ..common::Tiny::default() }.write(&bench.path("."));
     // A limit on file sizes is a full disk too: the first rounds fit, those that follow do not.
     let run = format!(
-        "ulimit -f 16; exec {} bench -m {} --phase 3 --rounds-only --rounds 9999 --time-budget 300 --max-tokens 2 --limit 4 --threads 2 --out out",
+        "ulimit -f 16; exec {} bench -m {} --phase 3 --concurrency none --rounds 9999 --time-budget 300 --max-tokens 2 --limit 4 --threads 2 --out out",
         env!("CARGO_BIN_EXE_llmopt"),
         own.display()
     );

@@ -333,5 +333,5 @@ fn every_field_of_a_blueprint_is_computed_as_the_textbook_has_it_or_refused() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(computed > 200, "{computed} computed; refused: {}", refused.join(", "));
+    assert!(computed > 190 && refused.len() < 8, "{computed} computed; refused: {}", refused.join(", "));
 }

@@ -223,7 +223,7 @@ fn only_file(folder: &Folder) -> Result<String, ModelError> {
         [one] => Ok(one.clone()),
         [] => Err(invalid(
             folder.path,
-            "the folder has no file *.safetensors; a checkpoint has config.json, *.safetensors and tokenizer.json",
+            "the folder has no file *.safetensors; a checkpoint has config.json, model.safetensors (or several *.safetensors) and tokenizer.json",
         )),
         [first, second, ..] => Err(invalid(
             folder.path,

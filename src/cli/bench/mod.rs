@@ -58,8 +58,12 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let prepared = run::prepare(&job, &mut result, &mut |_, progress| {
         display.quietly(progress);
         Ok(())
-    })?;
-    ready.enough_time(args, &prepared, begun)?;
+    });
+    let prepared = match prepared {
+        Err(BenchError::TimeOver) => return ready.enough_time(args, None, begun).map(|()| status::DONE),
+        other => other?,
+    };
+    ready.enough_time(args, Some(&prepared), begun)?;
     let folder = folder(args, &ready)?;
     console.release();
     console.say(announce);

@@ -105,13 +105,13 @@ impl Ready {
         Ok((job, result))
     }
 
-    /// Refuses a time that cannot hold two rounds of every run, with the least that can.
-    pub fn enough_time(&self, args: &Args, prepared: &Prepared, begun: Instant) -> Result<(), Failure> {
-        let least = prepared.least_s(args.repeat as usize);
-        if Instant::now() + Duration::from_secs_f64(least) <= self.deadline {
+    /// Refuses a time that cannot hold two rounds of every run, with the least that can; `prepared` is none where it was over before
+    /// anything could be told of a round.
+    pub fn enough_time(&self, args: &Args, prepared: Option<&Prepared>, begun: Instant) -> Result<(), Failure> {
+        let least = prepared.map(|p| p.least_s(args.repeat as usize));
+        if least.is_some_and(|least| Instant::now() + Duration::from_secs_f64(least) <= self.deadline) {
             return Ok(());
         }
-        let needed = (begun.elapsed().as_secs_f64() + least + LAST).ceil();
         let runs = if args.repeat > 1 { format!(" of each of {} runs", args.repeat) } else { String::new() };
         let typed = match (args.shared.max_time, args.time_budget) {
             (Some(most), asked) if asked.is_none_or(|a| most <= a) => format!("--max-time {most}"),
@@ -119,11 +119,15 @@ impl Ready {
             _ => format!("the usual time budget of {} s", args.budget()),
         };
         let flag = if typed.starts_with("--max-time") { "--max-time" } else { "--time-budget" };
-        Err(Failure::usage(format!(
-            "{typed}: cannot hold two rounds{runs} of {}, which take about {} here; at least {flag} {needed:.0} would do",
-            counted(self.plan.configs.len() as u64, "configuration"),
-            seconds(least)
-        )))
+        let configurations = counted(self.plan.configs.len() as u64, "configuration");
+        let rest = match least {
+            Some(least) => {
+                let needed = (begun.elapsed().as_secs_f64() + least + LAST).ceil();
+                format!(", which take about {} here; at least {flag} {needed:.0} would do", seconds(least))
+            }
+            None => format!(": it was over while they were made ready; more {flag} would do"),
+        };
+        Err(Failure::usage(format!("{typed}: cannot hold two rounds{runs} of {configurations}{rest}")))
     }
 }
 

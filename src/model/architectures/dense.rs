@@ -116,6 +116,9 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
     // 0 where a layer has none.
     let kv_heads = m.per_layer(KV_HEADS, 0..=MAX_COUNT, layers)?.or(defaults.kv_heads.map(|n| vec![n; layers]));
     let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
+    if kv_heads.iter().all(|n| *n == 0) {
+        return Err(m.refuse(KV_HEADS, "is 0; where a layer attends it is at least 1"));
+    }
     let most = heads.iter().copied().max().unwrap_or(1);
     let head_dim = match m.integer(HEAD_DIM, 1..=MAX_COUNT)?.or(defaults.head_dim) {
         Some(n) => n,
