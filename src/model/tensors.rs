@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     /// Our dequantizers against candle's, a port of ggml's of its own: blocks of any bytes (scales finite) mean the same values; and what we
-    /// quantize is what its quantizers give, but for a code in a hundred where its sums run in another order.
+    /// quantize in blocks of 32 is what its quantizers give, but for a code in a hundred where its sums run in another order.
     #[cfg(feature = "candle")]
     #[test]
     fn blocks_mean_and_become_what_candle_says() {
@@ -314,7 +314,8 @@ mod tests {
             let tensor = QTensor::new(storage, (64, format.block())).expect("a tensor");
             let theirs: Vec<f32> = tensor.dequantize(&cpu).and_then(|t| t.flatten_all()?.to_vec1()).expect("values");
             assert_eq!(ours, theirs, "{format}");
-            if format.is_written() {
+            // Its searches for K types are older than ggml's, which tests/blocks.rs compares with.
+            if format.is_written() && format.block() == 32 {
                 let values: Vec<f32> =
                     (0..32 * 256).map(|_| (0..4).map(|_| next() as f32 / (1u64 << 31) as f32 - 0.5).sum()).collect();
                 let mut ours = Vec::new();
