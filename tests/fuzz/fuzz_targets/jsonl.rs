@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
         let mut ids = std::collections::HashSet::new();
         for record in &records {
             let record = record.as_ref().expect("an ordinary file is read to its end");
-            assert!(ids.insert((&record.id, record.id_is_number)));
+            assert!(ids.insert((&record.origin.id, record.origin.id_is_number)));
             if let Err(error) = &record.asked {
                 assert!(!error.message.chars().any(char::is_control));
             }
