@@ -6,6 +6,7 @@ use crate::kernels::{
     panel_bytes,
 };
 use crate::model::{Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, QkNorm, Role, is_matrix, roles};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
@@ -359,6 +360,11 @@ fn taps_first(values: &[f32], channels: usize, taps: usize) -> Vec<f32> {
     out
 }
 
+thread_local! {
+    /// Rows as the file has them, on their way into a panel.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 impl PackedModel {
     /// Bytes that [`PackedModel::pack`] would take.
     pub fn estimate(model: &Model, plan: FormatPlan) -> u64 {
@@ -382,11 +388,14 @@ impl PackedModel {
                 team.chunks(all, bytes.max(1), |panel, out| {
                     let from = panel / roles.len() * COLUMNS;
                     let range = from.min(rows)..(from + COLUMNS).min(rows);
-                    let mut buffer = Vec::new();
-                    match model.weights.read(roles[panel % roles.len()], range, packed.format, &mut buffer) {
-                        Ok(()) => pack_panel(packed.format, packed.k, &buffer, out),
-                        Err(e) => fail(e),
-                    }
+                    // A thread's buffer stays: memory that is given back and asked for again is zeroed again, page by page.
+                    BUFFER.with_borrow_mut(|buffer| {
+                        buffer.clear();
+                        match model.weights.read(roles[panel % roles.len()], range, packed.format, buffer) {
+                            Ok(()) => pack_panel(packed.format, packed.k, buffer, out),
+                            Err(e) => fail(e),
+                        }
+                    });
                 });
             } else {
                 // An expert at a time: some files hold its rows as columns.

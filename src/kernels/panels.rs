@@ -69,8 +69,11 @@ pub fn pack_panel(format: Format, k: usize, rows: &[u8], out: &mut [u8]) {
     let row_bytes = format.row_bytes(k);
     assert!(rows.len() <= COLUMNS * row_bytes && (row_bytes == 0 || rows.len().is_multiple_of(row_bytes)));
     assert!(out.len() == panel_bytes(format, k) && k.is_multiple_of(format.block()));
-    // Memory that was written before keeps nothing of it in the columns past the last row, nor past an odd number of blocks.
-    out.fill(0);
+    // Memory that was written before keeps nothing of it in the columns past the last row, nor past a number of blocks that fills no group.
+    // Sixteen rows of whole groups write every byte: fresh memory is then touched once.
+    if rows.len() < COLUMNS * row_bytes || !k.is_multiple_of(format.kind().group) {
+        out.fill(0);
+    }
     if row_bytes == 0 {
         return;
     }
@@ -93,7 +96,7 @@ mod tests {
             for k in ks {
                 let row_bytes = format.row_bytes(k);
                 let rows = random.rows(format, n, k);
-                let mut data = vec![0; n.div_ceil(16) * panel_bytes(format, k)];
+                let mut data = vec![0xff; n.div_ceil(16) * panel_bytes(format, k)];
                 for (rows, panel) in rows.chunks(16 * row_bytes).zip(data.chunks_exact_mut(panel_bytes(format, k))) {
                     pack_panel(format, k, rows, panel);
                 }

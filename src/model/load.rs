@@ -9,8 +9,9 @@ use super::opening::{OpenOptions, Stage};
 use super::resolver;
 use super::source::Place;
 use super::tensors::FileWeights;
-use super::{Model, ModelError, safetensors, vocabulary};
+use super::{Model, ModelError, ModelSpec, Vocabulary, safetensors, vocabulary};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Opens a model: a `.gguf` file (of a split model any part), a folder with `config.json`, `*.safetensors` and `tokenizer.json`, a hub id `org/name[:file]`, or
 /// an alias. Everything is checked; weights are read later, from the open file.
@@ -35,10 +36,22 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Model, ModelError> {
 
 fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, ModelError> {
     let file = Gguf::open_set(path)?;
+    let total = file.parts.iter().map(|part| part.len()).sum();
+    let (built, digest) = with_digest(&name, total, options, |tell| digest_of(&file, tell), || build_gguf(&file));
+    let (spec, vocabulary, weights) = built?;
+    let digest = digest?;
+    // Whichever part was named, the model is the set.
+    let path = file.path().to_path_buf();
+    let name = if file.parts.len() > 1 { resolver::file_name(&path) } else { name };
+    Ok(Model { name, path, digest, spec, vocabulary, weights: Box::new(weights) })
+}
+
+/// Blueprint, vocabulary and weights, all of them checked.
+fn build_gguf(file: &Gguf) -> Result<(ModelSpec, Vocabulary, FileWeights), ModelError> {
     let name_of = file.need_text("general.architecture")?;
     let architecture = architectures::of_gguf(name_of).ok_or_else(|| file.error(architectures::unknown(name_of)))?;
-    let vocabulary = vocabulary::from_gguf(&file)?;
-    let metadata = GgufMetadata::new(&file, name_of, vocabulary.tokenizer.tokens.len());
+    let vocabulary = vocabulary::from_gguf(file)?;
+    let metadata = GgufMetadata::new(file, name_of, vocabulary.tokenizer.tokens.len());
     let spec = architectures::build(architecture, &metadata)?;
     metadata.guard()?;
     let guessing = file.value(&format!("{name_of}.nextn_predict_layers")).is_some();
@@ -55,12 +68,8 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
     };
     let mut weights = assemble(architecture, &spec, contents)?;
     weights.file_type = file.integer("general.file_type", 0..=u64::from(u32::MAX)).ok().flatten().and_then(gguf::file_type);
-    let total = file.parts.iter().map(|part| part.len()).sum();
-    let digest = check_bytes(&weights, &name, total, options, |tell| digest_of(&file, tell))?;
-    // Whichever part was named, the model is the set.
-    let path = file.path().to_path_buf();
-    let name = if file.parts.len() > 1 { resolver::file_name(&path) } else { name };
-    Ok(Model { name, path, digest, spec, vocabulary, weights: Box::new(weights) })
+    weights.check_finite()?;
+    Ok((spec, vocabulary, weights))
 }
 
 /// Whether a tensor belongs to a block behind the layers, in a file that has such blocks (they guess further tokens).
@@ -70,7 +79,7 @@ fn behind(name: &str, layers: usize, guessing: bool) -> bool {
 }
 
 /// The file's digest; of a split model that of the parts' names and digests, as of a folder.
-fn digest_of(file: &Gguf, tell: &dyn Fn(u64)) -> Result<String, ModelError> {
+fn digest_of(file: &Gguf, tell: &dyn Fn(u64) -> bool) -> Result<String, ModelError> {
     match &file.parts[..] {
         [only] => only.digest(tell),
         parts => {
@@ -84,22 +93,31 @@ fn open_folder(path: &Path, name: String, options: &OpenOptions) -> Result<Model
     safetensors::looks_like_checkpoint(path)?;
     let safetensors::Checkpoint { spec, vocabulary, weights, files } = safetensors::open(path)?;
     let total = files.values().map(|f| f.len()).sum();
-    let digest = check_bytes(&weights, &name, total, options, |tell| safetensors::digest(&files, tell))?;
-    Ok(Model { name, path: path.to_path_buf(), digest, spec, vocabulary, weights: Box::new(weights) })
+    let (finite, digest) =
+        with_digest(&name, total, options, |tell| safetensors::digest(&files, tell), || weights.check_finite());
+    finite?;
+    Ok(Model { name, path: path.to_path_buf(), digest: digest?, spec, vocabulary, weights: Box::new(weights) })
 }
 
-/// Checks all weights on all threads while one computes the digest of the `total` bytes.
-fn check_bytes(
-    weights: &FileWeights,
+/// `build` beside the digest of the `total` bytes, which one thread computes; it ends early where `build` fails.
+fn with_digest<T: Send>(
     name: &str,
     total: u64,
     options: &OpenOptions,
-    digest: impl FnOnce(&dyn Fn(u64)) -> Result<String, ModelError> + Send,
-) -> Result<String, ModelError> {
-    let tell = |done| options.tell(Stage::Check, name, done, Some(total));
-    let (finite, digest) = rayon::join(|| weights.check_finite(), || digest(&tell));
-    finite?;
-    digest
+    digest: impl FnOnce(&dyn Fn(u64) -> bool) -> Result<String, ModelError> + Send,
+    build: impl FnOnce() -> Result<T, ModelError> + Send,
+) -> (Result<T, ModelError>, Result<String, ModelError>) {
+    let failed = AtomicBool::new(false);
+    let tell = |done| {
+        options.tell(Stage::Check, name, done, Some(total));
+        !failed.load(Ordering::Relaxed)
+    };
+    let build = || {
+        let built = build();
+        failed.store(built.is_err(), Ordering::Relaxed);
+        built
+    };
+    rayon::join(build, || digest(&tell))
 }
 
 /// Divisors of rotary frequencies, which are read with the rope.

@@ -420,7 +420,7 @@ fn chat_template(folder: &mut Folder, settings: &Value) -> Result<Option<String>
 }
 
 /// The digest of a folder: SHA-256 over `name`, a zero byte and `digest` of its files, sorted by name.
-pub(super) fn digest(files: &BTreeMap<String, Arc<Source>>, tell: &dyn Fn(u64)) -> Result<String, ModelError> {
+pub(super) fn digest(files: &BTreeMap<String, Arc<Source>>, tell: &dyn Fn(u64) -> bool) -> Result<String, ModelError> {
     use sha2::Digest;
     let mut hash = sha2::Sha256::new();
     let mut before = 0u64;

@@ -67,15 +67,16 @@ impl Source {
         ModelError::Io(format!("{}: the file was changed while it was read; start again once it is complete", shown(&self.path)))
     }
 
-    /// SHA-256 of the whole file, 64 hex digits; `tell` hears the bytes read so far.
-    pub(super) fn digest(&self, tell: &dyn Fn(u64)) -> Result<String, ModelError> {
+    /// SHA-256 of the whole file, 64 hex digits; `tell` hears the bytes read so far and says whether to go on;
+    /// where it does not, nobody wants the result.
+    pub(super) fn digest(&self, tell: &dyn Fn(u64) -> bool) -> Result<String, ModelError> {
         let mut hash = Sha256::new();
         self.hash(&mut hash, tell)?;
         Ok(hex(&hash.finalize()))
     }
 
-    /// Feeds the whole file to `hash`; `tell` hears the bytes read so far.
-    pub(super) fn hash(&self, hash: &mut dyn sha2::digest::Update, tell: &dyn Fn(u64)) -> Result<(), ModelError> {
+    /// Feeds the whole file to `hash`; `tell` hears the bytes read so far and says whether to go on.
+    pub(super) fn hash(&self, hash: &mut dyn sha2::digest::Update, tell: &dyn Fn(u64) -> bool) -> Result<(), ModelError> {
         let mut buffer = vec![0u8; 1 << 20];
         let mut at = 0;
         while at < self.len {
@@ -83,7 +84,9 @@ impl Source {
             self.read_at(at, &mut buffer[..n])?;
             hash.update(&buffer[..n]);
             at += n as u64;
-            tell(at);
+            if !tell(at) {
+                break;
+            }
         }
         Ok(())
     }

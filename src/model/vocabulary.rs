@@ -473,7 +473,15 @@ fn resolve(
     kinds: &[TokenKind],
     byte_level: bool,
 ) -> Result<Vec<Merge>, Fault> {
-    let letters: HashSet<char> = if byte_level { byte_alphabet().into() } else { HashSet::new() };
+    // Of each ordinary token, once: a token is part of many merges.
+    let letters: HashSet<char> = byte_alphabet().into();
+    let most = letters.iter().map(|c| *c as usize + 1).max().unwrap_or(0);
+    let known: Vec<bool> = (0..most as u32).map(|c| char::from_u32(c).is_some_and(|c| letters.contains(&c))).collect();
+    let spelled = |text: &String| text.chars().all(|c| known.get(c as usize).copied().unwrap_or(false));
+    let foreign: Vec<bool> = match byte_level {
+        true => tokens.iter().zip(kinds).map(|(text, kind)| *kind == TokenKind::Normal && !spelled(text)).collect(),
+        false => Vec::new(),
+    };
     let mut both = String::new();
     let mut resolved = Vec::with_capacity(merges.len());
     for (rank, (left, right)) in merges.iter().enumerate() {
@@ -491,11 +499,7 @@ fn resolve(
         if parts.iter().any(|id| !matches!(of(*id), TokenKind::Normal | TokenKind::UserDefined)) {
             continue;
         }
-        let foreign = |id: &&TokenId| {
-            of(**id) == TokenKind::Normal
-                && tokens.get(**id as usize).is_some_and(|text| text.chars().any(|c| !letters.contains(&c)))
-        };
-        if byte_level && let Some(id) = parts.iter().find(foreign) {
+        if let Some(id) = parts.iter().find(|id| foreign.get(**id as usize).copied().unwrap_or(false)) {
             let text = tokens.get(*id as usize).map(|t| short(t)).unwrap_or_default();
             return Err(fault(format!("names '{text}', which has characters that are not in the byte alphabet")));
         }

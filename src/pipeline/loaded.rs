@@ -141,6 +141,9 @@ impl Loaded {
     }
 }
 
+/// Rows of the prompt that warms up.
+const WARM_ROWS: usize = 32;
+
 /// Prompts to what the engine takes.
 struct Encoder {
     prompting: Arc<Prompting>,
@@ -440,7 +443,8 @@ impl Pipeline {
     fn warm_up(&mut self) -> Result<(), PipelineError> {
         let _ = self.loaded.prompting.tokenizer().encode("Warm up, 1 2 3.");
         let token = self.loaded.model.vocabulary.eos.first().copied().unwrap_or(0);
-        let rows = self.config.sizes.chunk.min(self.loaded.model.spec.context.saturating_sub(4)).max(1);
+        // As many as touch every weight and every kind of tile; a whole chunk of a model of 10^9 weights would take seconds.
+        let rows = self.config.sizes.chunk.min(WARM_ROWS).min(self.loaded.model.spec.context.saturating_sub(4)).max(1);
         let rows = rows.min(self.engine.capacity().positions.saturating_sub(4)).max(1);
         self.engine.submit(Request {
             ticket: 0,

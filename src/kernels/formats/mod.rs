@@ -164,16 +164,19 @@ impl Format {
 }
 
 /// The f16 at a place.
+#[inline]
 pub(super) fn half_at(bytes: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32_const()
 }
 
 /// Writes a number of two bytes for column `c` of a line of 16.
+#[inline]
 pub(super) fn put_half(to: &mut [u8], c: usize, half: &[u8]) {
     to[c * 2..c * 2 + 2].copy_from_slice(half);
 }
 
 /// Sixteen bytes as they lie in memory.
+#[inline]
 pub(super) fn sixteen(bytes: &[u8]) -> u128 {
     u128::from_le_bytes(std::array::from_fn(|i| bytes[i]))
 }
@@ -181,12 +184,14 @@ pub(super) fn sixteen(bytes: &[u8]) -> u128 {
 const LOW_NIBBLES: u128 = 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f;
 
 /// Of 32 bytes the low (`shift` 0) or the high nibbles (4): byte i has that of byte i and, above it, that of byte 16 + i.
+#[inline]
 pub(super) fn nibble_pairs(bytes: &[u8], shift: u32) -> u128 {
     let (first, last) = (sixteen(bytes) >> shift & LOW_NIBBLES, sixteen(&bytes[16..]) >> shift & LOW_NIBBLES);
     first | last << 4
 }
 
 /// Nibbles of 32 codes, in pairs of code i and code 16 + i, into the four lines at the beginning of `lines`.
+#[inline]
 pub(super) fn put_nibbles(pairs: u128, c: usize, lines: &mut [u8]) {
     for (quad, line) in pairs.to_le_bytes().as_chunks::<4>().0.iter().zip(lines.as_chunks_mut::<64>().0) {
         line[c * 4..c * 4 + 4].copy_from_slice(quad);
@@ -194,6 +199,7 @@ pub(super) fn put_nibbles(pairs: u128, c: usize, lines: &mut [u8]) {
 }
 
 /// Fifth bits of 32 codes, bit k of code k, into a line.
+#[inline]
 pub(super) fn put_fifth(bits: u32, c: usize, line: &mut [u8]) {
     for j in 0..4 {
         // Every fourth bit from the j-th on, put together.
@@ -215,6 +221,7 @@ pub(super) fn bit_of_each(bytes: &[u8], j: usize) -> u32 {
 }
 
 /// Two bits of each of 32 bytes, from bit `shift` on, into two lines.
+#[inline]
 pub(super) fn put_sixth(bytes: &[u8], shift: u32, c: usize, lines: &mut [u8]) {
     for half in 0..2 {
         let two = sixteen(&bytes[half * 16..]) >> shift & (LOW_NIBBLES & 0x0303_0303_0303_0303_0303_0303_0303_0303);
