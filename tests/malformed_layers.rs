@@ -185,7 +185,7 @@ fn checkpoints_whose_experts_or_states_lie_are_refused_in_one_line() {
         ("qwen3_5", json!({"linear_value_head_dim": 16}), "in_proj_qkv.weight has the shape [80, 48]"),
         ("qwen3_5", json!({"linear_conv_kernel_dim": 80}), "a convolution over 80 positions is not computed"),
         ("qwen3_5", json!({"linear_conv_kernel_dim": 2}), "conv1d.weight has the shape [80, 1, 4]"),
-        ("qwen3_5", json!({"num_key_value_heads": 0}), "share 0 key/value heads"),
+        ("qwen3_5", json!({"num_key_value_heads": 0}), "num_key_value_heads is 0"),
     ];
     let mut faults = Vec::new();
     for (family, change, wanted) in cases {

@@ -361,8 +361,81 @@ fn taps_first(values: &[f32], channels: usize, taps: usize) -> Vec<f32> {
 }
 
 thread_local! {
-    /// Rows as the file has them, on their way into a panel.
+    /// Rows as the file has them, on their way into a panel. It stays: memory that is given back and asked for again is zeroed again.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Some panels of a matrix, or some of its experts, on their way into memory.
+struct Piece<'a> {
+    packed: Packed,
+    roles: &'a [Role],
+    /// The first panel or expert.
+    first: usize,
+    out: &'a mut [u8],
+}
+
+impl Piece<'_> {
+    /// Bytes of what is counted: a panel, or an expert.
+    fn unit(packed: Packed) -> usize {
+        if packed.experts == 1 { panel_bytes(packed.format, packed.k) } else { packed.bytes_of_one() }.max(1)
+    }
+
+    /// Reads, converts and packs it.
+    fn fill(&mut self, model: &Model) -> Result<(), ModelError> {
+        let Piece { packed, roles, first, out } = self;
+        let bytes = panel_bytes(packed.format, packed.k).max(1);
+        let rows = model.weights.shape(roles[0]).0 / packed.experts;
+        BUFFER.with_borrow_mut(|buffer| {
+            for (unit, out) in out.chunks_mut(Self::unit(*packed)).enumerate() {
+                let unit = *first + unit;
+                if packed.experts == 1 {
+                    let from = unit / roles.len() * COLUMNS;
+                    let range = from.min(rows)..(from + COLUMNS).min(rows);
+                    buffer.clear();
+                    model.weights.read(roles[unit % roles.len()], range, packed.format, buffer)?;
+                    pack_panel(packed.format, packed.k, buffer, out);
+                    continue;
+                }
+                // An expert at a time: some files hold its rows as columns.
+                for (part, role) in roles.iter().enumerate() {
+                    buffer.clear();
+                    model.weights.read(*role, unit * rows..(unit + 1) * rows, packed.format, buffer)?;
+                    let panels = out.chunks_exact_mut(bytes).skip(part).step_by(roles.len());
+                    let size = COLUMNS * packed.format.row_bytes(packed.k);
+                    panels.zip(buffer.chunks(size.max(1))).for_each(|(out, rows)| pack_panel(packed.format, packed.k, rows, out));
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Layout {
+    /// All of it in stretches for `threads` threads. A stretch is megabytes of neighbours: two threads in one huge page would both have
+    /// it zeroed, and wait for each other.
+    fn stretches<'a>(&'a self, mut memory: &'a mut [u8], threads: usize) -> Vec<Vec<Piece<'a>>> {
+        let step = (self.bytes / (8 * threads.max(1))).clamp(2 << 20, 16 << 20);
+        let (mut stretches, mut room) = (Vec::new(), 0);
+        for (roles, packed) in &self.matrices {
+            let unit = Piece::unit(*packed);
+            let (mut all, others) = std::mem::take(&mut memory).split_at_mut(packed.bytes());
+            memory = others;
+            let mut first = 0;
+            while !all.is_empty() {
+                if room == 0 {
+                    stretches.push(Vec::new());
+                    room = step;
+                }
+                let size = (room.div_ceil(unit) * unit).min(all.len());
+                let (out, after) = std::mem::take(&mut all).split_at_mut(size);
+                if let Some(stretch) = stretches.last_mut() {
+                    stretch.push(Piece { packed: *packed, roles, first, out });
+                }
+                (all, first, room) = (after, first + size / unit, room.saturating_sub(size));
+            }
+        }
+        stretches
+    }
 }
 
 impl PackedModel {
@@ -378,51 +451,22 @@ impl PackedModel {
         let memory = |NoMemory(bytes)| NativeError::Memory { what: "weights", bytes: bytes as u64 };
         let mut arena = Arena::new(layout.bytes).map_err(memory)?;
         let mut team = Team::new(KernelSet::portable(), threads, 2, false).map_err(NativeError::Threads)?;
-        let mut fill = |packed: Packed, roles: &[Role]| -> Result<(), NativeError> {
-            let bytes = panel_bytes(packed.format, packed.k);
-            let rows = model.weights.shape(roles[0]).0 / packed.experts;
-            let failed = Mutex::new(None);
-            let fail = |e| *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-            let all = &mut arena.bytes_mut()[packed.offset..][..packed.bytes()];
-            if packed.experts == 1 {
-                team.chunks(all, bytes.max(1), |panel, out| {
-                    let from = panel / roles.len() * COLUMNS;
-                    let range = from.min(rows)..(from + COLUMNS).min(rows);
-                    // A thread's buffer stays: memory that is given back and asked for again is zeroed again, page by page.
-                    BUFFER.with_borrow_mut(|buffer| {
-                        buffer.clear();
-                        match model.weights.read(roles[panel % roles.len()], range, packed.format, buffer) {
-                            Ok(()) => pack_panel(packed.format, packed.k, buffer, out),
-                            Err(e) => fail(e),
-                        }
-                    });
-                });
-            } else {
-                // An expert at a time: some files hold its rows as columns.
-                team.chunks(all, packed.bytes_of_one().max(1), |expert, out| {
-                    for (part, role) in roles.iter().enumerate() {
-                        let mut buffer = Vec::new();
-                        if let Err(e) = model.weights.read(*role, expert * rows..(expert + 1) * rows, packed.format, &mut buffer)
-                        {
-                            return fail(e);
-                        }
-                        let panels = out.chunks_exact_mut(bytes.max(1)).skip(part).step_by(roles.len());
-                        let size = COLUMNS * packed.format.row_bytes(packed.k);
-                        panels
-                            .zip(buffer.chunks(size.max(1)))
-                            .for_each(|(out, rows)| pack_panel(packed.format, packed.k, rows, out));
-                    }
-                });
+        let failed = Mutex::new(None);
+        let fail = |e| *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+        team.chunks(&mut layout.stretches(arena.bytes_mut(), threads), 1, |_, stretch| {
+            for piece in stretch.iter_mut().flatten() {
+                if let Err(e) = piece.fill(model) {
+                    return fail(e);
+                }
             }
-            match (team.broken(), failed.into_inner().unwrap_or_else(PoisonError::into_inner)) {
-                (Some(reason), _) => Err(NativeError::Broken(reason)),
-                (None, Some(e)) => Err(e.into()),
-                (None, None) => Ok(()),
-            }
-        };
+        });
+        match (team.broken(), failed.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+            (Some(reason), _) => return Err(NativeError::Broken(reason)),
+            (None, Some(e)) => return Err(e.into()),
+            (None, None) => (),
+        }
         let mut placed = HashMap::new();
         for (roles, packed) in &layout.matrices {
-            fill(*packed, roles)?;
             placed.extend(roles.iter().map(|role| (*role, *packed)));
         }
         if model.spec.tied_embeddings {

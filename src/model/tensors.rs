@@ -18,6 +18,8 @@ fn first_not_finite(format: Format, bytes: &[u8]) -> Option<usize> {
     let bad = |block: &[u8]| match format {
         Format::F32 => u32::from_le_bytes([block[0], block[1], block[2], block[3]]) & F32_EXPONENT == F32_EXPONENT,
         Format::Bf16 => u32::from(word(block, 0)) << 16 & F32_EXPONENT == F32_EXPONENT,
+        // 255 is no scale (OCP Microscaling Formats, E8M0: NaN).
+        Format::Mxfp4 => block[0] == 255,
         _ => format.half_offsets().iter().any(|at| word(block, *at) & F16_EXPONENT == F16_EXPONENT),
     };
     let any = match format {
