@@ -312,29 +312,36 @@ mod parquet {
     }
 
     #[test]
-    fn a_killed_run_into_parquet_goes_on_from_its_journal() {
+    fn a_killed_run_into_parquet_goes_on_from_its_journal_to_the_same_bytes() {
         let bench = Bench::new();
-        bench.file("tickets.csv", tickets(12));
-        let args = ["tickets.csv", "-q", "--template", TEMPLATE, "-o", "out.parquet", "--resume"];
+        bench.file("tickets.csv", tickets(60));
+        let schema = r#"{"properties": {"kind": {"enum": ["ab", "cd"]}, "n": {"enum": [1, 2]}}, "required": ["kind", "n"]}"#;
+        let form = ["tickets.csv", "-q", "--template", TEMPLATE, "--json-schema", schema, "--max-tokens", "30"];
+        let args = [&form[..], &["--columns", "id,customer,answer.kind,answer.n,answer"]].concat();
+        bench.run(&[&args[..], &["-o", "whole.parquet"]].concat()).expect(0);
+        let args = [&args[..], &["-o", "out.parquet", "--resume"]].concat();
         let journal = bench.path("out.parquet.journal.jsonl");
         let lines = || std::fs::read_to_string(&journal).map_or(0, |text| text.matches('\n').count());
         let mut kept = 0;
         for _ in 0..3 {
             let mut child = bench.start(bench.command(&args));
-            while lines() < kept + 2 && child.try_wait().unwrap().is_none() {
+            while lines() < kept + 5 && child.try_wait().unwrap().is_none() {
                 std::thread::sleep(Duration::from_millis(2));
             }
             child.kill().unwrap();
             finish(child);
-            assert!(!bench.path("out.parquet").exists() || read(&bench, "out.parquet").len() == 12);
+            assert!(!bench.path("out.parquet").exists() || read(&bench, "out.parquet").len() == 60);
+            assert!(lines() >= kept || bench.path("out.parquet").exists(), "a line that was written is gone");
             kept = lines();
         }
         bench.run(&args).expect(0);
         let rows = read(&bench, "out.parquet");
         assert!(
-            rows.len() == 12 && rows.iter().enumerate().all(|(i, row)| row.starts_with(&format!("{{id: \"T{i}\", "))),
+            rows.len() == 60 && rows.iter().enumerate().all(|(i, row)| row.starts_with(&format!("{{id: \"T{i}\", "))),
             "{rows:?}"
         );
+        let bytes = |name: &str| std::fs::read(bench.path(name)).unwrap();
+        assert!(bytes("out.parquet") == bytes("whole.parquet"), "the bytes of a run that was not killed");
         assert!(!journal.exists());
     }
 }

@@ -141,6 +141,97 @@ fn every_finished_walk_validates_and_what_is_not_valid_is_not_allowed() {
     }
 }
 
+const KIND: &str = "whoever lists properties or items means an object or an array";
+const CLOSED: &str = "an object that lists its properties has no others";
+const ORDER: &str = "properties are written in the schema's order";
+const SPELLING: &str = "a whole number is written without a fraction";
+const LEAP: &str = "which minutes have a leap second is no matter of form; T and Z are capitals";
+const EMAIL: &str = "no quoted local part, no address literal";
+const MIXED: &str = "no dotted decimals at the end of an IPv6 address";
+
+/// Valid instances that are not allowed, all by intent: file, beginning of the test's description, reason.
+const NARROWER: [(&str, &str, &str); 26] = [
+    ("additionalProperties", "ignores ", KIND),
+    ("items", "ignores ", KIND),
+    ("items", "JavaScript pseudo-array", KIND),
+    ("prefixItems", "JavaScript pseudo-array", KIND),
+    ("properties", "ignores ", KIND),
+    ("required", "ignores ", KIND),
+    ("ref", "match", KIND),
+    ("ref", "recursive match", KIND),
+    ("additionalProperties", "additional properties are allowed", CLOSED),
+    ("properties", "doesn't invalidate other properties", CLOSED),
+    ("allOf", "allOf", ORDER),
+    ("allOf", "valid", ORDER),
+    ("anyOf", "both anyOf valid (complex)", ORDER),
+    ("const", "same object with different property order", ORDER),
+    ("const", "float ", SPELLING),
+    ("enum", "float ", SPELLING),
+    ("enum", "[0.0] is valid", SPELLING),
+    ("enum", "[1.0] is valid", SPELLING),
+    ("type", "a float with zero fractional part", SPELLING),
+    ("date-time", "a valid date-time with a leap second", LEAP),
+    ("date-time", "case-insensitive T and Z", LEAP),
+    ("time", "a valid time string with", LEAP),
+    ("time", "valid leap second", LEAP),
+    ("email", "a quoted string", EMAIL),
+    ("email", "an IPv6-address-literal", EMAIL),
+    ("ipv6", "", MIXED),
+];
+
+/// What the refusals of the suite's schemas name.
+const REFUSED: [&str; 9] = [
+    "'$ref'",
+    "'$id'",
+    "'oneOf'",
+    "'multipleOf'",
+    "'propertyNames'",
+    "'dependentSchemas'",
+    "'unevaluatedProperties'",
+    "patternProperty",
+    "schema is false",
+];
+
+/// The JSON-Schema-Test-Suite as far as it is about keywords that are claimed (`scripts/make_schema_suite.py`).
+#[test]
+fn of_the_json_schema_test_suite_no_invalid_instance_is_allowed_and_valid_ones_are_but_for_those_listed() {
+    let grammars = Grammars::new(words);
+    let (mut compiled, mut refused, mut allowed, mut rejected) = (0, 0, 0, 0);
+    let (mut wrong, mut used) = (Vec::new(), [0; NARROWER.len()]);
+    for line in include_str!("data/schema-suite.jsonl").lines().skip(1) {
+        let of: Value = serde_json::from_str(line).unwrap();
+        let (file, group) = (of["file"].as_str().unwrap(), of["group"].as_str().unwrap());
+        let grammar = match grammars.compile(&Constraint::Schema(of["schema"].to_string())) {
+            Ok(grammar) => grammar,
+            Err(error) => {
+                assert!(REFUSED.iter().any(|word| error.contains(word)), "{file}, {group}: {error}");
+                refused += 1;
+                continue;
+            }
+        };
+        compiled += 1;
+        for test in of["tests"].as_array().unwrap() {
+            let (valid, name, data) = (test[0].as_bool().unwrap(), test[1].as_str().unwrap(), &test[2]);
+            let intent = NARROWER.iter().position(|(f, start, _)| *f == file && name.starts_with(start));
+            match (valid, accepts(&grammar, &data.to_string()), intent) {
+                (true, true, _) => allowed += 1,
+                (false, false, _) => rejected += 1,
+                (true, false, Some(n)) => used[n] += 1,
+                (_, accepted, _) => wrong.push(format!("{file}, {group}, {name}: {data} is allowed: {accepted}")),
+            }
+        }
+    }
+    let narrower: usize = used.iter().sum();
+    println!(
+        "{compiled} schemas compiled, {refused} refused; {rejected} invalid instances rejected, {allowed} valid ones allowed, {narrower} not"
+    );
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for (entry, count) in NARROWER.iter().zip(used) {
+        assert!(count > 0, "{entry:?} is allowed now");
+    }
+    assert!(compiled > 150 && rejected > 350 && allowed > 350, "{compiled} {rejected} {allowed}");
+}
+
 #[test]
 fn compiling_again_or_beside_others_gives_the_same_masks() {
     let case = cases().into_iter().find(|c| c.name == "ticket").unwrap();
@@ -401,6 +492,33 @@ fn choices_are_scored_by_the_log_probabilities_that_the_model_tells_of_their_tok
     }
 }
 
+/// Each row that runs is a token of the prompt or of the tree of choices: shared beginnings once, the last token of each never.
+#[test]
+fn choices_cost_the_rows_of_the_prompt_and_of_their_own_tokens_shared_beginnings_once() {
+    let bench = Bench::new();
+    let choices = ["the billing", "the bug", "the bug report", "a question", "a quote", "other"];
+    let record = |i: usize| {
+        json!({"id": i, "prompt": format!("Ticket {i}: what is this about? {}", "x".repeat(3 * i))}).to_string() + "\n"
+    };
+    bench.file("in.jsonl", (0..9).map(record).collect::<String>());
+    let model = llmopt::model::open(process::model().to_str().unwrap(), &Default::default()).unwrap();
+    let prompting = llmopt::text::Prompting::new(&model).unwrap();
+    let tokens = choices.map(|choice| prompting.tokenizer().encode_continued(choice).unwrap());
+    let beginnings: std::collections::HashSet<&[u32]> =
+        tokens.iter().flat_map(|ids| (1..=ids.len()).map(move |n| &ids[..n])).collect();
+    let all: usize = tokens.iter().map(Vec::len).sum();
+    assert!(beginnings.len() + 8 < all, "they share beginnings: {} of {all}", beginnings.len());
+    for arguments in [["--batch-size", "1"], ["--batch-size", "4"]] {
+        let given = ["in.jsonl", "--choices", &choices.join(","), "--stats", "s.json", "--overwrite", "-o", "out.jsonl"];
+        bench.run(&[&given[..], &arguments[..], &["--without", "shared-prefix,cache"]].concat()).expect(0);
+        let records = records(&bench.text("out.jsonl"));
+        let own: u64 = records.iter().map(|r| r["prompt_tokens"].as_u64().unwrap() + beginnings.len() as u64).sum();
+        let stats: Value = serde_json::from_str(&bench.text("s.json")).unwrap();
+        let rows = stats["prefill_rows"].as_u64().unwrap() + stats["decode_rows"].as_u64().unwrap();
+        assert_eq!((records.len(), rows), (9, own), "{arguments:?}");
+    }
+}
+
 fn request(id: &str, url: &str, body: Value) -> String {
     json!({"custom_id": id, "method": "POST", "url": url, "body": body}).to_string() + "\n"
 }
@@ -504,4 +622,53 @@ fn tables_have_a_column_for_each_property_and_go_on_after_a_kill_by_them() {
     bench.run(&["in.csv", "-o", "x.csv", "--json-schema", schema, "--columns", "answer.none"]).refused("answer.none");
     bench.run(&["in.csv", "-o", "probs.csv", "--choices", "a,b"]).expect(0);
     assert!(rows("probs.csv").iter().all(|r| r["choice_probs"].starts_with("{\"a\":") && r["finish_reason"] == "choice"));
+}
+
+/// `kill -9` again and again, some lines further on each time, until a run comes to its end.
+#[test]
+fn a_structured_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not() {
+    let bench = Bench::new();
+    let row = |i: usize| format!("{i},\"please, \"\"{i}\"\"\nagain\",Ann {i}\n");
+    bench.file("in.csv", "id,prompt,customer\n".to_string() + &(0..150).map(row).collect::<String>());
+    let schema = r#"{"properties": {"kind": {"enum": ["ab", "cd"]}, "note": {"type": "string", "pattern": "^[a-z ,]{0,3}$"}, "tags": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2}}, "required": ["kind", "note", "tags"]}"#;
+    let form = ["in.csv", "-q", "--json-schema", schema, "--max-tokens", "60", "--temperature", "1", "--threads", "1"];
+    // Times differ from run to run, so that all columns are compared without them; chosen ones byte by byte.
+    let essence = |name: &str| -> Vec<BTreeMap<String, String>> {
+        let text = bench.text(name);
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let rows: Vec<BTreeMap<String, String>> = reader.deserialize().map(Result::unwrap).collect();
+        let times = ["queue_ms", "ttft_ms", "latency_ms", "cached"];
+        rows.into_iter().map(|row| row.into_iter().filter(|(k, _)| !times.contains(&&k[..])).collect()).collect()
+    };
+    let chosen = ["--columns", "id,customer,answer.kind,answer.note,answer.tags,answer"];
+    for (name, more) in [("all.csv", &[][..]), ("chosen.csv", &chosen[..])] {
+        let whole = format!("whole-{name}");
+        let arguments = [&form[..], more].concat();
+        bench.run(&[&arguments[..], &["-o", &whole]].concat()).expect(0);
+        let growing = bench.path(&if more.is_empty() { name.to_string() } else { format!("{name}.journal.jsonl") });
+        let bytes = || std::fs::metadata(&growing).map_or(0, |meta| meta.len());
+        let (mut random, mut kills, mut kept) = (common::Random::new(11, name), 0, 0);
+        loop {
+            let mut child = bench.start(bench.command(&[&arguments[..], &["-o", name, "--resume"]].concat()));
+            let wanted = kept + 1_000 + random.below(6_000);
+            while bytes() < wanted && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            std::thread::sleep(Duration::from_millis(random.below(20)));
+            child.kill().unwrap();
+            let status = process::finish(child).status;
+            if status == 0 {
+                break;
+            }
+            assert_eq!(status, 1009, "killed");
+            (kills, kept) = (kills + 1, bytes());
+        }
+        assert!(kills >= 3, "{name}: {kills} kills");
+        let (got, expected) = (essence(name), essence(&whole));
+        assert_eq!((got.len(), got), (150, expected), "{name}");
+        if !more.is_empty() {
+            assert!(!growing.exists());
+            assert_eq!(bench.text(name), bench.text(&whole), "byte by byte");
+        }
+    }
 }

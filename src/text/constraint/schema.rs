@@ -259,9 +259,9 @@ impl Check<'_> {
             }
             ("enum", _) => return refuse("'enum' must be an array that is not empty".into()),
             // A name that is written twice counts once.
-            ("minProperties", Value::Number(n)) if n.as_u64().is_some_and(|n| n > 1) => {
-                let required = fields.get("required").and_then(Value::as_array).map_or(0, Vec::len) as u64;
-                if n.as_u64().is_some_and(|n| n > required) {
+            ("minProperties", Value::Number(n)) if n.as_f64().is_some_and(|n| n > 1.0) => {
+                let required = fields.get("required").and_then(Value::as_array).map_or(0, Vec::len);
+                if n.as_f64().is_some_and(|n| n > required as f64) {
                     return refuse("'minProperties' above the number of 'required' properties is not enforced".into());
                 }
             }
@@ -285,6 +285,20 @@ fn exact(value: &Value) -> Result<(), String> {
     }
 }
 
+/// Keywords whose value is a count.
+const COUNTS: [&str; 6] = ["minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"];
+
+/// Counts that are written with a fraction of zero, as integers.
+fn whole_counts(fields: &mut Map<String, Value>) {
+    for name in COUNTS {
+        if let Some(value) = fields.get_mut(name)
+            && let Some(count) = value.as_f64().filter(|n| value.is_f64() && n.fract() == 0.0 && (0.0..EXACT).contains(n))
+        {
+            *value = Value::from(count as u64);
+        }
+    }
+}
+
 /// Closes objects that list their properties, and spells out calendar formats. The walk before has bounded the depth.
 fn rewrite(schema: &mut Value, close: bool, left: &mut usize) {
     let Value::Object(fields) = schema else { return };
@@ -305,6 +319,7 @@ fn rewrite(schema: &mut Value, close: bool, left: &mut usize) {
         }
     }
     *left += 1;
+    whole_counts(fields);
     for name in ["uniqueItems", "unevaluatedProperties", "unevaluatedItems"] {
         fields.shift_remove(name);
     }
@@ -375,6 +390,7 @@ mod tests {
         }
         for fine in [
             r#"{"type": "array", "uniqueItems": false, "description": "x", "x-order": 1}"#,
+            r#"{"type": "array", "maxItems": 2.0}"#,
             r##"{"$defs": {"a": {"type": "string"}}, "$ref": "#/$defs/a"}"##,
             r##"{"$defs": {"a b": {"type": "string"}}, "$ref": "#/$defs/a%20b"}"##,
             r##"{"properties": {"next": {"$ref": "#"}}}"##,
