@@ -1,10 +1,10 @@
 //! One decoder, a few speeds, one JSON line: what scripts/peers.py interleaves with llama.cpp's own tools. Fixed token ids, no stop,
-//! no cache, no shared prefix; load time is not part of any rate.
+//! no cache, no shared prefix; load time is part of no rate.
 //!
 //!     cargo bench --bench step -- --model M.gguf --dtype bf16 --threads 2 decode_1 prefill_512 decode_batch limits
 //!
 //! `decode_1`: 128 tokens of one sequence from an empty context. `prefill_512`: 512 tokens, scores for the last. `decode_batch`: 16
-//! sequences, 64-token prompts, 64 tokens each. All in tokens/s. `limits` adds each one's share of what bandwidth and FMA peak allow.
+//! sequences, 64-token prompts, 64 tokens each. All in tokens/s. `load_s` is always there: seconds from the file's name to a decoder. `limits` adds each one's share of what bandwidth and FMA peak allow.
 
 use clap::Parser;
 use llmopt::bench::speed;
@@ -45,6 +45,7 @@ struct Args {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
+    let begun = std::time::Instant::now();
     let model = model::open(&args.model, &OpenOptions::default())?;
     let spec = model.spec.clone();
     let format = Format::ALL.into_iter().find(|f| f.name() == args.dtype);
@@ -63,8 +64,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Box::new(NativeDecoder::new(packed, options)?)
     };
     drop(model);
+    let load_s = begun.elapsed().as_secs_f64();
     speed::prefill(decoder.as_mut(), 16)?;
     let mut out = Map::new();
+    out.insert("load_s".into(), json!(load_s));
     let mut shares = Map::new();
     let limits = args.what.iter().any(|w| w == "limits").then(|| Limits::measure(args.threads, Effort::Thorough));
     let rates = limits.as_ref().and_then(|l| l.at(args.threads));

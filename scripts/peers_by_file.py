@@ -1,17 +1,15 @@
 #!/usr/bin/env python3
 """llmopt beside llama.cpp and ik_llama.cpp on the same GGUF files, in one sitting: interleaved rounds, medians, spread.
 
-    scripts/peers_by_file.py --llmopt target/release/llmopt --llama-cpp BUILD/bin [--ik IK_BENCH] --rounds 3 --out results/NAME FILE.gguf ...
+    scripts/peers_by_file.py --step STEP --llama-cpp BUILD/bin [--ik IK_BENCH] --rounds 3 --out results/NAME FILE.gguf ...
 
 Measured with --threads threads: decode of one sequence (128 tokens), prefill of 512 tokens, decode of a batch of 16 (64-token prompts + 64
-tokens), seconds to load. llmopt: `compare dtype=native,batch-size=16 --quick`; llama.cpp: llama-bench and llama-batched-bench with -fa 1;
-ik_llama.cpp: a program that prints {"load_s", "pp512", "tg128", "b16"} and takes MODEL THREADS REPACK REPEATS, run with and without run-time
-repacking. Every round measures every program once, in turn; the table has medians and, in brackets, the smallest and the largest.
+tokens), seconds to load. llmopt: STEP, the executable that `cargo bench --bench step --no-run` names; llama.cpp: llama-bench and llama-batched-bench with -fa 1;
+ik_llama.cpp: a program that prints {"load_s", "pp512", "tg128", "b16"} and takes MODEL THREADS REPACK REPEATS, run with run-time repacking. Every round measures every program once, in turn; the table has medians and, in brackets, the smallest and the largest.
 Standard library only. Writes OUT/README.md and OUT/rounds.csv.
 """
 import argparse
 import csv
-import glob
 import json
 import os
 import pathlib
@@ -20,7 +18,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 
 MEASURES = ["decode 1", "prefill 512", "batch 16", "load s"]
 
@@ -30,11 +27,8 @@ def sh(*cmd):
 
 
 def llmopt(args, file):
-    with tempfile.TemporaryDirectory() as folder:
-        sh(args.llmopt, "compare", "dtype=native,batch-size=16", "-m", file, "--threads", args.threads, "--quick", "--out", folder)
-        rows = csv.DictReader(open(glob.glob(folder + "/**/compare.csv", recursive=True)[0]))
-        found = {row["measure"]: float(row["value"]) for row in rows if row["value"]}
-    return [found["decode_1"], found["prefill_512"], found["decode_batch"], found.get("load_s")]
+    found = json.loads(sh(args.step, "--model", file, "--threads", args.threads, "decode_1", "prefill_512", "decode_batch"))
+    return [found["decode_1"], found["prefill_512"], found["decode_batch"], found["load_s"]]
 
 
 def llama_cpp(args, file):
@@ -55,7 +49,7 @@ def ik(repack):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--llmopt", type=pathlib.Path, required=True)
+    parser.add_argument("--step", type=pathlib.Path, required=True)
     parser.add_argument("--llama-cpp", type=pathlib.Path, required=True)
     parser.add_argument("--ik", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=3)
@@ -65,7 +59,7 @@ def main():
     args = parser.parse_args()
     programs = {"llmopt": llmopt, "llama.cpp": llama_cpp}
     if args.ik:
-        programs |= {"ik": ik(0), "ik repacked": ik(1)}
+        programs["ik repacked"] = ik(1)
     args.out.mkdir(parents=True, exist_ok=True)
     rounds = []
     for number in range(args.rounds):
