@@ -160,6 +160,9 @@ fn every_family_has_the_same_bits_whatever_the_chunks_threads_memory_and_kernels
         let folder = tempfile::tempdir().unwrap();
         write(&fixture, folder.path());
         let Ok(model) = model::open(folder.path().to_str().unwrap(), &OpenOptions::default()) else { continue };
+        let counted = model::parameters(&model.spec);
+        let spared = model.spec.layers.iter().filter_map(|layer| layer.ffn.mixture()).any(|m| m.used < m.experts);
+        assert_eq!(counted.active < counted.total, spared, "{name}: {counted}");
         let prompt: Vec<u32> = (0..45u32).map(|i| (i * i * 31 + i * 7 + 5) % 301).collect();
         for format in [Format::F32, Format::Bf16] {
             let plan = FormatPlan::All(format);

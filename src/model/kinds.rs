@@ -560,6 +560,41 @@ pub fn roles(spec: &ModelSpec) -> impl Iterator<Item = (Role, Shape)> + '_ {
     present(spec).map(|(kind, layer, shape)| ((kind.role)(layer), shape))
 }
 
+/// Weights of a model: all of them, and those that a token passes through (the experts that are used, everything else; of the embedding
+/// one row is read, which counts as all of it, as model cards count).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parameters {
+    /// All.
+    pub total: u64,
+    /// What a token passes through.
+    pub active: u64,
+}
+
+impl std::fmt::Display for Parameters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let short = |n: u64| match n {
+            1_000_000_000.. => format!("{:.2} billion", n as f64 / 1e9),
+            1_000_000.. => format!("{:.1} million", n as f64 / 1e6),
+            _ => n.to_string(),
+        };
+        write!(f, "{} parameters", short(self.total))?;
+        if self.active < self.total { write!(f, ", {} active", short(self.active)) } else { Ok(()) }
+    }
+}
+
+/// Counts the weights of a model.
+pub fn parameters(spec: &ModelSpec) -> Parameters {
+    let (mut total, mut active) = (0u64, 0u64);
+    for (role, (rows, columns)) in roles(spec) {
+        let weights = (rows as u64).saturating_mul(columns as u64);
+        total = total.saturating_add(weights);
+        // Matrices of experts stand one below the other: each has the same share of them.
+        let (experts, used) = (spec.experts_of(role) as u64, spec.experts_used(role) as u64);
+        active = active.saturating_add(weights / experts * used);
+    }
+    Parameters { total, active }
+}
+
 /// Whether it is a matrix (what decoders keep in panels) and not a vector.
 pub fn is_matrix(role: Role) -> bool {
     kind(role).is_some_and(|kind| !kind.vector)

@@ -154,6 +154,8 @@ mod tests {
             // The key names 2; `<|endoftext|>` is a control token that ends a text.
             assert_eq!(model.vocabulary.eos, [2, 0]);
             let written = tiny.tensors();
+            let weights = written.iter().map(|m| m.values.len() as u64).sum();
+            assert_eq!(kinds::parameters(&model.spec), kinds::Parameters { total: weights, active: weights });
             for (role, shape) in kinds::roles(&model.spec) {
                 let stem = kinds::kind(role).expect("in the table").gguf;
                 let name = stem.replace("{}", &role.layer().unwrap_or(0).to_string());

@@ -33,7 +33,7 @@ mod vocabulary;
 
 pub use alias::{ALIASES, Alias, Origin};
 pub use cache::Environment;
-pub use kinds::{is_matrix, llama_name, roles};
+pub use kinds::{Parameters, is_matrix, llama_name, parameters, roles};
 pub use load::open;
 pub use opening::{OpenOptions, Progress, Stage};
 pub use pretokenizers::{Cut, PreTokenizer};

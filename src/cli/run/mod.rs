@@ -633,7 +633,8 @@ impl Run<'_> {
             console.warn("--stop is ignored: 'early-stop' is off");
         }
         let dtype = pipeline.dtype();
-        console.detail(format!("llmopt: {} loaded in {}", loaded.model.name, units::seconds(since.elapsed().as_secs_f64())));
+        let (model, took) = (&loaded.model, units::seconds(since.elapsed().as_secs_f64()));
+        console.detail(format!("llmopt: {} ({}) loaded in {took}", model.name, crate::model::parameters(&model.spec)));
         let chosen = format!("llmopt: dtype {}: {}", dtype.name, dtype.reason);
         match self.config.dtype {
             crate::pipeline::DtypePolicy::Auto => console.say(chosen),
