@@ -68,6 +68,8 @@ pub struct Thought {
     pub opened: bool,
     /// The tokens that spell `open`.
     pub open_tokens: Vec<TokenId>,
+    /// The tokens that spell `close`, where control tokens are among them.
+    pub close_tokens: Vec<TokenId>,
 }
 
 /// What a request may ask for besides tokens; by default nothing.

@@ -61,6 +61,8 @@ pub struct StopWatch {
     /// Control tokens that open and close a thought.
     thought_controls: [Option<TokenId>; 2],
     reasoning: String,
+    /// Lengths of the thought before each of its tokens.
+    lengths: Vec<usize>,
     fences: Fences,
     /// `repeats[p - 1]`: how many of the last tokens equal the one `p` before them.
     repeats: [usize; LONGEST_PERIOD],
@@ -87,6 +89,7 @@ impl StopWatch {
             thought,
             thought_controls,
             reasoning: String::new(),
+            lengths: Vec::new(),
             policy,
             rules,
             eos,
@@ -175,14 +178,21 @@ impl StopWatch {
     fn begin_thought(&mut self, token: TokenId) {
         let Some((thought, state @ Thinking::Before)) = &mut self.thought else { return };
         let begun = self.text.trim_start();
-        if self.thought_controls[0] == Some(token) {
+        let (open, said) = (&thought.open_tokens, &self.tokens);
+        let answer = open.first().and_then(|first| thought.close_tokens.iter().rposition(|token| token == first));
+        let answer = answer.map_or(&[][..], |at| &thought.close_tokens[at..]);
+        if self.thought_controls[0] == Some(token) || open == said {
             self.text.clear();
             *state = Thinking::Inside;
         } else if let Some(rest) = begun.strip_prefix(thought.open.as_str()) {
             self.reasoning = rest.to_string();
             self.text.clear();
             *state = Thinking::Inside;
-        } else if !thought.open.starts_with(begun) {
+        } else if answer == said.as_slice() {
+            // The channel of answers was opened without a thought.
+            self.text.clear();
+            *state = Thinking::Never;
+        } else if !thought.open.starts_with(begun) && !open.starts_with(said) && !answer.starts_with(said) {
             *state = Thinking::Never;
         }
     }
@@ -191,8 +201,19 @@ impl StopWatch {
     fn think(&mut self, token: TokenId) {
         let Some((thought, state)) = &mut self.thought else { return };
         let before = self.reasoning.len();
+        let closes = &thought.close_tokens;
+        if closes.len() > 1 {
+            self.lengths.push(before);
+        }
         self.decoder.push(token, &mut self.reasoning);
-        if self.thought_controls[1] == Some(token) {
+        if closes.len() > 1
+            && let Some(first) = self.lengths.len().checked_sub(closes.len())
+            && self.tokens.ends_with(closes)
+        {
+            self.decoder.finish(&mut self.reasoning);
+            self.reasoning.truncate(self.lengths[first]);
+            *state = Thinking::After;
+        } else if self.thought_controls[1] == Some(token) {
             self.decoder.finish(&mut self.reasoning);
             *state = Thinking::After;
         } else if let Some(at) = stop_string(&self.reasoning, before, std::slice::from_ref(&thought.close)) {

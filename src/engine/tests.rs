@@ -153,7 +153,13 @@ fn constraint(kind: usize) -> Option<Constraint> {
 /// What requests ask for besides, one kind after the other.
 fn extras(kind: usize) -> Arc<Extras> {
     let grammar = constraint(kind % 6).map(|c| grammars().compile(&c).unwrap());
-    let thought = Thought { open: "\u{1e}".into(), close: "\u{2}".into(), opened: kind % 5 == 1, open_tokens: vec![30] };
+    let thought = Thought {
+        open: "\u{1e}".into(),
+        close: "\u{2}".into(),
+        opened: kind % 5 == 1,
+        open_tokens: vec![30],
+        close_tokens: vec![],
+    };
     let texts = vec!["a".into(); 5];
     let choices =
         Choices { texts, tokens: vec![vec![8, 9, 10, 0], vec![8, 9, 0], vec![8, 9, 10, 11, 12, 0], vec![7, 0], vec![8, 31, 0]] };
@@ -524,7 +530,8 @@ fn a_form_begins_where_the_thought_ends() {
     let fake = FakeDecoder::new(VOCAB, capacity(4, 512, 64)).say(&prompt, &[30, 20, 21, 2, 5, 5, 5, 5]);
     let mut engine = engine(fake, config());
     let grammar = grammars().compile(&Constraint::OneOf(vec!["yes".into(), "no".into()])).unwrap();
-    let thought = Thought { open: "\u{1e}".into(), close: "\u{2}".into(), opened: false, open_tokens: vec![30] };
+    let thought =
+        Thought { open: "\u{1e}".into(), close: "\u{2}".into(), opened: false, open_tokens: vec![30], close_tokens: vec![] };
     let extras = Extras { constraint: Some(grammar), thought: Some(Arc::new(thought)), ..Extras::default() };
     engine.submit(Request { extras: Arc::new(extras), ..request(1, &prompt, 60, 0.0) });
     let completion = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
@@ -539,7 +546,13 @@ fn thoughts_are_told_from_answers_wherever_they_begin_and_end() {
     let run = |opened: bool, said: &[TokenId]| {
         let fake = FakeDecoder::new(VOCAB, capacity(4, 512, 64)).say(&[1], said);
         let mut engine = engine(fake, config());
-        let thought = Thought { open: "\u{1e}\u{1f}".into(), close: "\u{2}".into(), opened, open_tokens: vec![30, 31] };
+        let thought = Thought {
+            open: "\u{1e}\u{1f}".into(),
+            close: "\u{2}".into(),
+            opened,
+            open_tokens: vec![30, 31],
+            close_tokens: vec![],
+        };
         let extras = Arc::new(Extras { thought: Some(Arc::new(thought)), ..Extras::default() });
         let stop = rules(&["\u{14}"], true, true, true);
         engine.submit(Request { extras, stop, ..request(1, &[1], said.len(), 0.0) });
@@ -555,6 +568,28 @@ fn thoughts_are_told_from_answers_wherever_they_begin_and_end() {
     assert_eq!(run(true, &[20, 21, 0]), (Some("\u{14}\u{15}\0".into()), String::new(), FinishReason::Stop));
     assert_eq!(run(false, &[7, 30, 31, 2]), (None, "\u{7}\u{1e}\u{1f}\u{2}".into(), FinishReason::Length), "too late for one");
     assert_eq!(run(false, &[30, 7]), (None, "\u{1e}\u{7}".into(), FinishReason::Length), "half a mark is none");
+}
+
+#[test]
+fn a_thought_in_channels_is_told_by_their_tokens() {
+    // 30 is a channel mark, 20 its name for thoughts and 21 for answers, 31 begins a message, 2 ends one and 29 begins the next.
+    let run = |said: &[TokenId]| {
+        let fake = FakeDecoder::new(VOCAB, capacity(4, 512, 64)).say(&[1], said);
+        let mut engine = engine(fake, config());
+        let (open_tokens, close_tokens) = (vec![30, 20, 31], vec![2, 29, 30, 21, 31]);
+        let thought = Thought { open: "<open>".into(), close: "<close>".into(), opened: false, open_tokens, close_tokens };
+        let extras = Arc::new(Extras { thought: Some(Arc::new(thought)), ..Extras::default() });
+        engine.submit(Request { extras, stop: rules(&[], true, false, false), ..request(1, &[1], said.len(), 0.0) });
+        let done = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
+        (done.reasoning, done.text)
+    };
+    let both = |thought: &str, answer: &str| (Some(thought.to_string()), answer.to_string());
+    assert_eq!(run(&[30, 20, 31, 14, 15, 2, 29, 30, 21, 31, 7, 8]), both("\u{e}\u{f}", "\u{7}\u{8}"));
+    assert_eq!(run(&[30, 20, 31, 2, 29, 30, 21, 31, 7]), both("", "\u{7}"), "an empty thought");
+    assert_eq!(run(&[30, 20, 31, 14, 15]), both("\u{e}\u{f}", ""), "never closed");
+    assert_eq!(run(&[30, 20, 31, 14, 2, 29, 14]), both("\u{e}\u{2}\u{1d}\u{e}", ""), "half a mark closes nothing");
+    assert_eq!(run(&[30, 21, 31, 7, 8]), (None, "\u{7}\u{8}".into()), "the answer's channel at once");
+    assert_eq!(run(&[7, 8]), (None, "\u{7}\u{8}".into()));
 }
 
 /// Sum of log probabilities of tokens after a context, by the definition.

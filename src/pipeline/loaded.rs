@@ -233,6 +233,7 @@ impl Encoder {
                 close: marks.close.to_string(),
                 opened: at_end == ThoughtAtEnd::Open,
                 open_tokens: marks.open_tokens(tokenizer),
+                close_tokens: marks.close_tokens(tokenizer),
             }));
         }
         Ok(Encoded { ids, extras })

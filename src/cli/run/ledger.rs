@@ -1,6 +1,6 @@
 //! Which records are answered already. In: the records of an existing output, then the input's records one by one (their ids are
-//! unique: a repeated one has been rejected). Out: a verdict for each. At most 24 bytes for a record of the output, whatever its
-//! length: ids and prompts are kept as keyed 64-bit hashes.
+//! unique: a repeated one has been rejected). Out: a verdict for each. 16 bytes for a record of the output, whatever its
+//! length: ids and prompts are kept as keyed hashes.
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
@@ -28,14 +28,33 @@ enum Kind {
     Error,
 }
 
+/// 16 bytes.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     id: u64,
-    /// Hash of the prompt; of code and message for an error.
-    key: u64,
+    /// 30 bits of the keyed hash of the prompt (of code and message for an error), then the kind: a changed prompt is taken for the same
+    /// with a chance of 1e-9, and nobody can choose one that is.
+    key: u32,
     /// Second half of the settings.
     generation: u32,
-    kind: Kind,
+}
+
+impl Entry {
+    fn new(id: u64, key: u64, kind: Kind, generation: u32) -> Entry {
+        Entry { id, key: Self::bits(key) << 2 | kind as u32, generation }
+    }
+
+    fn bits(key: u64) -> u32 {
+        (key >> 34) as u32
+    }
+
+    fn kind(&self) -> Kind {
+        [Kind::Answer, Kind::Bare].into_iter().find(|kind| *kind as u32 == self.key & 3).unwrap_or(Kind::Error)
+    }
+
+    fn has_key(&self, key: u64) -> bool {
+        self.key >> 2 == Self::bits(key)
+    }
 }
 
 /// What is to be done with a record of the input.
@@ -179,8 +198,8 @@ impl Ledger {
             Ok(true)
         })?;
         scan.torn = length.saturating_sub(scan.keep);
-        past.sort_unstable_by_key(|e: &Entry| (e.id, e.kind));
-        let failed = |e: &Entry| e.kind == Kind::Error;
+        past.sort_unstable_by_key(|e: &Entry| (e.id, e.kind()));
+        let failed = |e: &Entry| e.kind() == Kind::Error;
         scan.doubled = past.array_windows().find(|[a, b]| a.id == b.id && failed(a) == failed(b)).map(|[a, _]| a.id);
         past.shrink_to_fit();
         self.past = past;
@@ -216,7 +235,7 @@ impl Ledger {
             scan.first_id = Some(past.id.clone());
         }
         let generation = past.settings.map_or(0, |s| s.generation);
-        Entry { id: self.hash(&past.id), key, generation, kind }
+        Entry::new(self.hash(&past.id), key, kind, generation)
     }
 
     /// The refusal of an output in which two records have the id of this hash.
@@ -307,9 +326,9 @@ impl Ledger {
     pub fn judge(&self, id: &str, format: &Format, given: &Given, generation: u32) -> Verdict {
         let (hash, key) = (self.hash(id), self.hash(&format.key(given)));
         let Some(entry) = self.find(hash) else { return Verdict::New };
-        match entry.kind {
+        match entry.kind() {
             Kind::Error => Verdict::Retry,
-            _ if entry.key != key => Verdict::OtherPrompt,
+            _ if !entry.has_key(key) => Verdict::OtherPrompt,
             Kind::Answer if entry.generation != generation => Verdict::OtherSettings,
             _ => Verdict::Done,
         }
@@ -319,8 +338,8 @@ impl Ledger {
     pub fn judge_rejected(&self, id: &str, error: &RecordError) -> Verdict {
         let (hash, key) = (self.hash(id), self.error_key(error));
         let Some(entry) = self.find(hash) else { return Verdict::New };
-        match entry.kind {
-            Kind::Error if entry.key == key => Verdict::Done,
+        match entry.kind() {
+            Kind::Error if entry.has_key(key) => Verdict::Done,
             Kind::Error => Verdict::Retry,
             _ => Verdict::OtherPrompt,
         }
