@@ -475,7 +475,7 @@ fn resolve(
 ) -> Result<Vec<Merge>, Fault> {
     // Of each ordinary token, once: a token is part of many merges.
     let letters: HashSet<char> = byte_alphabet().into();
-    let most = letters.iter().map(|c| *c as usize + 1).max().unwrap_or(0);
+    let most = letters.iter().map(|c| (*c as usize).saturating_add(1)).max().unwrap_or(0);
     let known: Vec<bool> = (0..most as u32).map(|c| char::from_u32(c).is_some_and(|c| letters.contains(&c))).collect();
     let spelled = |text: &String| text.chars().all(|c| known.get(c as usize).copied().unwrap_or(false));
     let foreign: Vec<bool> = match byte_level {
