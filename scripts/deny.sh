@@ -5,7 +5,10 @@
 set -u
 cd "$(dirname "$0")/.."
 case "${1:-}" in -h | --help) sed -n '2,4s/^# //p' "$0"; exit 0 ;; esac
-cargo deny --version > /dev/null 2>&1 || { echo "cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 2; }
+cargo deny --version > /dev/null 2>&1 || {
+    echo "deny: cargo-deny is missing, NOTHING WAS CHECKED: cargo install --locked cargo-deny" >&2
+    exit 2
+}
 cargo deny --locked check licenses bans sources || exit 1
 if ! cargo deny --locked fetch db; then
     echo "deny: the advisory database cannot be fetched from here: ADVISORIES WERE NOT CHECKED" >&2
