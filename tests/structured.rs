@@ -275,6 +275,10 @@ fn other_forms_are_kept_too() {
     assert!(fits(lark(), "1+22+3") && !fits(lark(), "1+"));
     for (bad, word) in [
         (Constraint::Regex("(a".into()), "regular expression"),
+        (Constraint::Regex("(a".into()), "unclosed group"),
+        (Constraint::Lark("start: start".into()), "no text satisfies it"),
+        (Constraint::Schema("{\"$ref\":\"#\"}".into()), "no text satisfies it"),
+        (Constraint::Lark("start: <|im_end|>".into()), "it names tokens"),
         (Constraint::Regex("a\\".into()), "escape"),
         (Constraint::Regex(String::new()), "empty"),
         (Constraint::Lark("start: missing".into()), "grammar"),

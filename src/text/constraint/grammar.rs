@@ -243,7 +243,20 @@ fn line(error: &str) -> String {
     if first.starts_with("oneOf constraints are not supported") {
         return "'oneOf' has alternatives that may both fit one value; say 'anyOf'".to_string();
     }
-    shown(&first.chars().take(300).collect::<String>()).to_string()
+    // The words of its inside.
+    match first {
+        "NoExtensionBias" => {
+            return "no text satisfies it: it is a circle without an end, or forbids every beginning".to_string();
+        }
+        _ if first.contains("missing special token prefix") => {
+            return "it names tokens, such as <|im_end|>; a grammar here is one of text, and ends by itself".to_string();
+        }
+        _ => {}
+    }
+    // A regular expression's reader says where on the first line, and what on the last.
+    let what = error.lines().rev().find_map(|l| l.trim().strip_prefix("error: ")).filter(|_| first.ends_with(':'));
+    let first: String = first.chars().take(300).collect();
+    shown(&what.map_or(first.clone(), |what| format!("{first} {what}"))).to_string()
 }
 
 /// A compiled constraint, shared by all records that have it.
