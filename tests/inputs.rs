@@ -53,6 +53,31 @@ fn a_wholly_wrong_file_is_refused_before_the_model_is_looked_for() {
 }
 
 #[test]
+fn the_flag_that_a_refusal_names_can_be_copied_into_a_shell() {
+    let bench = Bench::new();
+    bench.file("alpaca.jsonl", "{\"instruction\":\"Translate.\",\"input\":\"chat\",\"output\":\"\"}\n");
+    let refused = bench.run(&["alpaca.jsonl"]).refused("Alpaca").stderr;
+    let flag = &refused[refused.find("--template").unwrap()..refused.find(" reads it").unwrap()];
+    let mut shell = std::process::Command::new("sh");
+    let run = format!("exec {} run -q -m {} alpaca.jsonl {flag}", env!("CARGO_BIN_EXE_llmopt"), process::model().display());
+    shell.current_dir(&bench.folder).args(["-c", &run]).stdin(std::process::Stdio::null());
+    assert_eq!(process::finish(bench.start(shell)).expect(0).records()[0]["prompt"], "Translate.\n\nchat");
+}
+
+#[test]
+fn what_follows_a_json_array_is_told_and_an_object_on_many_lines_is_known() {
+    let bench = Bench::new();
+    // Two files put together.
+    bench.file("both.json", "[{\"prompt\":\"a\"}]\n[{\"prompt\":\"b\"}]\n");
+    let ran = bench.run(&["both.json", "--ordered"]).expect(4);
+    let records = ran.records();
+    assert!(records.len() == 2 && records[0]["error"].is_null() && records[1]["error"]["code"] == "bad_json", "{records:?}");
+    assert!(records[1]["error"]["message"].as_str().unwrap().contains("follows the array"), "{records:?}");
+    bench.file("pretty.jsonl", "{\n  \"prompt\": \"a\"\n}\n");
+    bench.run(&["pretty.jsonl"]).refused("several lines");
+}
+
+#[test]
 fn the_kind_of_input_is_told_without_a_flag() {
     let bench = Bench::new();
     let body = json!({"model": "m", "messages": user("hi"), "max_tokens": 2});

@@ -22,8 +22,35 @@ enum Place {
     /// Before the opening bracket.
     Before,
     Inside,
-    /// After the closing bracket, or after what makes the rest unreadable.
+    /// After the closing bracket.
+    Closed,
+    /// After the end, or after what makes the rest unreadable.
     After,
+}
+
+/// Where a byte stands inside an element.
+#[derive(Default)]
+struct Nesting {
+    depth: u64,
+    quoted: bool,
+    escaped: bool,
+}
+
+impl Nesting {
+    /// Whether this byte ends the element.
+    fn ends(&mut self, byte: u8) -> bool {
+        match byte {
+            _ if self.escaped => self.escaped = false,
+            b'\\' if self.quoted => self.escaped = true,
+            b'"' => self.quoted = !self.quoted,
+            _ if self.quoted => {}
+            b'{' | b'[' => self.depth += 1,
+            b',' | b']' if self.depth == 0 => return true,
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        false
+    }
 }
 
 fn bad<'t>(message: &str) -> Result<&'t str, Fault> {
@@ -62,26 +89,35 @@ impl Elements {
 
     /// Appends bytes up to the comma or bracket that ends an element, and gives that one; `None` if the file ends before.
     fn element(&mut self, first: u8) -> io::Result<Option<u8>> {
-        let (mut depth, mut quoted, mut escaped) = (0u64, false, false);
-        let mut next = Some(first);
-        while let Some(byte) = next {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' if quoted => escaped = true,
-                b'"' => quoted = !quoted,
-                _ if quoted => {}
-                b'{' | b'[' => depth += 1,
-                b',' | b']' if depth == 0 => return Ok(Some(byte)),
-                b'}' | b']' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            self.length += 1;
-            if self.buffer.len() <= LONGEST_RECORD {
-                self.buffer.push(byte);
-            }
-            next = self.byte()?;
+        let mut at = Nesting::default();
+        if at.ends(first) {
+            return Ok(Some(first));
         }
-        Ok(None)
+        self.append(&[first]);
+        loop {
+            let chunk = match self.reader.fill_buf() {
+                Ok([]) => return Ok(None),
+                Ok(chunk) => chunk,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            let end = chunk.iter().position(|byte| at.ends(*byte));
+            let (part, last) =
+                (chunk.get(..end.unwrap_or(chunk.len())).unwrap_or(chunk), end.and_then(|n| chunk.get(n).copied()));
+            let space = (LONGEST_RECORD + 1).saturating_sub(self.buffer.len());
+            self.buffer.extend_from_slice(part.get(..space).unwrap_or(part));
+            self.length += part.len() as u64;
+            let used = part.len() + usize::from(last.is_some());
+            self.reader.consume(used);
+            if last.is_some() {
+                return Ok(last);
+            }
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+        self.length += bytes.len() as u64;
     }
 
     /// The next element's number, from 1, and its text or what is wrong with it; `None` at the end.
@@ -91,6 +127,9 @@ impl Elements {
         self.length = 0;
         if self.place == Place::After {
             return Ok(None);
+        }
+        if self.place == Place::Closed {
+            return self.rest();
         }
         let mut first = self.visible()?;
         if self.place == Place::Before {
@@ -104,7 +143,6 @@ impl Elements {
             self.place = Place::Inside;
             first = self.visible()?;
             if first == Some(b']') {
-                self.place = Place::After;
                 return self.rest();
             }
         }
@@ -118,7 +156,7 @@ impl Elements {
                 self.place = Place::After;
                 return Ok(Some((self.count, bad("the file ends inside the array: its last bracket is missing"))));
             }
-            Some(b']') => self.place = Place::After,
+            Some(b']') => self.place = Place::Closed,
             Some(_) => {}
         }
         if self.length > LONGEST_RECORD as u64 {
@@ -129,7 +167,10 @@ impl Elements {
 
     /// What follows the array: nothing, or one more record that says so.
     fn rest(&mut self) -> io::Result<Option<(u64, Result<&str, Fault>)>> {
-        Ok(self.visible()?.map(|_| (1, bad("text follows the array"))))
+        self.place = Place::After;
+        let follows =
+            "something follows the array, which is not read: a file has one array; with a record a line, files can be joined";
+        Ok(self.visible()?.map(|_| (self.count + 1, bad(follows))))
     }
 }
 
@@ -153,6 +194,9 @@ mod tests {
         assert_eq!((told("[]"), told(" [ ] "), told("")), (vec![], vec![], vec![]));
         assert_eq!(told("[{\"a\":1},{\"b\""), ["{\"a\":1}", "!bad_json"]);
         assert_eq!((told("[1,"), told("{\"a\":1}")), (vec!["1".to_string(), "!bad_json".into()], vec!["!bad_json".to_string()]));
+        // Two files put together: what is not read is told.
+        assert_eq!(told("[1]\n[2]\n"), ["1", "!bad_json"]);
+        assert_eq!((told("[1]]"), told("[] x")), (vec!["1".to_string(), "!bad_json".into()], vec!["!bad_json".to_string()]));
         let long = format!("[\"{}\",2]", "x".repeat(LONGEST_RECORD));
         assert_eq!(told(&long), ["!record_too_long", "2"]);
     }

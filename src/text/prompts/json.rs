@@ -62,7 +62,11 @@ impl<'t> Fields<'t> {
             let message = e.to_string();
             // serde_json counts lines of the one line that it was given.
             let what = message.split(" at line ").next().unwrap_or(&message);
-            ("bad_json", format!("not a JSON object: {} at column {}", shown(what), e.column()))
+            let hint = match text.trim() {
+                "{" => "; it seems to stand on several lines: a record has one (`jq -c . FILE` makes it so), those of an array in a .json may have many",
+                _ => "",
+            };
+            ("bad_json", format!("not a JSON object: {} at column {}{hint}", shown(what), e.column()))
         })
     }
 
@@ -309,7 +313,7 @@ fn missing(fields: &Fields, asked: Option<&str>) -> Fault {
     } else if has("conversations") {
         "conversations is ShareGPT's form: --prompt-field conversations reads it".to_string()
     } else if has("instruction") && (has("input") || has("output")) {
-        "instruction and input are Alpaca's form: --template '{{ instruction }}{% if input is defined and input %}\\n\\n{{ input }}{% endif %}' reads it".to_string()
+        "instruction and input are Alpaca's form: --template '{{ instruction }}{% if input is defined and input %}{{ \"\\n\\n\" ~ input }}{% endif %}' reads it".to_string()
     } else if let Some(name) = ["instruction", "question", "text", "query", "input", "content"].into_iter().find(|n| has(n)) {
         format!("--prompt-field {name} takes its field {name}")
     } else {
