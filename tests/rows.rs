@@ -83,6 +83,7 @@ fn mistakes_in_fields_are_told_before_the_model_is_looked_for() {
         (&["--template", "{{ ticket_text"], "--template"),
         (&["--template", "@none.txt"], "none.txt"),
         (&["--template", "hello"], "names no field"),
+        (&["--template", "{{ ticket_text | nosuchfilter }}"], "nosuchfilter"),
         (&["--prompt-field", "body"], "asks for body"),
         (&["--id-field", "key", "--template", TEMPLATE], "asks for key"),
         (&["--template", TEMPLATE, "--columns", "id,custmer"], "custmer is neither"),
@@ -112,6 +113,61 @@ fn a_prompt_can_be_typed_and_packed_files_and_folders_be_read() {
     assert_eq!(ids, ["\"letters/a.txt\" \"A\"", "\"letters/b.md\" \"B\"", "\"c.jsonl:1\" \"C\""]);
     let shown = bench.run(&["letters", "--dry-run", "--template", "Say {{ prompt }}"]).expect(0);
     assert!(shown.stderr.contains("the first prompt, letters/a.txt:\n    Say A\n"), "{}", shown.stderr);
+}
+
+#[test]
+fn answers_that_lie_among_the_texts_of_a_folder_are_gone_on_with_and_links_in_circles_are_no_texts() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.path("letters/sub")).unwrap();
+    bench.file("letters/a.txt", "A");
+    bench.file("letters/sub/b.md", "B");
+    (0..10).for_each(|n| std::os::unix::fs::symlink(".", bench.path(&format!("letters/sub/round{n}"))).unwrap());
+    bench.run(&["letters", "-q", "-o", "letters/out.csv", "--columns", "id,answer"]).expect(0);
+    bench.run(&["letters", "-q", "-o", "letters/out.csv", "--columns", "id,answer", "--resume"]).expect(0);
+    bench.run(&["letters", "-q", "-o", "letters/out.jsonl"]).expect(0);
+    bench.run(&["letters", "-q", "-o", "letters/out.jsonl", "--resume"]).expect(0);
+    assert_eq!((rows(&bench.text("letters/out.csv")).1.len(), records(&bench.text("letters/out.jsonl")).len()), (2, 2));
+    bench.run(&["letters", "-q", "--stats", "letters/sub/b.md", "--overwrite"]).refused("letters/sub/b.md, which is read");
+    // What cannot be read has its place told, in a folder of thousands.
+    std::os::unix::fs::symlink("nowhere", bench.path("letters/sub/Broken.txt")).unwrap();
+    bench.run(&["letters", "-m", "none.gguf"]).refused("letters/sub/Broken.txt: no such file");
+}
+
+#[test]
+fn columns_of_json_records_hold_what_they_are_called_by_or_are_refused() {
+    let bench = Bench::new();
+    let schema = r#"{"properties": {"kind": {"enum": ["ab", "cd"]}}, "required": ["kind"], "additionalProperties": false}"#;
+    let shape = ["-q", "--json-schema", schema, "--max-tokens", "40"];
+    let line = |n: usize| format!("{{\"id\":\"r{n}\",\"prompt\":\"number {n}\"}}\n");
+    bench.file("in.jsonl", (0..150).map(line).collect::<String>() + "{\"prompt\":\"last\",\"note\":\"N\"}\n");
+    bench.file("two.jsonl", line(0) + &line(1));
+    bench.run(&[&["two.jsonl", "-o", "out.csv", "--columns", "id,answer.kind,llmopt.answer"], &shape[..]].concat()).expect(0);
+    let (header, table) = rows(&bench.text("out.csv"));
+    assert_eq!(header, ["id", "answer.kind", "llmopt.answer"]);
+    for row in &table {
+        assert!(["ab", "cd"].contains(&&row[1][..]) && row[2] == format!("{{\"kind\":\"{}\"}}", row[1]), "{row:?}");
+    }
+    // Columns of the input that are called like ours keep their names, and no two have one.
+    bench.file("t.csv", "id,prompt,answer,answer.kind,llmopt.answer\n1,hi,A,K,L\n");
+    bench.run(&[&["t.csv", "-o", "same.csv"], &shape[..]].concat()).expect(0);
+    bench.run(&[&["t.csv", "-o", "same.csv", "--resume"], &shape[..]].concat()).expect(0);
+    let (header, table) = rows(&bench.text("same.csv"));
+    let row: BTreeMap<String, String> = header.iter().cloned().zip(table[0].clone()).collect();
+    assert!(row.len() == header.len() && table.len() == 1, "{header:?}");
+    assert_eq!((&row["answer"][..], &row["answer.kind"][..], &row["llmopt.answer"][..]), ("A", "K", "L"));
+    assert_eq!(row["llmopt.llmopt.answer"], format!("{{\"kind\":\"{}\"}}", row["llmopt.answer.kind"]));
+    // Of a stream too, whose records are not known before they come.
+    let mut command = bench.command(&[&["-", "--input-format", "jsonl", "--columns", "id,answer.kind"], &shape[..]].concat());
+    command.stdin(Stdio::piped());
+    let mut child = bench.start(command);
+    process::feed(&mut child, &line(0));
+    let streamed = finish(child).expect(0).records();
+    assert!(["ab", "cd"].contains(&streamed[0]["answer.kind"].as_str().unwrap()), "{streamed:?}");
+    // A name that no record has would be a column of nothing, and the answers gone; one that a late record has is a column.
+    bench.run(&["in.jsonl", "-m", "none.gguf", "--columns", "id,anser", "-o", "x.csv"]).refused("anser is neither");
+    bench.run(&["in.jsonl", "-q", "--columns", "id,note", "-o", "late.csv", "--max-tokens", "1"]).expect(0);
+    let (_, late) = rows(&bench.text("late.csv"));
+    assert!(late.len() == 151 && late[150] == ["in.jsonl:151", "N"] && late[0] == ["r0", ""], "{late:?}");
 }
 
 #[test]

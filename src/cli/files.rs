@@ -4,6 +4,7 @@
 //! folder and its name.
 
 use super::Failure;
+use crate::text::prompts::texts_below;
 use crate::units::shown;
 use std::fs::{File, Metadata};
 use std::os::fd::AsFd;
@@ -68,35 +69,38 @@ fn named(flag: &str, path: &Path) -> String {
 }
 
 impl Touched {
-    /// A file that is read; `-` is standard input. Of a folder, everything below it.
+    /// A file that is read; `-` is standard input.
     pub fn reads(&mut self, flag: &str, path: &Path) {
         if path.as_os_str() == "-" {
             return self.read.push(("standard input".into(), Identity::of_stream(std::io::stdin())));
         }
         self.read.push((named(flag, path), Identity::of(path)));
-        self.reads_below(flag, path, 8);
     }
 
-    fn reads_below(&mut self, flag: &str, folder: &Path, depth: usize) {
-        let entries = if depth > 0 && folder.is_dir() { std::fs::read_dir(folder).ok() } else { None };
-        for path in entries.into_iter().flatten().flatten().map(|e| e.path()) {
-            match path.is_dir() {
-                true => self.reads_below(flag, &path, depth - 1),
-                false => self.read.push((named(flag, &path), Identity::of(&path))),
-            }
+    /// Prompts: a file, or a folder, of which the texts are read and nothing else: an output in it can be gone on with.
+    pub fn reads_prompts(&mut self, path: &Path) {
+        self.reads("", path);
+        if path.is_dir() {
+            texts_below(path).for_each(|path| self.reads("", &path));
         }
     }
 
-    /// A model as `--model` names it: a file with the other parts of its set, or a folder. What is fetched is not known yet.
+    /// A model as `--model` names it: a file with the other parts of its set, or a folder, in which answers may lie too. What is fetched
+    /// is not known yet.
     pub fn reads_model(&mut self, name: &str) {
         let path = Path::new(name);
         self.reads("--model", path);
         let part = |path: &Path| path.file_name().and_then(|n| n.to_str()).and_then(|n| n.rsplit_once("-of-")).is_some();
-        if path.is_file() && part(path) {
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let parts = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| part(p));
-            parts.collect::<Vec<_>>().iter().for_each(|p| self.reads("--model", p));
-        }
+        let answers = |path: &Path| path.extension().is_some_and(|e| ["jsonl", "csv", "tsv", "parquet"].iter().any(|a| e == *a));
+        let (folder, wanted): (&Path, &dyn Fn(&Path) -> bool) = match path.is_dir() {
+            true => (path, &|path| !answers(path)),
+            false if path.is_file() && part(path) => {
+                (path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")), &part)
+            }
+            false => return,
+        };
+        let all = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).filter(|path| wanted(path));
+        all.collect::<Vec<_>>().iter().for_each(|path| self.reads("--model", path));
     }
 
     /// A file that is written.
@@ -162,12 +166,49 @@ mod tests {
         for other in ["nothing yet", "Nothing Yet", "./nothing yet", "here/nothing yet", "dangling"] {
             assert!(refused(&[], &[at("nothing yet"), at(other)]).is_some(), "{other}");
         }
-        // A folder that is read whole.
-        assert!(refused(&[at("sub")], &[at("sub/inner")]).unwrap().contains("inner"));
-        assert_eq!(refused(&[at("sub"), at("a")], &[at("sub/new"), at("b"), at("c")]), None);
         // What is no regular file may be given as often as one likes.
         let null = [PathBuf::from("/dev/null")];
         assert_eq!(refused(&null, &[null[0].clone(), null[0].clone()]), None);
+    }
+
+    #[test]
+    fn the_texts_of_a_folder_are_read_and_what_else_lies_there_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("sub")).unwrap();
+        for name in ["a.txt", "sub/b.md", "out.csv", "sub/.hidden.txt"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        // Links that lead in circles are not followed: there would be 10^64 ways.
+        (0..10).for_each(|n| std::os::unix::fs::symlink(".", at(&format!("sub/round{n}"))).unwrap());
+        std::os::unix::fs::symlink("../out.csv", at("sub/linked.txt")).unwrap();
+        let clash = |written: &str| {
+            let mut touched = Touched::default();
+            touched.reads_prompts(folder.path());
+            touched.writes("--stats", &at(written));
+            touched.check().err().map(|f| f.message)
+        };
+        for name in ["a.txt", "sub/b.md", "sub/round3/b.md", "out.csv"] {
+            assert!(clash(name).is_some_and(|message| message.contains("which is read")), "{name}");
+        }
+        std::fs::remove_file(at("sub/linked.txt")).unwrap();
+        for name in ["out.csv", "sub/.hidden.txt", "new.txt", "sub"] {
+            assert_eq!(clash(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_output_that_lies_in_the_models_folder_can_be_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        ["config.json", "answers.jsonl"].iter().for_each(|name| std::fs::write(at(name), "").unwrap());
+        let clash = |written: &str| {
+            let mut touched = Touched::default();
+            touched.reads_model(folder.path().to_str().unwrap());
+            touched.writes("--stats", &at(written));
+            touched.check().is_err()
+        };
+        assert_eq!((clash("config.json"), clash("answers.jsonl")), (true, false));
     }
 
     #[test]

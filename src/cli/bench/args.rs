@@ -118,7 +118,7 @@ impl Args {
     /// Every file that the command reads and writes. Results go into a folder of their own, which is new.
     pub fn touched(&self) -> Touched {
         let mut touched = Touched::default();
-        self.prompts.iter().for_each(|path| touched.reads("", path));
+        self.prompts.iter().for_each(|path| touched.reads_prompts(path));
         self.baseline.iter().for_each(|path| touched.reads("--baseline", path));
         touched.reads_model(&self.shared.model);
         self.shared.chat_template.iter().for_each(|path| touched.reads("--chat-template", path));

@@ -11,7 +11,10 @@ use std::path::Path;
 /// Lines them up with the first one.
 pub fn files(args: &Args) -> Result<u8, Failure> {
     let mut touched = Touched::default();
-    args.what.iter().for_each(|path| touched.reads("", Path::new(path)));
+    for path in args.what.iter().map(Path::new) {
+        touched.reads("", path);
+        touched.reads("", &path.join("result.json"));
+    }
     touched.writes_standard_output();
     touched.check()?;
     let results: Vec<Results> =

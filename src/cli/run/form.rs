@@ -7,6 +7,8 @@ use crate::pipeline::Form;
 use crate::text::Constraint;
 use crate::text::prompts::choices;
 use crate::units::shown;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// As typed.
@@ -61,12 +63,6 @@ impl FormFlags {
 
     /// What they mean; files are read, schemas looked at.
     pub fn read(&self) -> Result<Form, Failure> {
-        let file = |flag: &str, path: &Path| {
-            std::fs::read_to_string(path).map_err(|e| {
-                let path = shown(&path.display().to_string()).to_string();
-                Failure::usage(format!("{flag}: {path}: {e}"))
-            })
-        };
         let constraint = match self {
             FormFlags { json_schema: Some(text), .. } => Some(Constraint::Schema(match self.schema_file() {
                 Some(path) => file("--json-schema", path)?,
@@ -84,8 +80,7 @@ impl FormFlags {
             (None, _) => None,
             (Some(_), Some(path)) => {
                 let text = file("--choices", path)?;
-                let lines = text.strip_prefix('\u{feff}').unwrap_or(&text).lines();
-                Some(lines.filter(|line| !line.is_empty()).map(String::from).collect())
+                Some(text.lines().filter(|line| !line.is_empty()).map(String::from).collect())
             }
             (Some(text), None) if text.trim_start().starts_with('[') => Some(
                 serde_json::from_str(text).map_err(|e| Failure::usage(format!("--choices: not a JSON list of texts: {e}")))?,
@@ -95,6 +90,24 @@ impl FormFlags {
         let choices = choices.map(choices::checked).transpose().map_err(|what| Failure::usage(format!("--choices {what}")))?;
         Ok(Form { constraint, choices, logprobs: self.logprobs.map(usize::from), ..Form::default() })
     }
+}
+
+/// The most bytes of a file that says the form.
+const MOST: u64 = 1 << 20;
+
+/// The text of a file that a flag names, without a byte order mark; one without end is not read to it.
+fn file(flag: &str, path: &Path) -> Result<String, Failure> {
+    let bad = |what: &str| Failure::usage(format!("{flag}: {}: {what}", shown(&path.display().to_string())));
+    if path.as_os_str().is_empty() {
+        return Err(bad("names no file"));
+    }
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
+    if read.map_err(|e| bad(&e.to_string()))? as u64 > MOST {
+        return Err(bad(&format!("has more than {MOST} bytes, which are the most")));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| bad("is not UTF-8; save it as UTF-8"))?;
+    Ok(text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text))
 }
 
 /// A schema on the command line, rather than the name of a file.
@@ -122,13 +135,24 @@ mod tests {
                 "{failure:?}"
             );
         }
+        std::fs::write(file.path(), format!("\u{feff}{schema}")).unwrap();
+        assert_eq!(form(flags(file.path().to_str().unwrap())).unwrap().0, Some(Constraint::Schema(schema.into())));
+        // Files without end are not read to it.
+        for flags in [
+            flags("/dev/zero"),
+            FormFlags { grammar: Some("/dev/zero".into()), ..FormFlags::default() },
+            FormFlags { choices: Some("@/dev/zero".into()), ..FormFlags::default() },
+        ] {
+            let failure = form(flags).unwrap_err();
+            assert!(failure.status == 2 && failure.message.contains("1048576 bytes"), "{failure:?}");
+        }
         let choices = |text: &str| form(FormFlags { choices: Some(text.into()), ..FormFlags::default() });
         let two = Some(vec!["yes".to_string(), "no".to_string()]);
         assert_eq!(choices("yes, no").unwrap().1, two);
         assert_eq!(choices(r#"["yes", "no"]"#).unwrap().1, two);
         std::fs::write(file.path(), "yes\nno\n").unwrap();
         assert_eq!(choices(&format!("@{}", file.path().display())).unwrap().1, two);
-        for bad in ["yes", "yes,yes", "", "a,,b", "[1, 2]", "@no-such-file"] {
+        for bad in ["yes", "yes,yes", "", "a,,b", "[1, 2]", "@no-such-file", "@"] {
             assert_eq!(choices(bad).unwrap_err().status, 2, "{bad}");
         }
     }

@@ -63,6 +63,9 @@ pub enum Source {
 /// The name of the object of carried fields.
 const INPUT: &str = "input";
 
+/// What makes a name of ours another one than that of a column of the input.
+const PREFIX: &str = "llmopt.";
+
 /// What names of columns begin with that hold properties of the answer.
 const ANSWER: &str = "answer.";
 
@@ -174,13 +177,37 @@ struct PastResponse {
     body: serde_json::Value,
 }
 
+/// What a name stands for where no field of the input is called so: a column of ours, all fields, a property of the answer.
+fn own(name: &str, properties: &[String]) -> Option<Source> {
+    let plain = name.strip_prefix(PREFIX).unwrap_or(name);
+    let property = || {
+        let name = plain.strip_prefix(ANSWER).filter(|name| properties.iter().any(|p| p == name))?;
+        Some(Source::Property(name.to_string()))
+    };
+    let column = columns::place(plain).map(Source::Ours);
+    column.or_else(|| (name == INPUT).then_some(Source::Input)).or_else(property)
+}
+
+/// Whether a column of this name needs no field of the input.
+pub fn is_own(name: &str, properties: &[String]) -> bool {
+    own(name, properties).is_some()
+}
+
+/// A name that none of these is: the same with `llmopt.` before it, as often as it takes.
+fn free<'c>(name: &str, taken: impl Iterator<Item = &'c str> + Clone) -> String {
+    let mut name = name.to_string();
+    while taken.clone().any(|other| other == name) {
+        name.insert_str(0, PREFIX);
+    }
+    name
+}
+
 /// Our columns under names that no carried one has.
 fn ours(usual: bool, extra: &[&str], carried: &[String]) -> Vec<Column> {
     let wanted = |n: &usize| TABLE.get(*n).is_some_and(|o| !usual || o.usual || extra.contains(&o.name));
     let named = |n: usize| {
         let name = TABLE.get(n).map_or("", |o| o.name);
-        let taken = carried.iter().any(|c| c == name);
-        Column { name: if taken { format!("llmopt.{name}") } else { name.to_string() }, source: Source::Ours(n) }
+        Column { name: free(name, carried.iter().map(String::as_str)), source: Source::Ours(n) }
     };
     (0..TABLE.len()).filter(wanted).map(named).collect()
 }
@@ -222,7 +249,11 @@ impl Format {
         let mut columns = self.columns.to_vec();
         let answer = columns::place("answer").map(Source::Ours);
         let at = columns.iter().position(|c| Some(&c.source) == answer.as_ref()).map_or(columns.len(), |at| at + 1);
-        let property = |name: &String| Column { name: format!("{ANSWER}{name}"), source: Source::Property(name.clone()) };
+        let taken: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
+        let property = |name: &String| Column {
+            name: free(&format!("{ANSWER}{name}"), taken.iter().map(String::as_str)),
+            source: Source::Property(name.clone()),
+        };
         columns.splice(at..at, names.iter().map(property));
         Format { columns: columns.into(), ..self }
     }
@@ -231,12 +262,7 @@ impl Format {
     pub fn chosen(kind: Kind, names: &[String], carried: &[String], properties: &[String]) -> Result<Format, String> {
         let column = |name: &String| {
             let field = carried.iter().position(|c| c == name).map(|n| Source::Carried(name.clone(), n));
-            let own = |name: &str| columns::place(name).map(Source::Ours);
-            let source = field.or_else(|| own(name.strip_prefix("llmopt.").unwrap_or(name)));
-            let source = source.or_else(|| (name == INPUT).then_some(Source::Input));
-            let property = name.strip_prefix(ANSWER).filter(|name| properties.iter().any(|p| p == name));
-            let source = source.or_else(|| property.map(|name| Source::Property(name.to_string())));
-            source.map(|source| Column { name: name.clone(), source }).ok_or_else(|| {
+            field.or_else(|| own(name, properties)).map(|source| Column { name: name.clone(), source }).ok_or_else(|| {
                 let known: Vec<&str> = TABLE.iter().map(|o| o.name).collect();
                 let fields = if carried.is_empty() {
                     String::new()

@@ -116,7 +116,8 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let flags = Arc::new(Shared { form: args.form.read()?, ..args.shared.clone() });
     let named = args.output.as_deref().map_or(Ok(Named::Lines), named)?;
     let mut run = Run { args, flags, config, control, touched, console: Console::new(args.shared.level()), goal: None };
-    let reading = args.records.reading(|name| columns::place(name).is_some() || name == "input")?;
+    let properties = run.flags.form.constraint.as_ref().map_or(Vec::new(), Constraint::properties);
+    let reading = args.records.reading(|name| format::is_own(name, &properties))?;
     let mut inputs = Inputs::open(&args.prompts, &args.prompt, reading, args.shared.limit)?;
     inputs.take_shard(args.shard);
     if let Some(stats) = &args.stats {
@@ -162,7 +163,7 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
 /// Every file that the command reads and writes, as far as it is known before the model is there.
 fn touched(args: &Args) -> Touched {
     let mut touched = Touched::default();
-    args.prompts.iter().for_each(|path| touched.reads("", path));
+    args.prompts.iter().for_each(|path| touched.reads_prompts(path));
     touched.reads_model(&args.shared.model);
     args.form.touch(&mut touched);
     args.shared.chat_template.iter().for_each(|path| touched.reads("--chat-template", path));
@@ -402,7 +403,7 @@ impl Run<'_> {
             return self.dry_run(inputs, &loaded, pipeline);
         }
         // A model of the cache has its place only now.
-        self.touched.reads("--model", &loaded.model.path);
+        self.touched.reads_model(&loaded.model.path.to_string_lossy());
         self.touched.check()?;
         if let Some(prepared) = &prepared.0 {
             self.check_settings(prepared, &scan, &pipeline.identity())?;

@@ -116,6 +116,7 @@ impl PromptFiles {
             columns.extend(names.into_iter().filter(|name| known.insert(name.clone())));
             files.push(file);
         }
+        open_ended &= files.iter().any(|file| !file.source.is_regular());
         if !typed.is_empty() {
             let file = File { source: Source::none("prompt"), label: "prompt".into(), kind: Kind::Typed(typed.into()) };
             file.check_reading(&rules.reading)?;
@@ -130,7 +131,7 @@ impl PromptFiles {
             )));
         }
         if open_ended {
-            // A field that only later records have is carried where a column asks for it.
+            // What records of a stream have is not known before they come.
             columns.extend(rules.reading.wanted.iter().filter(|name| known.insert(name.to_string())).cloned());
         }
         Ok(PromptFiles { files, rules: Rules { columns: columns.into(), ..rules }, notices, ids_are_text: false })
@@ -433,21 +434,29 @@ impl File {
         }
     }
 
-    /// Names of the fields of an ordinary file's first records.
+    /// Names of the fields of an ordinary file's first records, and of those that columns ask for wherever they are: a column of nothing
+    /// would be made of a name mistyped.
     fn first_names(&self, rules: &Rules) -> Result<Vec<String>, InputError> {
         let (mut names, mut known) = (Vec::new(), HashSet::new());
         if !self.source.is_regular() {
             return Ok(names);
         }
         let mut records = self.records(rules)?;
-        for _ in 0..LOOKED_AT {
+        let wanted = &rules.reading.wanted;
+        for count in 0.. {
+            let further = count >= LOOKED_AT;
+            if further && wanted.iter().all(|name| known.contains(name)) {
+                break;
+            }
             let next = match &mut records {
                 Records::Lines(lines, _) => lines.next_line(),
                 Records::Array(elements, _) => elements.next_element(),
                 _ => return Ok(names),
             };
             let Some((_, text)) = next.map_err(|e| unreadable(&self.source, &e))? else { break };
-            names.extend(json::names(text.unwrap_or_default(), rules).into_iter().filter(|name| known.insert(name.clone())));
+            let mut found = json::names(text.unwrap_or_default(), rules);
+            found.retain(|name| (!further || wanted.contains(name)) && known.insert(name.clone()));
+            names.extend(found);
         }
         Ok(names)
     }
@@ -473,7 +482,8 @@ impl File {
                     };
                     return Err(unusable(&name, &which, line, &message));
                 }
-                (Some((_, parsed)), _) if parsed.usable => return Ok(()),
+                // A template that fails for every record, as one with an unknown filter does, is wrong itself.
+                (Some((_, parsed)), _) if parsed.usable && !matches!(parsed.asked, Err(("template", _))) => return Ok(()),
                 (Some((line, parsed)), None) => first = parsed.asked.err().map(|fault| (line, fault)),
                 (Some(_), some) => first = some,
             }
@@ -599,6 +609,20 @@ impl Tree {
     }
 }
 
+/// What cannot be read below a folder, with its place: the folder alone would not say which of thousands it is.
+fn unreadable_below(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{}: {}; mend it or take it out", shown(&path.to_string_lossy()), super::source::why(error)),
+    )
+}
+
+/// The texts below a folder that are its prompts, up to the first that cannot be read.
+pub fn texts_below(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let mut walk = Walk::new(Tree::new(folder));
+    std::iter::from_fn(move || walk.next_path().ok().flatten())
+}
+
 /// The files below a folder in the order of their names, those of a folder within it where that one stands.
 struct Walk {
     tree: Tree,
@@ -619,7 +643,9 @@ impl Walk {
     /// Entries of a folder, last first; hidden ones are none.
     fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
         let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        let mut all = std::fs::read_dir(folder)?.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>()?;
+        let failed = |e| unreadable_below(folder, &e);
+        let listed = std::fs::read_dir(folder).map_err(failed)?;
+        let mut all = listed.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
         all.retain(|path| !hidden(path));
         all.sort_by(|a, b| b.cmp(a));
         Ok(all)
@@ -635,7 +661,7 @@ impl Walk {
                 continue;
             };
             // Links to folders could lead round in circles.
-            if std::fs::symlink_metadata(&path)?.is_dir() {
+            if std::fs::symlink_metadata(&path).map_err(|e| unreadable_below(&path, &e))?.is_dir() {
                 if self.waiting.len() >= DEEPEST {
                     return Err(io::Error::other(format!("{}: more than {DEEPEST} folders deep", path.display())));
                 }
@@ -643,7 +669,9 @@ impl Walk {
                 continue;
             }
             let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-            if matches!(extension.as_deref(), Some("txt" | "md")) && std::fs::metadata(&path)?.is_file() {
+            if matches!(extension.as_deref(), Some("txt" | "md"))
+                && std::fs::metadata(&path).map_err(|e| unreadable_below(&path, &e))?.is_file()
+            {
                 return Ok(Some(path));
             }
         }
@@ -663,10 +691,14 @@ impl Walk {
             }
             return Ok(None);
         };
-        let file = std::fs::File::open(&path)?;
-        let length = file.metadata()?.len();
         let mut bytes = Vec::new();
-        file.take(LONGEST_RECORD as u64 + 1).read_to_end(&mut bytes)?;
+        let mut read = || {
+            let file = std::fs::File::open(&path)?;
+            let length = file.metadata()?.len();
+            file.take(LONGEST_RECORD as u64 + 1).read_to_end(&mut bytes)?;
+            Ok(length)
+        };
+        let length = read().map_err(|e: io::Error| unreadable_below(&path, &e))?;
         let below = path.strip_prefix(&self.tree.root).unwrap_or(&path).to_string_lossy().into_owned();
         if let Some(digest) = &mut self.digest {
             digest.update(below.as_bytes());

@@ -23,7 +23,7 @@ mod source;
 
 pub use fault::LONGEST_RECORD;
 pub use fields::{GenerationFields, StopOn};
-pub use files::{PromptFiles, PromptReader};
+pub use files::{PromptFiles, PromptReader, texts_below};
 pub use reading::Reading;
 pub use record::{Asked, Cell, Endpoint, Given, InputError, InputFormat, OpenAiRequest, Origin, Record, RecordError};
 

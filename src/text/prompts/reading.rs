@@ -28,7 +28,7 @@ pub struct Reading {
     pub template: Option<Arc<RowTemplate>>,
     /// The only fields that are settings; without it all of their names, or none where the prompt is made by a template or another field.
     pub setting_fields: Option<Vec<String>>,
-    /// Fields that lines of answers are to have, whether or not the first records have them.
+    /// Fields that lines of answers are to have, if some record has them.
     pub wanted: Vec<String>,
 }
 

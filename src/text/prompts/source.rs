@@ -243,7 +243,11 @@ pub(super) fn why(error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => "cannot be read: permission denied".to_string(),
         _ => {
             let text = error.to_string();
-            text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+            match error.raw_os_error() {
+                Some(_) => text.split(" (os error").next().unwrap_or(&text).to_lowercase(),
+                // One of ours, which may name a file.
+                None => text,
+            }
         }
     }
 }
