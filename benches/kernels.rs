@@ -48,7 +48,7 @@ struct Args {
 /// Memory to go through: several times what caches hold, and as much as the quick read probe has, so that caches help both alike.
 const REGION: usize = 256 << 20;
 /// Seconds a call above which a quick run leaves a line out.
-const PATIENCE: f64 = 0.05;
+const TIMEOUT: f64 = 0.05;
 
 /// The blueprint of the default model.
 fn smollm2() -> ModelSpec {
@@ -194,7 +194,7 @@ impl Table<'_> {
             return;
         }
         let ops = cost.f32_ops + cost.int8_ops;
-        if self.pace < f64::INFINITY && self.pace * ops > PATIENCE && !self.full {
+        if self.pace < f64::INFINITY && self.pace * ops > TIMEOUT && !self.full {
             self.left_out += 1;
             return;
         }

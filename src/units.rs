@@ -63,16 +63,16 @@ pub fn did_you_mean<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -
         if begins { 1 } else { edits(&typed, &plain(name)) }
     };
     let best = known.into_iter().map(|name| (near(name), name)).filter(|(d, _)| *d <= most).min_by_key(|(d, _)| *d);
-    best.filter(|_| (2..=MOST_TYPED).contains(&typed.chars().count()))
+    best.filter(|_| (2..=MAX_TYPED).contains(&typed.chars().count()))
         .map_or(String::new(), |(_, name)| format!("did you mean '{name}'? "))
 }
 
 /// A longer word is no slip of the fingers.
-const MOST_TYPED: usize = 64;
+const MAX_TYPED: usize = 64;
 
 /// Letters inserted, removed, replaced or swapped with their neighbour to make one word of another (optimal string alignment distance).
 fn edits(a: &str, b: &str) -> usize {
-    let chars = |text: &str| text.chars().take(MOST_TYPED + 1).collect::<Vec<char>>();
+    let chars = |text: &str| text.chars().take(MAX_TYPED + 1).collect::<Vec<char>>();
     let (a, b) = (chars(a), chars(b));
     let mut rows = vec![vec![0usize; b.len() + 1]; a.len() + 1];
     for i in 0..=a.len() {

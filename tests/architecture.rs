@@ -211,6 +211,185 @@ fn circles(folder: &str, sources: &[Source]) -> Vec<String> {
     found
 }
 
+/// Everything up to the first module of tests, which stand at a file's end.
+fn without_tests(code: &str) -> &str {
+    let tests = code.match_indices("#[cfg(test)]").find(|(i, mark)| {
+        let next = code[i + mark.len()..].trim_start().lines().next().unwrap_or("");
+        next.contains("mod ") && next.ends_with('{')
+    });
+    tests.map_or(code, |(i, _)| &code[..i])
+}
+
+/// A file's module: `decoder/mod.rs` is `[decoder]`, `decoder/kv.rs` is `[decoder, kv]`.
+fn module_path(path: &str) -> Vec<&str> {
+    path.trim_end_matches(".rs").trim_end_matches("/mod").split('/').collect()
+}
+
+/// Every path behind `crate::`, `self::` or `super::`, braces unfolded, its first name included.
+fn paths(code: &str) -> Vec<Vec<&str>> {
+    fn name(code: &str) -> &str {
+        let end = code.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len());
+        &code[..end]
+    }
+    /// Reads what follows a `::`; returns the rest of the code.
+    fn walk<'a>(code: &'a str, before: Vec<&'a str>, found: &mut Vec<Vec<&'a str>>) -> &'a str {
+        let mut code = code.trim_start();
+        if let Some(group) = code.strip_prefix('{') {
+            code = group;
+            loop {
+                code = code.trim_start().trim_start_matches(',').trim_start();
+                if code.is_empty() {
+                    return code;
+                }
+                if let Some(rest) = code.strip_prefix('}') {
+                    return rest;
+                }
+                code = walk(code, before.clone(), found).trim_start();
+                if let Some(renamed) = code.strip_prefix("as ") {
+                    code = &renamed.trim_start()[name(renamed.trim_start()).len()..];
+                }
+            }
+        }
+        let own = name(code);
+        let rest = &code[own.len()..];
+        let mut path = before;
+        if own.is_empty() {
+            // `*`, or the end of a path.
+            found.push(path);
+            return rest.char_indices().nth(1).map_or("", |(i, _)| &rest[i..]);
+        }
+        path.push(own);
+        match rest.strip_prefix("::") {
+            Some(more) => walk(more, path, found),
+            None => {
+                found.push(path);
+                rest
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for first in ["crate", "self", "super"] {
+        for (at, _) in code.match_indices(&format!("{first}::")) {
+            let before = &code[..at];
+            if !before.ends_with("::") && !before.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+                walk(&code[at + first.len() + 2..], vec![first], &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// Groups of files each of which leads to every other, whatever their folders. A folder's `mod.rs`, which declares its files and holds
+/// what they share, is none of them; what it re-exports counts as used from where it stands.
+fn file_cycles(sources: &[Source]) -> Vec<Vec<String>> {
+    let files: Vec<(Vec<&str>, &Source)> = sources
+        .iter()
+        .filter(|s| s.module().is_some() && !s.path.ends_with("tests.rs") && !s.path.ends_with("test_data.rs"))
+        .map(|s| (module_path(&s.path), s))
+        .collect();
+    let place = |path: &[&str]| files.iter().position(|(p, _)| p == path);
+    let is_folder = |i: usize| files[i].1.path.ends_with("/mod.rs");
+    let re_exported = |folder: usize, name: &str| {
+        let code = &files[folder].1.code;
+        code.match_indices("pub use ").find_map(|(at, mark)| {
+            let line = code[at + mark.len()..].split(';').next()?;
+            let (file, names) = line.split_once("::")?;
+            let has = names.split(|c: char| !c.is_alphanumeric() && c != '_').any(|n| n == name);
+            let mut path = files[folder].0.clone();
+            path.push(file);
+            if has { place(&path) } else { None }
+        })
+    };
+    let uses = |i: usize| -> Vec<usize> {
+        let (own, source) = &files[i];
+        let target = |path: &Vec<&str>| {
+            let mut rest = &path[..];
+            let mut at: Vec<&str> = if rest[0] == "crate" { Vec::new() } else { own.clone() };
+            while let [first @ ("crate" | "self" | "super"), more @ ..] = rest {
+                if *first == "super" {
+                    at.pop();
+                }
+                rest = more;
+            }
+            while let [next, more @ ..] = rest {
+                at.push(next);
+                if place(&at).is_none() {
+                    at.pop();
+                    break;
+                }
+                rest = more;
+            }
+            let found = place(&at)?;
+            match rest.first() {
+                Some(name) if is_folder(found) => re_exported(found, name).or(Some(found)),
+                _ => Some(found),
+            }
+        };
+        paths(without_tests(&source.code)).iter().filter_map(target).filter(|t| *t != i && !is_folder(*t)).collect()
+    };
+    let mut reached: Vec<std::collections::BTreeSet<usize>> =
+        (0..files.len()).map(|i| if is_folder(i) { Default::default() } else { uses(i).into_iter().collect() }).collect();
+    loop {
+        let before: usize = reached.iter().map(|r| r.len()).sum();
+        for i in 0..files.len() {
+            let more: Vec<usize> = reached[i].iter().flat_map(|j| reached[*j].iter().copied()).collect();
+            reached[i].extend(more);
+        }
+        if reached.iter().map(|r| r.len()).sum::<usize>() == before {
+            break;
+        }
+    }
+    let mut cycles: Vec<Vec<String>> = (0..files.len())
+        .filter(|i| reached[*i].contains(i))
+        .map(|i| {
+            let mut group: Vec<String> =
+                reached[i].iter().filter(|j| reached[**j].contains(&i)).map(|j| files[*j].1.path.clone()).collect();
+            group.sort();
+            group
+        })
+        .collect();
+    cycles.sort();
+    cycles.dedup();
+    cycles
+}
+
+/// The cycles that are left, to become fewer: opened ones are taken out of this list. Kernels: an instruction set's type names the
+/// products compiled for it, and attention shares its scratch with the other phases.
+const CYCLES: [&[&str]; 1] = [&[
+    "kernels/attention.rs",
+    "kernels/gemm.rs",
+    "kernels/isa.rs",
+    "kernels/math.rs",
+    "kernels/pages.rs",
+    "kernels/state.rs",
+    "kernels/table.rs",
+    "kernels/units.rs",
+    "kernels/x86.rs",
+]];
+
+/// Public types that share a name, and why. All others have a name of their own.
+const SHARED_NAMES: [(&str, &str); 4] = [
+    ("Activation", "the model's, which a file names, and the kernels', which know no model; the decoder translates"),
+    ("Args", "the flags of a command, one type a command, always named with it"),
+    ("Candle", "one type, with the feature `candle` and without"),
+    ("Want", "of a decoder's segment and of one row of the kernels' last phase"),
+];
+
+/// Names of public types that more than one file defines.
+fn shared_type_names(sources: &[Source]) -> Vec<String> {
+    let mut homes = std::collections::BTreeMap::<String, Vec<&str>>::new();
+    for source in sources {
+        for line in without_tests(&source.code).lines() {
+            let words: Vec<&str> = line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
+            let declared = line.trim_start().starts_with("pub ");
+            if let (true, ["pub", "struct" | "enum" | "trait" | "type" | "union", name, ..]) = (declared, &words[..]) {
+                homes.entry(name.to_string()).or_default().push(&source.path);
+            }
+        }
+    }
+    homes.into_iter().filter(|(_, files)| files.len() > 1).map(|(name, _)| name).collect()
+}
+
 /// `unsafe` outside `kernels/`; one block in `model/` may be (a memory map).
 fn stray_unsafe(sources: &[Source]) -> Vec<String> {
     let in_model: Vec<String> = sources.iter().filter(|s| s.is_below(&["model"])).flat_map(|s| s.uses(&["unsafe"])).collect();
@@ -324,7 +503,7 @@ fn clocks_are_read_only_where_time_is_the_subject() {
     let bad = [
         Source::new("engine/step.rs", "let t = std::time::Instant::now();\nlet d = t.elapsed();"),
         Source::new("report/x.rs", "let t = std::time::SystemTime::now();"),
-        Source::new("bench/trial.rs", "let t = std::time::Instant::now();"),
+        Source::new("bench/ablation/trial.rs", "let t = std::time::Instant::now();"),
     ];
     assert_eq!(stray_clocks(&bad).len(), 3);
 }
@@ -382,4 +561,61 @@ fn files_of_a_folder_use_one_another_without_a_circle() {
     assert_eq!(shown("use super::c::C;"), Vec::<String>::new());
     assert_eq!(shown("use super::a::A;"), ["src/x: a, b go round"]);
     assert_eq!(shown("use super::Thing;"), ["src/x/b.rs:1: uses Thing of its folder's mod.rs"]);
+}
+
+#[test]
+fn files_do_not_go_round_except_those_listed() {
+    assert_eq!(file_cycles(&sources()), CYCLES.map(|c| c.iter().map(|f| f.to_string()).collect::<Vec<_>>()));
+    let shown = |b: &str| {
+        let a = Source::new("x/a.rs", "use crate::{units::Bytes, x::{C, b::{self, B}}};");
+        let tests = "fn f() {}\n#[cfg(test)]\nmod tests {\n    use super::super::a::A;\n}";
+        let files =
+            [a, Source::new("x/b.rs", b), Source::new("x/c.rs", tests), Source::new("x/mod.rs", "mod a; pub use c::{C};")];
+        file_cycles(&files)
+    };
+    assert_eq!(shown("use super::c::C;"), Vec::<Vec<String>>::new());
+    assert_eq!(shown("use super::Shared;"), Vec::<Vec<String>>::new());
+    assert_eq!(shown("fn f() -> super::a::A {}"), [["x/a.rs", "x/b.rs"]]);
+    assert_eq!(shown("use super::{C, a as other};"), [["x/a.rs", "x/b.rs"]]);
+    assert_eq!(paths("use crate::{a::{B, c as d, e::*}, F}; self::g::<H>()").len(), 5);
+}
+
+#[test]
+fn a_public_type_has_a_name_of_its_own_except_those_listed() {
+    assert_eq!(shared_type_names(&sources()), SHARED_NAMES.map(|(name, _)| name.to_string()));
+    let found = shared_type_names(&[
+        Source::new("a.rs", "pub struct Row {}\npub enum Cell<T> {}\npub(super) struct Line;"),
+        Source::new("b.rs", "pub trait Row {}\nstruct Cell;\nstruct Line;\n#[cfg(test)]\nmod tests {\n    pub struct Column;\n}"),
+        Source::new("c.rs", "pub type Column = u8;"),
+    ]);
+    assert_eq!(found, ["Row"]);
+}
+
+/// Lines of code, tests aside, past which a file says in its head why it is not cut.
+const LONG_FILE: usize = 500;
+
+/// Files longer than that whose head does not begin a line with `Over 500 lines:`, and shorter ones whose head still does.
+fn long_files_without_a_reason(files: &[(String, String)]) -> Vec<String> {
+    let wrong = |(_, text): &&(String, String)| {
+        let code = code_only(text);
+        let argues = text.lines().take_while(|l| l.starts_with("//!")).any(|l| l.starts_with("//! Over 500 lines: "));
+        (without_tests(&code).lines().count() > LONG_FILE) != argues
+    };
+    let tests = |path: &str| path.ends_with("tests.rs");
+    let found = files.iter().filter(|(path, _)| !tests(path)).filter(wrong);
+    found.map(|(path, text)| format!("src/{path}: {} lines", text.lines().count())).collect()
+}
+
+#[test]
+fn a_long_file_says_in_its_head_why_it_is_not_cut() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let read = |s: &Source| (s.path.clone(), std::fs::read_to_string(root.join(&s.path)).unwrap());
+    none(long_files_without_a_reason(&sources().iter().map(read).collect::<Vec<_>>()));
+    let file = |head: &str, lines: usize, tests: usize| {
+        let tests = format!("#[cfg(test)]\nmod tests {{\n{}}}\n", "\n".repeat(tests));
+        ("x.rs".to_string(), format!("//! X.\n{head}{}{tests}", "fn f() {}\n".repeat(lines)))
+    };
+    let why = "//! Over 500 lines: a reason.\n";
+    assert!(long_files_without_a_reason(&[file(why, 501, 0), file("", 490, 100)]).is_empty());
+    assert_eq!(long_files_without_a_reason(&[file("", 501, 0), file(why, 400, 300)]).len(), 2);
 }

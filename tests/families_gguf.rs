@@ -153,6 +153,7 @@ fn gguf_name(kind: &str, name: &str) -> String {
 type Factors = (&'static str, Vec<f32>);
 
 /// The metadata that llama.cpp's converter writes, and the vectors of rotary factors.
+#[allow(clippy::too_many_lines, reason = "a list of keys")]
 fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Vec<Factors>) {
     let number = |name: &str| config[name].as_f64();
     let int = |name: &str| Value::U32(config[name].as_u64().unwrap_or_else(|| panic!("{kind}: {name}")) as u32);
@@ -438,6 +439,7 @@ fn scores(model: &Model) -> Vec<f32> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one story")]
 fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families");
     let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();

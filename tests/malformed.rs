@@ -317,6 +317,7 @@ fn rope_freqs(factors: &[f32]) -> Tensor {
     Tensor { name: "rope_freqs.weight".into(), dims: vec![factors.len() as u64], ggml: 0, data, offset: None }
 }
 
+#[allow(clippy::too_many_lines, reason = "a list of cases")]
 fn parameter_cases(c: &mut Cases) {
     let integers = [
         "llama.block_count",
@@ -421,6 +422,7 @@ fn parameter_cases(c: &mut Cases) {
     });
 }
 
+#[allow(clippy::too_many_lines, reason = "a list of cases")]
 fn vocabulary_cases(c: &mut Cases) {
     for key in ["model", "pre", "tokens", "token_type", "merges", "eos_token_id"] {
         let key = format!("tokenizer.ggml.{key}");
@@ -845,6 +847,7 @@ fn files_that_only_claim_to_be_large_and_things_that_are_no_files_are_refused() 
 /// A folder with one fault: the change, and what the error must hold.
 type Change = Box<dyn Fn(&Path)>;
 
+#[allow(clippy::too_many_lines, reason = "a list of cases")]
 fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
     let mut all: Vec<(String, &'static str, usize, Change)> = Vec::new();
     let mut add = |name: &str, says: &'static str, shards: usize, change: Change| all.push((name.into(), says, shards, change));

@@ -6,7 +6,7 @@ mod common;
 mod textbook;
 
 use common::{Tiny, Values};
-use llmopt::bench::quality::compare_rows;
+use llmopt::bench::compare::quality::compare_rows;
 use llmopt::decoder::candle::CandleDecoder;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};

@@ -3,7 +3,7 @@
 mod common;
 
 use common::Tiny;
-use llmopt::bench::result::BenchResult;
+use llmopt::bench::ablation::result::BenchResult;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -202,10 +202,10 @@ fn a_bench_of_everything_fills_every_row_and_keeps_every_promise() {
         [(1, false), (1, true), (3, false), (3, true)]
     );
     assert!(result.clients.iter().all(|c| c.latency_ms.len() as u64 == c.requests && c.requests == 12));
-    let yardstick = result.yardstick.unwrap();
-    assert_eq!(yardstick.seconds.len(), 4, "{yardstick:?}");
+    let candle_baseline = result.candle_baseline.unwrap();
+    assert_eq!(candle_baseline.seconds.len(), 4, "{candle_baseline:?}");
     // Same slices, no stopping: all sides generated the same number of tokens.
-    assert!(yardstick.tokens.iter().all(|t| t.1 == yardstick.tokens[0].1), "{yardstick:?}");
+    assert!(candle_baseline.tokens.iter().all(|t| t.1 == candle_baseline.tokens[0].1), "{candle_baseline:?}");
     let hit = result.hit.unwrap();
     assert!(hit.forward_passes == 0 && hit.tokenize_s.is_some_and(|s| s > 0.0 && s <= hit.repeated_s), "{hit:?}");
 }

@@ -562,7 +562,7 @@ fn a_bench_killed_while_it_writes_leaves_whole_files_only() {
             match () {
                 _ if name.starts_with(".writing-") => {}
                 _ if name == "result.json" => {
-                    let result = llmopt::bench::result::BenchResult::read(&path).unwrap();
+                    let result = llmopt::bench::ablation::result::BenchResult::read(&path).unwrap();
                     kept += result.rounds.len();
                 }
                 _ if name.ends_with(".json") => assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{name}"),

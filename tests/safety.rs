@@ -449,5 +449,5 @@ fn a_bench_on_a_full_disk_is_status_1_with_the_path_and_its_files_are_whole() {
     assert!(ran.stderr.lines().last().unwrap().contains("result.json: cannot be written"), "{}", ran.stderr);
     let left = everything(&bench.path("out"));
     assert_eq!(left.len(), 1, "{left:?}");
-    assert!(!llmopt::bench::result::BenchResult::read(&left[0].0).unwrap().rounds.is_empty());
+    assert!(!llmopt::bench::ablation::result::BenchResult::read(&left[0].0).unwrap().rounds.is_empty());
 }

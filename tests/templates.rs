@@ -2,7 +2,7 @@
 //! function that a template can name, applied to large values of every kind, over and over until its fuel is used up.
 #![cfg(target_os = "linux")]
 
-use llmopt::text::{ChatTemplate, Date, Limits, Style, Template};
+use llmopt::text::{ChatTemplate, Date, RenderLimits, Template, TemplateStyle};
 use serde_json::{Map, json};
 
 /// The share of a rendering's fuel that each case here may use, so that all of them fit into a test.
@@ -48,6 +48,7 @@ const VALUES: &[(&str, &str)] = &[
 ];
 
 /// What is done with them: an expression, or a statement where it begins with `{`.
+#[allow(clippy::too_many_lines, reason = "a list of cases")]
 fn operations() -> Vec<String> {
     let mut all: Vec<String> = [
         // Operators.
@@ -390,8 +391,8 @@ fn operations() -> Vec<String> {
 
 #[test]
 fn no_operation_on_a_large_value_does_more_work_than_is_paid_for() {
-    let limits = Limits { fuel: Limits::default().fuel / SHARE, ..Limits::default() };
-    let style = Style { name: "the template", trim: true, strict: false };
+    let limits = RenderLimits { fuel: RenderLimits::default().fuel / SHARE, ..RenderLimits::default() };
+    let style = TemplateStyle { name: "the template", trim: true, strict: false };
     let big: Map<String, serde_json::Value> = (0..4000).map(|i| (format!("key {i}"), json!([i]))).collect();
     let values = Map::from_iter([("x".to_string(), json!(1)), ("big".to_string(), json!(big)), ("big2".to_string(), json!(big))]);
     let (mut slowest, mut too_slow, mut worked) = ((0.0, String::new()), Vec::new(), 0);
@@ -462,10 +463,10 @@ fn the_hostile_templates_of_the_attack_are_refused_within_the_promise() {
 
 #[test]
 fn what_a_template_means_is_what_python_says() {
-    let style = Style { name: "the template", trim: false, strict: false };
+    let style = TemplateStyle { name: "the template", trim: false, strict: false };
     let render = |source: &str| {
         let values = json!({"l": [1, 2, 3, 4, 5], "s": "héllo", "d": {"a": 1, "b": [2]}, "n": 0});
-        Template::compile(source, Limits::default(), style, Date::FIXED).unwrap().render(values.as_object().unwrap())
+        Template::compile(source, RenderLimits::default(), style, Date::FIXED).unwrap().render(values.as_object().unwrap())
     };
     for (source, expected) in [
         // As Python's Jinja2 3.1 renders them.
@@ -495,8 +496,8 @@ fn what_a_template_means_is_what_python_says() {
 
 #[test]
 fn a_users_template_reports_a_field_that_is_not_there_and_may_ask_for_it() {
-    let style = Style { name: "--template", trim: false, strict: true };
-    let template = |source: &str| Template::compile(source, Limits::default(), style, Date::FIXED).unwrap();
+    let style = TemplateStyle { name: "--template", trim: false, strict: true };
+    let template = |source: &str| Template::compile(source, RenderLimits::default(), style, Date::FIXED).unwrap();
     let values = json!({"ticket": "It broke", "row": {"Ticket text": "It broke"}, "n": 8});
     let values = values.as_object().unwrap();
     assert_eq!(template("Summarise: {{ ticket }} ({{ n + 1 }})\n").render(values).as_deref(), Ok("Summarise: It broke (9)"));
@@ -511,7 +512,7 @@ fn a_chat_template_sees_the_callers_variables_and_its_date() {
     const CHAT: &str =
         "{{ date_string or strftime_now('%-d %b %Y') }} {% for m in messages %}{{ m.content }}{% endfor %} {{ enable_thinking }}";
     let compile = |arguments: serde_json::Value| {
-        ChatTemplate::compile_with(CHAT, "", "", arguments.as_object().unwrap(), Limits::default())
+        ChatTemplate::compile_with(CHAT, "", "", arguments.as_object().unwrap(), RenderLimits::default())
     };
     let text = |template: &ChatTemplate| {
         template.render(&[llmopt::text::Message { role: "user".into(), content: "hi".into() }]).unwrap()
@@ -527,7 +528,7 @@ fn a_chat_template_sees_the_callers_variables_and_its_date() {
         "",
         "",
         json!({"date_string": "1 Jan 2026"}).as_object().unwrap(),
-        Limits::default(),
+        RenderLimits::default(),
     );
     assert_eq!(text(&now.unwrap()), "2026-01-01 hi");
     let error = compile(json!({"messages": []})).err().unwrap().to_string();

@@ -3,7 +3,7 @@
 
 use llmopt::model::{self, Model, OpenOptions};
 use llmopt::text::prompts::{InputFormat, PromptFiles};
-use llmopt::text::{ChatTemplate, Content, Message, Prompting, Segment, Tokenizer};
+use llmopt::text::{ChatTemplate, Content, Message, Prompting, TextSegment, Tokenizer};
 use serde_json::Value;
 use std::sync::LazyLock;
 
@@ -80,7 +80,7 @@ fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
                 let whole: String = segments
                     .iter()
                     .map(|s| match s {
-                        Segment::Scaffold(t) | Segment::Content(t) => &t[..],
+                        TextSegment::Scaffold(t) | TextSegment::Content(t) => &t[..],
                     })
                     .collect();
                 assert_eq!(whole, expected, "{name}: {messages:?}");
@@ -128,7 +128,7 @@ fn a_batch_and_a_tokenizer_for_one_request_give_the_ids_of_the_shared_one() {
         let content = record.unwrap().asked.unwrap().content;
         let shared = prompting.prompt_ids(&content, Some("Be brief."), false).unwrap();
         let turn = llmopt::text::Turn::default();
-        let again = llmopt::text::Prompt { content: &content, system: Some("Be brief."), raw: false, turn: &turn };
+        let again = llmopt::text::ToEncode { content: &content, system: Some("Be brief."), raw: false, turn: &turn };
         assert_eq!(prompting.prompt_ids_rebuilt(again).unwrap(), shared);
         assert_eq!(prompting.prompt_ids_batch(&[again, again]), [Ok(shared.clone()), Ok(shared.clone())]);
         assert_eq!(shared.iter().filter(|&&i| i == 1).count(), 3, "one <|im_start|> a turn");

@@ -2,18 +2,18 @@
 //! them through the gate, and judges whole runs. `scripts/gate-study.sh` is the whole study. In: flags. Out: result files and tables.
 
 mod delay;
-#[cfg(test)]
-#[path = "../../src/bench/example.rs"]
-mod example;
 mod simulation;
+#[cfg(test)]
+#[path = "../../src/bench/ablation/test_data.rs"]
+mod test_data;
 
 use clap::{Parser, Subcommand};
-use llmopt::bench::gate::{self, MAX_REGRESSION, Thresholds};
-use llmopt::bench::plan::{Phases, Plan};
-use llmopt::bench::result::{BenchResult, Facts, ModelFacts, write_whole};
-use llmopt::bench::run::{self, Job};
+use llmopt::bench::ablation::gate::{self, MAX_REGRESSION, Thresholds};
+use llmopt::bench::ablation::plan::{Phases, Plan};
+use llmopt::bench::ablation::result::{BenchResult, Facts, ModelFacts, write_whole};
+use llmopt::bench::ablation::run::{self, Job};
 use llmopt::bench::workload::Workload;
-use llmopt::cli::args::Shared;
+use llmopt::cli::args::SharedArgs;
 use llmopt::decoder::Decoder;
 use llmopt::machine::Machine;
 use llmopt::model::{self, Environment, OpenOptions};
@@ -35,7 +35,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
-    /// Measure rounds (no fresh processes, clients or yardstick) and keep them
+    /// Measure rounds (no fresh processes, clients or candle) and keep them
     Record(Box<Record>),
     /// Replay recorded rounds through the gate: false alarms of one file, or how often the second one is found slower
     Replay { before: PathBuf, now: Option<PathBuf> },
@@ -64,7 +64,7 @@ struct Record {
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
-    shared: Shared,
+    shared: SharedArgs,
 }
 
 /// Percent; a decoder's wrapper is a plain function.
@@ -122,11 +122,11 @@ fn record(args: &Record) -> Result<(), String> {
         seed: args.shared.seed,
         child: None,
         pairs: 0,
-        yardstick: 0,
+        candle_baseline: 0,
         clients: Vec::new(),
         control: &control,
     };
-    let watch = &mut |_: &BenchResult, _: run::Progress| Ok(());
+    let watch = &mut |_: &BenchResult, _: run::BenchProgress| Ok(());
     let prepared = run::prepare(&job, &mut result, watch).map_err(|e| e.to_string())?;
     run::run(&job, prepared, &mut result, &mut Vec::new(), watch).map_err(|e| e.to_string())?;
     write_whole(&args.out, &result.to_json()).map_err(|e| format!("{}: {e}", args.out.display()))

@@ -1,9 +1,9 @@
 //! How often the gate is wrong: recorded rounds replayed through it. In: a recorded result with many rounds, and one to play "now". Out: the
 //! share of replays in which it fails. Resampled rounds, not whole benches, because hours of benches would be needed for the same precision.
 
-use llmopt::bench::gate::{self, Series};
-use llmopt::bench::result::BenchResult;
-use llmopt::bench::rows::OfSlice;
+use llmopt::bench::ablation::analysis::OfSlice;
+use llmopt::bench::ablation::gate::{self, Series};
+use llmopt::bench::ablation::result::BenchResult;
 use llmopt::bench::statistics::Random;
 
 /// What became of the replays at one threshold.
@@ -114,7 +114,7 @@ fn pick_blocks(old: usize, new: Option<usize>, count: usize, random: &mut Random
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::example::{as_expected, result};
+    use crate::test_data::{as_expected, result};
 
     impl Replays {
         /// Share of replays that failed.

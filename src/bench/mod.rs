@@ -1,27 +1,11 @@
-//! Workload, plan, trials, statistics, result, gate. In: a model and a plan. Out: a result as plain data. It formats nothing.
+//! Measuring, in two wings: `ablation` (what each optimization gains) and `compare` (settings side by side). Here stands what both use
+//! (statistics, the workload, the speed of bare forward passes) and, above both, the difference of recorded results. It formats nothing.
 
-pub mod answers;
-pub mod children;
-pub mod clients;
-pub mod comparison;
-#[cfg(test)]
-pub mod example;
-pub mod figures;
-pub mod forward;
-pub mod gate;
-pub mod lineup;
-pub mod plan;
-pub mod quality;
-pub mod result;
-pub mod rows;
-pub mod run;
 pub mod speed;
 pub mod statistics;
-pub mod trial;
-pub mod verdict;
 pub mod workload;
-#[cfg(feature = "candle")]
-pub mod yardstick;
-#[cfg(not(feature = "candle"))]
-#[path = "yardstick_absent.rs"]
-pub mod yardstick;
+
+pub mod ablation;
+pub mod compare;
+
+pub mod result_diff;

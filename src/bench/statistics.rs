@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 /// With fewer rounds no verdict is given.
-pub const LEAST_ROUNDS: usize = 6;
+pub const MIN_ROUNDS: usize = 6;
 
 /// Half-width of an interval of a logarithm that is narrow enough to stop (about ± 4 %).
 pub const NARROW: f64 = 0.04;
@@ -138,7 +138,7 @@ impl Verdict {
 
 /// How much the machine lets a measurement say.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Sight {
+pub struct DetectableEffect {
     /// Rounds behind the interval.
     pub rounds: usize,
     /// See [`smallest_effect`]; `None` if it is not known.
@@ -148,9 +148,9 @@ pub struct Sight {
 }
 
 /// Judges a ratio against an expected range.
-pub fn judge(interval: &Interval, (low, high): (f64, f64), sight: &Sight) -> Verdict {
-    let Some(smallest) = sight.smallest else { return Verdict::Unclear };
-    if sight.rounds < LEAST_ROUNDS || sight.busy.is_some_and(|b| b > BUSY) {
+pub fn judge(interval: &Interval, (low, high): (f64, f64), detectable: &DetectableEffect) -> Verdict {
+    let Some(smallest) = detectable.smallest else { return Verdict::Unclear };
+    if detectable.rounds < MIN_ROUNDS || detectable.busy.is_some_and(|b| b > BUSY) {
         return Verdict::Unclear;
     }
     let seen = interval.widened(smallest);
@@ -164,7 +164,7 @@ pub fn judge(interval: &Interval, (low, high): (f64, f64), sight: &Sight) -> Ver
 
 /// Whether more rounds are not needed: every interval is narrow. Looks at widths only, never at verdicts.
 pub fn narrow_enough<'a>(rows: impl IntoIterator<Item = &'a [f64]>, rounds: usize) -> bool {
-    rounds >= LEAST_ROUNDS && rows.into_iter().all(|logs| mean_interval(logs).is_some_and(|(_, half)| half <= NARROW))
+    rounds >= MIN_ROUNDS && rows.into_iter().all(|logs| mean_interval(logs).is_some_and(|(_, half)| half <= NARROW))
 }
 
 /// The middle value (mean of the two middle ones); `None` for no values.
@@ -327,8 +327,8 @@ mod tests {
 
     #[test]
     fn verdicts_need_the_whole_interval_on_one_side() {
-        let sight = Sight { rounds: 6, smallest: Some(0.01), busy: Some(0.02) };
-        let judged = |low: f64, high: f64| judge(&Interval { low, ratio: (low * high).sqrt(), high }, (1.3, 1.5), &sight);
+        let detectable = DetectableEffect { rounds: 6, smallest: Some(0.01), busy: Some(0.02) };
+        let judged = |low: f64, high: f64| judge(&Interval { low, ratio: (low * high).sqrt(), high }, (1.3, 1.5), &detectable);
         assert_eq!(judged(1.55, 1.6), Verdict::Above);
         assert_eq!(judged(1.35, 1.45), Verdict::Within);
         assert_eq!(judged(1.0, 1.2), Verdict::Below);
@@ -340,12 +340,12 @@ mod tests {
     #[test]
     fn no_verdict_is_finer_than_the_machine_can_see() {
         let clear = Interval { low: 1.39, ratio: 1.40, high: 1.41 };
-        let sight = Sight { rounds: 6, smallest: Some(0.01), busy: None };
-        assert_eq!(judge(&clear, (1.3, 1.5), &sight), Verdict::Within);
-        assert_eq!(judge(&clear, (1.3, 1.5), &Sight { smallest: Some(0.2), ..sight }), Verdict::Unclear);
-        assert_eq!(judge(&clear, (1.3, 1.5), &Sight { smallest: None, ..sight }), Verdict::Unclear);
-        assert_eq!(judge(&clear, (1.3, 1.5), &Sight { rounds: 5, ..sight }), Verdict::Unclear);
-        assert_eq!(judge(&clear, (1.3, 1.5), &Sight { busy: Some(0.5), ..sight }), Verdict::Unclear);
+        let detectable = DetectableEffect { rounds: 6, smallest: Some(0.01), busy: None };
+        assert_eq!(judge(&clear, (1.3, 1.5), &detectable), Verdict::Within);
+        assert_eq!(judge(&clear, (1.3, 1.5), &DetectableEffect { smallest: Some(0.2), ..detectable }), Verdict::Unclear);
+        assert_eq!(judge(&clear, (1.3, 1.5), &DetectableEffect { smallest: None, ..detectable }), Verdict::Unclear);
+        assert_eq!(judge(&clear, (1.3, 1.5), &DetectableEffect { rounds: 5, ..detectable }), Verdict::Unclear);
+        assert_eq!(judge(&clear, (1.3, 1.5), &DetectableEffect { busy: Some(0.5), ..detectable }), Verdict::Unclear);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The prompts of a bench, cut into slices of equal make-up. In: the compiled-in set or a user's prompts. Out: [`Workload`]. Each round of
 //! a bench answers one slice with every configuration, and the next round the next slice.
 
-use super::result::WorkloadFacts;
 use crate::pipeline::{Content, Generation, Prompt};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
@@ -19,6 +19,23 @@ pub struct Workload {
     pub name: String,
     /// Slices of about [`SLICE`] prompts; at least one, none empty.
     pub slices: Vec<Vec<Prompt>>,
+}
+
+/// Which prompts, and what they let an optimization gain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
+pub struct WorkloadFacts {
+    pub name: String,
+    /// SHA-256 over slices and generation settings.
+    pub digest: String,
+    pub slices: usize,
+    /// Prompts of all slices.
+    pub prompts: usize,
+    /// Of these, exact repeats of an earlier prompt of their slice.
+    pub repeats: usize,
+    /// The usual limit of tokens.
+    pub max_tokens: usize,
+    pub temperature: f32,
 }
 
 impl Workload {

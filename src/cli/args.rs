@@ -2,7 +2,7 @@
 //! generation settings. Bounds live here, so that a flag and a record's field of the same name are checked by the same function.
 
 use super::Failure;
-use super::console::{Level, Progress};
+use super::console::{Level, ShowProgress};
 use crate::engine::Penalties;
 use crate::engine::{Sampling, StopRules};
 use crate::kernels::{Format, KvElement};
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 /// Flags that all commands share, as typed.
 #[derive(clap::Args, Debug, Clone)]
-pub struct Shared {
+pub struct SharedArgs {
     /// A .gguf file, a folder (config.json, *.safetensors, tokenizer.json), a hub id (org/name, org/name:FILE, org/name:QUANT), or an alias
     #[arg(short, long, value_name = "M", default_value = "smollm2-135m", help_heading = "Model")]
     pub model: String,
@@ -118,7 +118,7 @@ pub struct Shared {
     /// Where a conversation ends with the assistant, the answer goes on with that message instead of opening a new turn
     #[arg(long, help_heading = "Generation", conflicts_with = "raw")]
     pub continue_final_message: bool,
-    /// Which flags were typed; set by [`Shared::note_typed`].
+    /// Which flags were typed; set by [`SharedArgs::note_typed`].
     #[arg(skip)]
     pub typed: Typed,
     /// The form of answers, from the flags of `run`.
@@ -143,11 +143,12 @@ pub struct Shared {
     pub verbose: bool,
     /// Progress on stderr
     #[arg(long, value_name = "WHEN", default_value = "auto", help_heading = "Display")]
-    pub progress: Progress,
+    pub progress: ShowProgress,
 }
 
 /// Which generation flags stand on the command line: those that do not are OpenAI's defaults for OpenAI requests.
 #[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Typed {
     pub max_tokens: bool,
     pub temperature: bool,
@@ -157,7 +158,7 @@ pub struct Typed {
 }
 
 /// Tokens of an answer to an OpenAI request that gives no limit: the rest of the context, at most this many.
-pub const OPENAI_MOST_TOKENS: usize = 2048;
+pub const OPENAI_MAX_TOKENS: usize = 2048;
 
 /// `run`'s choice of optimizations, as typed.
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -170,7 +171,7 @@ pub struct Toggles {
     pub without: Vec<String>,
 }
 
-impl Shared {
+impl SharedArgs {
     /// Variables of the chat template; the last of two values for a name counts.
     pub fn template_arguments(&self) -> serde_json::Map<String, serde_json::Value> {
         self.template_arg.iter().cloned().collect()
@@ -194,10 +195,10 @@ impl Shared {
     }
 
     /// The flags as OpenAI requests see them: OpenAI's defaults where no flag was typed.
-    pub fn for_openai(&self) -> Shared {
+    pub fn for_openai(&self) -> SharedArgs {
         let mut flags = self.clone();
         let Typed { max_tokens, temperature, top_p, top_k, stop_on } = self.typed;
-        flags.max_tokens = if max_tokens { self.max_tokens } else { OPENAI_MOST_TOKENS };
+        flags.max_tokens = if max_tokens { self.max_tokens } else { OPENAI_MAX_TOKENS };
         flags.temperature = if temperature { self.temperature } else { 1.0 };
         flags.top_p = if top_p { self.top_p } else { 1.0 };
         flags.top_k = if top_k { self.top_k } else { 0 };
@@ -359,7 +360,7 @@ fn kv_dtype(text: &str) -> Result<KvElement, String> {
 const THREADS_PER_CORE: usize = 4;
 
 /// More sequences at a time than this take memory and no longer make a step's rows cheaper.
-const MOST_BATCH: usize = 4096;
+const MAX_BATCH: usize = 4096;
 
 fn threads(text: &str) -> Result<usize, String> {
     threads_of(text, crate::machine::usable_threads())
@@ -378,8 +379,8 @@ fn threads_of(text: &str, cores: usize) -> Result<usize, String> {
 
 fn batch_size(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
-        Ok(n) if (1..=MOST_BATCH).contains(&n) => Ok(n),
-        _ => Err(format!("must be a whole number from 1 to {MOST_BATCH}")),
+        Ok(n) if (1..=MAX_BATCH).contains(&n) => Ok(n),
+        _ => Err(format!("must be a whole number from 1 to {MAX_BATCH}")),
     }
 }
 
@@ -523,7 +524,7 @@ mod tests {
         #[derive(Parser)]
         struct Flags {
             #[command(flatten)]
-            shared: Shared,
+            shared: SharedArgs,
         }
         let parse = |args: &[&str]| {
             let matches = Flags::command().get_matches_from(std::iter::once("x").chain(args.iter().copied()));
@@ -531,7 +532,7 @@ mod tests {
             shared.note_typed(&matches);
             shared
         };
-        let of = |shared: &Shared| {
+        let of = |shared: &SharedArgs| {
             let g = shared.generation();
             (
                 g.max_tokens,

@@ -16,7 +16,7 @@ pub enum Level {
 
 /// When progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Progress {
+pub enum ShowProgress {
     /// A bar on a terminal, a line now and then elsewhere, nothing with -q.
     Auto,
     /// The same, with -q too.

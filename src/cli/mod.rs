@@ -12,11 +12,15 @@ mod compare;
 pub mod console;
 mod failure;
 mod files;
+mod inputs;
 mod loading;
 mod pages;
+mod progress;
 pub mod results;
 mod run;
 mod setting;
+mod shard;
+mod signals;
 
 pub use failure::{Failure, guarded, status};
 
@@ -57,7 +61,7 @@ pub fn main() -> ExitCode {
         }
     };
     let advice = match &cli.command {
-        Command::Run(args) if args.output.is_some() => run::signals::RESUME,
+        Command::Run(args) if args.output.is_some() => signals::RESUME,
         _ => "",
     };
     let outcome = guarded(advice, || {

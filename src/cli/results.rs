@@ -2,7 +2,7 @@
 //! standard output that may be closed at any time.
 
 use super::Failure;
-use crate::bench::result::write_whole;
+use crate::bench::ablation::result::write_whole;
 use crate::pipeline::DtypePolicy;
 use crate::units::shown;
 use std::io::{IsTerminal, Write};

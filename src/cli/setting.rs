@@ -2,7 +2,7 @@
 //! was typed, and the command's own flags as a base. Out: parsed flags and a configuration. The flags' own parser checks the values.
 
 use super::Failure;
-use super::args::{Shared, Toggles};
+use super::args::{SharedArgs, Toggles};
 use crate::optimizations::Set;
 use crate::pipeline::PipelineConfig;
 use crate::units::{did_you_mean, shown};
@@ -18,7 +18,7 @@ pub struct Setting {
     /// Its keys and values in the order typed.
     pairs: Vec<(String, String)>,
     /// All flags, the base's included.
-    pub shared: Shared,
+    pub shared: SharedArgs,
     /// The optimizations that are on.
     pub on: Set,
 }
@@ -28,7 +28,7 @@ pub struct Setting {
 #[command(name = "setting", no_binary_name = true, disable_help_flag = true)]
 struct Flags {
     #[command(flatten)]
-    shared: Shared,
+    shared: SharedArgs,
     #[command(flatten)]
     toggles: Toggles,
 }
@@ -54,7 +54,7 @@ fn is_switch(key: &str) -> bool {
 
 impl Setting {
     /// Parses one setting over the command's own flags. The error says what was wrong and what would work.
-    pub fn parse(typed: &str, base: &Shared) -> Result<Setting, Failure> {
+    pub fn parse(typed: &str, base: &SharedArgs) -> Result<Setting, Failure> {
         let fail = |why: String| Failure::usage(format!("setting '{}': {why}", shown(typed)));
         let pairs = split(typed).map_err(fail)?;
         let mut args: Vec<String> = Vec::new();
@@ -77,7 +77,7 @@ impl Setting {
     }
 
     /// Parses all of them; the first is the reference. Repeated ones get a number, so that a setting can be compared with itself.
-    pub fn parse_all(typed: &[String], base: &Shared) -> Result<Vec<Setting>, Failure> {
+    pub fn parse_all(typed: &[String], base: &SharedArgs) -> Result<Vec<Setting>, Failure> {
         let mut settings: Vec<Setting> = Vec::new();
         for text in typed {
             let mut setting = Setting::parse(text, base)?;
@@ -164,8 +164,8 @@ fn first_line(error: &clap::Error) -> String {
 
 /// The command's own flags as keys and values: what a fresh process needs to see the same. Every field is named, so that a new flag
 /// cannot be forgotten here.
-pub fn base_flags(base: &Shared) -> Vec<(String, String)> {
-    let Shared {
+pub fn base_flags(base: &SharedArgs) -> Vec<(String, String)> {
+    let SharedArgs {
         model,
         dtype,
         threads,
@@ -223,12 +223,12 @@ pub fn base_flags(base: &Shared) -> Vec<(String, String)> {
 }
 
 /// Hidden flags, which no setting may change but fresh processes need.
-pub fn hidden_flags(base: &Shared) -> Vec<(String, String)> {
+pub fn hidden_flags(base: &SharedArgs) -> Vec<(String, String)> {
     base.kernels.iter().map(|k| ("kernels".to_string(), k.clone())).collect()
 }
 
 /// The base's flags as arguments for a fresh process.
-pub fn as_arguments(base: &Shared) -> Vec<String> {
+pub fn as_arguments(base: &SharedArgs) -> Vec<String> {
     base_flags(base).into_iter().chain(hidden_flags(base)).flat_map(|(k, v)| flag(&k, &v)).collect()
 }
 
@@ -238,7 +238,7 @@ mod tests {
     use crate::kernels::Format;
     use crate::pipeline::DtypePolicy;
 
-    fn base(args: &[&str]) -> Shared {
+    fn base(args: &[&str]) -> SharedArgs {
         Flags::parse_from(args).shared
     }
 

@@ -115,6 +115,7 @@ fn base() -> ModelSpec {
 }
 
 /// The base with each field changed in turn; sizes are changed together with what they imply.
+#[allow(clippy::too_many_lines, reason = "a list of changes")]
 fn flips() -> Vec<(String, ModelSpec)> {
     let mut all: Vec<(String, ModelSpec)> = Vec::new();
     let mut add = |name: &str, change: &dyn Fn(&mut ModelSpec)| {

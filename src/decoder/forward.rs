@@ -9,8 +9,7 @@ use crate::kernels::{
     self, Activations, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation, Scores, Scoring, StateArena, Team,
 };
 use crate::model::{
-    Activation, Attention, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, QkNorm,
-    QueryGrowth, Rope,
+    Activation, Attention, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Rope,
 };
 
 /// Cosines and signed sines of one rope for the positions so far.
@@ -75,25 +74,6 @@ impl Rotations {
             }
         }
     }
-}
-
-/// Refuses a blueprint that the phases here do not compute, by the name of what is missing.
-pub(super) fn supported(spec: &ModelSpec) -> Result<(), ModelError> {
-    let refuse = |what: &str| {
-        let family = &spec.architecture;
-        Err(ModelError::Invalid(format!("this {family} model has {what}, which llmopt does not compute yet")))
-    };
-    if spec.layers.is_empty() {
-        return refuse("no layers");
-    }
-    for layer in &spec.layers {
-        match layer.ffn {
-            Ffn::Plain { activation: Activation::Clamped { .. }, .. } => return refuse("a clamped activation without a gate"),
-            Ffn::Mixture(_) if layer.norms == Norms::ParallelApart => return refuse("experts beside attention"),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// An activation as the kernels have it.

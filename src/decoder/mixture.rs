@@ -4,19 +4,10 @@
 
 use super::forward::{Pass, dense, kernel_activation, panels_of};
 use super::packed::{FfnInput, MixtureWeights, Packed, PackedModel};
-use super::workspace::{MixtureWorkspace, Workspace};
+use super::workspace::{Choice, MixtureWorkspace, Workspace};
 use crate::kernels::{Activations, Group, Rows, Team, padded};
 use crate::model::{Mixture, Routing};
 use std::ops::Range;
-
-/// An expert of a row and its weight.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct Choice {
-    pub expert: u32,
-    pub weight: f32,
-    /// Where among the rows that are grouped by expert.
-    pub place: u32,
-}
 
 /// Which experts a row uses by the router's scores, in the order of their numbers. Equal ones: the lower number. `bias` is added for the
 /// choice alone. The sums over experts are in f64, in the order of their numbers.

@@ -1,11 +1,14 @@
 //! A model's weights as panels in one block of memory, in the order of execution: which matrix gets which format and place, and reading,
 //! converting and packing them once. In: a [`Model`] and a [`FormatPlan`]. Out: a [`PackedModel`], shared between decoders.
+//! Over 500 lines: the layout of the weights and its filling, which must agree byte for byte.
 
 use crate::kernels::{
     Arena, COLUMNS, Format, KernelSet, KvElement, KvLayer, KvShape, NoMemory, PAGE, Panels, StateArena, Team, pack_panel, padded,
     panel_bytes,
 };
-use crate::model::{Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, QkNorm, Role, is_matrix, roles};
+use crate::model::{
+    Activation, Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, Norms, QkNorm, Role, is_matrix, roles,
+};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +26,7 @@ pub enum FormatPlan {
 
 /// Why a model could not be packed or a decoder not be made.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum NativeError {
     /// The weights could not be read.
     #[error(transparent)]
@@ -445,8 +449,9 @@ impl PackedModel {
     }
 
     /// Reads, converts and packs all weights on `threads` threads.
+    #[allow(clippy::too_many_lines, reason = "one pass over the tensors in the order of the layout")]
     pub fn pack(model: &Model, plan: FormatPlan, threads: usize) -> Result<PackedModel, NativeError> {
-        super::forward::supported(&model.spec)?;
+        supported(&model.spec)?;
         let layout = Layout::new(model, plan);
         let memory = |NoMemory(bytes)| NativeError::Memory { what: "weights", bytes: bytes as u64 };
         let mut arena = Arena::new(layout.bytes).map_err(memory)?;
@@ -716,4 +721,23 @@ impl PackedModel {
         });
         if self.emulated() { layers.max().unwrap_or(0).max(floats(&self.output)) } else { 0 }
     }
+}
+
+/// Refuses a spec that the forward pass does not compute, by the name of what is missing.
+fn supported(spec: &ModelSpec) -> Result<(), ModelError> {
+    let refuse = |what: &str| {
+        let family = &spec.architecture;
+        Err(ModelError::Invalid(format!("this {family} model has {what}, which llmopt does not compute yet")))
+    };
+    if spec.layers.is_empty() {
+        return refuse("no layers");
+    }
+    for layer in &spec.layers {
+        match layer.ffn {
+            Ffn::Plain { activation: Activation::Clamped { .. }, .. } => return refuse("a clamped activation without a gate"),
+            Ffn::Mixture(_) if layer.norms == Norms::ParallelApart => return refuse("experts beside attention"),
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -1,6 +1,5 @@
 //! The activations of one step, and what the rows of a batch are. Plain memory: the forward pass fills it.
 
-use super::mixture::Choice;
 use super::packed::{FfnInput, FfnWeights, Layer, MixerWeights, Packed, PackedModel};
 use crate::kernels::{Activations, AttentionUnit, Row, Rows, StateSegment};
 use crate::model::{Attention, DeltaNet, Mixer, Mixture, Norms};
@@ -81,6 +80,15 @@ pub(super) struct FfnWorkspace {
     pub up: Rows,
     /// activation(gate) * up.
     pub product: Activations,
+}
+
+/// An expert of a row and its weight.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Choice {
+    pub expert: u32,
+    pub weight: f32,
+    /// Where among the rows that are grouped by expert.
+    pub place: u32,
 }
 
 /// Inside a mixture of experts. Rows are those of all experts together, `used` for each row of the batch.

@@ -16,12 +16,33 @@ mod tests;
 pub use choices::Choices;
 pub use observer::{Observer, Stage};
 pub use scoring::ScoredToken;
-pub use step::{Engine, EngineConfig};
+pub use step::Engine;
 pub use stopping::{Stop, StopWatch, TextDecoder, TextDecoders};
 
 use crate::text::Grammar;
 use crate::units::TokenId;
 use std::sync::Arc;
+
+/// The policies the engine reads, and its sizes.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "their names say what they are")]
+pub struct EngineConfig {
+    pub sampling: SamplingPolicy,
+    pub stopping: StoppingPolicy,
+    pub padding: PaddingPolicy,
+    pub batching: BatchingPolicy,
+    pub prefix: PrefixPolicy,
+    /// Most sequences together; the decoder's slots and rows bound it too.
+    pub batch: usize,
+    /// Most rows of one forward pass, if the decoder takes as many.
+    pub chunk: usize,
+    /// The model's end-of-sequence tokens.
+    pub eos: Arc<[TokenId]>,
+    /// Tokens that a constraint forces run together in one step; the answer is the same without.
+    pub fast_forward: bool,
+    /// Threads that compute masks during forward passes; 0 computes them after the pass.
+    pub mask_threads: usize,
+}
 
 /// Names a request from submission to its end; chosen by the caller, unique among those in flight.
 pub type Ticket = u64;
@@ -186,6 +207,7 @@ pub enum FinishReason {
 
 /// What a step tells.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Event {
     /// The sequence's prefill began (it left the queue).
     Admitted { ticket: Ticket, reused_tokens: usize },

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// Above this many candidates all scores are fetched and ranked here; the result is the same.
-const MOST_CANDIDATES: usize = 1024;
+const MAX_CANDIDATES: usize = 1024;
 
 /// How one request's tokens are chosen.
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ impl Sampler {
         match self.method {
             _ if masked || self.all => Want::Logits,
             Method::Argmax => Want::Argmax,
-            Method::Candidates if (1..=MOST_CANDIDATES.min(vocab)).contains(&self.sampling.top_k) => {
+            Method::Candidates if (1..=MAX_CANDIDATES.min(vocab)).contains(&self.sampling.top_k) => {
                 Want::TopK(self.sampling.top_k)
             }
             _ => Want::Logits,

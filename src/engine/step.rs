@@ -1,5 +1,6 @@
 //! The loop's body: schedule → forward → sample → record. In: submitted requests. Out: events. It owns the decoder; whoever calls
 //! [`Engine::step`] again and again owns the time.
+//! Over 500 lines: one step in its order; schedule, sampling and stopping have files of their own.
 
 use super::choices::Scoring;
 use super::masks::{Cell, Masks};
@@ -7,35 +8,12 @@ use super::sampler::{Sampler, is_greedy};
 use super::scheduler::{Fork, Planned, Scheduler};
 use super::scoring::{ScoredToken, scored};
 use super::stopping::Said;
-use super::{
-    BatchingPolicy, Completion, Event, FinishReason, Observer, PaddingPolicy, PrefixPolicy, Request, SamplingPolicy, Stage, Stop,
-    StopWatch, StoppingPolicy, TextDecoders, Ticket,
-};
+use super::{Completion, EngineConfig, Event, FinishReason, Observer, Request, Stage, Stop, StopWatch, TextDecoders, Ticket};
 use crate::decoder::{Batch, Capacity, DecodeError, Decoder, Output, Slot, Want};
 use crate::text::Mask;
 use crate::units::TokenId;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-
-/// The policies the engine reads, and its sizes.
-#[derive(Debug, Clone)]
-pub struct EngineConfig {
-    pub sampling: SamplingPolicy,
-    pub stopping: StoppingPolicy,
-    pub padding: PaddingPolicy,
-    pub batching: BatchingPolicy,
-    pub prefix: PrefixPolicy,
-    /// Most sequences together; the decoder's slots and rows bound it too.
-    pub batch: usize,
-    /// Most rows of one forward pass, if the decoder takes as many.
-    pub chunk: usize,
-    /// The model's end-of-sequence tokens.
-    pub eos: Arc<[TokenId]>,
-    /// Tokens that a constraint forces run together in one step; the answer is the same without.
-    pub fast_forward: bool,
-    /// Threads that compute masks during forward passes; 0 computes them after the pass.
-    pub mask_threads: usize,
-}
 
 /// See the module's head.
 pub struct Engine {

@@ -5,6 +5,8 @@
 //! * quantized formats: int8 activations ([`ActBlock`]); a part of 32 has one integer sum, the whole numbers of [`super::formats::Part`]
 //!   times activations, exact; `acc = fma(d * dx, sum, acc)`, for types with minima then `acc = fma(m, dx * Σx, acc)`, with minima of 16
 //!   weights each `acc = fma(m * dx, Σ minima * Σx, acc)`, parts ascending.
+//!
+//! Over 500 lines: the micro-kernels and the loops around them, which are tuned together.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop, clippy::too_many_arguments)]
 

@@ -39,7 +39,7 @@ pub use ops::{
 pub use pages::{KvElement, KvLayer, KvShape, PAGE, Row};
 pub use panels::{COLUMNS, Panels, pack_panel, padded, panel_bytes};
 pub use pool::Pool;
-pub use state::{Around, MOST_TAPS, StateSegment};
+pub use state::{Around, MAX_TAPS, StateSegment};
 pub use table::KernelSet;
 
 /// How a weight matrix is stored in panels and what it is multiplied with. Every format has one numeric path for all batch sizes.

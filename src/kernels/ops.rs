@@ -1,5 +1,6 @@
 //! The phases of a forward pass as safe functions: each checks its slices, cuts the work into units and runs them on the team's workers.
 //! In: slices, panels, pages. Out: the same. This is the boundary between safe code above and the raw views of `units.rs` below.
+//! Over 500 lines: a safe function a phase, each with the checks that its unsafe part rests on; to be cut by phase.
 #![allow(unsafe_code)]
 #![allow(clippy::too_many_arguments)]
 
@@ -11,7 +12,7 @@ use super::math::Activation;
 use super::pages::{KvShape, PAGE, Row};
 use super::panels::{COLUMNS, Panels};
 use super::pool::{PerWorker, Pool};
-use super::state::{Around, Blocks, ConvolveArgs, DeltaArgs, MOST_TAPS, StateSegment, UNIT, delta_floats};
+use super::state::{Around, Blocks, ConvolveArgs, DeltaArgs, MAX_TAPS, StateSegment, UNIT, delta_floats};
 use super::table::KernelSet;
 use super::units::*;
 use std::ops::Range;
@@ -455,7 +456,7 @@ impl Team {
 
     /// Bytes of scratch memory of `threads` workers; saturates.
     pub fn scratch_bytes(threads: usize, head_dim: usize, rows: usize) -> usize {
-        Scratch::bytes(head_dim, rows.min(ROW_GROUP) * MOST_PANELS * COLUMNS).saturating_mul(threads)
+        Scratch::bytes(head_dim, rows.min(ROW_GROUP) * MAX_PANELS * COLUMNS).saturating_mul(threads)
     }
 
     /// Runs `work(unit)` on the workers: phases that need no kernel.
@@ -501,7 +502,7 @@ impl Team {
     fn grid_among(&mut self, rows: usize, multiple: usize, all: usize) -> Grid {
         let (group, row_groups) = row_groups(rows);
         let wanted = all.div_ceil(6 * self.pool.threads());
-        let grid = Grid { panels: (wanted / multiple * multiple).clamp(multiple, MOST_PANELS), rows: group, row_groups };
+        let grid = Grid { panels: (wanted / multiple * multiple).clamp(multiple, MAX_PANELS), rows: group, row_groups };
         for scratch in self.scratch.iter_mut() {
             scratch.tile(grid.rows * grid.panels * COLUMNS);
         }
@@ -981,7 +982,7 @@ impl Team {
         out: &mut Rows,
     ) {
         let parts = if around == Around::Gates { 3 } else { 1 };
-        assert!((1..=MOST_TAPS).contains(&taps) && weights.len() == times(taps, whole(columns)));
+        assert!((1..=MAX_TAPS).contains(&taps) && weights.len() == times(taps, whole(columns)));
         assert!(x.stride == whole(times(parts, columns)) && out.stride == whole(columns));
         check_segments(segments, x.count().min(out.count()));
         let states = states.view(offset, StateArena::convolution_floats(columns, taps), segments);
@@ -1164,7 +1165,7 @@ fn row_groups(rows: usize) -> (usize, usize) {
 /// Rows of one unit at most: their activations stay in L2.
 const ROW_GROUP: usize = 128;
 /// Panels of one unit at most.
-const MOST_PANELS: usize = 8;
+const MAX_PANELS: usize = 8;
 
 /// Segments one behind the other, within `rows` rows.
 fn check_segments(segments: &[StateSegment], rows: usize) {

@@ -9,7 +9,7 @@ use super::math::{rounded, silu};
 use super::units::{NormBy, Scratch};
 
 /// Most positions that a convolution reaches over.
-pub const MOST_TAPS: usize = 8;
+pub const MAX_TAPS: usize = 8;
 /// Columns of a unit of a convolution.
 pub(crate) const UNIT: usize = 64;
 
@@ -91,13 +91,13 @@ pub(crate) unsafe fn convolve<S: Isa>(a: &ConvolveArgs, unit: usize) {
 unsafe fn convolve_segment<S: Isa>(a: &ConvolveArgs, s: &StateSegment, c: usize, padded: usize) {
     unsafe {
         let kept = a.taps - 1;
-        let mut last = [S::zero(); MOST_TAPS];
+        let mut last = [S::zero(); MAX_TAPS];
         if let Some(from) = s.from {
             for j in 0..kept {
                 last[j] = S::load(a.states.at(from).add(j * padded + c));
             }
         }
-        let keep = |block: usize, last: &[S::F; MOST_TAPS]| {
+        let keep = |block: usize, last: &[S::F; MAX_TAPS]| {
             for j in 0..kept {
                 S::store(a.states.at(block).add(j * padded + c), last[j]);
             }

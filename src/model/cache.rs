@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a server may send nothing.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is taken from the process environment; tests make their own.
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ impl Environment {
             hub_patience: text("HF_HUB_DOWNLOAD_TIMEOUT")
                 .and_then(|v| Duration::try_from_secs_f64(v.trim().parse().ok()?).ok())
                 .filter(|patience| !patience.is_zero())
-                .unwrap_or(PATIENCE),
+                .unwrap_or(TIMEOUT),
             python: folder("LLMOPT_PYTHON").unwrap_or_else(|| "python3".into()),
         }
     }

@@ -13,7 +13,7 @@ use std::path::Path;
 /// Quantization that is taken where none is asked for.
 const DEFAULT: &str = "Q4_K_M";
 /// Most names in a message.
-const MOST_SHOWN: usize = 12;
+const MAX_SHOWN: usize = 12;
 
 /// A model among the files: one file, or all parts of a split one.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ fn named<'a>(all: Vec<Candidate<'a>>, asked: &str) -> Result<Vec<&'a str>, Strin
         [one] => Ok(one.files.clone()),
         [] => Err(format!("it holds no '{asked}'; there are {}", list(&all))),
         _ => {
-            let fitting: Vec<&str> = fitting.iter().filter_map(|model| model.files.first().copied()).take(MOST_SHOWN).collect();
+            let fitting: Vec<&str> = fitting.iter().filter_map(|model| model.files.first().copied()).take(MAX_SHOWN).collect();
             Err(format!("it holds several models of '{asked}'; give one of the files after the colon: {}", fitting.join(", ")))
         }
     }
@@ -100,8 +100,8 @@ fn list(all: &[Candidate]) -> String {
         .collect();
     names.sort();
     names.dedup();
-    let more = names.len().saturating_sub(MOST_SHOWN);
-    names.truncate(MOST_SHOWN);
+    let more = names.len().saturating_sub(MAX_SHOWN);
+    names.truncate(MAX_SHOWN);
     if more > 0 { format!("{} and {more} more", names.join(", ")) } else { names.join(", ") }
 }
 

@@ -9,7 +9,7 @@ use super::alias::Alias;
 use super::cache::{Environment, Lock, is_plain_path};
 use super::http::{Client, Failure, encoded};
 pub(super) use super::hub_id::Id;
-use super::opening::{OpenOptions, Stage};
+use super::opening::{OpenOptions, OpeningStage};
 use super::source::{Place, Source, hex, shown};
 use super::{ModelError, choice};
 use crate::units::Bytes;
@@ -222,7 +222,7 @@ fn online(id: &Id, folder: &Path, options: &OpenOptions) -> Result<Place, Failur
         for entry in &wanted {
             // Another process may have fetched it while this one waited for the lock.
             if !present(entry) {
-                let tell = |done| options.tell(Stage::Download, &entry.path, before.saturating_add(done), Some(total));
+                let tell = |done| options.tell(OpeningStage::Download, &entry.path, before.saturating_add(done), Some(total));
                 let file = download(&repository, &commit, entry, &lock.scratch, &tell)?;
                 install(&file, entry, folder, &snapshot).map_err(Failure::Refused)?;
             }
@@ -369,7 +369,7 @@ pub(super) fn fetch_file(
     let (commit, entries) = list(&repository).map_err(text)?;
     let entry = entries.iter().find(|e| e.path == file).ok_or_else(|| format!("it holds no file '{file}'"))?;
     check_room(entry.size.saturating_mul(2), entry.size, &lock.scratch).map_err(text)?;
-    let tell = |done| options.tell(Stage::Download, alias.file, done, Some(entry.size));
+    let tell = |done| options.tell(OpeningStage::Download, alias.file, done, Some(entry.size));
     let path = download(&repository, &commit, entry, &lock.scratch, &tell).map_err(text)?;
     let mut reader = std::fs::File::open(&path).map_err(|e| e.to_string())?;
     super::cache::install(&mut reader, &lock.scratch, target, alias.sha256)
@@ -563,12 +563,18 @@ mod tests {
         let fake = Arc::new(Fake { files: checkpoint_files(), ..Fake::default() });
         let mut environment = environment(root.path(), &fake.start());
         let heard = Mutex::new(Vec::new());
-        let progress = |p: crate::model::Progress| heard.lock().expect("not poisoned").push((p.stage, p.done, p.total));
+        let progress = |p: crate::model::OpeningProgress| heard.lock().expect("not poisoned").push((p.stage, p.done, p.total));
         let options = OpenOptions { progress: Some(&progress), environment: environment.clone() };
         let model = open("org/name", &options).expect("fetched");
         assert_eq!(model.name, "org/name");
         assert_eq!(model.spec.layers.len(), 2);
-        assert!(heard.lock().expect("not poisoned").iter().any(|(stage, _, total)| *stage == Stage::Download && total.is_some()));
+        assert!(
+            heard
+                .lock()
+                .expect("not poisoned")
+                .iter()
+                .any(|(stage, _, total)| *stage == OpeningStage::Download && total.is_some())
+        );
         let snapshot = root.path().join(format!("hf/hub/models--org--name/snapshots/{COMMIT}"));
         assert!(snapshot.join("config.json").is_file() && !snapshot.join("README.md").exists());
         let before = fake.requests.load(Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! The table of tensors: for each kind its role, its name in either container, its shape as the blueprint implies it, and whether it
 //! makes queries or keys (and so has a rotary order). Roles, names, shape checks, permutations and lists of matrices follow from it.
+//! Over 500 lines: one table of data, a few lines a kind of tensor.
 
 use super::Role;
 use super::spec::{Attention, Convolution, DeltaNet, Ffn, LayerSpec, Mixture, ModelSpec, Norms, QkNorm, Shared};

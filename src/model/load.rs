@@ -5,7 +5,7 @@ use super::architectures;
 use super::assemble::{Contents, Prefix, Stored, assemble};
 use super::gguf::{self, Gguf};
 use super::metadata::{Container, GgufMetadata};
-use super::opening::{OpenOptions, Stage};
+use super::opening::{OpenOptions, OpeningStage};
 use super::resolver;
 use super::source::Place;
 use super::tensors::FileWeights;
@@ -109,7 +109,7 @@ fn with_digest<T: Send>(
 ) -> (Result<T, ModelError>, Result<String, ModelError>) {
     let failed = AtomicBool::new(false);
     let tell = |done| {
-        options.tell(Stage::Check, name, done, Some(total));
+        options.tell(OpeningStage::Check, name, done, Some(total));
         !failed.load(Ordering::Relaxed)
     };
     let build = || {

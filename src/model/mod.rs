@@ -31,11 +31,11 @@ mod tensors;
 mod tokenizer_json;
 mod vocabulary;
 
-pub use alias::{ALIASES, Alias, Origin};
+pub use alias::{ALIASES, Alias, AliasOrigin};
 pub use cache::Environment;
 pub use kinds::{Parameters, is_matrix, llama_name, parameters, roles};
 pub use load::open;
-pub use opening::{OpenOptions, Progress, Stage};
+pub use opening::{OpenOptions, OpeningProgress, OpeningStage};
 pub use pretokenizers::{Cut, PreTokenizer};
 pub use spec::{
     Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms,
@@ -83,6 +83,7 @@ impl ModelError {
 /// Which weight: what a decoder asks for. Matrices are rows × columns = outputs × inputs, vectors one row; the shapes, and when each
 /// exists, are in [`roles`]' table (`model/kinds.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Role {
     TokenEmbedding,
     /// The token embedding if the spec says tied.

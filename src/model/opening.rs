@@ -4,7 +4,7 @@ use super::cache::Environment;
 
 /// What loading is busy with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum OpeningStage {
     /// Fetching the model.
     Download,
     /// Reading and checking its bytes.
@@ -13,9 +13,9 @@ pub enum Stage {
 
 /// A step forward while a model is opened.
 #[derive(Debug, Clone)]
-pub struct Progress<'a> {
+pub struct OpeningProgress<'a> {
     /// What is being done.
-    pub stage: Stage,
+    pub stage: OpeningStage,
     /// The file.
     pub name: &'a str,
     /// Bytes done.
@@ -28,15 +28,15 @@ pub struct Progress<'a> {
 #[derive(Default)]
 pub struct OpenOptions<'a> {
     /// Hears of progress; called from any thread, often.
-    pub progress: Option<&'a (dyn Fn(Progress) + Sync)>,
+    pub progress: Option<&'a (dyn Fn(OpeningProgress) + Sync)>,
     /// Folders and tokens from the environment.
     pub environment: Environment,
 }
 
 impl OpenOptions<'_> {
-    pub(super) fn tell(&self, stage: Stage, name: &str, done: u64, total: Option<u64>) {
+    pub(super) fn tell(&self, stage: OpeningStage, name: &str, done: u64, total: Option<u64>) {
         if let Some(progress) = self.progress {
-            progress(Progress { stage, name, done, total });
+            progress(OpeningProgress { stage, name, done, total });
         }
     }
 }

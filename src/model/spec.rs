@@ -127,6 +127,7 @@ pub enum QkNorm {
 
 /// Feed-forward part.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Ffn {
     /// down(activation(gate(x)) * up(x)).
     Gated { width: usize, activation: Activation, input_bias: bool, output_bias: bool },
@@ -186,6 +187,7 @@ pub struct Shared {
 
 /// Feed-forward activation.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Activation {
     /// x * sigmoid(x).
     Silu,
@@ -276,6 +278,7 @@ pub struct QueryGrowth {
 
 /// Sizes of a plain llama: see [`ModelSpec::plain`].
 #[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Plain {
     pub layers: usize,
     pub hidden: usize,

@@ -18,6 +18,7 @@ mod warmup;
 /// The audit's phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Phase {
     One,
     Two,
@@ -28,6 +29,7 @@ pub enum Phase {
 
 /// The audit's "Implementation Difficulty".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Difficulty {
     Easy,
     Medium,

@@ -1,56 +1,30 @@
 //! A model in memory and the pipelines built on it. In: a [`Model`], a [`PipelineConfig`]. Out: a [`Pipeline`] that is ready to
 //! run: tokenizer, packed weights, decoder, engine, answer cache. What pipelines of different configurations can share, they share.
+//! Over 500 lines: making a pipeline ready is one order of steps that depend on one another.
 
 use super::cache::Lru;
 use super::dtype::ResolvedDtype;
 use super::report::Clock;
 use super::run::{Encode, Encoded, Kept, Run};
 use super::{
-    Answer, AnswerPolicy, Control, Form, Generation, Input, MemoryPolicy, Order, PipelineConfig, Prompt, RecordError, RunReport,
-    Settings, TokenizerPolicy, WarmupPolicy,
+    Answer, AnswerPolicy, Control, Form, Generation, Input, MemoryPolicy, Order, PipelineConfig, PipelineError, Prompt,
+    RecordError, RunReport, Settings, TokenizerPolicy, WarmupPolicy,
 };
 use crate::decoder::Decoder;
 use crate::decoder::kv::PAGE;
-use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeError, NativeOptions, PackedModel};
+use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use crate::engine::{Choices, Engine, EngineConfig, Extras, Request, Sampling, StopRules, TextDecoder, Thought};
 use crate::kernels::KernelSet;
 use crate::machine;
-use crate::model::{Model, ModelError};
+use crate::model::Model;
 use crate::text::{self, Grammars, Prompting, ThoughtAtEnd, Turn, Words};
 use crate::units::{Bytes, TokenId};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Why a pipeline could not be built or a run could not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum PipelineError {
-    /// The model, its tokenizer or its template is bad (exit status 2), or could not be read (1).
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The configuration cannot work (exit status 2).
-    #[error("{0}")]
-    Config(String),
-    /// Not enough memory: says what is needed and what is there (exit status 75).
-    #[error("{0}")]
-    Memory(String),
-    /// A worker failed or a rule was broken; finished answers were handed out (exit status 1).
-    #[error("{0}")]
-    Internal(String),
-}
-
-impl From<NativeError> for PipelineError {
-    fn from(error: NativeError) -> Self {
-        match error {
-            NativeError::Model(e) => PipelineError::Model(e),
-            NativeError::Memory { .. } | NativeError::Threads(_) => PipelineError::Memory(error.to_string()),
-            NativeError::Broken(message) => PipelineError::Internal(message),
-        }
-    }
-}
-
 /// What puts something around a decoder.
-pub type Around = fn(Box<dyn Decoder>) -> Box<dyn Decoder>;
+pub type DecoderWrapper = fn(Box<dyn Decoder>) -> Box<dyn Decoder>;
 
 /// What a pipeline needs beyond its configuration.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +34,7 @@ pub struct Options {
     /// Use no more memory than this; `None`: what the machine has.
     pub memory_limit: Option<u64>,
     /// What is put around the decoder, for programs that use the library to study it (`benches/gate_study` slows it down).
-    pub around: Option<Around>,
+    pub around: Option<DecoderWrapper>,
 }
 
 /// A model in memory, shared by all pipelines built on it: tokenizer, template, and each set of packed weights once.
@@ -170,13 +144,13 @@ fn turn_of(prompt: &Prompt, prompting: &Prompting) -> Result<Turn, RecordError> 
 impl Encode for Encoder {
     fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Encoded, RecordError>> {
         let turns: Vec<_> = prompts.iter().map(|prompt| turn_of(prompt, &self.prompting)).collect();
-        let presented: Vec<text::Prompt> = prompts
+        let presented: Vec<text::ToEncode> = prompts
             .iter()
             .zip(&turns)
             .map(|(prompt, turn)| {
                 let Generation { system, raw, turn: own, .. } = &prompt.generation;
                 let turn = turn.as_ref().unwrap_or(own);
-                text::Prompt { content: &prompt.content, system: system.as_deref(), raw: *raw, turn }
+                text::ToEncode { content: &prompt.content, system: system.as_deref(), raw: *raw, turn }
             })
             .collect();
         let ids = match self.shared {
@@ -202,7 +176,7 @@ impl Encode for Encoder {
 
 impl Encoder {
     /// What a request has besides its ids: the constraint compiled, the choices as ids, the marks of thoughts.
-    fn with_extras(&self, prompt: &Prompt, presented: &text::Prompt, ids: Vec<TokenId>) -> Result<Encoded, RecordError> {
+    fn with_extras(&self, prompt: &Prompt, presented: &text::ToEncode, ids: Vec<TokenId>) -> Result<Encoded, RecordError> {
         let form = &prompt.generation.form;
         let tokenizer = self.prompting.tokenizer();
         let conversation = self.prompting.is_conversation(presented);
@@ -322,6 +296,7 @@ const OTHER_BYTES: u64 = 24 << 20;
 
 impl Pipeline {
     /// Packs what is not packed yet, reserves memory, warms up if the configuration says so.
+    #[allow(clippy::too_many_lines, reason = "to be cut: each step needs what the one before it made")]
     pub fn new(loaded: &Arc<Loaded>, config: &PipelineConfig, options: &Options) -> Result<Pipeline, PipelineError> {
         let kernels = match &options.kernels {
             Some(name) => KernelSet::named(name).map_err(PipelineError::Config)?,

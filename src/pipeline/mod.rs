@@ -4,6 +4,7 @@
 mod cache;
 mod control;
 mod dtype;
+mod error;
 mod intake;
 mod loaded;
 mod prompt;
@@ -15,7 +16,8 @@ pub use crate::text::prompts::RecordError;
 pub use crate::text::{Content, Message};
 pub use control::{Control, Stopping};
 pub use dtype::ResolvedDtype;
-pub use loaded::{Identity, Loaded, Options, Pipeline, PipelineError};
+pub use error::PipelineError;
+pub use loaded::{Identity, Loaded, Options, Pipeline};
 pub use prompt::{Alternative, Answer, Form, Generation, Input, Prompt, SourceFailure, TokenLogprob};
 pub use report::{Ended, Latencies, RunReport, StageTimes};
 pub use run::{GRACE, Order};
@@ -39,6 +41,7 @@ pub enum DtypePolicy {
 
 /// Whether answers are reused (the audit's `cache`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum AnswerPolicy {
     /// Every prompt is generated.
     Generate,
@@ -99,6 +102,7 @@ pub struct Sizes {
 
 /// Everything an optimization can change, and the sizes. Two configurations run in one process: nothing here is global.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct PipelineConfig {
     pub dtype: DtypePolicy,
     pub sampling: SamplingPolicy,

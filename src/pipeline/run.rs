@@ -1,5 +1,6 @@
 //! One run: a source of prompts in, answers out. Reader thread → tokenizer thread → engine on the calling thread, answers to a
 //! sink. In: an engine, an encoder, an answer cache. Out: a [`RunReport`]. It opens no file and prints nothing.
+//! Over 500 lines: three threads and what passes between them, which are read together.
 
 use super::cache::{Key, Lru};
 use super::intake::{Accepted, Failed, Intake, Next};

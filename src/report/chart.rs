@@ -14,12 +14,12 @@ pub struct Chart {
     /// The same for people who cannot see it: what the axes are and what stands out.
     pub description: String,
     /// The marks.
-    pub marks: Marks,
+    pub marks: ChartMarks,
 }
 
 /// The marks of a chart, from top to bottom.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Marks {
+pub enum ChartMarks {
     /// Points with intervals on a logarithmic axis of factors; 1 is marked.
     Dots(Vec<Dot>),
     /// Bars from zero on a linear axis.

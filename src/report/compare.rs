@@ -1,23 +1,24 @@
 //! A [`Comparison`] for people and as `compare.csv`: verdict first, then tables, limits, machine. In: the comparison. Out: a [`Report`]. It
-//! decides nothing: which setting is the fastest was judged in `bench::verdict`.
+//! decides nothing: which setting is the fastest was judged in `bench::compare::recommendation`.
+//! Over 500 lines: one page, a function a section or sentence.
 
-use super::chart::{Bar, Chart, Marks};
+use super::chart::{Bar, Chart, ChartMarks};
 use super::{Align, Block, Cell, Report, Section, Table, factor, interval};
-use crate::bench::comparison::{Comparison, Figure, Measure, Setting};
+use crate::bench::compare::comparison::{Comparison, Figure, Measure, MeasuredSetting};
+use crate::bench::compare::recommendation::{Aim, Pick, Recommendation};
 use crate::bench::statistics::{BUSY, Interval};
-use crate::bench::verdict::{Aim, Pick, Verdict};
 use crate::roofline::Bound;
 use crate::units::{Bytes, rate};
 
 /// The whole report.
-pub fn report(comparison: &Comparison, verdicts: &[Verdict]) -> Report {
+pub fn report(comparison: &Comparison, recommendations: &[Recommendation]) -> Report {
     let reference = comparison.settings.first().map_or("", |s| s.name.as_str());
     // One setting has nobody to be compared with: no ratio, no verdict, and its own text alone.
     let alone = comparison.settings.len() == 1;
     let quick = if comparison.quick { " (quick: speed only)" } else { "" };
     let names: Vec<&str> = comparison.settings.iter().map(|s| s.name.as_str()).collect();
     let what = format!("{}: {}{quick}", comparison.model, names.join(" / "));
-    let mut said = sentences(comparison, verdicts).into_iter();
+    let mut said = sentences(comparison, recommendations).into_iter();
     let title = said.next().unwrap_or_default();
     let mut sections = vec![
         Section::new("", vec![Block::Text(what), Block::Notes(said.collect())]),
@@ -172,7 +173,7 @@ fn charts(comparison: &Comparison) -> Vec<Chart> {
 fn bars_chart(title: String, bars: Vec<Bar>) -> Option<Chart> {
     let all: Vec<String> = bars.iter().map(|b| format!("{} {}", b.label, b.shown)).collect();
     let description = format!("Bars from zero with 95 % intervals: {}.", all.join("; "));
-    (!bars.is_empty()).then_some(Chart { title, description, marks: Marks::Bars(bars) })
+    (!bars.is_empty()).then_some(Chart { title, description, marks: ChartMarks::Bars(bars) })
 }
 
 fn quality_table(comparison: &Comparison) -> Table {
@@ -276,9 +277,9 @@ fn aim_name(aim: Aim) -> &'static str {
 }
 
 /// The answer to what was asked, then what to do, sentence by sentence.
-pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
-    let mut said = vec![answer(comparison, verdicts)];
-    for v in verdicts {
+pub fn sentences(comparison: &Comparison, recommendations: &[Recommendation]) -> Vec<String> {
+    let mut said = vec![answer(comparison, recommendations)];
+    for v in recommendations {
         let name = aim_name(v.aim);
         if let Some(p) = &v.same_answers {
             said.push(format!("{name}: {} {}", same_answers(comparison, p), why(p)).trim_end().to_string());
@@ -291,17 +292,17 @@ pub fn sentences(comparison: &Comparison, verdicts: &[Verdict]) -> Vec<String> {
             said.push(format!("{text} {}", why(p)).trim_end().to_string());
         }
     }
-    said.extend(costs(verdicts));
-    said.extend(features_sentence(verdicts));
-    said.extend(bf16_sentence(comparison, verdicts));
+    said.extend(costs(recommendations));
+    said.extend(features_sentence(recommendations));
+    said.extend(bf16_sentence(comparison, recommendations));
     if let Some(auto) = &comparison.auto {
-        said.push(auto_sentence(comparison, verdicts, &auto.dtype, &auto.reason));
+        said.push(auto_sentence(comparison, recommendations, &auto.dtype, &auto.reason));
     }
     said
 }
 
 /// What was asked, answered in a line: which setting is faster at what, by how much, and whether its answers are the same.
-fn answer(comparison: &Comparison, verdicts: &[Verdict]) -> String {
+fn answer(comparison: &Comparison, recommendations: &[Recommendation]) -> String {
     let Some((first, others)) = comparison.settings.split_first() else { return "Nothing was measured.".into() };
     if let Some(taken) = comparison.disturbance().filter(|d| *d > BUSY) {
         return format!(
@@ -313,12 +314,12 @@ fn answer(comparison: &Comparison, verdicts: &[Verdict]) -> String {
     match others {
         [] => format!("{} was measured alone: no ratios, no verdict.", first.name),
         [other] => of_two(comparison, first, other),
-        _ => of_many(comparison, first, verdicts),
+        _ => of_many(comparison, first, recommendations),
     }
 }
 
 /// `bf16 is faster than f32 here: one answer at a time 1.98 (1.95–2.01) times, …; its answers are identical.`
-fn of_two(comparison: &Comparison, first: &Setting, other: &Setting) -> String {
+fn of_two(comparison: &Comparison, first: &MeasuredSetting, other: &MeasuredSetting) -> String {
     let (mut faster, mut slower, mut unclear) = (Vec::new(), Vec::new(), Vec::new());
     for aim in [Aim::Workload, Aim::Decode, Aim::Batch, Aim::Prefill] {
         let Some(i) = other.figure(aim.measure()).and_then(|f| f.against_reference) else { continue };
@@ -356,9 +357,9 @@ fn of_two(comparison: &Comparison, first: &Setting, other: &Setting) -> String {
 }
 
 /// The fastest for each aim, settings with several together.
-fn of_many(comparison: &Comparison, first: &Setting, verdicts: &[Verdict]) -> String {
+fn of_many(comparison: &Comparison, first: &MeasuredSetting, recommendations: &[Recommendation]) -> String {
     let mut found: Vec<(String, Vec<String>)> = Vec::new();
-    for v in verdicts {
+    for v in recommendations {
         let Some(pick) = v.any_answers.as_ref().or(v.same_answers.as_ref()) else { continue };
         let times = match (&pick.ratio, &pick.against) {
             (Some(i), Some(against)) if *against != first.name => format!(" {} over {against}", ratio_text(i)),
@@ -372,7 +373,7 @@ fn of_many(comparison: &Comparison, first: &Setting, verdicts: &[Verdict]) -> St
             None => found.push((pick.setting.clone(), vec![text])),
         }
     }
-    let answers = |name: &str| match comparison.settings.iter().find(|s| s.name == name).map(Setting::same_answers) {
+    let answers = |name: &str| match comparison.settings.iter().find(|s| s.name == name).map(MeasuredSetting::same_answers) {
         _ if name == first.name => "",
         Some(Some(true)) => " with identical answers",
         Some(Some(false)) => " with other answers",
@@ -395,10 +396,10 @@ fn short_name(aim: Aim) -> &'static str {
 }
 
 /// What `--dtype auto` does, beside what was measured.
-fn auto_sentence(comparison: &Comparison, verdicts: &[Verdict], dtype: &str, reason: &str) -> String {
-    let verdict = match crate::bench::verdict::auto_agrees(comparison, verdicts) {
+fn auto_sentence(comparison: &Comparison, recommendations: &[Recommendation], dtype: &str, reason: &str) -> String {
+    let verdict = match crate::bench::compare::recommendation::auto_agrees(comparison, recommendations) {
         Some(true) => "; that agrees with what was measured here".to_string(),
-        Some(false) if fastest_of_all(comparison, verdicts, dtype) => {
+        Some(false) if fastest_of_all(comparison, recommendations, dtype) => {
             format!(
                 "; that is the fastest measured here, but its answers are not those of {}",
                 comparison.settings.first().map_or("the reference", |s| s.name.as_str())
@@ -415,8 +416,8 @@ fn auto_sentence(comparison: &Comparison, verdicts: &[Verdict], dtype: &str, rea
 }
 
 /// Whether it decodes fastest if other answers will do.
-fn fastest_of_all(comparison: &Comparison, verdicts: &[Verdict], dtype: &str) -> bool {
-    let any = |aim: Aim| verdicts.iter().find(|v| v.aim == aim).and_then(|v| v.any_answers.as_ref());
+fn fastest_of_all(comparison: &Comparison, recommendations: &[Recommendation], dtype: &str) -> bool {
+    let any = |aim: Aim| recommendations.iter().find(|v| v.aim == aim).and_then(|v| v.any_answers.as_ref());
     let pick = any(Aim::Batch).or_else(|| any(Aim::Decode));
     pick.is_some_and(|p| comparison.settings.iter().any(|s| s.name == p.setting && s.dtype == dtype))
 }
@@ -480,9 +481,9 @@ fn unjudged(comparison: &Comparison, p: &Pick) -> String {
 }
 
 /// What each setting with other answers costs, once for all aims.
-fn costs(verdicts: &[Verdict]) -> Vec<String> {
+fn costs(recommendations: &[Recommendation]) -> Vec<String> {
     let mut said: Vec<(String, String)> = Vec::new();
-    for p in verdicts.iter().filter(|v| v.same_answers.is_some()).filter_map(|v| v.any_answers.as_ref()) {
+    for p in recommendations.iter().filter(|v| v.same_answers.is_some()).filter_map(|v| v.any_answers.as_ref()) {
         let Some(c) = &p.cost else { continue };
         if said.iter().any(|(name, _)| *name == p.setting) {
             continue;
@@ -522,8 +523,8 @@ fn why(p: &Pick) -> String {
 }
 
 /// What bf16 means here, if it was chosen for anything.
-fn bf16_sentence(comparison: &Comparison, verdicts: &[Verdict]) -> Option<String> {
-    let picks = verdicts.iter().flat_map(|v| [&v.same_answers, &v.any_answers]).flatten();
+fn bf16_sentence(comparison: &Comparison, recommendations: &[Recommendation]) -> Option<String> {
+    let picks = recommendations.iter().flat_map(|v| [&v.same_answers, &v.any_answers]).flatten();
     let dtype = |p: &Pick| comparison.settings.iter().find(|s| s.name == p.setting).map(|s| s.dtype.as_str());
     let chosen = picks.into_iter().any(|p| dtype(p) == Some("bf16"));
     let instructions = match comparison.machine.native_bf16() {
@@ -533,9 +534,9 @@ fn bf16_sentence(comparison: &Comparison, verdicts: &[Verdict]) -> Option<String
     chosen.then(|| format!("bf16 is only how weights are stored: they are widened to f32 exactly; {instructions}."))
 }
 
-/// The CPU features that matter for the settings chosen, once for all verdicts.
-fn features_sentence(verdicts: &[Verdict]) -> Option<String> {
-    let picks = || verdicts.iter().flat_map(|v| [&v.same_answers, &v.any_answers]).flatten();
+/// The CPU features that matter for the settings chosen, once for all recommendations.
+fn features_sentence(recommendations: &[Recommendation]) -> Option<String> {
+    let picks = || recommendations.iter().flat_map(|v| [&v.same_answers, &v.any_answers]).flatten();
     let union = |f: fn(&Pick) -> &Vec<String>| {
         let mut names: Vec<String> = Vec::new();
         picks().flat_map(f).for_each(|n| {
@@ -557,9 +558,9 @@ fn features_sentence(verdicts: &[Verdict]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::verdict::tests::{comparison, setting};
-    use crate::bench::verdict::verdicts;
-    use crate::report::Format;
+    use crate::bench::compare::recommendation::recommendations;
+    use crate::bench::compare::recommendation::tests::{comparison, setting};
+    use crate::report::ReportFormat;
 
     fn example() -> Comparison {
         comparison(vec![
@@ -571,7 +572,7 @@ mod tests {
 
     /// Everything but the answer itself.
     fn details(c: &Comparison) -> Vec<String> {
-        sentences(c, &verdicts(c)).split_off(1)
+        sentences(c, &recommendations(c)).split_off(1)
     }
 
     #[test]
@@ -592,7 +593,7 @@ mod tests {
         assert!(said[4].contains("widened to f32 exactly; bf16 instructions, which this CPU lacks"), "{}", said[4]);
         assert!(said[5].contains("--dtype auto chooses bf16") && said[5].ends_with("that agrees with what was measured here."));
         let mut stored = example();
-        stored.auto = Some(crate::bench::comparison::Auto { dtype: "q4_1".into(), reason: "as stored".into() });
+        stored.auto = Some(crate::bench::compare::comparison::Auto { dtype: "q4_1".into(), reason: "as stored".into() });
         let said = details(&stored);
         assert!(said[5].ends_with("that is the fastest measured here, but its answers are not those of f32."), "{}", said[5]);
     }
@@ -605,7 +606,7 @@ mod tests {
                 setting("bf16", "bf16", 35.0 * ratio, Some(ratio), Some(false)),
             ]);
             c.machine.features.iter_mut().for_each(|f| f.detected = true);
-            c.auto = Some(crate::bench::comparison::Auto { dtype: "q4_1".into(), reason: "as stored".into() });
+            c.auto = Some(crate::bench::compare::comparison::Auto { dtype: "q4_1".into(), reason: "as stored".into() });
             details(&c)
         };
         let said = only(1.86);
@@ -619,7 +620,7 @@ mod tests {
         let mut alone = comparison(vec![setting("f32", "f32", 35.0, None, None)]);
         alone.auto = None;
         assert!(details(&alone)[0].contains("35.0 tok/s; it is the only setting."));
-        let page = report(&alone, &verdicts(&alone)).render(super::super::Format::Md, 80);
+        let page = report(&alone, &recommendations(&alone)).render(super::super::ReportFormat::Md, 80);
         assert!(page.starts_with("# f32 was measured alone: no ratios, no verdict.\n") && !page.contains("reference:"), "{page}");
         let mut hurried =
             comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
@@ -630,7 +631,7 @@ mod tests {
 
     #[test]
     fn the_first_line_answers_what_was_asked() {
-        let first = |c: &Comparison| sentences(c, &verdicts(c)).remove(0);
+        let first = |c: &Comparison| sentences(c, &recommendations(c)).remove(0);
         let two = |ratio: f64, same| {
             comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 35.0 * ratio, Some(ratio), same)])
         };
@@ -688,7 +689,7 @@ mod tests {
     #[test]
     fn the_csv_has_the_contracts_header_and_numbers() {
         let c = example();
-        let text = report(&c, &verdicts(&c)).render(Format::Csv, 80);
+        let text = report(&c, &recommendations(&c)).render(ReportFormat::Csv, 80);
         assert!(
             text.starts_with("setting,measure,value,low,high,unit,limit,share\nf32,decode_1,35,34.3,35.7,tok/s,43.75,0.8\n"),
             "{text}"
@@ -698,8 +699,8 @@ mod tests {
     #[test]
     fn every_format_can_be_written_and_shares_below_one_are_not_all() {
         let c = example();
-        let report = report(&c, &verdicts(&c));
-        for format in [Format::Table, Format::Md, Format::Csv, Format::Json] {
+        let report = report(&c, &recommendations(&c));
+        for format in [ReportFormat::Table, ReportFormat::Md, ReportFormat::Csv, ReportFormat::Json] {
             assert!(report.render(format, 100).contains("bf16"));
         }
         assert_eq!((percent(0.9999), percent(1.0), percent(0.5)), ("99.9 %".into(), "100 %".into(), "50 %".into()));

@@ -5,11 +5,11 @@ pub mod chart;
 pub mod compare;
 pub mod format;
 pub mod histograms;
-pub mod lineup;
 pub mod machine;
+pub mod result_diff;
 pub mod speedup;
 
-pub use format::Format;
+pub use format::ReportFormat;
 
 use crate::bench::statistics::Interval;
 
@@ -52,6 +52,7 @@ pub enum Block {
 
 /// Where a column's text stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Align {
     Left,
     Right,
@@ -59,7 +60,7 @@ pub enum Align {
 
 /// A column.
 #[derive(Debug, Clone)]
-pub struct Column {
+pub struct TableColumn {
     /// Header in CSV and JSON.
     pub key: String,
     /// Header for people.
@@ -74,12 +75,12 @@ pub struct Cell {
     /// For people.
     pub shown: String,
     /// For programs.
-    pub value: Value,
+    pub value: CellValue,
 }
 
 /// A cell's value.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum CellValue {
     /// Nothing to say.
     Empty,
     /// Text.
@@ -92,7 +93,7 @@ pub enum Value {
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     /// The columns.
-    pub columns: Vec<Column>,
+    pub columns: Vec<TableColumn>,
     /// The rows.
     pub rows: Vec<Vec<Cell>>,
 }
@@ -110,7 +111,7 @@ impl Table {
     /// An empty one; each column is (key, title, alignment).
     pub fn new(columns: &[(&str, &str, Align)]) -> Table {
         let columns =
-            columns.iter().map(|(key, title, align)| Column { key: (*key).into(), title: (*title).into(), align: *align });
+            columns.iter().map(|(key, title, align)| TableColumn { key: (*key).into(), title: (*title).into(), align: *align });
         Table { columns: columns.collect(), rows: Vec::new() }
     }
 
@@ -146,18 +147,18 @@ impl Table {
 impl Cell {
     /// Nothing.
     pub fn empty() -> Cell {
-        Cell { shown: String::new(), value: Value::Empty }
+        Cell { shown: String::new(), value: CellValue::Empty }
     }
 
     /// Text.
     pub fn text(text: impl Into<String>) -> Cell {
         let text = text.into();
-        Cell { shown: text.clone(), value: if text.is_empty() { Value::Empty } else { Value::Text(text) } }
+        Cell { shown: text.clone(), value: if text.is_empty() { CellValue::Empty } else { CellValue::Text(text) } }
     }
 
     /// A number with its text for people.
     pub fn number(value: f64, shown: impl Into<String>) -> Cell {
-        Cell { shown: shown.into(), value: Value::Number(value) }
+        Cell { shown: shown.into(), value: CellValue::Number(value) }
     }
 
     /// A number as [`crate::units::rate`] prints it, `∞` if infinite; empty if there is none.
@@ -189,7 +190,7 @@ impl Bars {
         chart::Chart {
             title: self.title.clone(),
             description: format!("Bars from zero: {}.", all.join("; ")),
-            marks: chart::Marks::Bars(self.bars.iter().map(bar).collect()),
+            marks: chart::ChartMarks::Bars(self.bars.iter().map(bar).collect()),
         }
     }
 }
@@ -207,13 +208,13 @@ impl Report {
         format::html::page(self)
     }
 
-    /// The text in a format. `width`: columns of the terminal (used by [`Format::Table`] only). Ends with a newline.
-    pub fn render(&self, format: Format, width: usize) -> String {
+    /// The text in a format. `width`: columns of the terminal (used by [`ReportFormat::Table`] only). Ends with a newline.
+    pub fn render(&self, format: ReportFormat, width: usize) -> String {
         match format {
-            Format::Table => format::table::report(self, width),
-            Format::Md => format::markdown::report(self),
-            Format::Csv => format::csv::table(&self.data),
-            Format::Json => format::json::text(&format::json::table(&self.data)),
+            ReportFormat::Table => format::table::report(self, width),
+            ReportFormat::Md => format::markdown::report(self),
+            ReportFormat::Csv => format::csv::table(&self.data),
+            ReportFormat::Json => format::json::text(&format::json::table(&self.data)),
         }
     }
 }
@@ -248,7 +249,7 @@ mod tests {
         chart::Chart {
             title: "a <b> & \"c\"".into(),
             description: "x</desc><script>alert(1)</script>".into(),
-            marks: chart::Marks::Dots(vec![
+            marks: chart::ChartMarks::Dots(vec![
                 dot("narrow", (1.1, 1.2, 1.3), Some((1.3, 1.5))),
                 dot("says nothing", (1e-9, 1.0, 1e9), None),
                 dot(&"long ".repeat(30), (0.5, 0.6, 0.7), Some((2.0, 2.0))),
@@ -310,7 +311,7 @@ mod tests {
     #[test]
     fn a_terminal_gets_no_wide_lines_no_control_characters_and_no_log_commands() {
         for width in [0, 80, 120] {
-            let text = report().render(Format::Table, width);
+            let text = report().render(ReportFormat::Table, width);
             for line in text.lines() {
                 assert!(line.chars().count() <= width.max(80) || !line.contains(' '), "{width}: {line}");
                 assert!(!line.trim_start().starts_with("::"), "{line}");
@@ -337,7 +338,7 @@ mod tests {
 
     #[test]
     fn markdown_tables_keep_their_shape_and_markup_in_texts_is_dead() {
-        let text = report().render(Format::Md, 80);
+        let text = report().render(ReportFormat::Md, 80);
         let rows: Vec<&str> = text.lines().filter(|l| l.starts_with('|')).collect();
         assert_eq!(rows.len(), 5);
         for row in rows {
@@ -349,7 +350,7 @@ mod tests {
 
     #[test]
     fn csv_has_the_keys_as_header_and_no_formulas() {
-        let text = report().render(Format::Csv, 80);
+        let text = report().render(ReportFormat::Csv, 80);
         let mut reader = ::csv::Reader::from_reader(text.as_bytes());
         assert_eq!(reader.headers().unwrap(), vec!["name", "gain", "note"]);
         let rows: Vec<::csv::StringRecord> = reader.records().map(Result::unwrap).collect();
@@ -360,7 +361,7 @@ mod tests {
 
     #[test]
     fn json_is_a_list_of_objects_in_the_order_of_the_columns() {
-        let json: serde_json::Value = serde_json::from_str(&report().render(Format::Json, 80)).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&report().render(ReportFormat::Json, 80)).unwrap();
         assert_eq!(json[1], serde_json::json!({"name": "cache", "gain": "inf", "note": null}));
         assert_eq!(json[0].as_object().unwrap().keys().collect::<Vec<_>>(), ["name", "gain", "note"]);
     }

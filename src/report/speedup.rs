@@ -1,13 +1,14 @@
 //! The report of a bench: the audit's table with what really happened beside it, and what explains it. In: a result, its analysis,
 //! histograms. Out: a [`Report`]. It judges nothing and writes no file.
+//! Over 500 lines: one page, a function a section.
 
-use super::chart::{Bar, Chart, Distributions, Dot, Marks, Stack};
+use super::chart::{Bar, Chart, ChartMarks, Distributions, Dot, Stack};
 use super::histograms::percentile;
 use super::{Align, Bars, Block, Cell, Report, Section, Table, factor, interval};
-use crate::bench::plan::TOTALS;
-use crate::bench::result::{BenchResult, Sample, Start};
-use crate::bench::rows::{Analysis, Ratio, RowResult};
-use crate::bench::statistics::{BUSY, Interval, LEAST_ROUNDS, Verdict, mean_interval, median};
+use crate::bench::ablation::analysis::{Analysis, Ratio, RowResult};
+use crate::bench::ablation::plan::TOTALS;
+use crate::bench::ablation::result::{BenchResult, Sample, Start};
+use crate::bench::statistics::{BUSY, Interval, MIN_ROUNDS, Verdict, mean_interval, median};
 use crate::engine::Stage;
 use crate::optimizations::{self, Difficulty, Phase};
 use crate::pipeline::Latencies;
@@ -203,7 +204,7 @@ fn audit_chart(analysis: &Analysis) -> Option<Chart> {
         dots.iter().map(|d| format!("{} {}", d.label, d.shown)).collect::<Vec<_>>().join("; ")
     );
     let title = "Gain of each optimization (dot and line) over the expected range (band)".into();
-    (!dots.is_empty()).then_some(Chart { title, description, marks: Marks::Dots(dots) })
+    (!dots.is_empty()).then_some(Chart { title, description, marks: ChartMarks::Dots(dots) })
 }
 
 /// How fast it becomes while one optimization after the other is switched on.
@@ -222,7 +223,7 @@ fn ladder_chart(analysis: &Analysis) -> Option<Chart> {
     let last = bars.last().map_or(String::new(), |b| format!("; the last is {}", b.shown));
     let description = format!("Times the baseline's speed after each step, in the audit's order, {} steps{last}.", bars.len());
     let title = "Speed over the baseline, optimizations switched on in order".into();
-    (bars.len() > 1).then_some(Chart { title, description, marks: Marks::Bars(bars) })
+    (bars.len() > 1).then_some(Chart { title, description, marks: ChartMarks::Bars(bars) })
 }
 
 /// Where the time of a slice went, for the configurations that a reader asks about first.
@@ -241,7 +242,7 @@ fn stages_chart(result: &BenchResult) -> Option<Chart> {
     }
     let text = rows.iter().map(|r| format!("{}: {}", r.label, r.shown)).collect::<Vec<_>>().join("; ");
     let description = format!("Bars of stages laid end to end, medians over the rounds. {text}.");
-    let marks = Marks::Stacks(names.map(String::from).to_vec(), rows);
+    let marks = ChartMarks::Stacks(names.map(String::from).to_vec(), rows);
     Some(Chart { title: "Where the time of a slice went".into(), description, marks })
 }
 
@@ -261,7 +262,7 @@ fn latency_chart(result: &BenchResult, latencies: &[Latencies]) -> Option<Chart>
     Some(Chart {
         title: "Latency of whole answers, logarithmic axis (lines: percentiles)".into(),
         description: format!("Histograms of seconds from acceptance to the end of an answer. {text}."),
-        marks: Marks::Distributions(drawn),
+        marks: ChartMarks::Distributions(drawn),
     })
 }
 
@@ -271,7 +272,7 @@ fn percent(share: f64) -> String {
 
 /// What the table rests on.
 fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
-    let sight = &analysis.sight;
+    let detectable = &analysis.detectable;
     let mut notes = Vec::new();
     if result.quick {
         notes.push(
@@ -284,7 +285,7 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
     let runs = result.runs();
     notes.push(format!(
         "{} rounds{}; each ratio is a geometric mean over paired rounds with its 95 % interval. About this machine and this workload, not about others.",
-        sight.rounds,
+        detectable.rounds,
         if runs > 1 { format!(" in {runs} runs") } else { String::new() }
     ));
     if runs == 1 {
@@ -294,16 +295,16 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
         );
     }
     notes.push(made_of(result));
-    if sight.rounds < LEAST_ROUNDS {
-        notes.push(format!("Fewer than {LEAST_ROUNDS} rounds: every verdict is unclear. More time (--time-budget) helps."));
+    if detectable.rounds < MIN_ROUNDS {
+        notes.push(format!("Fewer than {MIN_ROUNDS} rounds: every verdict is unclear. More time (--time-budget) helps."));
     }
-    if let Some(smallest) = sight.smallest.filter(|_| sight.rounds >= LEAST_ROUNDS) {
+    if let Some(smallest) = detectable.smallest.filter(|_| detectable.rounds >= MIN_ROUNDS) {
         notes.push(format!(
             "Smallest effect that this machine can show now: {} (from the A/A pair, everything on against itself).",
             percent(smallest.exp() - 1.0)
         ));
     }
-    if let Some(busy) = sight.busy {
+    if let Some(busy) = detectable.busy {
         let parts = [
             analysis.stolen.map(|s| format!("stolen {}", percent(s))),
             analysis.others.map(|o| format!("other processes {}", percent(o))),
@@ -378,12 +379,12 @@ fn made_of(result: &BenchResult) -> String {
     format!("The workload decides what cache and early stopping can gain: {repeats} of its prompts are repeats{measured}.")
 }
 
-/// The emulated baseline beside what it emulates, from the yardstick.
+/// The emulated baseline beside what it emulates, from candle beside it.
 fn beside_precision(result: &BenchResult) -> Option<String> {
-    let yardstick = result.yardstick.as_ref()?;
+    let candle_baseline = result.candle_baseline.as_ref()?;
     let times: Option<Vec<String>> =
-        yardstick.seconds.iter().map(|(name, s)| Some(format!("{name} {}", seconds(median(s)?)))).collect();
-    Some(format!("Beside precision, one batch of the same prompts: {} (see the yardstick).", times?.join(", ")))
+        candle_baseline.seconds.iter().map(|(name, s)| Some(format!("{name} {}", seconds(median(s)?)))).collect();
+    Some(format!("Beside precision, one batch of the same prompts: {} (see the candle baseline).", times?.join(", ")))
 }
 
 /// Medians over the rounds of something of a configuration's samples.
@@ -506,17 +507,17 @@ fn label(result: &BenchResult, what: &str) -> String {
     what.replacen("start", start, 1).replacen("everything", "everything on", 1)
 }
 
-/// The yardstick.
-fn yardstick(result: &BenchResult) -> Option<Section> {
-    let yardstick = result.yardstick.as_ref()?;
-    let (_, first) = yardstick.seconds.first()?;
+/// Stock candle beside the baseline.
+fn candle_baseline(result: &BenchResult) -> Option<Section> {
+    let candle_baseline = result.candle_baseline.as_ref()?;
+    let (_, first) = candle_baseline.seconds.first()?;
     let mut table = Table::new(&[
         ("what", "The same prompts", Align::Left),
         ("seconds", "s per slice", Align::Right),
         ("rate", "tokens/s", Align::Right),
         ("ratio", "over the first", Align::Right),
     ]);
-    for ((name, times), (_, tokens)) in yardstick.seconds.iter().zip(&yardstick.tokens) {
+    for ((name, times), (_, tokens)) in candle_baseline.seconds.iter().zip(&candle_baseline.tokens) {
         let logs: Vec<f64> = first.iter().zip(times).map(|(a, b)| (a / b).ln()).collect();
         let ratio = match (Interval::of_logs(&logs), logs.first()) {
             (Some(i), _) => interval(&i),
@@ -535,7 +536,7 @@ fn yardstick(result: &BenchResult) -> Option<Section> {
     }
     let text = "So that the emulated baseline is seen for what it is: the audit's start, our own f32 and bf16 with nothing else switched on, and \
                 stock candle-transformers in f32, which runs one sequence at a time.";
-    Some(Section::new("The yardstick", vec![Block::Text(text.into()), Block::Table(table)]))
+    Some(Section::new("Candle baseline", vec![Block::Text(text.into()), Block::Table(table)]))
 }
 
 /// Clients.
@@ -656,7 +657,7 @@ pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]
         sections.push(Section::new("Load time, first request, memory", vec![Block::Table(starts(result))]));
     }
     sections.extend(clients(result));
-    sections.extend(yardstick(result));
+    sections.extend(candle_baseline(result));
     sections.push(Section::new("Workload", vec![Block::Facts(workload(result))]));
     sections.push(super::machine::section(&result.machine, result.limits.as_ref()));
     sections.push(Section::new("Program", vec![Block::Facts(program(result))]));

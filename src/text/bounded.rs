@@ -10,6 +10,7 @@
 //! Why not a child process with limits on time and memory: a limit in seconds refuses a template on a slow day that it takes on a quick one,
 //! so that one request would not have one answer; fuel refuses at the same place everywhere. A child is also a program to be found (a library's
 //! user or a test has none), started under limits on processes and memory that may forbid it, and asked twice for each prompt.
+//! Over 500 lines: a rule for each instruction of minijinja, none of which is of use alone.
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 

@@ -1,7 +1,7 @@
 //! Token ids back to text, one at a time. In: ids as they are generated. Out: the text that is certain so far: a character whose
 //! bytes are still incomplete is held back; bytes that cannot become one are U+FFFD. Control tokens have no text.
 
-use super::tokenizer::Pieces;
+use super::pieces::Pieces;
 use crate::units::TokenId;
 use std::sync::Arc;
 

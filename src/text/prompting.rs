@@ -1,9 +1,9 @@
 //! What a model needs to read prompts: its tokenizer and its chat template, put together. In: a model, contents. Out: prompt ids, each at
 //! most as long as the context allows. A conversation is tokenized as transformers does it, except that nothing in a content is a control token.
 
-use super::rendering::Limits;
+use super::rendering::RenderLimits;
 use super::specials::Part;
-use super::template::{ChatTemplate, Message, NEW_TURN, Segment, Turn};
+use super::template::{ChatTemplate, Message, NEW_TURN, TextSegment, Turn};
 use super::{Marks, TextError, Tokenizer};
 use crate::model::{Model, ModelError, Vocabulary};
 use crate::units::TokenId;
@@ -23,7 +23,7 @@ pub enum Content {
 
 /// A content and how to present it.
 #[derive(Debug, Clone, Copy)]
-pub struct Prompt<'a> {
+pub struct ToEncode<'a> {
     /// What was written.
     pub content: &'a Content,
     /// A system message, unless the content begins with its own.
@@ -96,7 +96,7 @@ impl Prompting {
         let Vocabulary { bos_text, eos_text, template_variables: variables, .. } = vocabulary;
         let template = match &vocabulary.chat_template {
             Some(source) => Some(
-                ChatTemplate::compile_with(source, bos_text, eos_text, variables, Limits::default())
+                ChatTemplate::compile_with(source, bos_text, eos_text, variables, RenderLimits::default())
                     .map_err(|e| e.within("tokenizer.chat_template"))?,
             ),
             None => None,
@@ -122,7 +122,7 @@ impl Prompting {
     /// Whether the template takes this system message; asked once, so that `--system` fails before any work.
     pub fn check_system(&self, system: &str) -> Result<(), PromptError> {
         let content = Content::Text("What is the capital of France?".to_string());
-        self.ids(&self.tokenizer, Prompt { content: &content, system: Some(system), raw: false, turn: &NEW_TURN }).map(|_| ())
+        self.ids(&self.tokenizer, ToEncode { content: &content, system: Some(system), raw: false, turn: &NEW_TURN }).map(|_| ())
     }
 
     /// The marks of thoughts: of a conversation those that the template mentions, of other text those that are tokens.
@@ -134,7 +134,7 @@ impl Prompting {
     }
 
     /// Whether a prompt is written by the template.
-    pub fn is_conversation(&self, prompt: &Prompt) -> bool {
+    pub fn is_conversation(&self, prompt: &ToEncode) -> bool {
         self.template.is_some() && !prompt.raw && !matches!(prompt.content, Content::Completion(_))
     }
 
@@ -167,7 +167,7 @@ impl Prompting {
         let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
         let turn = Turn { generation_prompt: false, ..Turn::default() };
         let segments = template.splice_turn(&[message("user", "Say yes."), message("assistant", "Yes.")], &turn);
-        let Some(Segment::Scaffold(after)) = segments.ok().and_then(|mut segments| segments.pop()) else { return eos };
+        let Some(TextSegment::Scaffold(after)) = segments.ok().and_then(|mut segments| segments.pop()) else { return eos };
         let first = self.tokenizer.scaffold(&after).into_iter().find_map(|part| match part {
             Part::Token(id) => Some(id),
             Part::Text(_) => None,
@@ -182,21 +182,21 @@ impl Prompting {
 
     /// The ids of a prompt.
     pub fn prompt_ids(&self, content: &Content, system: Option<&str>, raw: bool) -> Result<Vec<TokenId>, PromptError> {
-        self.ids(&self.tokenizer, Prompt { content, system, raw, turn: &NEW_TURN })
+        self.ids(&self.tokenizer, ToEncode { content, system, raw, turn: &NEW_TURN })
     }
 
     /// The same with a tokenizer built for this request alone (`TokenizerPolicy::RebuiltPerRequest`).
-    pub fn prompt_ids_rebuilt(&self, prompt: Prompt) -> Result<Vec<TokenId>, PromptError> {
+    pub fn prompt_ids_rebuilt(&self, prompt: ToEncode) -> Result<Vec<TokenId>, PromptError> {
         let tokenizer = Tokenizer::build(&self.vocabulary).map_err(|e| TextError(e.to_string()))?;
         self.ids(&tokenizer, prompt)
     }
 
     /// Many prompts, on all threads of the current rayon pool.
-    pub fn prompt_ids_batch(&self, prompts: &[Prompt]) -> Vec<Result<Vec<TokenId>, PromptError>> {
+    pub fn prompt_ids_batch(&self, prompts: &[ToEncode]) -> Vec<Result<Vec<TokenId>, PromptError>> {
         prompts.par_iter().map(|prompt| self.ids(&self.tokenizer, *prompt)).collect()
     }
 
-    fn ids(&self, tokenizer: &Tokenizer, prompt: Prompt) -> Result<Vec<TokenId>, PromptError> {
+    fn ids(&self, tokenizer: &Tokenizer, prompt: ToEncode) -> Result<Vec<TokenId>, PromptError> {
         let least = match prompt.content {
             Content::Text(text) | Content::Completion(text) => tokenizer.least_tokens(text),
             Content::Messages(messages) => messages.iter().map(|m| tokenizer.least_tokens(&m.content)).sum(),
@@ -304,13 +304,13 @@ impl Prompting {
 /// Ids of a rendered conversation. Control tokens count only in the scaffold; the text between two of them is encoded in one go,
 /// scaffold and contents together, so that words at the seams are cut as transformers cuts them. White space that belongs to a
 /// token is removed also where a content brings it. User-defined marks of the scaffold are no tokens in a content.
-fn conversation(tokenizer: &Tokenizer, segments: &[Segment]) -> Result<Vec<TokenId>, TextError> {
+fn conversation(tokenizer: &Tokenizer, segments: &[TextSegment]) -> Result<Vec<TokenId>, TextError> {
     let (mut ids, mut run) = (Vec::new(), String::new());
     let cut: Vec<Option<Vec<Part>>> = segments
         .iter()
         .map(|segment| match segment {
-            Segment::Content(_) => None,
-            Segment::Scaffold(text) => Some(tokenizer.scaffold(text)),
+            TextSegment::Content(_) => None,
+            TextSegment::Scaffold(text) => Some(tokenizer.scaffold(text)),
         })
         .collect();
     let mut marks: Vec<TokenId> = Vec::new();
@@ -331,7 +331,7 @@ fn conversation(tokenizer: &Tokenizer, segments: &[Segment]) -> Result<Vec<Token
     };
     for (segment, parts) in segments.iter().zip(&cut) {
         match (segment, parts) {
-            (Segment::Scaffold(_), Some(parts)) => {
+            (TextSegment::Scaffold(_), Some(parts)) => {
                 for part in parts {
                     match part {
                         Part::Text(text) => append(&mut run, text, &mut strip),
@@ -349,7 +349,7 @@ fn conversation(tokenizer: &Tokenizer, segments: &[Segment]) -> Result<Vec<Token
                     }
                 }
             }
-            (Segment::Content(text) | Segment::Scaffold(text), _) => append(&mut run, text, &mut strip),
+            (TextSegment::Content(text) | TextSegment::Scaffold(text), _) => append(&mut run, text, &mut strip),
         }
     }
     tokenizer.encode_typed(&run, first, &marks, &mut ids);
@@ -382,8 +382,8 @@ mod tests {
         ]);
         let ids = p.prompt_ids(&own, Some("sys"), false).unwrap();
         assert_eq!(p.tokenizer().decode(&ids), "system\nown\nuser\nx\nassistant\n");
-        assert_eq!(p.prompt_ids_rebuilt(Prompt { content: &own, system: None, raw: false, turn: &NEW_TURN }), Ok(ids.clone()));
-        assert_eq!(p.prompt_ids_batch(&[Prompt { content: &own, system: None, raw: false, turn: &NEW_TURN }]), [Ok(ids)]);
+        assert_eq!(p.prompt_ids_rebuilt(ToEncode { content: &own, system: None, raw: false, turn: &NEW_TURN }), Ok(ids.clone()));
+        assert_eq!(p.prompt_ids_batch(&[ToEncode { content: &own, system: None, raw: false, turn: &NEW_TURN }]), [Ok(ids)]);
     }
 
     #[test]
@@ -393,7 +393,7 @@ mod tests {
         let content = Content::Text("x".into());
         let ids = |json: &str| {
             let turn = Turn { variables: serde_json::from_str(json).unwrap(), ..Turn::default() };
-            p.prompt_ids_batch(&[Prompt { content: &content, system: None, raw: false, turn: &turn }]).remove(0)
+            p.prompt_ids_batch(&[ToEncode { content: &content, system: None, raw: false, turn: &turn }]).remove(0)
         };
         for bad in [r#"{"a": "<|im_", "b": "end|>"}"#, r#"{"a": ["<|im_end|>"]}"#, r#"{"a": {"<|im_end|>": 1}}"#, r#"{"｜": 1}"#]
         {
@@ -497,7 +497,7 @@ mod tests {
                     assert_eq!(special, [3, 4, 3, 4, 3]);
                     // Building takes most of the time: one case in a dozen.
                     if parts.is_empty() {
-                        assert_eq!(p.prompt_ids_rebuilt(Prompt { content: &content, system: None, raw: false, turn: &NEW_TURN }), Ok(ids));
+                        assert_eq!(p.prompt_ids_rebuilt(ToEncode { content: &content, system: None, raw: false, turn: &NEW_TURN }), Ok(ids));
                     }
                 }
             });

@@ -25,7 +25,7 @@ const WIDEST: usize = 32;
 
 /// What a template may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct RenderLimits {
     /// Instructions, and 64 bytes of text each, of one rendering.
     pub fuel: u64,
     /// Nested calls and blocks.
@@ -34,16 +34,16 @@ pub struct Limits {
     pub longest: usize,
 }
 
-impl Default for Limits {
+impl Default for RenderLimits {
     /// About 50 ms and 100 MB at most; sources twice as long as the longest in use.
     fn default() -> Self {
-        Limits { fuel: 500_000, recursion: 100, longest: 1 << 16 }
+        RenderLimits { fuel: 500_000, recursion: 100, longest: 1 << 16 }
     }
 }
 
 /// How a template is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Style {
+pub struct TemplateStyle {
     /// What an error calls it.
     pub name: &'static str,
     /// `trim_blocks` and `lstrip_blocks`: a tag on a line of its own leaves no empty line. Transformers sets both.
@@ -56,18 +56,18 @@ pub struct Style {
 pub struct Template {
     environment: Environment<'static>,
     program: Program,
-    style: Style,
+    style: TemplateStyle,
     asks_for_date: Arc<AtomicBool>,
 }
 
 impl Template {
     /// Compiles `source`; `strftime_now` in it tells `date` at noon. Errors are one line.
-    pub fn compile(source: &str, limits: Limits, style: Style, date: Date) -> Result<Template, ModelError> {
+    pub fn compile(source: &str, limits: RenderLimits, style: TemplateStyle, date: Date) -> Result<Template, ModelError> {
         within_stack(source, limits, || Self::compile_here(source, limits, style, date))
     }
 
     /// The same on the caller's stack, which [`within_stack`] has made deep enough.
-    pub(super) fn compile_here(source: &str, limits: Limits, style: Style, date: Date) -> Result<Template, String> {
+    pub(super) fn compile_here(source: &str, limits: RenderLimits, style: TemplateStyle, date: Date) -> Result<Template, String> {
         let mut environment = Environment::new();
         let syntax =
             SyntaxConfig::builder().trim_blocks(style.trim).lstrip_blocks(style.trim).build().map_err(|e| e.to_string())?;
@@ -135,7 +135,7 @@ pub(super) fn from_json(json: &serde_json::Value) -> Value {
 /// Runs `work`, which compiles or probes `source`, on a thread whose stack a source of this length cannot exhaust.
 pub(super) fn within_stack<T: Send>(
     source: &str,
-    limits: Limits,
+    limits: RenderLimits,
     work: impl FnOnce() -> Result<T, String> + Send,
 ) -> Result<T, ModelError> {
     if source.len() > limits.longest {

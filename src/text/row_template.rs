@@ -4,7 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::date::Date;
-use super::rendering::{Limits, Style, Template, from_json, within_stack};
+use super::rendering::{RenderLimits, Template, TemplateStyle, from_json, within_stack};
 use crate::model::ModelError;
 use minijinja::machinery::{ast, parse};
 use minijinja::syntax::SyntaxConfig;
@@ -40,7 +40,7 @@ struct Names {
 impl RowTemplate {
     /// Compiles `source`. Errors are one line.
     pub fn compile(source: &str) -> Result<RowTemplate, ModelError> {
-        let (limits, style) = (Limits::default(), Style { name: "the template", trim: false, strict: true });
+        let (limits, style) = (RenderLimits::default(), TemplateStyle { name: "the template", trim: false, strict: true });
         within_stack(source, limits, || {
             let template = Template::compile_here(source, limits, style, Date::FIXED)?;
             let mut names = Names::default();

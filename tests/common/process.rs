@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// No single run of a tiny model may take longer.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What a run left.
 #[derive(Debug, Clone)]
@@ -135,7 +135,7 @@ pub fn wait(child: &mut Child) -> i32 {
         if let Some(status) = child.try_wait().unwrap() {
             return status.code().unwrap_or_else(|| 1000 + status.signal().unwrap_or(0));
         }
-        if since.elapsed() > PATIENCE {
+        if since.elapsed() > TIMEOUT {
             let _ = child.kill();
             panic!("it hangs");
         }

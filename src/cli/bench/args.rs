@@ -1,10 +1,10 @@
 //! `bench`'s flags, as typed, and what follows from them alone.
 
-use crate::bench::gate::{MAX_REGRESSION, QUICK_MAX_REGRESSION};
-use crate::bench::plan::Phases;
-use crate::cli::args::{Shared, positive_seconds};
+use crate::bench::ablation::gate::{MAX_REGRESSION, QUICK_MAX_REGRESSION};
+use crate::bench::ablation::plan::Phases;
+use crate::cli::args::{SharedArgs, positive_seconds};
 use crate::cli::files::Touched;
-use crate::report::Format;
+use crate::report::ReportFormat;
 use std::path::PathBuf;
 
 /// `bench`'s flags, as typed.
@@ -54,13 +54,13 @@ pub struct Args {
 
     /// What is written to standard output
     #[arg(long, value_name = "F", default_value = "table", help_heading = "Display")]
-    pub format: Format,
+    pub format: ReportFormat,
     /// Where the folder of results is made
     #[arg(long, value_name = "DIR", default_value = "results", help_heading = "Display")]
     pub out: PathBuf,
 
     #[command(flatten)]
-    pub shared: Shared,
+    pub shared: SharedArgs,
 
     /// A fresh process's part: measure its first requests with this set
     #[arg(long, hide = true, value_name = "SET")]

@@ -1,8 +1,8 @@
 //! Fresh processes of this program: how they are started, and what each does.
 
 use super::Args;
-use crate::bench::children::{self, Child};
-use crate::bench::plan::Phases;
+use crate::bench::ablation::plan::Phases;
+use crate::bench::ablation::subprocess::{self, FreshProcess};
 use crate::bench::workload::Workload;
 use crate::cli::console::Level;
 use crate::cli::failure::status;
@@ -13,7 +13,7 @@ use crate::pipeline::{Control, Loaded};
 use std::time::Instant;
 
 /// This program with the same flags, as a fresh process; nothing with `--quick`, unless phase 2 is about it.
-pub fn child(args: &Args) -> Result<Option<Child>, Failure> {
+pub fn child(args: &Args) -> Result<Option<FreshProcess>, Failure> {
     let program = std::env::current_exe().map_err(|e| Failure::failed(format!("this program's own path: {e}")))?;
     let mut rest: Vec<std::ffi::OsString> = vec!["bench".into()];
     // Prompts and everything about files and gates have no part in it; the model and the numbers have.
@@ -36,7 +36,7 @@ pub fn child(args: &Args) -> Result<Option<Child>, Failure> {
     }
     rest.push("--fresh-process".into());
     let wanted = !args.quick || matches!(args.phase, Phases::Two);
-    Ok(wanted.then_some(Child { program, args: rest }))
+    Ok(wanted.then_some(FreshProcess { program, args: rest }))
 }
 
 /// A fresh process's part.
@@ -48,7 +48,7 @@ pub fn process(args: &Args, set: &str, begun: Instant) -> Result<u8, Failure> {
     let workload = Workload::built_in(&args.shared.generation());
     let prompts: Vec<_> = workload.slices.iter().flatten().take(2).cloned().collect();
     let config = args.shared.config(set);
-    let report = children::measure(&loaded, &config, &args.shared.options(), &prompts, begun, &Control::default())?;
+    let report = subprocess::measure(&loaded, &config, &args.shared.options(), &prompts, begun, &Control::default())?;
     let json = serde_json::to_string(&report).map_err(|e| Failure::failed(e.to_string()))?;
     results::print(&format!("{json}\n"))?;
     Ok(status::DONE)

@@ -1,9 +1,9 @@
 //! Broken promises and gates: lines for people, cases for `junit.xml`, and the exit status.
 
 use super::Args;
-use crate::bench::gate::{self, Check, Thresholds};
-use crate::bench::result::BenchResult;
-use crate::bench::rows::{Analysis, RowResult};
+use crate::bench::ablation::analysis::{Analysis, RowResult};
+use crate::bench::ablation::gate::{self, Check, Thresholds};
+use crate::bench::ablation::result::BenchResult;
 use crate::cli::Failure;
 use crate::cli::failure::status;
 use crate::report::speedup;

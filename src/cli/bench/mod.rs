@@ -12,17 +12,17 @@ pub use args::Args;
 
 use super::console::{self, Console};
 use super::failure::status;
-use super::run::progress::style;
+use super::progress::style;
 use super::{Failure, results};
-use crate::bench::result::BenchResult;
-use crate::bench::rows::analyse;
-use crate::bench::run::{self, Job, Prepared, Progress};
-use crate::bench::trial::BenchError;
+use crate::bench::ablation::analysis::analyse;
+use crate::bench::ablation::result::BenchResult;
+use crate::bench::ablation::run::{self, BenchProgress, Job, Prepared};
+use crate::bench::ablation::trial::BenchError;
 use crate::pipeline::Latencies;
 use crate::report::speedup;
 use crate::roofline::{Effort, Limits};
 use crate::units::counted;
-use display::Display;
+use display::BenchDisplay;
 use judge::Judged;
 use ready::Ready;
 use std::time::Instant;
@@ -54,7 +54,7 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
         return Ok(status::DONE);
     }
     let (job, mut result) = ready.job(args)?;
-    let mut display = Display::new(style(args.shared.progress, console.level), begun);
+    let mut display = BenchDisplay::new(style(args.shared.progress, console.level), begun);
     let prepared = run::prepare(&job, &mut result, &mut |_, progress| {
         display.quietly(progress);
         Ok(())
@@ -127,14 +127,16 @@ fn measure(
     folder: &results::Folder,
     result: &mut BenchResult,
     latencies: &mut Vec<Latencies>,
-    display: &mut Display,
+    display: &mut BenchDisplay,
 ) -> Result<(), BenchError> {
     let look = || Limits::measure(job.base.sizes.threads, Effort::Quick);
     result.limits = Some(look());
     run::run(job, prepared, result, latencies, &mut |result, progress| {
         display.tell(progress);
         match progress {
-            Progress::Round { .. } => folder.write("result.json", &result.to_json()).map_err(|f| BenchError::Failed(f.message)),
+            BenchProgress::Round { .. } => {
+                folder.write("result.json", &result.to_json()).map_err(|f| BenchError::Failed(f.message))
+            }
             _ => Ok(()),
         }
     })?;

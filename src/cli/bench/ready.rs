@@ -1,15 +1,15 @@
 //! Everything that can be refused before anything is measured, cheapest first: flags, files, the model, the baseline, the time.
 
 use super::{Args, fresh};
-use crate::bench::plan::{Phases, Plan};
-use crate::bench::result::{BenchResult, Facts, ModelFacts};
-use crate::bench::run::{self, Job, Prepared};
-use crate::bench::statistics::LEAST_ROUNDS;
+use crate::bench::ablation::plan::{Phases, Plan};
+use crate::bench::ablation::result::{BenchResult, Facts, ModelFacts};
+use crate::bench::ablation::run::{self, Job, Prepared};
+use crate::bench::statistics::MIN_ROUNDS;
 use crate::bench::workload::Workload;
 use crate::cli::console::Console;
+use crate::cli::inputs::Inputs;
 use crate::cli::loading::open_model;
-use crate::cli::run::inputs::Inputs;
-use crate::cli::run::signals::Signals;
+use crate::cli::signals::Signals;
 use crate::cli::{Failure, results};
 use crate::machine::Machine;
 use crate::optimizations::Set;
@@ -98,7 +98,7 @@ impl Ready {
             seed: args.shared.seed,
             child: fresh::child(args)?,
             pairs: 5,
-            yardstick: if args.quick { 0 } else { 3 },
+            candle_baseline: if args.quick { 0 } else { 3 },
             clients: args.clients(),
             control: &self.control,
         };
@@ -136,7 +136,7 @@ fn amount(args: &Args, plan: &Plan, workload: &Workload, (prompts, tokens): (usi
     let rounds = match args.rounds {
         Some(n) => format!("{n} rounds if there is time"),
         None if args.quick => "3 rounds".into(),
-        None => format!("at least {LEAST_ROUNDS} rounds if there is time"),
+        None => format!("at least {MIN_ROUNDS} rounds if there is time"),
     };
     format!(
         "{} with {} in {}; {}, {rounds}{}; at most {}",

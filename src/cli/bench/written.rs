@@ -2,11 +2,11 @@
 
 use super::args::step_summary;
 use super::judge::{Case, Judged, State};
-use crate::bench::result::BenchResult;
-use crate::bench::rows::{Analysis, analyse};
+use crate::bench::ablation::analysis::{Analysis, analyse};
+use crate::bench::ablation::result::BenchResult;
 use crate::cli::{Failure, results};
 use crate::pipeline::Latencies;
-use crate::report::{self, Format, histograms, speedup};
+use crate::report::{self, ReportFormat, histograms, speedup};
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
 /// Everything but `result.json`, which is there already, and that once more.
@@ -17,11 +17,11 @@ pub fn all(
     latencies: &[Latencies],
 ) -> Result<(), Failure> {
     folder.write("result.json", &result.to_json())?;
-    folder.write("report.md", &report.render(Format::Md, 80))?;
+    folder.write("report.md", &report.render(ReportFormat::Md, 80))?;
     folder.write("report.html", &report.page())?;
     folder.write("speedup.md", &speedup::tables(&analyse(result)))?;
-    folder.write("speedup.csv", &report.render(Format::Csv, 80))?;
-    folder.write("speedup.json", &report.render(Format::Json, 80))?;
+    folder.write("speedup.csv", &report.render(ReportFormat::Csv, 80))?;
+    folder.write("speedup.json", &report.render(ReportFormat::Json, 80))?;
     folder.write("machine.json", &format!("{:#}\n", serde_json::to_value(&result.machine).unwrap_or_default()))?;
     for (config, l) in result.configs.iter().zip(latencies) {
         let name = results::file_name(&config.label);
@@ -64,7 +64,7 @@ fn test_case(case: &Case) -> TestCase {
 /// Appends the short report to the page that GitHub shows for a job; a page that cannot be written is not worth a failure.
 pub fn summary_page(result: &BenchResult, analysis: &Analysis, gate: &[String]) {
     if let Some(path) = step_summary() {
-        let text = speedup::summary(result, analysis, gate).render(Format::Md, 80);
+        let text = speedup::summary(result, analysis, gate).render(ReportFormat::Md, 80);
         let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
         let _ = file.and_then(|mut f| std::io::Write::write_all(&mut f, text.as_bytes()));
     }

@@ -1,7 +1,7 @@
 //! `compare`'s flags, as typed, and what the time allows.
 
-use crate::cli::args::Shared;
-use crate::report::Format;
+use crate::cli::args::SharedArgs;
+use crate::report::ReportFormat;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ pub struct Args {
     pub text: Option<PathBuf>,
     /// How to show the report
     #[arg(long, value_name = "F", default_value = "table", help_heading = "Compare")]
-    pub format: Format,
+    pub format: ReportFormat,
     /// Folder for results [default: results/; for results files: nothing is written]
     #[arg(long, value_name = "DIR", help_heading = "Compare")]
     pub out: Option<PathBuf>,
     #[command(flatten)]
-    pub shared: Shared,
+    pub shared: SharedArgs,
     /// A fresh process of a comparison: prompts and tokens of its workload
     #[arg(long, value_names = ["PROMPTS", "TOKENS"], num_args = 2, hide = true)]
     pub child: Option<Vec<usize>>,
@@ -38,7 +38,7 @@ pub struct Budget {
     /// For everything.
     pub total: Duration,
     /// For fresh processes.
-    pub children: Duration,
+    pub processes: Duration,
     /// Rounds of fresh processes.
     pub passes: usize,
     /// Prompts and tokens of each.
@@ -55,7 +55,7 @@ impl Budget {
         let mut budget = match args.quick {
             true => Budget {
                 total: Duration::from_secs(50),
-                children: Duration::from_secs(15),
+                processes: Duration::from_secs(15),
                 passes: 1,
                 prompts: 20,
                 tokens: 12,
@@ -64,7 +64,7 @@ impl Budget {
             },
             false => Budget {
                 total: Duration::from_secs(220),
-                children: Duration::from_secs(80),
+                processes: Duration::from_secs(80),
                 passes: 3,
                 prompts: 24,
                 tokens: 64,
@@ -75,14 +75,14 @@ impl Budget {
         // Two settings are what the times are made for; more take longer.
         let scale = settings.max(2) as f64 / 2.0;
         budget.total = budget.total.mul_f64(if settings > 2 { scale } else { 1.0 });
-        budget.children = budget.children.mul_f64(if settings > 2 { scale } else { 1.0 });
+        budget.processes = budget.processes.mul_f64(if settings > 2 { scale } else { 1.0 });
         if let Some(limit) = args.shared.limit {
             budget.prompts = budget.prompts.min(limit.max(1) as usize);
         }
         if let Some(most) = args.shared.max_time {
             let share = (most / budget.total.as_secs_f64()).min(1.0);
             budget.total = budget.total.mul_f64(share);
-            budget.children = budget.children.mul_f64(share);
+            budget.processes = budget.processes.mul_f64(share);
         }
         budget
     }

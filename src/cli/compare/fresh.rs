@@ -3,7 +3,7 @@
 use super::args::{Args, Budget};
 use super::models::{open_model, workload};
 use super::tell;
-use crate::bench::figures::ChildReport;
+use crate::bench::compare::figures::ChildReport;
 use crate::bench::statistics::Random;
 use crate::cli::console::Console;
 use crate::cli::setting::{self, Setting};
@@ -73,7 +73,7 @@ fn spawn(args: &Args, setting: &Setting, budget: &Budget) -> Result<ChildReport,
 }
 
 /// Rounds of fresh processes, the settings in random order within each. `reports[setting]` has one report a round.
-pub fn children(
+pub fn processes(
     args: &Args,
     console: &mut Console,
     settings: &[Setting],
@@ -84,7 +84,7 @@ pub fn children(
     let since = Instant::now();
     for pass in 0..budget.passes {
         // Another round only if it will fit, judged by those before.
-        if pass > 0 && since.elapsed().mul_f64((pass + 1) as f64 / pass as f64) > budget.children {
+        if pass > 0 && since.elapsed().mul_f64((pass + 1) as f64 / pass as f64) > budget.processes {
             break;
         }
         let mut order: Vec<usize> = (0..settings.len()).collect();

@@ -3,10 +3,10 @@
 use super::args::{Args, Budget};
 use super::models::Models;
 use super::{fresh, tell};
-use crate::bench::comparison::{self, Amounts, Auto, Comparison, Figure, SCHEMA};
-use crate::bench::figures::{ChildReport, child_figures, quality_figures};
-use crate::bench::forward::{self, Forward, Plan, Subject};
-use crate::bench::quality::{self, Agreement, Quality, Windows};
+use crate::bench::compare::comparison::{self, Amounts, Auto, Comparison, Figure, SCHEMA};
+use crate::bench::compare::figures::{ChildReport, child_figures, quality_figures};
+use crate::bench::compare::forward::{self, Forward, ForwardPlan, Subject};
+use crate::bench::compare::quality::{self, Agreement, Quality, Windows};
 use crate::bench::statistics::Random;
 use crate::cli::console::Console;
 use crate::cli::setting::Setting;
@@ -22,7 +22,7 @@ use std::time::Instant;
 const PROBE_EVERY: usize = 2;
 
 /// What a comparison is made of.
-pub struct Job<'a> {
+pub struct CompareJob<'a> {
     /// The flags.
     pub args: &'a Args,
     /// At least one; the first is the reference.
@@ -40,14 +40,14 @@ pub struct Job<'a> {
 }
 
 /// Measures everything.
-pub fn measure(job: Job, console: &mut Console) -> Result<Comparison, Failure> {
+pub fn measure(job: CompareJob, console: &mut Console) -> Result<Comparison, Failure> {
     let args = job.args;
     let activity = Activity::now();
     let threads = job.settings.iter().map(|s| s.shared.sizes().threads).max().unwrap_or(1);
     tell(args, console, "measuring the machine's limits");
     let mut limits = Limits::measure(threads, if args.quick { Effort::Quick } else { Effort::Thorough });
     let mut random = Random::new(args.shared.seed ^ 0x00c0_ffee);
-    let reports = fresh::children(args, console, job.settings, job.budget, &mut random)?;
+    let reports = fresh::processes(args, console, job.settings, job.budget, &mut random)?;
     tell(args, console, "loading all settings side by side");
     let (mut found, mut subjects) = load(&job, console)?;
     let auto = auto(job.settings, job.models);
@@ -89,7 +89,7 @@ pub fn measure(job: Job, console: &mut Console) -> Result<Comparison, Failure> {
 }
 
 /// Every setting in memory, with what is known of it without a measurement.
-fn load(job: &Job, console: &mut Console) -> Result<(Vec<comparison::Setting>, Vec<Subject>), Failure> {
+fn load(job: &CompareJob, console: &mut Console) -> Result<(Vec<comparison::MeasuredSetting>, Vec<Subject>), Failure> {
     let (mut found, mut subjects) = (Vec::new(), Vec::new());
     for s in job.settings {
         let loaded = job.models.of(s);
@@ -102,7 +102,7 @@ fn load(job: &Job, console: &mut Console) -> Result<(Vec<comparison::Setting>, V
         let mut reason = dtype.reason.clone();
         dtype.notes.iter().for_each(|n| reason.push_str(&format!("; {n}")));
         let sizes = s.shared.sizes();
-        found.push(comparison::Setting {
+        found.push(comparison::MeasuredSetting {
             name: s.name.clone(),
             flags: s.flags(),
             dtype: dtype.name,
@@ -125,7 +125,7 @@ fn load(job: &Job, console: &mut Console) -> Result<(Vec<comparison::Setting>, V
 fn distributions(
     windows: &Windows,
     reports: &[Vec<ChildReport>],
-    found: &mut [comparison::Setting],
+    found: &mut [comparison::MeasuredSetting],
     subjects: &mut [Subject],
 ) -> Result<(), Failure> {
     let mut decoders: Vec<&mut dyn Decoder> = subjects.iter_mut().map(|s| s.decoder.as_mut() as &mut dyn Decoder).collect();
@@ -139,8 +139,8 @@ fn distributions(
 
 /// Rounds of forward passes. Memory is not equally fast from minute to minute where others use it too: the limits are looked at again
 /// between rounds.
-fn passes(job: &Job, threads: usize, limits: &mut Limits, subjects: &mut [Subject]) -> Result<Forward, Failure> {
-    let plan = Plan {
+fn passes(job: &CompareJob, threads: usize, limits: &mut Limits, subjects: &mut [Subject]) -> Result<Forward, Failure> {
+    let plan = ForwardPlan {
         budget: job.budget.total.saturating_sub(job.begin.elapsed()),
         least: job.budget.least,
         most: job.budget.most,
@@ -155,7 +155,7 @@ fn passes(job: &Job, threads: usize, limits: &mut Limits, subjects: &mut [Subjec
 }
 
 /// How it was measured.
-fn notes(job: &Job, forward: &Forward, busy: Option<Busy>) -> Vec<String> {
+fn notes(job: &CompareJob, forward: &Forward, busy: Option<Busy>) -> Vec<String> {
     let mut notes = vec![
         format!(
             "{} rounds; in each every forward measure was taken of every setting before the next one, in random order; intervals are 95 %, \

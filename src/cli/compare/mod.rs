@@ -12,18 +12,18 @@ pub use args::Args;
 
 use super::Failure;
 use super::args as flags;
-use super::console::{Console, Level, Progress};
+use super::console::{Console, Level, ShowProgress};
 use super::files::Touched;
 use super::results::{self, Folder};
-use super::run::signals::Signals;
 use super::setting::Setting;
-use crate::bench::comparison::Comparison;
-use crate::bench::verdict::{self, Verdict};
+use super::signals::Signals;
+use crate::bench::compare::comparison::Comparison;
+use crate::bench::compare::recommendation::{self, Recommendation};
 use crate::machine::Machine;
-use crate::report::{self, Format, Report};
+use crate::report::{self, Report, ReportFormat};
 use crate::units::{counted, seconds, shown};
 use args::Budget;
-use measure::{Job, measure};
+use measure::{CompareJob, measure};
 use models::{open_models, read_text, windows, workload};
 use std::path::Path;
 use std::sync::Arc;
@@ -95,7 +95,8 @@ fn settings(args: &Args) -> Result<u8, Failure> {
         console.say(format!("llmopt: {prompts} of at most {} each; nothing was run", counted(budget.tokens as u64, "token")));
         return Ok(0);
     };
-    let job = Job { args, settings: &settings, models: &loaded, machine, windows: windows.as_ref(), budget: &budget, begin };
+    let job =
+        CompareJob { args, settings: &settings, models: &loaded, machine, windows: windows.as_ref(), budget: &budget, begin };
     let comparison = match measure(job, &mut console) {
         Ok(comparison) => comparison,
         Err(failure) => {
@@ -110,12 +111,12 @@ fn settings(args: &Args) -> Result<u8, Failure> {
     };
     // From here on there is something to write, which takes no time.
     signals.begin();
-    let verdicts = verdict::verdicts(&comparison);
-    let report = report::compare::report(&comparison, &verdicts);
-    let json = as_json(&comparison, &verdicts);
+    let recommendations = recommendation::recommendations(&comparison);
+    let report = report::compare::report(&comparison, &recommendations);
+    let json = as_json(&comparison, &recommendations);
     folder.write("result.json", &pretty(&json))?;
-    folder.write("compare.csv", &report.render(Format::Csv, 0))?;
-    folder.write("report.md", &report.render(Format::Md, 0))?;
+    folder.write("compare.csv", &report.render(ReportFormat::Csv, 0))?;
+    folder.write("report.md", &report.render(ReportFormat::Md, 0))?;
     folder.write("report.html", &report.page())?;
     console.say(format!("llmopt: results in {}", folder.shown()));
     show(args.format, &report, &json)?;
@@ -147,18 +148,18 @@ fn task(settings: &[Setting]) -> String {
 /// A line of progress.
 fn tell(args: &Args, console: &mut Console, text: &str) {
     match (args.shared.progress, console.level) {
-        (Progress::Never, _) | (Progress::Auto, Level::Quiet) => {}
+        (ShowProgress::Never, _) | (ShowProgress::Auto, Level::Quiet) => {}
         _ => console.say(format!("llmopt: {text}")),
     }
 }
 
-fn as_json(comparison: &Comparison, verdicts: &[Verdict]) -> serde_json::Value {
+fn as_json(comparison: &Comparison, recommendations: &[Recommendation]) -> serde_json::Value {
     let mut value = serde_json::to_value(comparison).unwrap_or_default();
-    value["verdicts"] = serde_json::to_value(verdicts).unwrap_or_default();
+    value["verdicts"] = serde_json::to_value(recommendations).unwrap_or_default();
     if comparison.auto.is_some() {
-        value["auto"]["agrees"] = verdict::auto_agrees(comparison, verdicts).into();
+        value["auto"]["agrees"] = recommendation::auto_agrees(comparison, recommendations).into();
     }
-    value["sentences"] = report::compare::sentences(comparison, verdicts).into();
+    value["sentences"] = report::compare::sentences(comparison, recommendations).into();
     value
 }
 
@@ -167,9 +168,9 @@ fn pretty(value: &serde_json::Value) -> String {
 }
 
 /// The report on standard output.
-fn show(format: Format, report: &Report, json: &serde_json::Value) -> Result<(), Failure> {
+fn show(format: ReportFormat, report: &Report, json: &serde_json::Value) -> Result<(), Failure> {
     match format {
-        Format::Json => results::print(&pretty(json)),
+        ReportFormat::Json => results::print(&pretty(json)),
         format => results::print(&report.render(format, results::width())),
     }
 }
@@ -177,7 +178,7 @@ fn show(format: Format, report: &Report, json: &serde_json::Value) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flags::Shared;
+    use flags::SharedArgs;
 
     #[test]
     fn files_and_settings_are_told_apart_and_not_mixed() {
@@ -194,7 +195,7 @@ mod tests {
         #[derive(clap::Parser)]
         struct Flags {
             #[command(flatten)]
-            shared: Shared,
+            shared: SharedArgs,
         }
         let shared = <Flags as clap::Parser>::parse_from(["x"]).shared;
         let said = |typed: &[&str]| {

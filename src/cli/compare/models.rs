@@ -1,9 +1,9 @@
 //! Models and texts that settings are measured with.
 
 use super::Args;
-use crate::bench::quality::Windows;
+use crate::bench::compare::quality::Windows;
 use crate::bench::workload::Workload;
-use crate::cli::args::Shared;
+use crate::cli::args::SharedArgs;
 use crate::cli::setting::Setting;
 use crate::cli::{Failure, loading};
 use crate::pipeline::{Loaded, Prompt};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 const TEXT: &str = include_str!("../../../prompts/perplexity.txt");
 
 /// More of a text than this is not read: enough for the predictions of any tokenizer.
-const MOST_TEXT: usize = 1 << 20;
+const MAX_TEXT: usize = 1 << 20;
 
 /// Each model once; the index of each setting's.
 pub struct Models {
@@ -30,12 +30,12 @@ impl Models {
 }
 
 /// A model and the variables of its template, as far as they are given.
-fn loaded_as(shared: &Shared) -> String {
+fn loaded_as(shared: &SharedArgs) -> String {
     shared.template_arg.iter().fold(shared.model.clone(), |all, (name, value)| format!("{all} --template-arg {name}={value}"))
 }
 
 /// Opens the model that the flags name.
-pub fn open_model(shared: &Shared) -> Result<Arc<Loaded>, Failure> {
+pub fn open_model(shared: &SharedArgs) -> Result<Arc<Loaded>, Failure> {
     Ok(Loaded::open(loading::open_model(shared, shared.level())?)?)
 }
 
@@ -69,11 +69,11 @@ pub fn read_text(args: &Args) -> Result<String, Failure> {
     let name = shown(&path.display().to_string());
     let told = |e: std::io::Error| Failure::usage(format!("--text {name}: cannot be read: {e}"));
     let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut std::io::Read::take(std::fs::File::open(path).map_err(told)?, MOST_TEXT as u64), &mut bytes)
+    std::io::Read::read_to_end(&mut std::io::Read::take(std::fs::File::open(path).map_err(told)?, MAX_TEXT as u64), &mut bytes)
         .map_err(told)?;
     // The limit may have cut a character in two.
     let valid = match std::str::from_utf8(&bytes) {
-        Err(e) if bytes.len() == MOST_TEXT && e.valid_up_to() + 4 > MOST_TEXT => e.valid_up_to(),
+        Err(e) if bytes.len() == MAX_TEXT && e.valid_up_to() + 4 > MAX_TEXT => e.valid_up_to(),
         Err(e) => return Err(Failure::usage(format!("--text {name}: is not UTF-8 (byte {})", e.valid_up_to()))),
         Ok(_) => bytes.len(),
     };

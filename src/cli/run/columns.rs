@@ -54,7 +54,7 @@ pub enum Type {
 }
 
 /// One of our columns.
-pub struct Output {
+pub struct OutputColumn {
     pub name: &'static str,
     pub kind: Type,
     /// CSV and Parquet have it without being asked.
@@ -64,7 +64,7 @@ pub struct Output {
 }
 
 /// The columns in the order of a JSON line. A row whose value is [`Value::Absent`] for most records is no usual column.
-pub const TABLE: &[Output] = &[
+pub const TABLE: &[OutputColumn] = &[
     usual("id", Type::Text, |l| match l.origin.id_is_number {
         true if serde_json::from_str::<&RawValue>(&l.answer.id).is_ok() => Value::Json(Cow::Borrowed(&l.answer.id)),
         _ => text(&l.answer.id),
@@ -102,12 +102,12 @@ pub const TABLE: &[Output] = &[
 
 type Say = for<'a> fn(&'a Line<'a>) -> Value<'a>;
 
-const fn usual(name: &'static str, kind: Type, value: Say) -> Output {
-    Output { name, kind, usual: true, value }
+const fn usual(name: &'static str, kind: Type, value: Say) -> OutputColumn {
+    OutputColumn { name, kind, usual: true, value }
 }
 
-const fn asked(name: &'static str, kind: Type, value: Say) -> Output {
-    Output { name, kind, usual: false, value }
+const fn asked(name: &'static str, kind: Type, value: Say) -> OutputColumn {
+    OutputColumn { name, kind, usual: false, value }
 }
 
 /// The place of one of our columns in [`TABLE`].

@@ -1,5 +1,6 @@
 //! Output lines: how an answer is written in each format, and how such a line is read back for a resume. Writing and reading live
 //! side by side because they must agree. In: answers, or the bytes of one record. Out: the bytes of one line, or a [`Past`].
+//! Over 500 lines: what one format writes stands beside what reads it back.
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
@@ -7,7 +8,7 @@ pub use super::columns::Line;
 use super::columns::{self, TABLE, Value, one_line};
 use super::parts;
 use crate::pipeline::{RecordError, Settings};
-use crate::text::prompts::{Cell, Endpoint, Given, OpenAiRequest};
+use crate::text::prompts::{Endpoint, Given, InputCell, OpenAiRequest};
 use crate::units::shown;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -33,7 +34,7 @@ pub enum Kind {
 
 /// What an output file is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Format {
+pub struct LineFormat {
     pub kind: Kind,
     columns: Arc<[Column]>,
     /// `--columns` named them: a line has just these, and its error if it has one.
@@ -136,9 +137,9 @@ fn harmless(text: &str) -> String {
 /// A record of an output file, read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Past {
-    /// [`Format::id_key`] of its id.
+    /// [`LineFormat::id_key`] of its id.
     pub id: String,
-    /// [`Format::key`] of its prompt.
+    /// [`LineFormat::key`] of its prompt.
     pub key: String,
     /// `None`: written by something that knows no settings.
     pub settings: Option<Settings>,
@@ -212,40 +213,40 @@ fn ours(usual: bool, extra: &[&str], carried: &[String]) -> Vec<Column> {
     (0..TABLE.len()).filter(wanted).map(named).collect()
 }
 
-impl Format {
-    fn new(kind: Kind, columns: Vec<Column>, chosen: bool) -> Format {
-        Format { kind, columns: columns.into(), chosen }
+impl LineFormat {
+    fn new(kind: Kind, columns: Vec<Column>, chosen: bool) -> LineFormat {
+        LineFormat { kind, columns: columns.into(), chosen }
     }
 
     /// JSON lines with every field.
-    pub fn jsonl() -> Format {
+    pub fn jsonl() -> LineFormat {
         let mut columns = ours(false, &[], &[]);
         columns.push(Column { name: INPUT.into(), source: Source::Input });
-        Format::new(Kind::Json, columns, false)
+        LineFormat::new(Kind::Json, columns, false)
     }
 
     /// OpenAI's response lines.
-    pub fn open_ai() -> Format {
-        Format::new(Kind::OpenAi, Vec::new(), false)
+    pub fn open_ai() -> LineFormat {
+        LineFormat::new(Kind::OpenAi, Vec::new(), false)
     }
 
     /// Id and answer for people.
-    pub fn text() -> Format {
-        Format::new(Kind::Text, Vec::new(), false)
+    pub fn text() -> LineFormat {
+        LineFormat::new(Kind::Text, Vec::new(), false)
     }
 
     /// Rows: our usual columns and the `extra` ones, then those carried from the input. One of ours that is called like a carried one
     /// becomes `llmopt.NAME`.
-    pub fn table(kind: Kind, extra: &[&str], carried: &[String]) -> Format {
+    pub fn table(kind: Kind, extra: &[&str], carried: &[String]) -> LineFormat {
         let mut columns = ours(true, extra, carried);
         columns.extend(
             carried.iter().enumerate().map(|(n, name)| Column { name: name.clone(), source: Source::Carried(name.clone(), n) }),
         );
-        Format::new(kind, columns, false)
+        LineFormat::new(kind, columns, false)
     }
 
     /// The same with a column `answer.NAME` for each property of the answer's JSON object, behind `answer`.
-    pub fn with_properties(self, names: &[String]) -> Format {
+    pub fn with_properties(self, names: &[String]) -> LineFormat {
         let mut columns = self.columns.to_vec();
         let answer = columns::place("answer").map(Source::Ours);
         let at = columns.iter().position(|c| Some(&c.source) == answer.as_ref()).map_or(columns.len(), |at| at + 1);
@@ -255,11 +256,11 @@ impl Format {
             source: Source::Property(name.clone()),
         };
         columns.splice(at..at, names.iter().map(property));
-        Format { columns: columns.into(), ..self }
+        LineFormat { columns: columns.into(), ..self }
     }
 
     /// Just these columns in this order. The error names one that is neither ours nor carried, nor a property of the answer.
-    pub fn chosen(kind: Kind, names: &[String], carried: &[String], properties: &[String]) -> Result<Format, String> {
+    pub fn chosen(kind: Kind, names: &[String], carried: &[String], properties: &[String]) -> Result<LineFormat, String> {
         let column = |name: &String| {
             let field = carried.iter().position(|c| c == name).map(|n| Source::Carried(name.clone(), n));
             field.or_else(|| own(name, properties)).map(|source| Column { name: name.clone(), source }).ok_or_else(|| {
@@ -281,7 +282,7 @@ impl Format {
         if let Some(twice) = columns.iter().enumerate().find(|(n, c)| columns.iter().take(*n).any(|other| other.name == c.name)) {
             return Err(format!("--columns: {} is there twice", shown(&twice.1.name)));
         }
-        Ok(Format::new(kind, columns, true))
+        Ok(LineFormat::new(kind, columns, true))
     }
 
     /// The columns, in order.
@@ -320,12 +321,12 @@ impl Format {
     }
 
     /// The same with a column `error` at its end.
-    pub fn with_errors(&self) -> Format {
+    pub fn with_errors(&self) -> LineFormat {
         let mut columns = self.columns.to_vec();
         let taken = columns.iter().any(|c| c.name == "error");
         let name = if taken { "llmopt.error" } else { "error" }.to_string();
         columns.extend(columns::place("error").map(|n| Column { name, source: Source::Ours(n) }));
-        Format { columns: columns.into(), ..self.clone() }
+        LineFormat { columns: columns.into(), ..self.clone() }
     }
 
     /// What an empty file begins with.
@@ -361,9 +362,9 @@ impl Format {
         match source {
             Source::Ours(n) => TABLE.get(*n).map_or(Value::Absent, |output| (output.value)(line)),
             Source::Carried(_, n) => match line.origin.carried.get(*n) {
-                Some(Cell::Text(text)) => Value::Text(Cow::Borrowed(text)),
-                Some(Cell::Json(json)) => Value::Json(Cow::Borrowed(json)),
-                Some(Cell::Missing) | None => Value::Null,
+                Some(InputCell::Text(text)) => Value::Text(Cow::Borrowed(text)),
+                Some(InputCell::Json(json)) => Value::Json(Cow::Borrowed(json)),
+                Some(InputCell::Missing) | None => Value::Null,
             },
             Source::Property(name) => {
                 parts::property(line.answer, name).map_or(Value::Null, |text| Value::Text(Cow::Owned(text)))
@@ -544,7 +545,7 @@ fn read_open_ai(record: &[u8]) -> Result<Past, String> {
     let digest = past.id.strip_prefix("batch_req_").ok_or("its id does not begin with batch_req_")?;
     let given = Given::OpenAi(Box::new(OpenAiRequest { digest: digest.into(), model: None, endpoint: Endpoint::Chat }));
     let settings = settings(past.response.body.get("system_fingerprint").and_then(|s| s.as_str()))?;
-    Ok(Past { id: past.custom_id, key: Format::open_ai().key(&given), settings, model: None, dtype: None, error: past.error })
+    Ok(Past { id: past.custom_id, key: LineFormat::open_ai().key(&given), settings, model: None, dtype: None, error: past.error })
 }
 
 /// A JSON error without the position in a line that the caller names better.
@@ -585,7 +586,7 @@ pub(super) mod tests {
     }
 
     pub fn origin(id: &str, given: Given, carried: &[&str]) -> Origin {
-        let carried = carried.iter().map(|c| Cell::Text(c.to_string())).collect();
+        let carried = carried.iter().map(|c| InputCell::Text(c.to_string())).collect();
         Origin { id: id.into(), id_is_number: false, file: "in".into(), line: 1, given, carried, input: None }
     }
 
@@ -594,19 +595,19 @@ pub(super) mod tests {
         Line { answer, origin, model: "tiny", dtype: "f32", settings, created: 1_700_000_000 }
     }
 
-    pub fn csv(carried: &[&str]) -> Format {
+    pub fn csv(carried: &[&str]) -> LineFormat {
         let carried: Vec<String> = carried.iter().map(|c| c.to_string()).collect();
-        Format::table(Kind::Separated(b','), &[], &carried)
+        LineFormat::table(Kind::Separated(b','), &[], &carried)
     }
 
-    fn write(format: &Format, answer: &Answer, given: &Given) -> String {
+    fn write(format: &LineFormat, answer: &Answer, given: &Given) -> String {
         let carried = vec!["x"; format.columns().iter().filter(|c| matches!(c.source, Source::Carried(..))).count()];
         String::from_utf8(format.line(&line(answer, &origin(&answer.id, given.clone(), &carried)))).unwrap()
     }
 
     #[test]
     fn a_json_line_has_the_contracts_fields_in_order() {
-        let text = write(&Format::jsonl(), &answer("a", "hi\n\"there\""), &Given::Prompt("q".into()));
+        let text = write(&LineFormat::jsonl(), &answer("a", "hi\n\"there\""), &Given::Prompt("q".into()));
         assert_eq!(
             text,
             concat!(
@@ -617,7 +618,7 @@ pub(super) mod tests {
             )
         );
         let messages = r#"[{"role":"user","content":"q"}]"#;
-        let text = write(&Format::jsonl(), &answer("a", ""), &Given::Messages(messages.into()));
+        let text = write(&LineFormat::jsonl(), &answer("a", ""), &Given::Messages(messages.into()));
         assert!(text.starts_with(&format!(r#"{{"id":"a","messages":{messages},"answer":"""#)), "{text}");
     }
 
@@ -632,10 +633,10 @@ pub(super) mod tests {
             header.starts_with("id,prompt,llmopt.answer,finish_reason,") && header.ends_with(",error,topic,answer\n"),
             "{header}"
         );
-        for format in [Format::jsonl(), csv, Format::open_ai()] {
+        for format in [LineFormat::jsonl(), csv, LineFormat::open_ai()] {
             for answer in [answer("a\nß", "text\n\"quoted\", and\r\nmore"), failed.clone()] {
                 let given = match format {
-                    Format { kind: Kind::OpenAi, .. } => Given::OpenAi(Box::new(OpenAiRequest {
+                    LineFormat { kind: Kind::OpenAi, .. } => Given::OpenAi(Box::new(OpenAiRequest {
                         digest: OpenAiRequest::digest_of("{}"),
                         model: None,
                         endpoint: Endpoint::Chat,
@@ -654,16 +655,16 @@ pub(super) mod tests {
         let odd = "a\u{2028}b\u{2029}c\u{85}d\n\r\u{b}\u{c}\u{1c}e";
         let messages = "[{\"role\":\"user\",\r\n \"content\":\"x\u{2028}y\"}]".to_string();
         for given in [Given::Prompt(odd.into()), Given::Messages(messages)] {
-            let text = write(&Format::jsonl(), &answer(odd, odd), &given);
+            let text = write(&LineFormat::jsonl(), &answer(odd, odd), &given);
             let ends =
                 |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
             assert_eq!((text.matches(ends).count(), text.ends_with('\n')), (1, true), "{text}");
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!((value["id"].as_str(), value["answer"].as_str()), (Some(odd), Some(odd)));
-            let past = Format::jsonl().read(text.as_bytes()).unwrap();
-            assert_eq!((past.id.as_str(), past.key), (odd, Format::jsonl().key(&given)));
+            let past = LineFormat::jsonl().read(text.as_bytes()).unwrap();
+            assert_eq!((past.id.as_str(), past.key), (odd, LineFormat::jsonl().key(&given)));
         }
-        let line = write(&Format::open_ai(), &answer(odd, odd), &Given::Nothing);
+        let line = write(&LineFormat::open_ai(), &answer(odd, odd), &Given::Nothing);
         assert_eq!(line.matches(['\u{85}', '\u{2028}', '\u{2029}', '\n']).count(), 1, "{line}");
     }
 
@@ -671,9 +672,9 @@ pub(super) mod tests {
     fn an_open_ai_error_line_has_an_error_and_a_status_of_400_or_more() {
         let mut failed = answer("b", "");
         failed.error = Some(RecordError::new("unsupported", "n > 1"));
-        let value: serde_json::Value = serde_json::from_str(&write(&Format::open_ai(), &failed, &Given::Nothing)).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&write(&LineFormat::open_ai(), &failed, &Given::Nothing)).unwrap();
         assert!(value["response"]["status_code"] == 400 && value["error"]["code"] == "unsupported", "{value}");
-        let good = write(&Format::open_ai(), &answer("b", "yes"), &Given::Nothing);
+        let good = write(&LineFormat::open_ai(), &answer("b", "yes"), &Given::Nothing);
         let value: serde_json::Value = serde_json::from_str(&good).unwrap();
         assert!(value["error"].is_null() && value["response"]["status_code"] == 200);
         assert_eq!(value["response"]["body"]["choices"][0]["message"]["content"], "yes");
@@ -685,19 +686,19 @@ pub(super) mod tests {
         let given = Given::Prompt("q".into());
         let number = |id: &str| {
             let origin = Origin { id_is_number: true, ..origin(id, given.clone(), &[]) };
-            Format::jsonl().line(&line(&answer(id, "x"), &origin))
+            LineFormat::jsonl().line(&line(&answer(id, "x"), &origin))
         };
         for id in ["1", "-7", "1.0", "18446744073709551617", "1e400"] {
             let text = String::from_utf8(number(id)).unwrap();
             assert!(text.starts_with(&format!("{{\"id\":{id},")), "{text}");
-            assert_eq!(Format::jsonl().read(text.as_bytes()).unwrap().id, Format::jsonl().id_key(id, true));
-            assert_ne!(Format::jsonl().id_key(id, true), Format::jsonl().id_key(id, false));
+            assert_eq!(LineFormat::jsonl().read(text.as_bytes()).unwrap().id, LineFormat::jsonl().id_key(id, true));
+            assert_ne!(LineFormat::jsonl().id_key(id, true), LineFormat::jsonl().id_key(id, false));
             assert_eq!(csv(&[]).id_key(id, true), csv(&[]).id_key(id, false));
         }
         for id in ["\0n1", "\0", "n1"] {
-            let past = Format::jsonl().read(write(&Format::jsonl(), &answer(id, "x"), &given).as_bytes()).unwrap();
-            assert_eq!(past.id, Format::jsonl().id_key(id, false));
-            assert_ne!(past.id, Format::jsonl().id_key("1", true));
+            let past = LineFormat::jsonl().read(write(&LineFormat::jsonl(), &answer(id, "x"), &given).as_bytes()).unwrap();
+            assert_eq!(past.id, LineFormat::jsonl().id_key(id, false));
+            assert_ne!(past.id, LineFormat::jsonl().id_key("1", true));
         }
     }
 
@@ -710,7 +711,7 @@ pub(super) mod tests {
             (FinishReason::Sentence, "length"),
             (FinishReason::Loop, "length"),
         ] {
-            let text = write(&Format::open_ai(), &Answer { finish_reason: reason, ..answer("a", "x") }, &Given::Nothing);
+            let text = write(&LineFormat::open_ai(), &Answer { finish_reason: reason, ..answer("a", "x") }, &Given::Nothing);
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!(value["response"]["body"]["choices"][0]["finish_reason"], word, "{reason:?}");
         }
@@ -738,7 +739,7 @@ pub(super) mod tests {
             (r#"{"id":"a","prompt":"q","answer":"x","settings":"7"}"#, "settings"),
             ("{\"id\":\"a\0", ""),
         ] {
-            let error = Format::jsonl().read(text.as_bytes()).unwrap_err();
+            let error = LineFormat::jsonl().read(text.as_bytes()).unwrap_err();
             assert!(error.contains(word) && !error.contains("line 1"), "{text}: {error}");
         }
     }

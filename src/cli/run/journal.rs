@@ -1,7 +1,7 @@
 //! Outputs that cannot be appended to or gone on with: while a run lasts, its answers are JSON lines in `FILE.journal.jsonl`, which a kill
 //! leaves whole and `--resume` goes on with; at the end the file is made from it at once. In: a journal, a format. Out: the file.
 
-use super::format::{Format, Kind};
+use super::format::{Kind, LineFormat};
 use super::output::{self, lines};
 use crate::cli::Failure;
 use crate::units::{counted, shown};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 pub struct Goal {
     /// As the user named it.
     pub path: PathBuf,
-    pub format: Format,
+    pub format: LineFormat,
 }
 
 impl Goal {
@@ -120,7 +120,7 @@ fn parquet_rows(_file: File) -> Result<u64, String> {
 }
 
 #[cfg(not(feature = "parquet"))]
-fn write_parquet(_format: &Format, _journal: &File, _out: &mut (dyn io::Write + Send)) -> io::Result<()> {
+fn write_parquet(_format: &LineFormat, _journal: &File, _out: &mut (dyn io::Write + Send)) -> io::Result<()> {
     Err(io::Error::other(NO_PARQUET))
 }
 

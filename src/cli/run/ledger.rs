@@ -1,10 +1,11 @@
 //! Which records are answered already. In: the records of an existing output, then the input's records one by one (their ids are
 //! unique: a repeated one has been rejected). Out: a verdict for each. 16 bytes for a record of the output, whatever its
 //! length: ids and prompts are kept as keyed hashes.
+//! Over 500 lines: scanning an output and judging the input by it share one compact index.
 // What it reads is a stranger's.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use super::format::{Format, Past};
+use super::format::{LineFormat, Past};
 use super::output::Writer;
 use crate::cli::Failure;
 use crate::pipeline::{RecordError, Settings};
@@ -18,7 +19,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Longest record that is read back; longer ones are not ours.
-const LONGEST: u64 = 1 << 30;
+const MAX_LENGTH: u64 = 1 << 30;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -59,7 +60,7 @@ impl Entry {
 
 /// What is to be done with a record of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RecordVerdict {
     /// Answer it.
     New,
     /// Answer it again: the output holds an error.
@@ -110,7 +111,7 @@ pub struct Scan {
 /// Calls `each` for every whole record with its bytes, its first line (from 1) and whether it ends with a line end; returns the
 /// position where the whole records end. The header of a CSV file is a record like the others.
 fn records(
-    format: &Format,
+    format: &LineFormat,
     mut file: impl BufRead,
     mut each: impl FnMut(&[u8], u64, bool) -> Result<bool, Failure>,
 ) -> Result<u64, Failure> {
@@ -123,9 +124,9 @@ fn records(
         let mut quotes = 0usize;
         loop {
             let start = record.len();
-            let count = (&mut file).take(LONGEST).read_until(b'\n', &mut record).map_err(failed)?;
+            let count = (&mut file).take(MAX_LENGTH).read_until(b'\n', &mut record).map_err(failed)?;
             quotes += if csv { record.iter().skip(start).filter(|&&b| b == b'"').count() } else { 0 };
-            if count == 0 || (record.ends_with(b"\n") && quotes.is_multiple_of(2)) || record.len() as u64 > LONGEST {
+            if count == 0 || (record.ends_with(b"\n") && quotes.is_multiple_of(2)) || record.len() as u64 > MAX_LENGTH {
                 break;
             }
         }
@@ -143,7 +144,7 @@ fn without_zeros(bytes: &[u8]) -> &[u8] {
 }
 
 /// A record that its format accepts stands at the beginning of some line after the first of `tail`.
-fn holds_a_record(format: &Format, tail: &[u8]) -> bool {
+fn holds_a_record(format: &LineFormat, tail: &[u8]) -> bool {
     let starts = tail.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(i, _)| i + 1);
     starts.take(100_000).any(|start| {
         let rest = tail.get(start..).unwrap_or_default();
@@ -167,7 +168,7 @@ impl Ledger {
     }
 
     /// Reads an existing output. A torn last record is left out; one broken before the last is refused.
-    pub fn read(&mut self, path: &Path, format: &Format, file: impl BufRead, length: u64) -> Result<Scan, Failure> {
+    pub fn read(&mut self, path: &Path, format: &LineFormat, file: impl BufRead, length: u64) -> Result<Scan, Failure> {
         let mut scan = Scan::default();
         let refuse = |line: u64, what: String| {
             Failure::usage(format!(
@@ -239,7 +240,7 @@ impl Ledger {
     }
 
     /// The refusal of an output in which two records have the id of this hash.
-    pub fn doubled(&self, path: &Path, format: &Format, file: impl BufRead, hash: u64) -> Failure {
+    pub fn doubled(&self, path: &Path, format: &LineFormat, file: impl BufRead, hash: u64) -> Failure {
         let found = self.lines_of(format, file, &|past| self.hash(&past.id) == hash);
         let lines: Vec<String> = found.iter().map(|(_, line)| line.to_string()).collect();
         let id = found.first().map(|(id, _)| shown(id.trim_start_matches(['\0', 'n', 't']))).unwrap_or_default();
@@ -251,7 +252,7 @@ impl Ledger {
     }
 
     /// The refusal of an output to be put into the input's order that has records which are not the input's.
-    pub fn foreign(&self, path: &Path, format: &Format, file: impl BufRead, seen: &Seen) -> Failure {
+    pub fn foreign(&self, path: &Path, format: &LineFormat, file: impl BufRead, seen: &Seen) -> Failure {
         let own = |past: &Past| self.place(&past.id).is_some_and(|n| seen.has(n));
         let found = self.lines_of(format, file, &|past| !own(past));
         let (id, line) = found.into_iter().next().unwrap_or_default();
@@ -263,7 +264,7 @@ impl Ledger {
     }
 
     /// Ids and lines of the first two records that are wanted.
-    fn lines_of(&self, format: &Format, file: impl BufRead, wanted: &dyn Fn(&Past) -> bool) -> Vec<(String, u64)> {
+    fn lines_of(&self, format: &LineFormat, file: impl BufRead, wanted: &dyn Fn(&Past) -> bool) -> Vec<(String, u64)> {
         let mut found = Vec::new();
         let mut header = format.header().is_some();
         let _ = records(format, file, |record, line, _| {
@@ -323,30 +324,30 @@ impl Ledger {
     }
 
     /// Judges a record that can be answered.
-    pub fn judge(&self, id: &str, format: &Format, given: &Given, generation: u32) -> Verdict {
+    pub fn judge(&self, id: &str, format: &LineFormat, given: &Given, generation: u32) -> RecordVerdict {
         let (hash, key) = (self.hash(id), self.hash(&format.key(given)));
-        let Some(entry) = self.find(hash) else { return Verdict::New };
+        let Some(entry) = self.find(hash) else { return RecordVerdict::New };
         match entry.kind() {
-            Kind::Error => Verdict::Retry,
-            _ if !entry.has_key(key) => Verdict::OtherPrompt,
-            Kind::Answer if entry.generation != generation => Verdict::OtherSettings,
-            _ => Verdict::Done,
+            Kind::Error => RecordVerdict::Retry,
+            _ if !entry.has_key(key) => RecordVerdict::OtherPrompt,
+            Kind::Answer if entry.generation != generation => RecordVerdict::OtherSettings,
+            _ => RecordVerdict::Done,
         }
     }
 
     /// Judges a record that cannot be answered: an error record that says the same stays.
-    pub fn judge_rejected(&self, id: &str, error: &RecordError) -> Verdict {
+    pub fn judge_rejected(&self, id: &str, error: &RecordError) -> RecordVerdict {
         let (hash, key) = (self.hash(id), self.error_key(error));
-        let Some(entry) = self.find(hash) else { return Verdict::New };
+        let Some(entry) = self.find(hash) else { return RecordVerdict::New };
         match entry.kind() {
-            Kind::Error if entry.has_key(key) => Verdict::Done,
-            Kind::Error => Verdict::Retry,
-            _ => Verdict::OtherPrompt,
+            Kind::Error if entry.has_key(key) => RecordVerdict::Done,
+            Kind::Error => RecordVerdict::Retry,
+            _ => RecordVerdict::OtherPrompt,
         }
     }
 
     /// Finds the record of this id in the output, with its line: to say what differs.
-    pub fn look_up(format: &Format, file: impl BufRead, id: &str) -> Option<(Past, u64)> {
+    pub fn look_up(format: &LineFormat, file: impl BufRead, id: &str) -> Option<(Past, u64)> {
         let mut found = None;
         let mut header = format.header().is_some();
         let _ = records(format, file, |record, line, _| {
@@ -386,7 +387,7 @@ impl Seen {
 
 /// Whether the records of an output begin with those of these ids, in their order.
 pub fn in_order(
-    format: &Format,
+    format: &LineFormat,
     file: impl BufRead,
     ids: &mut dyn Iterator<Item = Result<String, Failure>>,
 ) -> Result<bool, Failure> {
@@ -405,7 +406,7 @@ pub fn in_order(
 
 /// Writes the records of an output in the order of these ids, then what else there is. 16 bytes a record.
 pub fn put_in_order(
-    format: &Format,
+    format: &LineFormat,
     file: &File,
     ids: &mut dyn Iterator<Item = Result<String, Failure>>,
     out: &mut dyn io::Write,
@@ -483,7 +484,7 @@ impl Replacements {
     const MOST: usize = 8 << 20;
 
     /// Takes the line for the record `id`, and writes all that wait if it is time.
-    pub fn add(&mut self, id: &str, line: Vec<u8>, format: &Format, writer: &mut Writer<File>) -> Result<(), Failure> {
+    pub fn add(&mut self, id: &str, line: Vec<u8>, format: &LineFormat, writer: &mut Writer<File>) -> Result<(), Failure> {
         self.bytes += line.len();
         self.lines.insert(id.to_string(), line);
         let due = self.written.elapsed() > (self.cost * 10).max(Duration::from_secs(1));
@@ -491,7 +492,7 @@ impl Replacements {
     }
 
     /// Writes all that wait over the error records of the same ids.
-    pub fn write(&mut self, format: &Format, writer: &mut Writer<File>) -> Result<(), Failure> {
+    pub fn write(&mut self, format: &LineFormat, writer: &mut Writer<File>) -> Result<(), Failure> {
         if self.lines.is_empty() {
             return Ok(());
         }
@@ -504,7 +505,7 @@ impl Replacements {
 }
 
 /// Copies the records of an output, with these lines in place of the errors of the same ids.
-fn merge(format: &Format, file: impl BufRead, lines: &HashMap<String, Vec<u8>>, out: &mut dyn io::Write) -> io::Result<()> {
+fn merge(format: &LineFormat, file: impl BufRead, lines: &HashMap<String, Vec<u8>>, out: &mut dyn io::Write) -> io::Result<()> {
     let mut header = format.header().is_some();
     let outcome = records(format, file, |record, _, _| {
         let past = if std::mem::take(&mut header) { None } else { format.read(record).ok() };
@@ -576,7 +577,7 @@ mod tests {
     use super::super::format::tests::{answer, csv, line, origin};
     use super::*;
 
-    fn written(format: &Format, texts: &[(&str, &str)]) -> Vec<Vec<u8>> {
+    fn written(format: &LineFormat, texts: &[(&str, &str)]) -> Vec<Vec<u8>> {
         let mut lines: Vec<Vec<u8>> = format.header().into_iter().collect();
         for (id, prompt) in texts {
             let mut answer = answer(id, "some\n\"answer\", yes");
@@ -590,7 +591,7 @@ mod tests {
         lines
     }
 
-    fn read(format: &Format, bytes: &[u8]) -> Result<(Ledger, Scan), Failure> {
+    fn read(format: &LineFormat, bytes: &[u8]) -> Result<(Ledger, Scan), Failure> {
         let mut ledger = Ledger::default();
         let scan = ledger.read(Path::new("out"), format, bytes, bytes.len() as u64)?;
         Ok((ledger, scan))
@@ -600,7 +601,7 @@ mod tests {
 
     #[test]
     fn an_output_cut_at_any_byte_keeps_its_whole_records() {
-        for format in [Format::jsonl(), csv(&[])] {
+        for format in [LineFormat::jsonl(), csv(&[])] {
             let lines = written(&format, &RECORDS);
             let whole = lines.concat();
             let csv = format.is_separated();
@@ -621,7 +622,7 @@ mod tests {
 
     #[test]
     fn a_record_broken_before_the_last_is_refused_with_its_line() {
-        for format in [Format::jsonl(), csv(&[])] {
+        for format in [LineFormat::jsonl(), csv(&[])] {
             let lines = written(&format, &[("a", "q"), ("b", "q"), ("c", "q")]);
             let first = lines.len() - 3;
             for (broken, at) in [(&b"garbage\n"[..], 1), (b"\n", 0), (b"{\"id\":\"x\n", 2), (b"\0\0\0\n", 1)] {
@@ -637,19 +638,19 @@ mod tests {
 
     #[test]
     fn verdicts_tell_new_done_duplicate_retry_and_changed_apart() {
-        let format = Format::jsonl();
+        let format = LineFormat::jsonl();
         let (ledger, scan) = read(&format, &written(&format, &RECORDS).concat()).unwrap();
         assert_eq!((scan.answers, scan.errors, scan.bare), (3, 1, 0));
         assert_eq!(scan.model_halves, [(1, 1)]);
         let judge = |id: &str, text: &str, generation| ledger.judge(id, &format, &Given::Prompt(text.into()), generation);
-        assert_eq!(judge("a", "q a", 2), Verdict::Done);
-        assert_eq!(judge("b\n", "q b", 2), Verdict::OtherPrompt);
-        assert_eq!(judge("d", "q d", 3), Verdict::OtherSettings);
-        assert_eq!(judge("c", "q c", 2), Verdict::Retry);
-        assert_eq!(judge("e", "q e", 2), Verdict::New);
-        assert_eq!(ledger.judge_rejected("c", &RecordError::new("x", "broke")), Verdict::Done);
-        assert_eq!(ledger.judge_rejected("a", &RecordError::new("x", "broke")), Verdict::OtherPrompt);
-        assert_eq!(ledger.judge_rejected("e", &RecordError::new("x", "broke")), Verdict::New);
+        assert_eq!(judge("a", "q a", 2), RecordVerdict::Done);
+        assert_eq!(judge("b\n", "q b", 2), RecordVerdict::OtherPrompt);
+        assert_eq!(judge("d", "q d", 3), RecordVerdict::OtherSettings);
+        assert_eq!(judge("c", "q c", 2), RecordVerdict::Retry);
+        assert_eq!(judge("e", "q e", 2), RecordVerdict::New);
+        assert_eq!(ledger.judge_rejected("c", &RecordError::new("x", "broke")), RecordVerdict::Done);
+        assert_eq!(ledger.judge_rejected("a", &RecordError::new("x", "broke")), RecordVerdict::OtherPrompt);
+        assert_eq!(ledger.judge_rejected("e", &RecordError::new("x", "broke")), RecordVerdict::New);
     }
 
     #[test]
@@ -672,18 +673,19 @@ mod tests {
             ("in/p.txt:1", "mine", "in/p.txt:1", false),
             ("in/p.txt:1", "t:1", "in/p.txt:1", false),
         ] {
-            let (ledger, scan) = read(&Format::jsonl(), &written(&Format::jsonl(), &[(then, "q")]).concat()).unwrap();
+            let (ledger, scan) = read(&LineFormat::jsonl(), &written(&LineFormat::jsonl(), &[(then, "q")]).concat()).unwrap();
             assert_eq!(scan.first_id.as_deref(), Some(then));
             assert_eq!(known(&ledger, id, place), if found { then } else { id }, "{then} {id} {place}");
         }
         // The id as it is now comes first.
-        let (ledger, _) = read(&Format::jsonl(), &written(&Format::jsonl(), &[("in/p:1", "q"), ("p:1", "q")]).concat()).unwrap();
+        let (ledger, _) =
+            read(&LineFormat::jsonl(), &written(&LineFormat::jsonl(), &[("in/p:1", "q"), ("p:1", "q")]).concat()).unwrap();
         assert_eq!(known(&ledger, "p:1", "in/p:1"), "p:1");
     }
 
     #[test]
     fn merging_puts_answers_in_the_place_of_errors_and_of_nothing_else() {
-        for format in [Format::jsonl(), csv(&[])] {
+        for format in [LineFormat::jsonl(), csv(&[])] {
             let lines = written(&format, &RECORDS);
             let fresh = |id: &str| format.line(&line(&answer(id, "new"), &origin(id, Given::Prompt("q".into()), &[])));
             // 'd' has an answer already, 'e' is not there.
@@ -698,9 +700,9 @@ mod tests {
     #[test]
     fn an_output_without_settings_is_matched_by_id_and_prompt() {
         let (ledger, scan) =
-            read(&Format::jsonl(), b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
+            read(&LineFormat::jsonl(), b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
         assert_eq!((scan.bare, scan.models.into_iter().collect::<Vec<_>>()), (1, vec!["m".to_string()]));
-        assert_eq!(ledger.judge("a", &Format::jsonl(), &Given::Prompt("q".into()), 77), Verdict::Done);
+        assert_eq!(ledger.judge("a", &LineFormat::jsonl(), &Given::Prompt("q".into()), 77), RecordVerdict::Done);
     }
 
     proptest::proptest! {
@@ -715,7 +717,7 @@ mod tests {
                 proptest::sample::select(b"\n\"{}[],:\0idpromtanswer".to_vec()),
             ], 0..200),
         ) {
-            for format in [Format::jsonl(), csv(&[]), Format::open_ai()] {
+            for format in [LineFormat::jsonl(), csv(&[]), LineFormat::open_ai()] {
                 let lines = written(&format, &RECORDS[..count]);
                 let bytes = [lines.concat(), tail.clone()].concat();
                 let Ok((_, scan)) = read(&format, &bytes) else { continue };

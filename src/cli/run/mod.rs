@@ -1,45 +1,43 @@
 //! `llmopt run`: answer every prompt in the files. In: flags and prompt files. Out: a line for each answer, a summary, an exit
 //! status. The order of things is the point: everything that can be refused is refused before the model is loaded, nothing in an
 //! existing output changes before answers are certain to come, and a finished answer is written before the next step begins.
+//! Over 500 lines: the flags of the command and the order of its steps; to be cut after its parts have settled.
 
 mod columns;
 mod form;
 mod format;
-pub(super) mod inputs;
 mod journal;
 mod ledger;
 mod output;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod parts;
-pub(super) mod progress;
 mod records;
-mod shard;
-pub(super) mod signals;
 mod summary;
 
 use super::Failure;
-use super::args::{Shared, Toggles, optimizations_help};
+use super::args::{SharedArgs, Toggles, optimizations_help};
 use super::console::{self, Console};
 use super::failure::status;
 use super::files::Touched;
+use super::inputs::{Inputs, Item};
 use super::loading::open_under;
+use super::progress::{self, Loading, RunDisplay};
+use super::shard::Shard;
+use super::signals::{self, Signals};
 use crate::engine::StoppingPolicy;
 use crate::pipeline::{
     Answer, Content, Control, Ended, Generation, Identity, Loaded, Order, Pipeline, PipelineConfig, RecordError, Settings,
     SourceFailure,
 };
 use crate::text::prompts::{Given, Origin};
-use crate::text::{Constraint, Prompt as Presented};
+use crate::text::{Constraint, ToEncode as Presented};
 use crate::units::{self, counted};
-use format::{Format, Kind, Line, Source};
-use inputs::{Inputs, Item};
+use format::{Kind, Line, LineFormat, Source};
 use journal::Goal;
-use ledger::{Ledger, Replacements, Scan, Verdict};
-use output::{Existing, Prepared, WriteError, Writer};
-use progress::{Display, Loading};
+use ledger::{Ledger, RecordVerdict, Replacements, Scan};
+use output::{Existing, PreparedOutput, WriteError, Writer};
 use records::Records;
-use signals::Signals;
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
 use std::ops::ControlFlow;
@@ -72,8 +70,8 @@ pub struct Args {
     #[arg(long, help_heading = "Files", requires = "output")]
     pub resume: bool,
     /// Only one part of the records: I/N (0 ≤ I < N), or auto under Slurm, Kubernetes or SkyPilot
-    #[arg(long, value_name = "I/N|auto", value_parser = shard::Shard::parse, help_heading = "Amount")]
-    pub shard: Option<shard::Shard>,
+    #[arg(long, value_name = "I/N|auto", value_parser = Shard::parse, help_heading = "Amount")]
+    pub shard: Option<Shard>,
     /// Write answers in the input's order [default for CSV, TSV and Parquet]
     #[arg(long, help_heading = "Files")]
     pub ordered: bool,
@@ -86,7 +84,7 @@ pub struct Args {
     #[command(flatten)]
     pub form: form::FormFlags,
     #[command(flatten)]
-    pub shared: Shared,
+    pub shared: SharedArgs,
     #[command(flatten)]
     pub toggles: Toggles,
 }
@@ -113,7 +111,7 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let control = Arc::new(Control::until(deadline));
     let touched = touched(args);
     touched.check()?;
-    let flags = Arc::new(Shared { form: args.form.read()?, ..args.shared.clone() });
+    let flags = Arc::new(SharedArgs { form: args.form.read()?, ..args.shared.clone() });
     let named = args.output.as_deref().map_or(Ok(Named::Lines), named)?;
     let mut run = Run { args, flags, config, control, touched, console: Console::new(args.shared.level()), goal: None };
     let properties = run.flags.form.constraint.as_ref().map_or(Vec::new(), Constraint::properties);
@@ -132,7 +130,7 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let (columns, object) = (has(|s| matches!(s, Source::Carried(..))), has(|s| *s == Source::Input));
     let prepared = match &args.output {
         Some(path) if !args.shared.dry_run && !is_device(path) && !format.carries_resume() => {
-            let goal = Goal { path: path.clone(), format: std::mem::replace(&mut format, Format::jsonl()) };
+            let goal = Goal { path: path.clone(), format: std::mem::replace(&mut format, LineFormat::jsonl()) };
             inputs.carry(false, columns || object);
             goal.check(args.overwrite || args.resume)?;
             if args.resume && goal.is_finished() {
@@ -140,21 +138,21 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
             }
             let journal = goal.journal();
             run.goal = Some(goal);
-            Some(Prepared::open(&journal, run.existing())?)
+            Some(PreparedOutput::open(&journal, run.existing())?)
         }
         output => {
             let shown = args.records.columns.is_some() || args.records.template.is_some() || args.records.prompt_field.is_some();
             inputs.carry(columns, object && shown);
             match output {
-                Some(path) if !args.shared.dry_run => Some(Prepared::open(path, run.existing())?),
+                Some(path) if !args.shared.dry_run => Some(PreparedOutput::open(path, run.existing())?),
                 _ => None,
             }
         }
     };
-    if prepared.as_ref().is_some_and(Prepared::is_regular) {
+    if prepared.as_ref().is_some_and(PreparedOutput::is_regular) {
         signals.advise(signals::RESUME);
     }
-    signals.created(prepared.as_ref().and_then(Prepared::created_path));
+    signals.created(prepared.as_ref().and_then(PreparedOutput::created_path));
     // A file that was made here goes away again if the run never begins.
     let mut prepared = Abandon(prepared);
     run.all(inputs, format, &mut prepared, &signals)
@@ -172,7 +170,7 @@ fn touched(args: &Args) -> Touched {
         match &args.output {
             Some(path) => {
                 touched.writes("-o", path);
-                touched.writes("-o", &Goal { path: path.clone(), format: Format::jsonl() }.journal());
+                touched.writes("-o", &Goal { path: path.clone(), format: LineFormat::jsonl() }.journal());
             }
             None => touched.writes_standard_output(),
         }
@@ -252,7 +250,7 @@ fn shown_prompt(id: &str, content: &Content) -> Vec<String> {
 }
 
 /// Removes what was created if it is never committed.
-struct Abandon(Option<Prepared>);
+struct Abandon(Option<PreparedOutput>);
 
 impl Drop for Abandon {
     fn drop(&mut self) {
@@ -264,7 +262,7 @@ impl Drop for Abandon {
 
 struct Run<'a> {
     args: &'a Args,
-    flags: Arc<Shared>,
+    flags: Arc<SharedArgs>,
     config: PipelineConfig,
     control: Arc<Control>,
     touched: Touched,
@@ -295,11 +293,11 @@ impl Run<'_> {
         }
     }
 
-    fn format(&self, inputs: &Inputs, named: Named) -> Result<Format, Failure> {
+    fn format(&self, inputs: &Inputs, named: Named) -> Result<LineFormat, Failure> {
         let columns = self.args.records.columns.as_ref().map(|c| &c.0[..]);
         if inputs.open_ai() {
             return match (columns, named) {
-                (None, Named::Lines) => Ok(Format::open_ai()),
+                (None, Named::Lines) => Ok(LineFormat::open_ai()),
                 (Some(_), _) => Err(Failure::usage("--columns: answers to OpenAI requests have OpenAI's own form; leave it out")),
                 _ => Err(Failure::usage("answers to OpenAI requests are JSON lines; name an output in .jsonl")),
             };
@@ -316,14 +314,14 @@ impl Run<'_> {
         let form = &self.flags.form;
         let properties = form.constraint.as_ref().map_or(Vec::new(), Constraint::properties);
         match (columns, kind) {
-            (Some(names), kind) => Format::chosen(kind, names, inputs.columns(), &properties).map_err(Failure::usage),
-            (None, Kind::Json) if terminal => Ok(Format::text()),
-            (None, Kind::Json) => Ok(Format::jsonl()),
+            (Some(names), kind) => LineFormat::chosen(kind, names, inputs.columns(), &properties).map_err(Failure::usage),
+            (None, Kind::Json) if terminal => Ok(LineFormat::text()),
+            (None, Kind::Json) => Ok(LineFormat::jsonl()),
             (None, kind) => {
                 let json = properties.is_empty() && form.constraint.as_ref().is_some_and(Constraint::is_json);
                 let extra = [("parsed", json), ("choice_probs", form.choices.is_some()), ("logprobs", form.logprobs.is_some())];
                 let extra: Vec<&str> = extra.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| *name).collect();
-                Ok(Format::table(kind, &extra, inputs.columns()).with_properties(&properties))
+                Ok(LineFormat::table(kind, &extra, inputs.columns()).with_properties(&properties))
             }
         }
     }
@@ -350,7 +348,7 @@ impl Run<'_> {
     }
 
     /// Ids of the input's records, as the output's format knows them.
-    fn ids(&self, inputs: &Inputs, format: &Format) -> impl Iterator<Item = Result<String, Failure>> + use<> {
+    fn ids(&self, inputs: &Inputs, format: &LineFormat) -> impl Iterator<Item = Result<String, Failure>> + use<> {
         let format = format.clone();
         inputs
             .records(self.flags.clone(), |_| ())
@@ -358,7 +356,7 @@ impl Run<'_> {
     }
 
     /// Puts a complete output into the input's order, where it is to have it and was not written in it: after parts were joined.
-    fn order_output(&self, writer: &mut Sink, inputs: &Inputs, format: &Format) -> Result<(), Failure> {
+    fn order_output(&self, writer: &mut Sink, inputs: &Inputs, format: &LineFormat) -> Result<(), Failure> {
         if !self.args.resume || !self.ordered(inputs) || !inputs.can_be_read_twice() || !writer.is_regular() {
             return Ok(());
         }
@@ -380,7 +378,7 @@ impl Run<'_> {
         Settings::generation_half(generation, self.config.sampling, self.config.stopping)
     }
 
-    fn all(&mut self, inputs: Inputs, format: Format, prepared: &mut Abandon, signals: &Signals) -> Result<u8, Failure> {
+    fn all(&mut self, inputs: Inputs, format: LineFormat, prepared: &mut Abandon, signals: &Signals) -> Result<u8, Failure> {
         let mut ledger = Ledger::default();
         let mut scan = Scan::default();
         if self.args.resume
@@ -444,7 +442,7 @@ impl Run<'_> {
         };
         // Of the input's own records: an output may have others besides.
         let had = plan.all.zip(plan.todo).map_or(kept, |(all, todo)| all - todo);
-        let progress = self.args.resume.then_some(summary::Progress { kept: had, all: plan.all });
+        let progress = self.args.resume.then_some(summary::RunProgress { kept: had, all: plan.all });
         for line in summary::lines(&report, &faults, progress.as_ref()) {
             self.console.say(format!("llmopt: {line}"));
         }
@@ -473,12 +471,12 @@ impl Run<'_> {
         Ok(if report.errors + plan.kept_errors > 0 { status::RECORDS } else { status::DONE })
     }
 
-    fn content(&self, prepared: &Prepared) -> Result<File, Failure> {
+    fn content(&self, prepared: &PreparedOutput) -> Result<File, Failure> {
         prepared.content().map_err(|e| Failure::failed(format!("output {}: {e}", prepared.path().display())))
     }
 
     /// What the output's records say of their model, compared with what is known before it is loaded.
-    fn check_names(&self, prepared: &Prepared, scan: &Scan) -> Result<(), Failure> {
+    fn check_names(&self, prepared: &PreparedOutput, scan: &Scan) -> Result<(), Failure> {
         if scan.model_halves.len() > 1 {
             let (_, line) = scan.model_halves[1];
             let path = prepared.path().display();
@@ -493,10 +491,10 @@ impl Run<'_> {
     fn look_ahead(
         &mut self,
         inputs: &Inputs,
-        format: &Format,
+        format: &LineFormat,
         ledger: &Ledger,
         scan: &Scan,
-        prepared: Option<&Prepared>,
+        prepared: Option<&PreparedOutput>,
     ) -> Result<Plan, Failure> {
         let mut plan = Plan::default();
         if !inputs.can_be_read_twice() {
@@ -512,18 +510,18 @@ impl Run<'_> {
             ledger.as_known(&mut record.0);
             all += 1;
             let verdict = self.judge(&record, format, ledger);
-            matched |= verdict != Verdict::New;
+            matched |= verdict != RecordVerdict::New;
             if let Some(place) = ledger.place(&format.id_key(&record.0.id, record.0.id_is_number)) {
                 seen.mark(place);
             }
             match verdict {
-                Verdict::New => {
+                RecordVerdict::New => {
                     todo += 1;
                     first_new.get_or_insert(record.0.id);
                 }
-                verdict @ (Verdict::Retry | Verdict::Done) => {
-                    todo += u64::from(verdict == Verdict::Retry);
-                    plan.kept_errors += u64::from(verdict == Verdict::Done && record.1.is_err());
+                verdict @ (RecordVerdict::Retry | RecordVerdict::Done) => {
+                    todo += u64::from(verdict == RecordVerdict::Retry);
+                    plan.kept_errors += u64::from(verdict == RecordVerdict::Done && record.1.is_err());
                     // Parts that were joined stand in another order: what is missing is answered first, then all are put in order.
                     plan.disordered |= first_new.is_some();
                 }
@@ -558,19 +556,25 @@ impl Run<'_> {
         Ok(plan)
     }
 
-    fn judge(&self, record: &Item, format: &Format, ledger: &Ledger) -> Verdict {
+    fn judge(&self, record: &Item, format: &LineFormat, ledger: &Ledger) -> RecordVerdict {
         judge(record, format, ledger, &|g| self.generation_half(g))
     }
 
     /// The line for a record that the output has otherwise.
-    fn conflict(&self, verdict: Verdict, (origin, prompt): &Item, format: &Format, prepared: Option<&Prepared>) -> Failure {
+    fn conflict(
+        &self,
+        verdict: RecordVerdict,
+        (origin, prompt): &Item,
+        format: &LineFormat,
+        prepared: Option<&PreparedOutput>,
+    ) -> Failure {
         let path = self.args.output.clone().unwrap_or_default();
         let past = prepared
             .and_then(|p| p.content().ok())
             .and_then(|f| Ledger::look_up(format, BufReader::new(f), &format.id_key(&origin.id, origin.id_is_number)));
         let line = past.as_ref().map(|(_, line)| format!("line {line}: ")).unwrap_or_default();
         let what = match (verdict, prompt, past.and_then(|(past, _)| past.settings)) {
-            (Verdict::OtherSettings, Ok(prompt), Some(settings)) => {
+            (RecordVerdict::OtherSettings, Ok(prompt), Some(settings)) => {
                 let differs =
                     ledger::what_differs(&prompt.generation, self.config.sampling, self.config.stopping, settings.generation);
                 differs.unwrap_or_else(|| {
@@ -590,7 +594,7 @@ impl Run<'_> {
         scan: &Scan,
         plan: &Plan,
         inputs: &Inputs,
-        format: &Format,
+        format: &LineFormat,
     ) -> Result<u8, Failure> {
         let shared = &self.args.shared;
         let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
@@ -654,7 +658,7 @@ impl Run<'_> {
     }
 
     /// The halves of the settings that need the model.
-    fn check_settings(&mut self, prepared: &Prepared, scan: &Scan, now: &Identity) -> Result<(), Failure> {
+    fn check_settings(&mut self, prepared: &PreparedOutput, scan: &Scan, now: &Identity) -> Result<(), Failure> {
         let refuse = |what: String| {
             Failure::usage(format!("output {}: {what}; name another file, or --overwrite", prepared.path().display()))
         };
@@ -682,7 +686,7 @@ impl Run<'_> {
     }
 
     /// The writer, with the output made ready: torn tail cut, header written.
-    fn commit(&mut self, prepared: &mut Abandon, format: &Format, scan: &Scan, signals: &Signals) -> Result<Sink, Failure> {
+    fn commit(&mut self, prepared: &mut Abandon, format: &LineFormat, scan: &Scan, signals: &Signals) -> Result<Sink, Failure> {
         signals.begin();
         let Some(prepared) = prepared.0.take() else {
             let stdout = std::io::stdout().as_fd().try_clone_to_owned();
@@ -701,10 +705,11 @@ impl Run<'_> {
     }
 
     /// Everything from the first prompt to the last answer.
+    #[allow(clippy::too_many_lines, reason = "to be cut: the order of what happens around a run")]
     fn answer(
         &mut self,
         inputs: &Inputs,
-        format: &Format,
+        format: &LineFormat,
         ledger: Ledger,
         pipeline: &mut Pipeline,
         writer: &mut Sink,
@@ -735,12 +740,12 @@ impl Run<'_> {
                 ledger.as_known(&mut record.0);
                 let half = |g: &Generation| Settings::generation_half(g, sampling, stopping);
                 let verdict = judge(&record, &format, &ledger, &half);
-                matched.fetch_or(verdict != Verdict::New, Ordering::Relaxed);
+                matched.fetch_or(verdict != RecordVerdict::New, Ordering::Relaxed);
                 let (origin, prompt) = record;
                 match verdict {
-                    Verdict::Done => return None,
-                    Verdict::New | Verdict::Retry => {}
-                    Verdict::OtherPrompt | Verdict::OtherSettings => {
+                    RecordVerdict::Done => return None,
+                    RecordVerdict::New | RecordVerdict::Retry => {}
+                    RecordVerdict::OtherPrompt | RecordVerdict::OtherSettings => {
                         let message = format!(
                             "the output has '{}' for another prompt or other settings; name another file",
                             units::shown(&origin.id)
@@ -751,7 +756,7 @@ impl Run<'_> {
                 let prompt = prompt.and_then(|prompt| presentable(prompt, has_template));
                 let generation = prompt.as_ref().map(|p| half(&p.generation)).unwrap_or(0);
                 let id = origin.id.clone();
-                let with = Ticket { origin, generation, retry: verdict == Verdict::Retry };
+                let with = Ticket { origin, generation, retry: verdict == RecordVerdict::Retry };
                 Some(match prompt {
                     Ok(prompt) => crate::pipeline::Input::Prompt(crate::pipeline::Prompt { id, ..prompt }, with),
                     Err(error) => crate::pipeline::Input::Rejected { id, error, with },
@@ -759,7 +764,7 @@ impl Run<'_> {
             })
         };
         let style = progress::style(self.args.shared.progress, self.console.level);
-        let display = Display::start(style, self.control.clone(), plan.todo);
+        let display = RunDisplay::start(style, self.control.clone(), plan.todo);
         let (model, dtype, half) = (pipeline.model().name.clone(), pipeline.dtype().name.clone(), pipeline.model_settings());
         let mut failure = None;
         let mut closed = false;
@@ -911,7 +916,7 @@ struct Outcome {
     faults: Faults,
 }
 
-fn judge((origin, prompt): &Item, format: &Format, ledger: &Ledger, half: &dyn Fn(&Generation) -> u32) -> Verdict {
+fn judge((origin, prompt): &Item, format: &LineFormat, ledger: &Ledger, half: &dyn Fn(&Generation) -> u32) -> RecordVerdict {
     let id = format.id_key(&origin.id, origin.id_is_number);
     match prompt {
         Ok(prompt) => ledger.judge(&id, format, &origin.given, half(&prompt.generation)),

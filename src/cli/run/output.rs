@@ -1,8 +1,9 @@
 //! The output file: opened and locked before anything else happens, changed only once it is certain that answers will come,
 //! appended to by whole lines. In: a path and what to do with a file that exists. Out: a [`Writer`]. It knows no record format.
 //!
-//! `--overwrite` writes a new file beside the old one and renames it over it at the moment of [`Prepared::commit`]: a kill
+//! `--overwrite` writes a new file beside the old one and renames it over it at the moment of [`PreparedOutput::commit`]: a kill
 //! before that leaves the old file, a kill after it the new one, which `--resume` continues.
+//! Over 500 lines: files, FIFOs and devices are opened by one set of rules; half of the file is their reasons.
 
 use crate::cli::Failure;
 use crate::pipeline::{Control, Stopping};
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a FIFO may be without a reader before the run is given up: it has ended after 10 s.
-const PATIENCE: Duration = Duration::from_millis(9_500);
+const TIMEOUT: Duration = Duration::from_millis(9_500);
 
 /// How often is looked whether a FIFO still has a reader.
 const LOOK: Duration = Duration::from_millis(200);
@@ -35,7 +36,7 @@ pub enum Existing {
 
 /// An output that can be written, with nothing written yet.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct PreparedOutput {
     /// As the user named it.
     shown: PathBuf,
     /// Where links lead.
@@ -68,9 +69,9 @@ fn refuse(path: &Path, what: impl std::fmt::Display) -> Failure {
     Failure::usage(format!("output {}: {what}", path.display()))
 }
 
-impl Prepared {
+impl PreparedOutput {
     /// Opens and locks `path`. Everything that would make writing fail later and can be known now is exit status 2.
-    pub fn open(path: &Path, existing: Existing) -> Result<Prepared, Failure> {
+    pub fn open(path: &Path, existing: Existing) -> Result<PreparedOutput, Failure> {
         loop {
             let target = resolve(path)?;
             let mut options = OpenOptions::new();
@@ -90,8 +91,8 @@ impl Prepared {
                         return Err(refuse(path, "exists; add --resume to go on with it or --overwrite to replace it"));
                     }
                     if meta.file_type().is_fifo() {
-                        let file = open_fifo(&target, path, PATIENCE)?;
-                        return Ok(Prepared { fifo: true, ..Prepared::stream(path, target, file, existing)? });
+                        let file = open_fifo(&target, path, TIMEOUT)?;
+                        return Ok(PreparedOutput { fifo: true, ..PreparedOutput::stream(path, target, file, existing)? });
                     }
                     if !regular {
                         // A device: nothing is ever read from it.
@@ -111,14 +112,14 @@ impl Prepared {
                     _ => continue,
                 }
             }
-            let prepared = Prepared::stream(path, target, file, existing)?;
-            return Ok(Prepared { created, regular, ..prepared });
+            let prepared = PreparedOutput::stream(path, target, file, existing)?;
+            return Ok(PreparedOutput { created, regular, ..prepared });
         }
     }
 
-    fn stream(path: &Path, target: PathBuf, file: File, existing: Existing) -> Result<Prepared, Failure> {
+    fn stream(path: &Path, target: PathBuf, file: File, existing: Existing) -> Result<PreparedOutput, Failure> {
         let look = Look::of(&file.metadata().map_err(|e| refuse(path, e))?);
-        Ok(Prepared { shown: path.into(), target, file, existing, created: false, regular: false, fifo: false, look })
+        Ok(PreparedOutput { shown: path.into(), target, file, existing, created: false, regular: false, fifo: false, look })
     }
 
     /// Whether a run into it can be gone on with.
@@ -145,7 +146,7 @@ impl Prepared {
         }
     }
 
-    /// The path to remove if the process must leave before [`Prepared::commit`].
+    /// The path to remove if the process must leave before [`PreparedOutput::commit`].
     pub fn created_path(&self) -> Option<PathBuf> {
         self.created.then(|| self.target.clone())
     }
@@ -176,7 +177,7 @@ impl Prepared {
     }
 }
 
-impl Prepared {
+impl PreparedOutput {
     /// The file must be what it was when it was opened and read, and still have its name: the lock keeps out runs of llmopt alone.
     fn check_untouched(&self) -> Result<(), Failure> {
         let path = self.shown.display();
@@ -421,7 +422,7 @@ struct Fifo {
 }
 
 /// A pipe holds no more than this, unless somebody with all rights has enlarged it further.
-const MOST_IN_PIPE: u64 = 1 << 20;
+const MAX_IN_PIPE: u64 = 1 << 20;
 
 impl<B: Backing> Writer<B> {
     /// Appends to `backing`, which holds `length` bytes of whole lines. `regular`: lines can be cut back and synced.
@@ -451,7 +452,7 @@ impl<B: Backing> Writer<B> {
                 self.answers += 1;
                 if let Some(fifo) = &mut self.fifo {
                     fifo.ends.push_back(self.length);
-                    while fifo.ends.front().is_some_and(|end| end + MOST_IN_PIPE < self.length) {
+                    while fifo.ends.front().is_some_and(|end| end + MAX_IN_PIPE < self.length) {
                         fifo.ends.pop_front();
                     }
                 }
@@ -642,14 +643,14 @@ mod tests {
     fn a_second_writer_is_refused_and_told_who_holds_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
-        let first = Prepared::open(&path, Existing::Refuse).unwrap();
+        let first = PreparedOutput::open(&path, Existing::Refuse).unwrap();
         for existing in [Existing::Resume, Existing::Overwrite] {
-            let refused = Prepared::open(&path, existing).unwrap_err();
+            let refused = PreparedOutput::open(&path, existing).unwrap_err();
             assert_eq!(refused.status, 2);
             assert!(refused.message.contains(&format!("process {}", std::process::id())), "{}", refused.message);
         }
         drop(first);
-        assert!(Prepared::open(&path, Existing::Resume).is_ok());
+        assert!(PreparedOutput::open(&path, Existing::Resume).is_ok());
     }
 
     #[test]
@@ -664,7 +665,7 @@ mod tests {
             (file.join("x"), Existing::Refuse, ""),
             ("/dev/null".into(), Existing::Resume, "regular"),
         ] {
-            let refused = Prepared::open(&path, existing).unwrap_err();
+            let refused = PreparedOutput::open(&path, existing).unwrap_err();
             assert!(refused.status == 2 && refused.message.contains(word), "{refused:?}");
         }
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "old\n");
@@ -676,11 +677,14 @@ mod tests {
         let (file, link) = (folder.path().join("a"), folder.path().join("link"));
         std::fs::write(&file, "old\n").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
-        let prepared = Prepared::open(&link, Existing::Overwrite).unwrap();
+        let prepared = PreparedOutput::open(&link, Existing::Overwrite).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "old\n");
         let mut writer = prepared.commit(0, false).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
-        assert!(Prepared::open(&link, Existing::Resume).unwrap_err().message.contains("process"), "the new file is locked too");
+        assert!(
+            PreparedOutput::open(&link, Existing::Resume).unwrap_err().message.contains("process"),
+            "the new file is locked too"
+        );
         writer.line(b"new\n").unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "new\n");
         assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
@@ -692,13 +696,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
         std::fs::write(&path, "a\nb\ntorn").unwrap();
-        let mut writer = Prepared::open(&path, Existing::Resume).unwrap().commit(4, false).unwrap();
+        let mut writer = PreparedOutput::open(&path, Existing::Resume).unwrap().commit(4, false).unwrap();
         writer.line(b"c\n").unwrap();
         let upper =
             |mut old: &File, out: &mut (dyn Write + Send)| out.write_all(io::read_to_string(&mut old)?.to_uppercase().as_bytes());
         writer.rewrite(upper).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "A\nB\nC\n");
-        assert!(Prepared::open(&path, Existing::Resume).unwrap_err().message.contains("process"));
+        assert!(PreparedOutput::open(&path, Existing::Resume).unwrap_err().message.contains("process"));
         writer.line(b"d\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "A\nB\nC\nd\n");
         // A failure leaves the file as it was, and what was written can be gone on with.
@@ -728,7 +732,7 @@ mod tests {
         for (change, left) in changes {
             for existing in [Existing::Resume, Existing::Overwrite] {
                 std::fs::write(&path, "a\nb\n").unwrap();
-                let prepared = Prepared::open(&path, existing).unwrap();
+                let prepared = PreparedOutput::open(&path, existing).unwrap();
                 change(&path);
                 let failure = prepared.commit(2, false).unwrap_err();
                 assert!(failure.status == 1 && failure.message.contains("another program"), "{failure:?}");
@@ -753,7 +757,7 @@ mod tests {
             let path = path.clone();
             move || std::fs::read_to_string(path).unwrap()
         });
-        let prepared = Prepared::open(&path, Existing::Refuse).unwrap();
+        let prepared = PreparedOutput::open(&path, Existing::Refuse).unwrap();
         assert!(!prepared.is_regular() && prepared.created_path().is_none());
         let mut writer = prepared.commit(0, false).unwrap();
         writer.line(b"a\n").unwrap();
@@ -767,7 +771,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path());
         let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
-        let mut writer = Prepared::open(&path, Existing::Refuse).unwrap().commit(0, false).unwrap();
+        let mut writer = PreparedOutput::open(&path, Existing::Refuse).unwrap().commit(0, false).unwrap();
         writer.header(b"id\n").unwrap();
         (0..9).for_each(|_| writer.line(b"answer\n").unwrap());
         let mut some = [0; 3 + 4 * 7 + 5];
@@ -793,7 +797,7 @@ mod tests {
     fn an_abandoned_output_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
-        Prepared::open(&path, Existing::Refuse).unwrap().abandon();
+        PreparedOutput::open(&path, Existing::Refuse).unwrap().abandon();
         assert!(!path.exists());
     }
 }

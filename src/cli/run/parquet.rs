@@ -2,7 +2,7 @@
 //! lines of a journal. Out: the file.
 
 use super::columns::{TABLE, Type, Value};
-use super::format::{Column, Format, Source};
+use super::format::{Column, LineFormat, Source};
 use super::output::lines;
 use parquet::basic::{Compression, LogicalType, Repetition, Type as Physical};
 use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int64Type};
@@ -69,7 +69,7 @@ fn other(error: impl std::fmt::Display) -> io::Error {
 }
 
 /// Writes the whole file.
-pub fn write(format: &Format, journal: &File, out: &mut (dyn Write + Send)) -> io::Result<()> {
+pub fn write(format: &LineFormat, journal: &File, out: &mut (dyn Write + Send)) -> io::Result<()> {
     let columns = format.columns();
     let mut met = vec![Met::default(); columns.len()];
     lines(journal, |line| {

@@ -4,7 +4,7 @@ use crate::cli::Failure;
 use crate::cli::files::Touched;
 use crate::model::ModelError;
 use crate::text::prompts::{GenerationFields, InputFormat, Reading};
-use crate::text::{Limits, RowTemplate};
+use crate::text::{RenderLimits, RowTemplate};
 use crate::units::shown;
 use std::io::Read;
 use std::path::Path;
@@ -115,7 +115,7 @@ fn read(path: &Path) -> Result<String, Failure> {
     if path.as_os_str().is_empty() {
         return Err(bad("names no file; @prompt.txt would work".into()));
     }
-    let most = Limits::default().longest as u64;
+    let most = RenderLimits::default().longest as u64;
     let file = std::fs::File::open(path).map_err(|e| bad(e.to_string()))?;
     let mut text = String::new();
     file.take(most + 1).read_to_string(&mut text).map_err(|e| bad(e.to_string()))?;

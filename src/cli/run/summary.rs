@@ -1,6 +1,6 @@
 //! What a run says at its end: a few lines on stderr, and `--stats FILE` with histograms beside it. In: a [`RunReport`]. Out: text.
 
-use crate::bench::result::write_whole;
+use crate::bench::ablation::result::write_whole;
 use crate::cli::Failure;
 use crate::pipeline::{PipelineConfig, ResolvedDtype, RunReport};
 use crate::report::histograms;
@@ -37,7 +37,7 @@ struct Fault {
 }
 
 /// Codes that are told apart: they are words of ours.
-const MOST_CODES: usize = 64;
+const MAX_CODES: usize = 64;
 
 impl Faults {
     /// Counts an error record: the `index`-th of the run, at `place` of the input.
@@ -47,7 +47,7 @@ impl Faults {
             if index < fault.first {
                 (fault.first, fault.place) = (index, place.to_string());
             }
-        } else if self.0.len() < MOST_CODES {
+        } else if self.0.len() < MAX_CODES {
             self.0.insert(code.to_string(), Fault { count: 1, first: index, place: place.to_string() });
         }
     }
@@ -65,7 +65,7 @@ impl Faults {
 }
 
 /// How far an output is after a resume.
-pub struct Progress {
+pub struct RunProgress {
     /// Records that it had before.
     pub kept: u64,
     /// Records that the input has, if it could be counted.
@@ -73,15 +73,15 @@ pub struct Progress {
 }
 
 /// The summary's lines; `resumed` for a run that went on with an output.
-pub fn lines(report: &RunReport, faults: &Faults, resumed: Option<&Progress>) -> Vec<String> {
+pub fn lines(report: &RunReport, faults: &Faults, resumed: Option<&RunProgress>) -> Vec<String> {
     let r = report;
     let speed = if r.wall_s > 0.0 { r.generated_tokens as f64 / r.wall_s } else { 0.0 };
     let answered = match resumed {
         None => counted(r.answers, "prompt"),
-        Some(Progress { kept, all: Some(all) }) => {
+        Some(RunProgress { kept, all: Some(all) }) => {
             format!("{} / {} done ({kept} kept, {} now)", kept + r.answers, counted(*all, "prompt"), r.answers)
         }
-        Some(Progress { kept, all: None }) => format!("{}, {kept} kept", counted(r.answers, "prompt")),
+        Some(RunProgress { kept, all: None }) => format!("{}, {kept} kept", counted(r.answers, "prompt")),
     };
     let latency = &r.latencies.end_to_end;
     let most = if latency.is_empty() { "–".to_string() } else { units::seconds(latency.max() as f64 / 1e6) };
@@ -252,7 +252,7 @@ mod tests {
         let mut one = Faults::default();
         one.count("too_long", 0, "b:1");
         let report = RunReport { answers: 1, errors: 1, ..RunReport::new() };
-        let said = lines(&report, &one, Some(&Progress { kept: 3, all: Some(4) }));
+        let said = lines(&report, &one, Some(&RunProgress { kept: 3, all: Some(4) }));
         assert!(said[0].starts_with("4 / 4 prompts done (3 kept, 1 now), 1 with an error, "), "{said:?}");
         assert_eq!(said[1], "error: too_long, once, at b:1");
         assert_eq!(lines(&RunReport::new(), &Faults::default(), None).len(), 3);

@@ -7,7 +7,7 @@
 )]
 
 use super::rope::{self, Wanted};
-use crate::kernels::MOST_TAPS;
+use crate::kernels::MAX_TAPS;
 use crate::model::metadata::{Container, Key, Metadata, key};
 use crate::model::spec::{Activation, Convolution, DeltaNet, Ffn, LayerSpec, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms};
 use crate::model::{ModelError, Rope};
@@ -287,8 +287,8 @@ pub(super) fn check(spec: &ModelSpec) -> Result<(), String> {
 
 fn check_taps(taps: usize) -> Result<(), String> {
     match taps {
-        1..=MOST_TAPS => Ok(()),
-        taps => Err(format!("a convolution over {taps} positions is not computed; 1 to {MOST_TAPS} are")),
+        1..=MAX_TAPS => Ok(()),
+        taps => Err(format!("a convolution over {taps} positions is not computed; 1 to {MAX_TAPS} are")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Comma-separated values (RFC 4180, `\n` line ends) that a spreadsheet cannot take for formulas.
 
-use crate::report::{Table, Value};
+use crate::report::{CellValue, Table};
 
 /// Text that is safe in a spreadsheet: what would start a formula gets an apostrophe in front (OWASP ASVS 1.2.10).
 pub fn safe(text: &str) -> String {
@@ -30,9 +30,9 @@ pub fn table(table: &Table) -> String {
     let mut writer = ::csv::WriterBuilder::new().terminator(::csv::Terminator::Any(b'\n')).from_writer(Vec::new());
     let rows = table.rows.iter().map(|row| {
         row.iter().map(|cell| match &cell.value {
-            Value::Empty => String::new(),
-            Value::Text(text) => safe(text),
-            Value::Number(n) => number(*n),
+            CellValue::Empty => String::new(),
+            CellValue::Text(text) => safe(text),
+            CellValue::Number(n) => number(*n),
         })
     });
     // Writing to memory cannot fail, and all rows are as long as the header.

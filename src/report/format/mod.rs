@@ -11,7 +11,7 @@ pub mod table;
 
 /// What `--format` chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub enum ReportFormat {
     /// For a terminal.
     Table,
     /// Markdown (GitHub's).

@@ -2,7 +2,7 @@
 //! a chart is as readable on a phone as on a wide screen. Colours are classes that the page defines for light, dark and paper.
 
 use super::escape::escaped;
-use crate::report::chart::{Bar, Chart, Distributions, Dot, Marks, Stack};
+use crate::report::chart::{Bar, Chart, ChartMarks, Distributions, Dot, Stack};
 use std::fmt::Write;
 
 /// Height of a line of text.
@@ -13,7 +13,7 @@ const GAP: usize = 8;
 /// Height of a distribution.
 const HILL: usize = 48;
 /// Label and figures that together have more characters than this stand on two lines: what 320 pixels hold.
-const MOST_ON_A_LINE: usize = 44;
+const MAX_ON_A_LINE: usize = 44;
 
 /// From values to percentages of the width; a percent is left free at both sides for the ends of lines and circles.
 struct Axis {
@@ -76,15 +76,15 @@ impl Canvas {
     /// A label at the left and figures at the right, on two lines if they are long.
     fn label(&mut self, label: &str, figures: &str) {
         let whole = crate::units::shown(label);
-        let short = if whole.chars().count() > MOST_ON_A_LINE {
-            format!("{}…", whole.chars().take(MOST_ON_A_LINE - 1).collect::<String>())
+        let short = if whole.chars().count() > MAX_ON_A_LINE {
+            format!("{}…", whole.chars().take(MAX_ON_A_LINE - 1).collect::<String>())
         } else {
             whole.clone()
         };
         let y = self.y + LINE - 4;
         self.element(format_args!("<text x=\"1%\" y=\"{y}\">{}<title>{}</title></text>", escaped(&short), escaped(&whole)));
         let together = short.chars().count() + figures.chars().count();
-        if together > MOST_ON_A_LINE && !figures.is_empty() {
+        if together > MAX_ON_A_LINE && !figures.is_empty() {
             self.y += LINE;
         }
         if !figures.is_empty() {
@@ -146,10 +146,10 @@ impl Canvas {
 pub fn chart(chart: &Chart, number: usize) -> String {
     let mut canvas = Canvas::default();
     match &chart.marks {
-        Marks::Dots(dots) => draw_dots(&mut canvas, dots),
-        Marks::Bars(bars) => draw_bars(&mut canvas, bars),
-        Marks::Stacks(parts, rows) => draw_stacks(&mut canvas, parts, rows),
-        Marks::Distributions(all) => draw_distributions(&mut canvas, all),
+        ChartMarks::Dots(dots) => draw_dots(&mut canvas, dots),
+        ChartMarks::Bars(bars) => draw_bars(&mut canvas, bars),
+        ChartMarks::Stacks(parts, rows) => draw_stacks(&mut canvas, parts, rows),
+        ChartMarks::Distributions(all) => draw_distributions(&mut canvas, all),
     }
     format!(
         "<svg role=\"img\" aria-labelledby=\"chart-{number}-title chart-{number}-text\" width=\"100%\" height=\"{}\">\n\

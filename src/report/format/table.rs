@@ -11,11 +11,11 @@ const STYLE: TableStyle = TableStyle::new()
     .bottom_border(LineStyle::none().fill('─').junction('─'));
 
 /// Narrower than this is not tried.
-const LEAST_WIDTH: usize = 80;
+const MIN_WIDTH: usize = 80;
 
 /// A table at most `width` columns wide; long cells are wrapped, those of the first column last.
 pub fn table(table: &Table, width: usize) -> String {
-    let width = width.max(LEAST_WIDTH).min(u16::MAX.into());
+    let width = width.max(MIN_WIDTH).min(u16::MAX.into());
     let mut out = comfy_table::Table::new();
     out.load_style(STYLE).force_no_tty().set_content_arrangement(ContentArrangement::Dynamic);
     out.set_width(width as u16);
@@ -80,7 +80,7 @@ fn heading(title: &str) -> String {
 
 /// A whole report.
 pub fn report(report: &Report, width: usize) -> String {
-    let width = width.max(LEAST_WIDTH);
+    let width = width.max(MIN_WIDTH);
     let mut out = filled(&report.title, width, "", "");
     for section in &report.sections {
         if !section.title.is_empty() {

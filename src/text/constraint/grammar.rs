@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Compiled grammars kept.
-const MOST_GRAMMARS: usize = 64;
+const MAX_GRAMMARS: usize = 64;
 /// Bytes of a regular expression or a Lark grammar.
-const LONGEST: usize = 1 << 20;
+const MAX_LENGTH: usize = 1 << 20;
 /// Brackets inside one another, in what is compiled by recursion.
 const DEEPEST: usize = 250;
 /// Stack of the thread that compiles: reserved, touched only as used.
@@ -38,12 +38,12 @@ fn limits() -> ParserLimits {
 }
 
 /// Text to ids.
-pub type Encode = Box<dyn Fn(&str) -> Vec<TokenId> + Send + Sync>;
+pub type EncodeText = Box<dyn Fn(&str) -> Vec<TokenId> + Send + Sync>;
 
 /// The vocabulary as the crate sees it.
 struct Env {
     trie: TokTrie,
-    encode: Encode,
+    encode: EncodeText,
 }
 
 impl TokenizerEnv for Env {
@@ -82,7 +82,7 @@ pub struct Words {
     /// Tokens that end an answer.
     pub eos: Vec<TokenId>,
     /// The ids of text that goes on where other text ended.
-    pub encode: Encode,
+    pub encode: EncodeText,
 }
 
 #[derive(Default)]
@@ -101,7 +101,7 @@ impl Cache {
         *used = self.clock;
         self.by_age.insert(self.clock, key);
         let place = place.clone();
-        while self.entries.len() > MOST_GRAMMARS
+        while self.entries.len() > MAX_GRAMMARS
             && let Some((_, oldest)) = self.by_age.pop_first()
         {
             self.entries.remove(&oldest);
@@ -219,8 +219,8 @@ use serde_json::Value;
 
 /// Texts whose length and brackets no recursion of the crate exhausts.
 fn bounded(what: &str, text: &str) -> Result<(), String> {
-    if text.len() > LONGEST {
-        return Err(format!("{what} has {} bytes; the limit is {LONGEST}", text.len()));
+    if text.len() > MAX_LENGTH {
+        return Err(format!("{what} has {} bytes; the limit is {MAX_LENGTH}", text.len()));
     }
     let (mut depth, mut deepest) = (0usize, 0usize);
     for byte in text.bytes() {

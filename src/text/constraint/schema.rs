@@ -66,7 +66,7 @@ const FORMATS: [&str; 10] = ["date-time", "time", "date", "duration", "email", "
 /// Levels of schemas inside schemas, references followed.
 const DEEPEST: usize = 128;
 /// Bytes of a schema.
-const LONGEST: usize = 1 << 20;
+const MAX_LENGTH: usize = 1 << 20;
 /// Whole numbers beyond this are not kept exactly.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
@@ -80,8 +80,8 @@ const TIME: &str = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[
 
 /// Reads a schema's text and makes it ready to compile. The error is one line that names the place and the keyword.
 pub(super) fn prepare(text: &str) -> Result<Value, String> {
-    if text.len() > LONGEST {
-        return Err(format!("the schema has {} bytes; the limit is {LONGEST}", text.len()));
+    if text.len() > MAX_LENGTH {
+        return Err(format!("the schema has {} bytes; the limit is {MAX_LENGTH}", text.len()));
     }
     let mut schema: Value = serde_json::from_str(text).map_err(|e| format!("the schema is not JSON: {e}"))?;
     if !schema.is_object() && !schema.is_boolean() {

@@ -5,7 +5,7 @@
 use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
 use super::fields::GenerationFields;
 use super::reading::{Found, Reading, Rules, made, places};
-use super::record::{Asked, Cell, Given, InputError, Parsed, prompt};
+use super::record::{Asked, Given, InputCell, InputError, Parsed, prompt};
 use super::source::{Reader, Source};
 use crate::units::shown;
 use serde_json::Value;
@@ -459,7 +459,11 @@ impl Rows {
             id: self.header.id.map(|place| cell(place).to_string()).filter(|id| !id.is_empty()),
             id_is_number: false,
             given,
-            carried: self.carried.iter().map(|place| place.map_or(Cell::Missing, |p| Cell::Text(cell(p).to_string()))).collect(),
+            carried: self
+                .carried
+                .iter()
+                .map(|place| place.map_or(InputCell::Missing, |p| InputCell::Text(cell(p).to_string())))
+                .collect(),
             input: self.rules.object.then(object),
             asked,
             usable: readable,

@@ -84,9 +84,9 @@ pub(super) const NAMES: [&str; 16] = [
     "logprobs",
 ];
 
-const MOST_TOKENS: u64 = 1 << 20;
+const MAX_TOKENS: u64 = 1 << 20;
 /// Stop strings of one record; OpenAI allows 4.
-const MOST_STOPS: usize = 64;
+const MAX_STOPS: usize = 64;
 
 /// A whole number of 0 or more, `8.0` too: programs whose columns have gaps write whole numbers so.
 fn whole(value: &Value) -> Option<u64> {
@@ -105,13 +105,14 @@ impl GenerationFields {
     }
 
     /// Takes one setting from JSON. Names that are none are the caller's mistake and do nothing.
+    #[allow(clippy::too_many_lines, reason = "one arm a field")]
     pub fn set(&mut self, name: &str, value: &Value) -> Result<(), Fault> {
         if value.is_null() {
             return Ok(());
         }
         match name {
             "max_tokens" => {
-                let n = whole(value).filter(|n| (1..=MOST_TOKENS).contains(n));
+                let n = whole(value).filter(|n| (1..=MAX_TOKENS).contains(n));
                 self.max_tokens = Some(n.ok_or_else(|| must(name, "a whole number from 1 to 1048576"))? as usize);
             }
             "temperature" => {
@@ -133,7 +134,7 @@ impl GenerationFields {
                     Value::Array(many) => many.iter().map(|s| s.as_str().map(String::from)).collect(),
                     _ => None,
                 };
-                let good = strings.filter(|s| s.len() <= MOST_STOPS && s.iter().all(|s| !s.is_empty()));
+                let good = strings.filter(|s| s.len() <= MAX_STOPS && s.iter().all(|s| !s.is_empty()));
                 self.stop = Some(good.ok_or_else(|| must(name, "a string that is not empty, or at most 64 of them"))?);
             }
             "stop_on" => {

@@ -4,7 +4,7 @@
 use super::fault::Fault;
 use super::fields::GenerationFields;
 use super::reading::{Found, Rules, made, places};
-use super::record::{Asked, Cell, Given, Parsed, Warnings, prompt};
+use super::record::{Asked, Given, InputCell, Parsed, Warnings, prompt};
 use crate::text::{Content, Message, RowTemplate};
 use crate::units::shown;
 use serde::de::{MapAccess, Visitor};
@@ -178,17 +178,17 @@ pub(super) fn names(text: &str, rules: &Rules) -> Vec<String> {
     data(&fields, rules).map(|(name, _)| name.to_string()).collect()
 }
 
-fn carried(fields: &Fields, rules: &Rules) -> Vec<Cell> {
+fn carried(fields: &Fields, rules: &Rules) -> Vec<InputCell> {
     if rules.columns.is_empty() {
         return Vec::new();
     }
     let cell = |raw: &RawValue| match serde_json::from_str(raw.get()) {
-        Ok(Value::String(text)) => Cell::Text(text),
-        _ => Cell::Json(raw.get().to_string()),
+        Ok(Value::String(text)) => InputCell::Text(text),
+        _ => InputCell::Json(raw.get().to_string()),
     };
     let places =
         places(&rules.columns.iter().map(|c| &c[..]).collect::<Vec<_>>(), data(fields, rules).map(|(name, raw)| (raw, name)));
-    places.into_iter().map(|raw| raw.map_or(Cell::Missing, cell)).collect()
+    places.into_iter().map(|raw| raw.map_or(InputCell::Missing, cell)).collect()
 }
 
 fn object(fields: &Fields, rules: &Rules) -> String {

@@ -25,7 +25,7 @@ pub use fault::LONGEST_RECORD;
 pub use fields::{GenerationFields, StopOn};
 pub use files::{PromptFiles, PromptReader, texts_below};
 pub use reading::Reading;
-pub use record::{Asked, Cell, Endpoint, Given, InputError, InputFormat, OpenAiRequest, Origin, Record, RecordError};
+pub use record::{Asked, Endpoint, Given, InputCell, InputError, InputFormat, OpenAiRequest, Origin, Record, RecordError};
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 /// Different unknown names that are warned of.
-pub(super) const MOST_WARNINGS: usize = 20;
+pub(super) const MAX_WARNINGS: usize = 20;
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,14 +125,14 @@ pub struct Origin {
     /// The prompt as the file had it.
     pub given: Given,
     /// Values of [`super::PromptFiles::columns`], as far as they are carried.
-    pub carried: Vec<Cell>,
+    pub carried: Vec<InputCell>,
     /// All fields that are carried, as a JSON object, where lines are to have it.
     pub input: Option<String>,
 }
 
 /// The value of a field that is carried to the line of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cell {
+pub enum InputCell {
     /// The record has no such field.
     Missing,
     /// A text.
@@ -180,7 +180,7 @@ pub(super) struct Parsed {
     pub id: Option<String>,
     pub id_is_number: bool,
     pub given: Given,
-    pub carried: Vec<Cell>,
+    pub carried: Vec<InputCell>,
     pub input: Option<String>,
     pub asked: Result<Asked, Fault>,
     /// It has the form of a record, whatever else is wrong with it: a prompt is there.
@@ -220,11 +220,11 @@ impl Warnings {
 
     /// A field or column that means nothing here.
     pub fn unknown_field(&mut self, name: &str) {
-        if self.said.len() < MOST_WARNINGS && !self.said.contains(name) {
+        if self.said.len() < MAX_WARNINGS && !self.said.contains(name) {
             let short: String = name.chars().take(60).collect();
             self.said.insert(name.chars().take(1000).collect());
             self.waiting.push_back(format!("field '{}' is unknown and ignored", shown(&short)));
-            if self.said.len() == MOST_WARNINGS {
+            if self.said.len() == MAX_WARNINGS {
                 self.waiting.push_back("more unknown fields are not told of".to_string());
             }
         }

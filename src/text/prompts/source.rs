@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long a FIFO may go without a writer, in hundredths of a second.
-const PATIENCE: u32 = 200;
+const TIMEOUT: u32 = 200;
 
 pub(super) type Reader = Box<dyn BufRead + Send>;
 
@@ -427,7 +427,7 @@ impl Read for Pipe {
             let pause = match self.file.read(buffer) {
                 Ok(0) if !self.begun && self.file.metadata()?.file_type().is_fifo() => {
                     self.waited += 1;
-                    if self.waited > PATIENCE {
+                    if self.waited > TIMEOUT {
                         return Err(io::Error::other("nobody writes to this pipe"));
                     }
                     Duration::from_millis(10)

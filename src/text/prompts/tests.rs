@@ -1,6 +1,6 @@
 //! What the readers make of good and of nasty files.
 
-use super::record::MOST_WARNINGS;
+use super::record::MAX_WARNINGS;
 use super::*;
 use crate::text::Constraint;
 use crate::text::Content;
@@ -53,10 +53,10 @@ fn refusal(name: &str, bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// The text of a carried value; nothing for one that is not there.
-fn cell(cell: &Cell) -> &str {
+fn cell(cell: &InputCell) -> &str {
     match cell {
-        Cell::Missing => "",
-        Cell::Text(text) | Cell::Json(text) => text,
+        InputCell::Missing => "",
+        InputCell::Text(text) | InputCell::Json(text) => text,
     }
 }
 
@@ -307,7 +307,7 @@ fn unknown_fields_are_told_once_a_name() {
     assert_eq!(reader.by_ref().filter(|r| r.as_ref().unwrap().asked.is_ok()).count(), 50);
     let warnings = reader.take_warnings();
     assert_eq!(warnings.iter().filter(|w| w.contains("'temprature'")).count(), 1);
-    assert!(warnings.len() == MOST_WARNINGS + 1 && warnings.iter().all(|w| !w.chars().any(char::is_control)), "{warnings:?}");
+    assert!(warnings.len() == MAX_WARNINGS + 1 && warnings.iter().all(|w| !w.chars().any(char::is_control)), "{warnings:?}");
     assert!(reader.take_warnings().is_empty());
 }
 
@@ -955,7 +955,7 @@ proptest! {
         prop_assert_eq!(got.len(), rows.len());
         for (record, (prompt, note)) in got.iter().zip(&rows) {
             prop_assert_eq!(&record.origin.given, &Given::Prompt(prompt.clone()));
-            prop_assert_eq!(&record.origin.carried, &vec![Cell::Text(note.clone())]);
+            prop_assert_eq!(&record.origin.carried, &vec![InputCell::Text(note.clone())]);
             prop_assert_eq!(record.asked.is_ok(), !prompt.is_empty());
         }
     }

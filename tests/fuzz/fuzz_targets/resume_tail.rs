@@ -16,9 +16,12 @@ mod ledger;
 #[allow(dead_code)]
 #[path = "../../../src/cli/run/output.rs"]
 mod output;
+#[allow(dead_code)]
+#[path = "../../../src/cli/run/parts.rs"]
+mod parts;
 
-use format::{Format, Kind, Line};
-use ledger::{Ledger, Scan, Verdict};
+use format::{LineFormat, Kind, Line};
+use ledger::{Ledger, Scan, RecordVerdict};
 use libfuzzer_sys::fuzz_target;
 use llmopt::engine::FinishReason;
 use llmopt::pipeline::{Answer, RecordError, Settings};
@@ -29,7 +32,7 @@ use std::path::Path;
 /// Ids and prompts; the one without a prompt failed.
 const RECORDS: [(&str, &str); 4] = [("a", "q a"), ("b\n", "q\n\"b\","), ("c", ""), ("d", "q d")];
 
-fn line(format: &Format, id: &str, prompt: &str) -> Vec<u8> {
+fn line(format: &LineFormat, id: &str, prompt: &str) -> Vec<u8> {
     let failed = prompt.is_empty();
     let answer = Answer {
         reasoning: None,
@@ -57,14 +60,14 @@ fn line(format: &Format, id: &str, prompt: &str) -> Vec<u8> {
     format.line(&Line { answer: &answer, origin: &origin, model: "tiny", dtype: "f32", settings, created: 1 })
 }
 
-fn read(format: &Format, bytes: &[u8]) -> Result<(Ledger, Scan), cli::Failure> {
+fn read(format: &LineFormat, bytes: &[u8]) -> Result<(Ledger, Scan), cli::Failure> {
     let mut ledger = Ledger::default();
     let scan = ledger.read(Path::new("out"), format, bytes, bytes.len() as u64)?;
     Ok((ledger, scan))
 }
 
 /// Records that an independent reader finds; it must like all of them.
-fn counted(format: &Format, bytes: &[u8]) -> u64 {
+fn counted(format: &LineFormat, bytes: &[u8]) -> u64 {
     if format.is_separated() {
         csv::Reader::from_reader(bytes).records().map(|row| assert_eq!(row.expect("a whole row").len(), 15)).count() as u64
     } else {
@@ -75,7 +78,7 @@ fn counted(format: &Format, bytes: &[u8]) -> u64 {
 
 fuzz_target!(|bytes: &[u8]| {
     let [kind, missing, tail @ ..] = bytes else { return };
-    let format = [Format::jsonl(), Format::table(Kind::Separated(b','), &[], &[]), Format::open_ai()][usize::from(kind % 3)].clone();
+    let format = [LineFormat::jsonl(), LineFormat::table(Kind::Separated(b','), &[], &[]), LineFormat::open_ai()][usize::from(kind % 3)].clone();
     let count = usize::from(kind / 3) % (RECORDS.len() + 1);
     let lines = format.header().into_iter().chain(RECORDS[..count].iter().map(|(id, prompt)| line(&format, id, prompt)));
     let mut lines: Vec<Vec<u8>> = lines.collect();
@@ -105,7 +108,7 @@ fuzz_target!(|bytes: &[u8]| {
     // Without more records than ours each is judged as it was written.
     if cut == 0 && scan.answers + scan.errors == count as u64 {
         for (id, prompt) in &RECORDS[..count] {
-            let expected = if prompt.is_empty() { Verdict::Retry } else { Verdict::Done };
+            let expected = if prompt.is_empty() { RecordVerdict::Retry } else { RecordVerdict::Done };
             // An OpenAI record is known by its request's digest, which these have not.
             if format.kind != Kind::OpenAi {
                 assert_eq!(ledger.judge(id, &format, &Given::Prompt((*prompt).into()), 2), expected);

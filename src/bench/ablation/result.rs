@@ -1,8 +1,9 @@
 //! A bench's result as plain data: what ran on what, every sample, written whole after every round and read back by the gate and by
-//! `compare`. In: measurements. Out: `result.json`. It judges nothing (see `rows`, `gate`).
+//! `compare`. In: measurements. Out: `result.json`. It judges nothing (see `analysis`, `gate`).
 
 use super::answers::Tally;
-use super::plan::{Pair, Phases, Plan, Row};
+use super::plan::{Pair, Phases, Plan, PlanRow};
+use crate::bench::workload::WorkloadFacts;
 use crate::machine::Machine;
 use crate::pipeline::StageTimes;
 use crate::roofline::{Limits, ReferenceRates};
@@ -16,10 +17,11 @@ pub const SCHEMA: u32 = 1;
 pub const SCHEMA_NAME: &str = "llmopt-bench";
 
 /// A larger file is not read: the largest plan with 100 rounds stays below a tenth of this.
-const MOST_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 256 << 20;
 
 /// Everything a bench measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct BenchResult {
     pub schema_name: String,
     pub schema: u32,
@@ -46,7 +48,7 @@ pub struct BenchResult {
     /// Seed of the orders.
     pub seed: u64,
     pub configs: Vec<ConfigFacts>,
-    pub rows: Vec<Row>,
+    pub rows: Vec<PlanRow>,
     /// Indices of configurations: where it starts, everything on, and that again.
     pub start: usize,
     pub everything: usize,
@@ -57,7 +59,9 @@ pub struct BenchResult {
     pub hit: Option<Hit>,
     /// What became of the answers, for each row and pair.
     pub answers: Vec<RowAnswers>,
-    pub yardstick: Option<Yardstick>,
+    /// Stock candle and our own storages on the same slices.
+    #[serde(rename = "yardstick")]
+    pub candle_baseline: Option<CandleBaseline>,
     pub clients: Vec<Clients>,
     /// What was left out and why, one line each.
     pub notes: Vec<String>,
@@ -65,30 +69,16 @@ pub struct BenchResult {
 
 /// Which model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct ModelFacts {
     pub name: String,
     /// SHA-256.
     pub digest: String,
 }
 
-/// Which prompts, and what they let an optimization gain.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct WorkloadFacts {
-    pub name: String,
-    /// SHA-256 over slices and generation settings.
-    pub digest: String,
-    pub slices: usize,
-    /// Prompts of all slices.
-    pub prompts: usize,
-    /// Of these, exact repeats of an earlier prompt of their slice.
-    pub repeats: usize,
-    /// The usual limit of tokens.
-    pub max_tokens: usize,
-    pub temperature: f32,
-}
-
 /// One configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct ConfigFacts {
     pub label: String,
     /// Optimizations that are on.
@@ -101,6 +91,7 @@ pub struct ConfigFacts {
 
 /// Every configuration once, on one slice.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Round {
     /// Which of the repeated runs (`--repeat`) it belongs to, from 0.
     #[serde(default)]
@@ -114,6 +105,7 @@ pub struct Round {
 
 /// One trial.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Sample {
     /// Index of the configuration.
     pub config: usize,
@@ -139,6 +131,7 @@ pub struct Sample {
 
 /// A fresh process: load, first request, second request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Start {
     /// Which pair of processes, from 0.
     pub pair: usize,
@@ -154,6 +147,7 @@ pub struct Start {
 
 /// A prompt generated and then answered from memory.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Hit {
     pub prompts: usize,
     /// Seconds to generate all of them, one after the other.
@@ -172,6 +166,7 @@ pub struct Hit {
 
 /// What became of a row's answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct RowAnswers {
     pub row: String,
     pub pair: Pair,
@@ -180,7 +175,7 @@ pub struct RowAnswers {
 
 /// Stock candle-transformers and our own storages on the same slices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Yardstick {
+pub struct CandleBaseline {
     /// Seconds per slice, by name (`candle f32`, `f32`, `bf16`, …); all lists are equally long, paired by slice.
     pub seconds: Vec<(String, Vec<f64>)>,
     /// Tokens generated per slice by each.
@@ -189,6 +184,7 @@ pub struct Yardstick {
 
 /// Closed-loop clients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Clients {
     pub clients: usize,
     /// `queue` on.
@@ -216,6 +212,7 @@ impl Round {
 
 /// What is known of a bench before anything is measured.
 #[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Facts {
     pub quick: bool,
     /// UTC, `2026-11-23T12:00:00Z`.
@@ -261,7 +258,7 @@ impl BenchResult {
             starts: Vec::new(),
             hit: None,
             answers: Vec::new(),
-            yardstick: None,
+            candle_baseline: None,
             clients: Vec::new(),
             notes: Vec::new(),
         }
@@ -303,7 +300,7 @@ impl BenchResult {
         if !meta.is_file() {
             return Err(format!("{shown}: is not a file; a result.json of llmopt bench would work"));
         }
-        if meta.len() > MOST_BYTES {
+        if meta.len() > MAX_BYTES {
             return Err(format!("{shown}: has {} bytes; a result.json of llmopt bench has far fewer", meta.len()));
         }
         let text = std::fs::read_to_string(path).map_err(told)?;
@@ -397,7 +394,7 @@ pub fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::example::{as_expected, result};
+    use super::super::test_data::{as_expected, result};
     use super::*;
 
     #[test]

@@ -4,16 +4,17 @@
 //!
 //! The time is kept: preparing estimates a round, so that a budget without room for two is refused before anything is measured; extras get
 //! what two rounds leave; no round begins that cannot end in time; and the control's deadline ends a trial that takes longer than thought.
+//! Over 500 lines: one order of measurements that share a budget of time.
 
-use super::answers::Given;
-use super::children::Child;
+use super::answers::AnswerTokens;
+use super::candle_baseline::Candle;
 use super::plan::Plan;
-use super::result::{BenchResult, ConfigFacts, Hit, Round, RowAnswers, Sample, Yardstick};
-use super::statistics::{self, Random};
+use super::result::{BenchResult, CandleBaseline, ConfigFacts, Hit, Round, RowAnswers, Sample};
+use super::subprocess::FreshProcess;
 use super::trial::{self, BenchError};
-use super::workload::Workload;
-use super::yardstick::Candle;
-use super::{clients, rows};
+use super::{analysis, load_generator};
+use crate::bench::statistics::{self, Random};
+use crate::bench::workload::Workload;
 use crate::engine::Stage;
 use crate::kernels::Format;
 use crate::optimizations::Set;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What to measure.
+#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Job<'a> {
     pub loaded: Arc<Loaded>,
     pub options: Options,
@@ -39,11 +41,11 @@ pub struct Job<'a> {
     pub deadline: Instant,
     pub seed: u64,
     /// How to start fresh processes; `None`: they are left out.
-    pub child: Option<Child>,
+    pub child: Option<FreshProcess>,
     /// Pairs of fresh processes.
     pub pairs: usize,
-    /// Slices of the yardstick; 0 leaves it out.
-    pub yardstick: usize,
+    /// Slices of the candle baseline; 0 leaves it out.
+    pub candle_baseline: usize,
     /// Numbers of closed-loop clients.
     pub clients: Vec<usize>,
     pub control: &'a Control,
@@ -51,15 +53,16 @@ pub struct Job<'a> {
 
 /// What a watcher is told.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Progress {
+#[allow(missing_docs, reason = "their names say what they are")]
+pub enum BenchProgress {
     /// This configuration is being prepared (packing, first touch).
     Preparing { done: usize, of: usize },
     /// A repeated run begins.
     Run { run: usize, of: usize },
     /// Fresh processes are being run.
     Starts { done: usize, of: usize },
-    /// The yardstick is being measured.
-    Yardstick,
+    /// Candle is being measured.
+    CandleBaseline,
     /// Clients are being simulated.
     Clients { clients: usize },
     /// What a round takes, and how many there is time for.
@@ -71,12 +74,12 @@ pub enum Progress {
 }
 
 /// A watcher; its error ends the bench.
-pub type Watcher<'a> = &'a mut dyn FnMut(&BenchResult, Progress) -> Result<(), BenchError>;
+pub type Watcher<'a> = &'a mut dyn FnMut(&BenchResult, BenchProgress) -> Result<(), BenchError>;
 
 /// Extras may take this share of the time each.
 const SHARE: f64 = 0.15;
 
-/// Kinds of extras: fresh processes, the hit, the yardstick, clients.
+/// Kinds of extras: fresh processes, the hit, candle, clients.
 const EXTRAS: f64 = 4.0;
 
 /// A round may take this many times its estimate.
@@ -116,10 +119,10 @@ pub fn run(
     let share = left.mul_f64(SHARE).min(Duration::from_secs_f64((spare / EXTRAS).max(0.0)));
     starts(job, result, &mut random, share, watch)?;
     hit(job, result, share)?;
-    yardstick(job, result, &mut random, share, watch)?;
+    candle_baseline(job, result, &mut random, share, watch)?;
     load(job, result, share, watch)?;
     for run in 0..job.runs.max(1) {
-        watch(result, Progress::Run { run, of: job.runs })?;
+        watch(result, BenchProgress::Run { run, of: job.runs })?;
         if run > 0 {
             // New pipelines in new memory: where things lie is a part of how runs differ.
             pipelines.clear();
@@ -147,7 +150,7 @@ pub fn prepare(job: &Job, result: &mut BenchResult, watch: Watcher) -> Result<Pr
     let of = job.plan.configs.len();
     for config in &job.plan.configs {
         interrupted(job.control)?;
-        watch(result, Progress::Preparing { done: prepared.pipelines.len(), of })?;
+        watch(result, BenchProgress::Preparing { done: prepared.pipelines.len(), of })?;
         let mut pipeline = Pipeline::new(&job.loaded, &config.set.apply(&job.base), &job.options)?;
         let prompts: Vec<Prompt> = job.workload.slices.iter().flatten().take(2).cloned().map(short).collect();
         trial::run(&mut pipeline, 0, &prompts, job.control)?;
@@ -207,7 +210,7 @@ fn starts(job: &Job, result: &mut BenchResult, random: &mut Random, share: Durat
     let begin = Instant::now();
     let mut told = Ok(());
     let mut enough = |pair: usize| {
-        told = watch(result, Progress::Starts { done: pair, of: job.pairs }).and_then(|()| interrupted(job.control));
+        told = watch(result, BenchProgress::Starts { done: pair, of: job.pairs }).and_then(|()| interrupted(job.control));
         let next = begin.elapsed().mul_f64((pair + 1) as f64 / pair.max(1) as f64);
         told.is_err() || (pair >= 1 && next > share)
     };
@@ -230,7 +233,7 @@ fn hit(job: &Job, result: &mut BenchResult, share: Duration) -> Result<(), Bench
     }
     let mut pipeline = Pipeline::new(&job.loaded, &cached.apply(&job.base), &job.options)?;
     let mut seen = HashSet::new();
-    let slice = job.workload.slices.iter().flatten().take(super::workload::SLICE);
+    let slice = job.workload.slices.iter().flatten().take(crate::bench::workload::SLICE);
     let prompts: Vec<&Prompt> = slice.filter(|p| seen.insert(format!("{:?}", p.content))).take(3).collect();
     pipeline.reset();
     let mut hit =
@@ -256,17 +259,17 @@ fn hit(job: &Job, result: &mut BenchResult, share: Duration) -> Result<(), Bench
 }
 
 /// candle and our own storages on the same slices.
-fn yardstick(
+fn candle_baseline(
     job: &Job,
     result: &mut BenchResult,
     random: &mut Random,
     share: Duration,
     watch: Watcher,
 ) -> Result<(), BenchError> {
-    if job.yardstick == 0 || !worth(result, share, "yardstick") {
+    if job.candle_baseline == 0 || !worth(result, share, "candle baseline") {
         return Ok(());
     }
-    watch(result, Progress::Yardstick)?;
+    watch(result, BenchProgress::CandleBaseline)?;
     let begin = Instant::now();
     let precision = Set::of(|o| o.name == "precision");
     let mut ours = Vec::new();
@@ -293,10 +296,10 @@ fn yardstick(
     names.extend(candle.is_some().then(|| "candle-transformers f32".to_string()));
     let mut seconds: Vec<(String, Vec<f64>)> = names.iter().map(|n| (n.clone(), Vec::new())).collect();
     let mut tokens: Vec<(String, Vec<u64>)> = names.iter().map(|n| (n.clone(), Vec::new())).collect();
-    'slices: for (done, slice) in job.workload.slices.iter().cycle().take(job.yardstick).enumerate() {
+    'slices: for (done, slice) in job.workload.slices.iter().cycle().take(job.candle_baseline).enumerate() {
         let each = begin.elapsed().mul_f64(1.0 / done.max(1) as f64);
         if done > 0 && begin.elapsed() + each > share {
-            result.notes.push(format!("yardstick: {done} slices of {} for want of time", job.yardstick));
+            result.notes.push(format!("candle baseline: {done} slices of {} for want of time", job.candle_baseline));
             break;
         }
         let mut order: Vec<usize> = (0..names.len()).collect();
@@ -304,7 +307,7 @@ fn yardstick(
         for i in order {
             interrupted(job.control)?;
             if begin.elapsed() > share.mul_f64(1.5) {
-                result.notes.push("yardstick: cut short for want of time".into());
+                result.notes.push("candle baseline: cut short for want of time".into());
                 break 'slices;
             }
             // One batch of each slice: candle takes its prompts one after the other, and the rounds need the time.
@@ -325,7 +328,7 @@ fn yardstick(
     let whole = seconds.iter().map(|s| s.1.len()).min().unwrap_or(0);
     seconds.iter_mut().for_each(|s| s.1.truncate(whole));
     tokens.iter_mut().for_each(|t| t.1.truncate(whole));
-    result.yardstick = (whole > 0).then_some(Yardstick { seconds, tokens });
+    result.candle_baseline = (whole > 0).then_some(CandleBaseline { seconds, tokens });
     drop((ours, candle));
     job.loaded.forget_unused_weights();
     Ok(())
@@ -337,7 +340,7 @@ fn load(job: &Job, result: &mut BenchResult, share: Duration, watch: Watcher) ->
     let prompts: Vec<Prompt> = job.workload.slices.iter().flatten().cloned().collect();
     let on = job.plan.everything_set.without(Set::of(|o| o.name == "cache")).with(Set::of(|o| o.name == "queue"));
     for &clients in &job.clients {
-        watch(result, Progress::Clients { clients })?;
+        watch(result, BenchProgress::Clients { clients })?;
         for queue in [false, true] {
             interrupted(job.control)?;
             if begin.elapsed() > share || (result.clients.is_empty() && share < Duration::from_secs(1)) {
@@ -349,7 +352,7 @@ fn load(job: &Job, result: &mut BenchResult, share: Duration, watch: Watcher) ->
             let set = if queue { on } else { on.without(Set::of(|o| o.name == "queue")) };
             let mut pipeline = Pipeline::new(&job.loaded, &set.apply(&job.base), &job.options)?;
             let requests = (4 * clients).clamp(12, 64);
-            result.clients.push(clients::run(&mut pipeline, queue, clients, requests, &prompts, job.control)?);
+            result.clients.push(load_generator::run(&mut pipeline, queue, clients, requests, &prompts, job.control)?);
         }
     }
     Ok(())
@@ -383,7 +386,7 @@ fn rounds(
         let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
         let enough = match job.rounds {
             Some(most) => done >= most,
-            None => done >= FEWEST && statistics::narrow_enough(rows::watched(result, run).iter().map(Vec::as_slice), done),
+            None => done >= FEWEST && statistics::narrow_enough(analysis::watched(result, run).iter().map(Vec::as_slice), done),
         };
         // A round that would not fit does not begin; two are needed for any interval at all.
         if enough || (done >= FEWEST && longest > left) {
@@ -400,9 +403,9 @@ fn rounds(
         if done == 0 {
             let more = (left / longest.max(estimated / MARGIN).max(1e-9)) as usize;
             let rounds = job.rounds.unwrap_or(usize::MAX).min(1 + more).max(FEWEST);
-            watch(result, Progress::Estimate { round_s: longest, rounds })?;
+            watch(result, BenchProgress::Estimate { round_s: longest, rounds })?;
         }
-        watch(result, Progress::Round { done: done + 1, round_s: longest, left_s: left })?;
+        watch(result, BenchProgress::Round { done: done + 1, round_s: longest, left_s: left })?;
     }
     Ok(())
 }
@@ -432,7 +435,7 @@ fn round(
     let mut order: Vec<usize> = (0..configs).collect();
     random.shuffle(&mut order);
     let mut samples = Vec::with_capacity(configs);
-    let mut answers: Vec<Vec<Given>> = vec![Vec::new(); configs];
+    let mut answers: Vec<Vec<AnswerTokens>> = vec![Vec::new(); configs];
     let (mut references, mut measured) = (Vec::new(), Vec::with_capacity(configs));
     for (i, &config) in order.iter().enumerate() {
         interrupted(job.control)?;
@@ -447,7 +450,7 @@ fn round(
         samples.push(trial.sample);
         answers[config] = trial.answers;
         measured.push((config, trial.latencies));
-        watch(result, Progress::Trial { round: done + 1, done: i + 1, of: configs })?;
+        watch(result, BenchProgress::Trial { round: done + 1, done: i + 1, of: configs })?;
     }
     check_answers(job, result, &answers);
     for (config, l) in measured {
@@ -458,7 +461,7 @@ fn round(
 }
 
 /// Adds a round's answers to the tallies of all pairs.
-fn check_answers(job: &Job, result: &mut BenchResult, answers: &[Vec<Given>]) {
+fn check_answers(job: &Job, result: &mut BenchResult, answers: &[Vec<AnswerTokens>]) {
     for row in &job.plan.rows {
         let mut pairs: Vec<_> = [row.alone, row.removed].into_iter().flatten().collect();
         pairs.dedup();

@@ -1,9 +1,9 @@
 //! From samples to the table's rows: ratios with intervals, verdicts, answers. In: a [`BenchResult`]. Out: [`Analysis`], plain data.
 
-use super::answers::{Seen, Tally};
+use super::answers::{AnswersSeen, Tally};
 use super::plan::{self, Basis, Pair};
 use super::result::{BenchResult, Round};
-use super::statistics::{self, Interval, Sight, Verdict, judge};
+use crate::bench::statistics::{self, DetectableEffect, Interval, Verdict, judge};
 use crate::optimizations::{self, Promise};
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +36,7 @@ pub struct RowResult {
     /// `None` where the audit gives no range or nothing was measured.
     pub verdict: Option<Verdict>,
     /// What became of the answers.
-    pub answers: Option<Seen>,
+    pub answers: Option<AnswersSeen>,
     /// The promise and the first prompt that breaks it.
     pub broken: Option<(Promise, String)>,
 }
@@ -47,7 +47,7 @@ pub struct Analysis {
     /// In the table's order.
     pub rows: Vec<RowResult>,
     /// What the machine let us see.
-    pub sight: Sight,
+    pub detectable: DetectableEffect,
     /// Medians over all trials: stolen by the hypervisor, taken by other processes.
     pub stolen: Option<f64>,
     /// See `stolen`.
@@ -160,7 +160,7 @@ pub fn analyse(result: &BenchResult) -> Analysis {
         (s, o) => Some(s.unwrap_or(0.0) + o.unwrap_or(0.0)),
     };
     let smallest = statistics::smallest_effect(&logs(rounds, &a_a(result)).0);
-    let sight = Sight { rounds: rounds.len(), smallest, busy };
+    let detectable = DetectableEffect { rounds: rounds.len(), smallest, busy };
     let rows = result.rows.iter().map(|row| {
         let mut tally = Tally::default();
         result.answers.iter().filter(|a| a.row == row.name).for_each(|a| tally.merge(&a.tally));
@@ -177,7 +177,7 @@ pub fn analyse(result: &BenchResult) -> Analysis {
         let expected = plan::expected(&row.name);
         let verdict = match (expected, alone) {
             (Some((low, _)), Some(_)) if low.is_infinite() => cache_verdict(result),
-            (Some(range), Some(ratio)) => Some(judge(&ratio.interval, range, &sight)),
+            (Some(range), Some(ratio)) => Some(judge(&ratio.interval, range, &detectable)),
             _ => None,
         };
         RowResult {
@@ -191,7 +191,7 @@ pub fn analyse(result: &BenchResult) -> Analysis {
             broken,
         }
     });
-    Analysis { rows: rows.collect(), sight, stolen, others }
+    Analysis { rows: rows.collect(), detectable, stolen, others }
 }
 
 /// `within` if there were hits and none of them ran a forward step; `below` if one did; `unclear` if there was no hit to look at.
@@ -231,7 +231,7 @@ pub fn normalised_speed(result: &BenchResult) -> Vec<OfSlice> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::example::{as_expected, result};
+    use super::super::test_data::{as_expected, result};
     use super::*;
 
     #[test]

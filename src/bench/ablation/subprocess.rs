@@ -2,8 +2,8 @@
 //! line. Out: [`Start`]s. The parent starts pairs of children in random order; a child reports one line of JSON on its standard output.
 
 use super::result::Start;
-use super::statistics::Random;
 use super::trial::{self, BenchError};
+use crate::bench::statistics::Random;
 use crate::optimizations::Set;
 use crate::pipeline::{Control, Loaded, Options, Pipeline, PipelineConfig, Prompt};
 use std::process::{Command, Stdio};
@@ -12,7 +12,8 @@ use std::time::Instant;
 
 /// What a child says.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Report {
+#[allow(missing_docs, reason = "their names say what they are")]
+pub struct ProcessReport {
     pub ready_s: f64,
     pub first_s: f64,
     pub second_s: f64,
@@ -27,7 +28,7 @@ pub fn measure(
     prompts: &[Prompt],
     begun: Instant,
     control: &Control,
-) -> Result<Report, BenchError> {
+) -> Result<ProcessReport, BenchError> {
     let mut pipeline = Pipeline::new(loaded, config, options)?;
     let ready_s = begun.elapsed().as_secs_f64();
     let mut requests = prompts.iter().cycle().map(|prompt| {
@@ -37,20 +38,20 @@ pub fn measure(
     });
     let mut next = || requests.next().unwrap_or(Err(BenchError::Workload("no prompts".into())));
     let (first_s, second_s) = (next()?, next()?);
-    Ok(Report { ready_s, first_s, second_s, peak_rss: crate::machine::peak_rss().map(|b| b.0) })
+    Ok(ProcessReport { ready_s, first_s, second_s, peak_rss: crate::machine::peak_rss().map(|b| b.0) })
 }
 
 /// How to start a child: the program, and the arguments to which the set of optimizations is appended.
 #[derive(Debug, Clone)]
-pub struct Child {
+pub struct FreshProcess {
     /// This program.
     pub program: std::path::PathBuf,
     /// Everything but the set.
     pub args: Vec<std::ffi::OsString>,
 }
 
-impl Child {
-    fn run(&self, set: Set) -> Result<Report, BenchError> {
+impl FreshProcess {
+    fn run(&self, set: Set) -> Result<ProcessReport, BenchError> {
         let failed =
             |why: String| BenchError::Failed(format!("a fresh process of this program failed: {}", crate::units::shown(&why)));
         let mut command = Command::new(&self.program);
@@ -78,7 +79,7 @@ impl Child {
             let mut order: Vec<&(&str, Set)> = what.iter().collect();
             random.shuffle(&mut order);
             for (name, set) in order {
-                let Report { ready_s, first_s, second_s, peak_rss } = self.run(*set)?;
+                let ProcessReport { ready_s, first_s, second_s, peak_rss } = self.run(*set)?;
                 starts.push(Start { pair, what: name.to_string(), ready_s, first_s, second_s, peak_rss });
             }
         }

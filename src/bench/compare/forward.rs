@@ -2,8 +2,8 @@
 //! measure is taken of every setting before the next measure, in seeded random order, so that ratios are of neighbours in time.
 
 use super::comparison::{Amounts, Figure, Measure};
-use super::speed;
-use super::statistics::{Random, narrow_enough};
+use crate::bench::speed;
+use crate::bench::statistics::{Random, narrow_enough};
 use crate::decoder::{DecodeError, Decoder};
 use crate::roofline::{Bound, Formats, Limits, Rates, Work};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ pub struct Subject {
 
 /// How long and how often.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub struct ForwardPlan {
     /// Time for all rounds together.
     pub budget: Duration,
     /// As many rounds as this, whatever the budget.
@@ -81,7 +81,11 @@ fn obstacle(subject: &Subject, measure: Measure, amounts: Amounts) -> Option<Str
 }
 
 /// Runs the rounds. `progress` hears (rounds done, rounds expected).
-pub fn forward(subjects: &mut [Subject], plan: &Plan, progress: &mut dyn FnMut(usize, usize)) -> Result<Forward, DecodeError> {
+pub fn forward(
+    subjects: &mut [Subject],
+    plan: &ForwardPlan,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Forward, DecodeError> {
     let start = Instant::now();
     let context = subjects.iter().map(|s| s.decoder.spec().context).min().unwrap_or(0);
     let mut amounts = Amounts::FULL;
@@ -243,7 +247,7 @@ mod tests {
         Subject { name: name.into(), decoder, batch: 2, threads: 1, formats: Formats::all(Format::F32) }
     }
 
-    const PLAN: Plan = Plan { budget: Duration::ZERO, least: 2, most: 4, seed: 1 };
+    const PLAN: ForwardPlan = ForwardPlan { budget: Duration::ZERO, least: 2, most: 4, seed: 1 };
 
     #[test]
     fn every_setting_gets_every_measure_in_every_round() {
@@ -269,7 +273,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_said_and_the_rest_is_measured() {
         let mut subjects = [subject("a", 256)];
-        let found = forward(&mut subjects, &Plan { budget: Duration::from_secs(9), ..PLAN }, &mut |_, _| {}).unwrap();
+        let found = forward(&mut subjects, &ForwardPlan { budget: Duration::from_secs(9), ..PLAN }, &mut |_, _| {}).unwrap();
         let [p64, p512, d1, batch] = &found.rates[0];
         assert!(p64.is_ok() && d1.is_ok() && batch.is_ok());
         assert!(p512.as_ref().unwrap_err().contains("the model has 256"));

@@ -1,7 +1,7 @@
 //! One trial: one configuration answers one slice, from an empty answer cache and prefix tree. In: a pipeline and prompts. Out: a
 //! [`Trial`]. The caller keeps pipelines and weights; nothing is packed or warmed here.
 
-use super::answers::Given;
+use super::answers::AnswerTokens;
 use super::result::Sample;
 use crate::engine::FinishReason;
 use crate::machine::Activity;
@@ -13,7 +13,7 @@ pub struct Trial {
     /// Counts and times.
     pub sample: Sample,
     /// The answers in the order of the prompts.
-    pub answers: Vec<Given>,
+    pub answers: Vec<AnswerTokens>,
     /// Distributions of its latencies.
     pub latencies: Latencies,
 }
@@ -86,6 +86,6 @@ pub fn answer(pipeline: &mut Pipeline, config: usize, prompts: &[Prompt], contro
         stolen: busy.map(|b| b.stolen),
         others: busy.map(|b| b.others),
     };
-    let answers = answers.into_iter().map(|a| Given { id: a.id, tokens: a.tokens }).collect();
+    let answers = answers.into_iter().map(|a| AnswerTokens { id: a.id, tokens: a.tokens }).collect();
     Ok(Trial { sample, answers, latencies: report.latencies })
 }

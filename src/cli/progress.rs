@@ -1,7 +1,7 @@
 //! How far the run is: a bar on a terminal, a plain line now and then elsewhere. In: the counters of a [`Control`]. Out: stderr,
 //! from a thread of its own.
 
-use crate::cli::console::{self, Level, Progress};
+use crate::cli::console::{self, Level, ShowProgress};
 use crate::pipeline::Control;
 use crate::units;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,11 +23,11 @@ pub enum Style {
 }
 
 /// From the flag, the level and the terminal.
-pub fn style(when: Progress, level: Level) -> Style {
+pub fn style(when: ShowProgress, level: Level) -> Style {
     let shown = match when {
-        Progress::Never => false,
-        Progress::Always => true,
-        Progress::Auto => level > Level::Quiet,
+        ShowProgress::Never => false,
+        ShowProgress::Always => true,
+        ShowProgress::Auto => level > Level::Quiet,
     };
     match shown {
         false => Style::Nothing,
@@ -71,14 +71,14 @@ impl Drop for Loading {
 }
 
 /// Progress of a run; ends when dropped.
-pub struct Display {
+pub struct RunDisplay {
     bar: Option<ProgressBar>,
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
-impl Display {
+impl RunDisplay {
     /// Shows `control`'s counters. `total`: records to answer, if known.
-    pub fn start(style: Style, control: Arc<Control>, total: Option<u64>) -> Display {
+    pub fn start(style: Style, control: Arc<Control>, total: Option<u64>) -> RunDisplay {
         let bar = (style == Style::Bar).then(|| {
             let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
             let template = if total.is_some() { "{bar:30} {pos}/{len} prompts  {msg}" } else { "{spinner} {pos} prompts  {msg}" };
@@ -86,7 +86,7 @@ impl Display {
             bar
         });
         if style == Style::Nothing {
-            return Display { bar: None, thread: None };
+            return RunDisplay { bar: None, thread: None };
         }
         let (stop, stopped) = channel();
         let shown = bar.clone();
@@ -107,7 +107,7 @@ impl Display {
             }
         };
         let thread = std::thread::Builder::new().name("progress".into()).spawn(work).ok().map(|handle| (stop, handle));
-        Display { bar, thread }
+        RunDisplay { bar, thread }
     }
 
     /// Runs `write` while the bar is out of the way.
@@ -134,7 +134,7 @@ fn plain(answered: u64, total: Option<u64>, speed: &str, seconds: f64) -> String
     }
 }
 
-impl Drop for Display {
+impl Drop for RunDisplay {
     fn drop(&mut self) {
         if let Some((stop, handle)) = self.thread.take() {
             drop(stop);

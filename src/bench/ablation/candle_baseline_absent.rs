@@ -1,4 +1,4 @@
-//! In place of `yardstick.rs` in a build without the feature `candle`: the bench leaves candle out and says so.
+//! In place of `candle_baseline.rs` in a build without the feature `candle`: the bench leaves candle out and says so.
 
 use super::trial::BenchError;
 use crate::pipeline::{Control, Loaded, Prompt};

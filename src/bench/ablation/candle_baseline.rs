@@ -1,4 +1,4 @@
-//! The yardstick: stock candle-transformers (f32) behind our own loop, so that "baseline" is not a straw man. In: a loaded model and
+//! Stock candle-transformers (f32) behind our own loop: a baseline that others wrote, beside the emulated one. In: a loaded model and
 //! slices. Out: seconds per slice. One sequence after the other, as candle's model runs them; sampling, tokens and limits as everywhere.
 
 use super::trial::BenchError;

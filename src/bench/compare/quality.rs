@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Fewest predicted tokens that a comparison of quality may rest on.
-pub const LEAST_TOKENS: usize = 4096;
+pub const MIN_TOKENS: usize = 4096;
 
 /// Most tokens of one window; the first is not predicted.
 const WINDOW: usize = 513;
@@ -18,16 +18,16 @@ const WINDOW: usize = 513;
 pub struct Windows(Vec<Vec<TokenId>>);
 
 impl Windows {
-    /// As many windows as [`LEAST_TOKENS`] predictions need, of at most `context` tokens each. The error says how many tokens are missing.
+    /// As many windows as [`MIN_TOKENS`] predictions need, of at most `context` tokens each. The error says how many tokens are missing.
     pub fn cut(ids: &[TokenId], context: usize) -> Result<Windows, String> {
         let length = WINDOW.min(context);
         if length < 2 {
             return Err(format!("a context of {context} positions is too short to predict anything"));
         }
-        let count = LEAST_TOKENS.div_ceil(length - 1);
+        let count = MIN_TOKENS.div_ceil(length - 1);
         if ids.len() < count * length {
             return Err(format!(
-                "has {} tokens; {} are needed ({count} windows of {length}, {LEAST_TOKENS} predictions)",
+                "has {} tokens; {} are needed ({count} windows of {length}, {MIN_TOKENS} predictions)",
                 ids.len(),
                 count * length
             ));
@@ -43,7 +43,7 @@ impl Windows {
 
 /// What one predicted token shows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Row {
+pub struct TokenComparison {
     /// −ln p of the token that came, by this setting.
     pub nll: f64,
     /// Σ p ln (p / q), p the reference's distribution, q this setting's; in nats.
@@ -53,11 +53,11 @@ pub struct Row {
 }
 
 /// Compares two rows of scores. The same bits have a divergence of exactly 0.
-pub fn compare_rows(reference: &[f32], other: &[f32], next: TokenId) -> Row {
+pub fn compare_rows(reference: &[f32], other: &[f32], next: TokenId) -> TokenComparison {
     let q = log_sum_exp(other);
     let nll = q - other[next as usize] as f64;
     if reference == other {
-        return Row { nll, kl: 0.0, same_top: true };
+        return TokenComparison { nll, kl: 0.0, same_top: true };
     }
     let p = log_sum_exp(reference);
     let kl: f64 = reference
@@ -69,7 +69,7 @@ pub fn compare_rows(reference: &[f32], other: &[f32], next: TokenId) -> Row {
         })
         .sum();
     // Rounding can take a divergence of nothing a hair below 0.
-    Row { nll, kl: kl.max(0.0), same_top: argmax(reference) == argmax(other) }
+    TokenComparison { nll, kl: kl.max(0.0), same_top: argmax(reference) == argmax(other) }
 }
 
 /// ln Σ exp(score), without overflow.
@@ -109,8 +109,8 @@ pub struct Quality {
 
 impl Quality {
     /// Sums up a setting's rows; `reference` are the reference's own.
-    pub fn of(rows: &[Row], reference: &[Row]) -> Quality {
-        let column = |f: fn(&Row) -> f64| rows.iter().map(f).collect::<Vec<f64>>();
+    pub fn of(rows: &[TokenComparison], reference: &[TokenComparison]) -> Quality {
+        let column = |f: fn(&TokenComparison) -> f64| rows.iter().map(f).collect::<Vec<f64>>();
         let kl = column(|r| r.kl);
         let (kl_mean, kl_mean_se) = mean_and_se(&kl);
         let (nll, nll_se) = mean_and_se(&column(|r| r.nll));
@@ -151,9 +151,9 @@ pub fn measure(
     decoders: &mut [&mut dyn Decoder],
     windows: &Windows,
     progress: &mut dyn FnMut(usize),
-) -> Result<Vec<Vec<Row>>, DecodeError> {
+) -> Result<Vec<Vec<TokenComparison>>, DecodeError> {
     let rows = decoders.iter().map(|d| d.capacity().rows).min().unwrap_or(1).clamp(1, 64);
-    let mut found: Vec<Vec<Row>> = vec![Vec::new(); decoders.len()];
+    let mut found: Vec<Vec<TokenComparison>> = vec![Vec::new(); decoders.len()];
     let mut done = 0;
     for window in &windows.0 {
         let mut slots = Vec::new();
@@ -178,7 +178,7 @@ pub fn measure(
             let next: Vec<TokenId> = window[start + 1..(end + 1).min(window.len())].to_vec();
             let vocab = scores[0].len() / (end - start);
             for (rows, theirs) in found.iter_mut().zip(&scores) {
-                let compared: Vec<Row> = next
+                let compared: Vec<TokenComparison> = next
                     .par_iter()
                     .enumerate()
                     .map(|(i, &token)| {
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn perplexity_of_a_fair_die_is_its_sides() {
-        let rows: Vec<Row> = (0..600).map(|i| compare_rows(&[0.5; 6], &[0.5; 6], i % 6)).collect();
+        let rows: Vec<TokenComparison> = (0..600).map(|i| compare_rows(&[0.5; 6], &[0.5; 6], i % 6)).collect();
         let quality = Quality::of(&rows, &rows);
         assert!((quality.perplexity - 6.0).abs() < 1e-9 && quality.perplexity_se < 1e-9, "{quality:?}");
         assert!(quality.same_bits && quality.kl_mean == 0.0 && quality.top1_agreement == 1.0 && quality.tokens == 600);
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn sums_by_hand() {
-        let row = |nll: f64, kl: f64, same_top| Row { nll, kl, same_top };
+        let row = |nll: f64, kl: f64, same_top| TokenComparison { nll, kl, same_top };
         let rows = [row(1.0, 0.0, true), row(3.0, 0.4, false)];
         let reference = [row(1.0, 0.0, true), row(2.0, 0.0, true)];
         let q = Quality::of(&rows, &reference);
@@ -280,7 +280,7 @@ mod tests {
         let windows = Windows::cut(&ids, 8192).unwrap();
         assert_eq!((windows.0.len(), windows.predictions()), (8, 4096));
         assert_eq!(windows.0[1][0], 513);
-        assert!(Windows::cut(&ids, 33).unwrap().predictions() >= LEAST_TOKENS);
+        assert!(Windows::cut(&ids, 33).unwrap().predictions() >= MIN_TOKENS);
         assert!(Windows::cut(&ids[..4000], 8192).unwrap_err().contains("has 4000 tokens; 4104 are needed"));
         assert!(Windows::cut(&ids, 1).is_err());
     }
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!((found[0].len(), found[1].len(), last), (windows.predictions(), windows.predictions(), windows.predictions()));
         assert_eq!(found[0], found[1]);
         let quality = Quality::of(&found[1], &found[0]);
-        assert!(quality.same_bits && quality.tokens >= LEAST_TOKENS, "{quality:?}");
+        assert!(quality.same_bits && quality.tokens >= MIN_TOKENS, "{quality:?}");
         // The first window's third row by hand: context of three tokens, then the fourth token.
         let expected = compare_rows(&a.scores(&ids[..3]), &a.scores(&ids[..3]), ids[3]);
         assert_eq!(found[0][2], expected);

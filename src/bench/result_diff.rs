@@ -1,17 +1,17 @@
 //! Results files side by side: rows lined up by name, each with the ratio of its gains, and what differs between the machines and settings.
-//! In: files of `bench` (`result.json`, `speedup.json`) or of `compare`, or their folders. Out: [`LineUp`], plain data. Only ratios are
+//! In: files of `bench` (`result.json`, `speedup.json`) or of `compare`, or their folders. Out: [`ResultDiff`], plain data. Only ratios are
 //! compared, never times of different machines or moments.
 
-use super::comparison::{self, Comparison};
-use super::result::{BenchResult, without_mark};
-use super::rows::{self, Ratio};
 use super::statistics::{Interval, mean, t_975};
+use crate::bench::ablation::analysis::{self, Ratio};
+use crate::bench::ablation::result::{BenchResult, without_mark};
+use crate::bench::compare::comparison::{self, Comparison};
 use crate::machine::Machine;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// A larger file is not read.
-const MOST_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 256 << 20;
 
 /// What one file holds that can be lined up.
 #[derive(Debug, Clone)]
@@ -39,7 +39,7 @@ const OF_RUNS: [&str; 2] = ["rounds", "version"];
 const LEAST: f64 = 0.01;
 
 /// With fewer runs of one setting nothing is said of how they differ.
-const LEAST_RUNS: usize = 3;
+const MIN_RUNS: usize = 3;
 
 /// What a change is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ impl Change {
 
 /// A row of one file against the same row of the first.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LinedUp {
+pub struct RowDiff {
     /// The row's name.
     pub row: String,
     /// The gain in the first file.
@@ -106,7 +106,7 @@ pub struct Against {
     /// What differs between the machines and settings, `what: first → this`.
     pub differences: Vec<String>,
     /// The rows that both have.
-    pub rows: Vec<LinedUp>,
+    pub rows: Vec<RowDiff>,
     /// Rows that only the first has.
     pub only_first: Vec<String>,
     /// Rows that only this one has.
@@ -115,7 +115,7 @@ pub struct Against {
 
 /// All files against the first.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LineUp {
+pub struct ResultDiff {
     /// The first file.
     pub reference: String,
     /// The others.
@@ -132,7 +132,7 @@ impl Results {
         let of = if path.is_dir() { "result.json of this folder " } else { "" };
         let told = |e: std::io::Error| format!("{shown}: {of}cannot be read: {e}");
         let meta = std::fs::metadata(&file).map_err(told)?;
-        if !meta.is_file() || meta.len() > MOST_BYTES {
+        if !meta.is_file() || meta.len() > MAX_BYTES {
             return Err(format!("{shown}: is not a results file of llmopt ({} bytes)", meta.len()));
         }
         let text = std::fs::read_to_string(&file).map_err(told)?;
@@ -175,8 +175,8 @@ impl Results {
     }
 
     fn of_bench(result: &BenchResult) -> Results {
-        let analysis = rows::analyse(result);
-        let rows = analysis.rows.iter().flat_map(|r| {
+        let analysed = analysis::analyse(result);
+        let rows = analysed.rows.iter().flat_map(|r| {
             let named = |what: &str, ratio: &Option<Ratio>| Some((format!("{}{what}", r.name), ratio.as_ref()?.interval));
             [named("", &r.alone), named(" (removed)", &r.removed), named(" (cumulative)", &r.cumulative)]
         });
@@ -204,7 +204,7 @@ impl Results {
                 ("rounds".into(), result.rounds.len().to_string()),
             ],
             rows: rows.flatten().collect(),
-            smallest: analysis.sight.smallest,
+            smallest: analysed.detectable.smallest,
             phases: Some(result.phases.name().to_string()),
         }
     }
@@ -316,7 +316,7 @@ fn version(version: &str, commit: Option<&str>) -> String {
 }
 
 /// Lines everything up with the first file. Files of two kinds are an error.
-pub fn line_up(results: &[Results]) -> Result<LineUp, String> {
+pub fn difference(results: &[Results]) -> Result<ResultDiff, String> {
     let (first, others) = results.split_first().ok_or("no results files")?;
     if let Some(odd) = others.iter().find(|o| o.kind != first.kind) {
         return Err(format!(
@@ -327,7 +327,7 @@ pub fn line_up(results: &[Results]) -> Result<LineUp, String> {
     let spread = spread(results);
     let against = |other: &Results| {
         let rows = first.rows.iter().filter(|(name, _)| first.same_row(other, name));
-        let rows = rows.filter_map(|(name, a)| Some(lined_up(name, (a, first), (&other.row(name)?, other), &spread))).collect();
+        let rows = rows.filter_map(|(name, a)| Some(diff(name, (a, first), (&other.row(name)?, other), &spread))).collect();
         let missing = |from: &Results, of: &Results| -> Vec<String> {
             of.rows.iter().filter(|(n, _)| from.row(n).is_none()).map(|(n, _)| n.clone()).collect()
         };
@@ -339,11 +339,11 @@ pub fn line_up(results: &[Results]) -> Result<LineUp, String> {
         Against { path: other.path.clone(), differences, rows, only_first, only_other }
     };
     let others = others.iter().map(against).collect();
-    Ok(LineUp { reference: first.path.clone(), others, spread })
+    Ok(ResultDiff { reference: first.path.clone(), others, spread })
 }
 
 /// One row of two files.
-fn lined_up(name: &str, (a, first): (&Interval, &Results), (b, other): (&Interval, &Results), spread: &[Spread]) -> LinedUp {
+fn diff(name: &str, (a, first): (&Interval, &Results), (b, other): (&Interval, &Results), spread: &[Spread]) -> RowDiff {
     // Two independent logarithms: their variances add, and so do the squares of what each machine cannot see.
     let widen = |i: &Interval, smallest: Option<f64>| i.widened(smallest.unwrap_or(0.0)).half_width().powi(2);
     let rounds = (widen(a, first.smallest) + widen(b, other.smallest)).sqrt();
@@ -358,7 +358,7 @@ fn lined_up(name: &str, (a, first): (&Interval, &Results), (b, other): (&Interva
         Interval { high, .. } if high < 1.0 => Change::Worse,
         _ => Change::Same,
     };
-    LinedUp { row: name.into(), first: *a, other: *b, ratio, change, between: runs > rounds }
+    RowDiff { row: name.into(), first: *a, other: *b, ratio, change, between: runs > rounds }
 }
 
 /// How far the runs of the first file's machine and settings differ; three at least.
@@ -368,7 +368,7 @@ fn spread(results: &[Results]) -> Vec<Spread> {
     let one = |(name, _): &(String, Interval)| {
         let all: Vec<Interval> = runs.iter().filter_map(|r| r.row(name)).collect();
         let logs: Vec<f64> = all.iter().map(|i| i.ratio.ln()).collect();
-        let mean = mean(&logs).filter(|_| all.len() >= LEAST_RUNS)?;
+        let mean = mean(&logs).filter(|_| all.len() >= MIN_RUNS)?;
         let deviation = (logs.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / (logs.len() - 1) as f64).sqrt();
         Some(Spread {
             row: name.clone(),
@@ -385,7 +385,7 @@ fn spread(results: &[Results]) -> Vec<Spread> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::verdict::tests::{comparison, setting};
+    use crate::bench::compare::recommendation::tests::{comparison, setting};
 
     fn speedup(rows: &str) -> Result<Results, String> {
         Results::parse(rows)
@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn rows_line_up_by_name_with_known_ratios() {
-        let found = line_up(&[speedup(OLD).unwrap(), speedup(NEW).unwrap()]).unwrap();
+        let found = difference(&[speedup(OLD).unwrap(), speedup(NEW).unwrap()]).unwrap();
         let rows = &found.others[0].rows;
         assert_eq!(rows.iter().map(|r| r.row.as_str()).collect::<Vec<_>>(), ["precision", "greedy", "cache"]);
         assert!((rows[0].ratio.ratio - 2.0).abs() < 1e-12 && rows[0].change == Change::Better);
@@ -424,7 +424,7 @@ mod tests {
                 format!("\u{feff}[{{\"optimization\":\"x\",\"alone\":{ratio},\"alone_low\":{low},\"alone_high\":{high}}}]");
             speedup(&text).unwrap()
         };
-        let change = |ratio: f64| line_up(&[table(1.0), table(ratio)]).unwrap().others[0].rows[0].change;
+        let change = |ratio: f64| difference(&[table(1.0), table(ratio)]).unwrap().others[0].rows[0].change;
         assert_eq!([0.999, 1.001, 1.009].map(change), [Change::Same; 3]);
         assert_eq!([0.98, 1.02].map(change), [Change::Worse, Change::Better]);
     }
@@ -463,7 +463,7 @@ mod tests {
         assert!(text.contains(r#""high":null"#), "JSON has no infinity");
         let read = Results::parse(&text).unwrap();
         assert_eq!(read.rows[0].1, unbounded);
-        let found = line_up(&[Results::parse(&serde_json::to_string(&steady).unwrap()).unwrap(), read]).unwrap();
+        let found = difference(&[Results::parse(&serde_json::to_string(&steady).unwrap()).unwrap(), read]).unwrap();
         let row = &found.others[0].rows[0];
         assert_eq!((row.change, row.ratio.low, row.ratio.high), (Change::Same, 0.0, f64::INFINITY));
         // The same in `speedup.json`, which writes infinity as text.
@@ -481,16 +481,16 @@ mod tests {
             Results::parse(&serde_json::to_string(&c).unwrap()).unwrap()
         };
         // Two runs apart look like a change of 20 %; three show that runs differ so far.
-        let two = line_up(&[run(1.5), run(1.8)]).unwrap();
+        let two = difference(&[run(1.5), run(1.8)]).unwrap();
         assert!(two.spread.is_empty() && two.others[0].rows[0].change == Change::Better);
-        let three = line_up(&[run(1.5), run(1.8), run(1.6)]).unwrap();
+        let three = difference(&[run(1.5), run(1.8), run(1.6)]).unwrap();
         let spread = &three.spread[0];
         assert_eq!((spread.runs, spread.row.as_str()), (3, "bf16 decode_1"));
         assert!((spread.least - 1.5).abs() < 1e-9 && (spread.greatest - 1.8).abs() < 1e-9 && spread.deviation > 0.08);
         let row = &three.others[0].rows[0];
         assert!(row.change == Change::Same && row.between, "{row:?}");
         // Steady runs leave a change as clear as their rounds say.
-        let steady = line_up(&[run(1.5), run(1.501), run(1.499), run(1.8)]).unwrap();
+        let steady = difference(&[run(1.5), run(1.501), run(1.499), run(1.8)]).unwrap();
         assert_eq!(steady.spread[0].runs, 4);
     }
 
@@ -506,7 +506,7 @@ mod tests {
         };
         let (one, both) = (table("null", 2.0), table(r#"1.1,"alone_low":1.0,"alone_high":1.2"#, 3.0));
         let rows = |a: &Results, b: &Results| {
-            let found = line_up(&[a.clone(), b.clone()]).unwrap();
+            let found = difference(&[a.clone(), b.clone()]).unwrap();
             let names: Vec<String> = found.others[0].rows.iter().map(|r| r.row.clone()).collect();
             (names.join(" "), found.others[0].differences.iter().any(|d| d.starts_with("total: ")))
         };
@@ -524,11 +524,11 @@ mod tests {
             *i = Interval { low: 0.92, ratio: 0.93, high: 0.94 };
         }
         let parse = |c: &Comparison| Results::parse(&serde_json::to_string(c).unwrap()).unwrap();
-        let found = line_up(&[parse(&old), parse(&new)]).unwrap();
+        let found = difference(&[parse(&old), parse(&new)]).unwrap();
         let against = &found.others[0];
         assert!(against.differences.contains(&"CPU: AMD EPYC → Other CPU".to_string()), "{:?}", against.differences);
         assert!(against.differences.contains(&"threads: 2 → 4".to_string()));
         assert!((against.rows[0].ratio.ratio - 0.5).abs() < 1e-9 && against.rows[0].change == Change::Worse);
-        assert!(line_up(&[parse(&old), speedup(OLD).unwrap()]).unwrap_err().contains("one command"));
+        assert!(difference(&[parse(&old), speedup(OLD).unwrap()]).unwrap_err().contains("one command"));
     }
 }

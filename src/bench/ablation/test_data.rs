@@ -1,9 +1,10 @@
 //! Results made up for tests: known ratios, known noise. `benches/gate_study` includes this file too, so it says `llmopt::`.
 
-use llmopt::bench::answers::Tally;
-use llmopt::bench::plan::{Config, Phases, Plan};
-use llmopt::bench::result::*;
+use llmopt::bench::ablation::answers::Tally;
+use llmopt::bench::ablation::plan::{Config, Phases, Plan};
+use llmopt::bench::ablation::result::*;
 use llmopt::bench::statistics::Random;
+use llmopt::bench::workload::WorkloadFacts;
 use llmopt::machine::Machine;
 use llmopt::pipeline::StageTimes;
 use llmopt::roofline::ReferenceRates;

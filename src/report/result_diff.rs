@@ -1,10 +1,10 @@
-//! Results files side by side, for people and as CSV: what differs first, then rows. In: a [`LineUp`]. Out: a [`Report`].
+//! Results files side by side, for people and as CSV: what differs first, then rows. In: a [`ResultDiff`]. Out: a [`Report`].
 
 use super::{Align, Block, Cell, Report, Section, Table, factor, interval};
-use crate::bench::lineup::LineUp;
+use crate::bench::result_diff::ResultDiff;
 
 /// The whole report.
-pub fn report(found: &LineUp) -> Report {
+pub fn report(found: &ResultDiff) -> Report {
     let mut sections: Vec<Section> = spread(found).into_iter().collect();
     let mut data = Table::of_keys(&[
         "file",
@@ -76,7 +76,7 @@ pub fn report(found: &LineUp) -> Report {
 }
 
 /// How far runs of the first file's setting differ.
-fn spread(found: &LineUp) -> Option<Section> {
+fn spread(found: &ResultDiff) -> Option<Section> {
     let runs = found.spread.first()?.runs;
     let mut table = Table::new(&[
         ("row", "gain of", Align::Left),
@@ -99,23 +99,23 @@ fn spread(found: &LineUp) -> Option<Section> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::example::result;
-    use crate::bench::gate::{self, Thresholds};
-    use crate::bench::lineup::{Against, Change, LinedUp, Results, line_up};
-    use crate::bench::result::BenchResult;
+    use crate::bench::ablation::gate::{self, Thresholds};
+    use crate::bench::ablation::result::BenchResult;
+    use crate::bench::ablation::test_data::result;
+    use crate::bench::compare::recommendation::tests::{comparison, setting};
+    use crate::bench::result_diff::{Against, Change, Results, RowDiff, difference};
     use crate::bench::statistics::Interval;
-    use crate::bench::verdict::tests::{comparison, setting};
-    use crate::report::Format;
+    use crate::report::ReportFormat;
 
     #[test]
     fn differences_come_before_any_number() {
         let i = |ratio: f64| Interval { low: ratio * 0.9, ratio, high: ratio * 1.1 };
-        let found = LineUp {
+        let found = ResultDiff {
             reference: "old.json".into(),
             others: vec![Against {
                 path: "new.json".into(),
                 differences: vec!["CPU: A → B".into()],
-                rows: vec![LinedUp {
+                rows: vec![RowDiff {
                     row: "cache".into(),
                     first: i(2.0),
                     other: i(4.0),
@@ -128,12 +128,12 @@ mod tests {
             }],
             spread: vec![],
         };
-        for format in [Format::Table, Format::Md] {
+        for format in [ReportFormat::Table, ReportFormat::Md] {
             let text = report(&found).render(format, 100);
             let (differs, number) = (text.find("CPU: A → B").unwrap(), text.find("2.00 (1.80").unwrap());
             assert!(differs < number && text.contains("better") && text.contains("Only in old.json: greedy"), "{text}");
         }
-        assert!(report(&found).render(Format::Csv, 80).lines().nth(1).unwrap().starts_with("new.json,cache,2,1.8,2.2,4,"));
+        assert!(report(&found).render(ReportFormat::Csv, 80).lines().nth(1).unwrap().starts_with("new.json,cache,2,1.8,2.2,4,"));
     }
 
     /// Every place of a JSON value; of lists the first element and the last one.
@@ -154,9 +154,11 @@ mod tests {
         match Results::parse(text) {
             Ok(results) => {
                 for pair in [[good.clone(), results.clone()], [results, good.clone()]] {
-                    if let Ok(lined_up) = line_up(&pair) {
-                        let report = report(&lined_up);
-                        [Format::Table, Format::Csv, Format::Md].iter().for_each(|f| drop(report.render(*f, 80)));
+                    if let Ok(diff) = difference(&pair) {
+                        let report = report(&diff);
+                        [ReportFormat::Table, ReportFormat::Csv, ReportFormat::Md]
+                            .iter()
+                            .for_each(|f| drop(report.render(*f, 80)));
                     }
                 }
             }

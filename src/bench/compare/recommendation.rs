@@ -1,8 +1,8 @@
 //! What to use: for prefill, decode, batches and the workload the fastest setting with the reference's answers, and, apart, the fastest of
 //! all with what it costs. In: a [`Comparison`]. Out: plain data with the reasons; sentences are made of it in `report`. It measures nothing.
 
-use super::comparison::{Comparison, Measure, Setting};
-use super::statistics::{BUSY, Interval};
+use super::comparison::{Comparison, Measure, MeasuredSetting};
+use crate::bench::statistics::{BUSY, Interval};
 use crate::machine::Machine;
 use crate::roofline::Bound;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ impl Aim {
 
 /// What was found for one aim.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct Recommendation {
     /// For what.
     pub aim: Aim,
     /// The fastest whose answers are the reference's (the reference itself at least); without a comparison of answers, `None`.
@@ -102,32 +102,32 @@ pub struct Why {
     pub absent: Vec<String>,
 }
 
-/// Judges every aim that was measured; on a machine that is too busy for `bench`'s verdicts, none.
-pub fn verdicts(comparison: &Comparison) -> Vec<Verdict> {
+/// Judges every aim that was measured; on a machine that is too busy for `bench`'s recommendations, none.
+pub fn recommendations(comparison: &Comparison) -> Vec<Recommendation> {
     if comparison.disturbance().is_some_and(|taken| taken > BUSY) {
         return Vec::new();
     }
     Aim::ALL.into_iter().filter_map(|aim| verdict(comparison, aim)).collect()
 }
 
-fn verdict(comparison: &Comparison, aim: Aim) -> Option<Verdict> {
-    let value = |s: &&Setting| s.figure(aim.measure()).and_then(|f| f.value);
-    let mut order: Vec<&Setting> = comparison.settings.iter().filter(|s| value(s).is_some()).collect();
+fn verdict(comparison: &Comparison, aim: Aim) -> Option<Recommendation> {
+    let value = |s: &&MeasuredSetting| s.figure(aim.measure()).and_then(|f| f.value);
+    let mut order: Vec<&MeasuredSetting> = comparison.settings.iter().filter(|s| value(s).is_some()).collect();
     order.sort_by(|a, b| value(b).unwrap_or(0.0).total_cmp(&value(a).unwrap_or(0.0)));
     let reference = comparison.settings.first()?;
     let fastest = *order.first()?;
     // Nobody looked at the answers of a hurried comparison, the reference's own apart.
     let looked = comparison.settings.iter().skip(1).any(|s| s.same_answers().is_some()) || comparison.settings.len() == 1;
-    let same: Vec<&Setting> =
+    let same: Vec<&MeasuredSetting> =
         order.iter().copied().filter(|s| s.name == reference.name || s.same_answers() == Some(true)).collect();
-    let pick = |chosen: &Setting, among: &[&Setting]| pick(comparison, aim, chosen, among);
+    let pick = |chosen: &MeasuredSetting, among: &[&MeasuredSetting]| pick(comparison, aim, chosen, among);
     let same_answers = if looked { same.first().and_then(|s| pick(s, &same)) } else { None };
     let other = same_answers.as_ref().is_none_or(|p| p.setting != fastest.name);
-    Some(Verdict { aim, same_answers, any_answers: if other { pick(fastest, &order) } else { None } })
+    Some(Recommendation { aim, same_answers, any_answers: if other { pick(fastest, &order) } else { None } })
 }
 
 /// `among`: the candidates by descending speed.
-fn pick(comparison: &Comparison, aim: Aim, chosen: &Setting, among: &[&Setting]) -> Option<Pick> {
+fn pick(comparison: &Comparison, aim: Aim, chosen: &MeasuredSetting, among: &[&MeasuredSetting]) -> Option<Pick> {
     let reference = comparison.settings.first()?;
     let figure = chosen.figure(aim.measure())?;
     // The reference is compared with the next fastest of the candidates, everyone else with the reference.
@@ -138,7 +138,7 @@ fn pick(comparison: &Comparison, aim: Aim, chosen: &Setting, among: &[&Setting])
     } else {
         (Some(reference), figure.against_reference)
     };
-    let share = |s: &Setting| s.figure(aim.measure()).and_then(|f| f.share());
+    let share = |s: &MeasuredSetting| s.figure(aim.measure()).and_then(|f| f.share());
     let is_reference = chosen.name == reference.name;
     let (present, absent) = features(&comparison.machine, &[Some(chosen), against]);
     Some(Pick {
@@ -172,9 +172,9 @@ const SLIGHT: f64 = 1.05;
 
 /// Whether what `--dtype auto` chooses is the fastest setting with identical answers (or as good as it); `None` if it is not among the settings
 /// or nobody compared answers. It is timed on decode steps of a whole batch, so that is what counts here.
-pub fn auto_agrees(comparison: &Comparison, verdicts: &[Verdict]) -> Option<bool> {
+pub fn auto_agrees(comparison: &Comparison, recommendations: &[Recommendation]) -> Option<bool> {
     let auto = comparison.auto.as_ref()?.dtype.as_str();
-    let same = |aim: Aim| verdicts.iter().find(|v| v.aim == aim).and_then(|v| v.same_answers.as_ref());
+    let same = |aim: Aim| recommendations.iter().find(|v| v.aim == aim).and_then(|v| v.same_answers.as_ref());
     let pick = same(Aim::Batch).or_else(|| same(Aim::Decode))?;
     let dtype_of = |name: &str| comparison.settings.iter().find(|s| s.name == name).map(|s| s.dtype.as_str());
     if comparison.settings.iter().all(|s| s.dtype != auto) {
@@ -185,7 +185,7 @@ pub fn auto_agrees(comparison: &Comparison, verdicts: &[Verdict]) -> Option<bool
 }
 
 /// The features that matter for these settings' storages, present and absent.
-fn features(machine: &Machine, settings: &[Option<&Setting>]) -> (Vec<String>, Vec<String>) {
+fn features(machine: &Machine, settings: &[Option<&MeasuredSetting>]) -> (Vec<String>, Vec<String>) {
     let dtypes: Vec<&str> = settings.iter().flatten().map(|s| s.dtype.as_str()).collect();
     let is_arm = machine.arch == "aarch64";
     let mut names: Vec<&str> = if is_arm { vec!["neon"] } else { vec!["avx2", "fma", "avx512f"] };
@@ -213,8 +213,8 @@ fn features(machine: &Machine, settings: &[Option<&Setting>]) -> (Vec<String>, V
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::bench::comparison::{Amounts, Auto, Figure, SCHEMA};
-    use crate::bench::quality::{Agreement, Quality};
+    use crate::bench::compare::comparison::{Amounts, Auto, Figure, SCHEMA};
+    use crate::bench::compare::quality::{Agreement, Quality};
     use crate::kernels::probes::Isa;
     use crate::machine::Feature;
     use crate::roofline::{Limits, Rates};
@@ -247,7 +247,7 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn setting(name: &str, dtype: &str, decode: f64, ratio: Option<f64>, same: Option<bool>) -> Setting {
+    pub(crate) fn setting(name: &str, dtype: &str, decode: f64, ratio: Option<f64>, same: Option<bool>) -> MeasuredSetting {
         let rate = |measure, value: f64| Figure {
             low: Some(value * 0.98),
             high: Some(value * 1.02),
@@ -256,7 +256,7 @@ pub(crate) mod tests {
             against_reference: ratio.map(|r| Interval { low: r * 0.97, ratio: r, high: r * 1.03 }),
             ..Figure::of(measure, value, "128 steps, 6 rounds")
         };
-        Setting {
+        MeasuredSetting {
             name: name.into(),
             flags: format!("--dtype {dtype}"),
             dtype: dtype.into(),
@@ -287,7 +287,7 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn comparison(settings: Vec<Setting>) -> Comparison {
+    pub(crate) fn comparison(settings: Vec<MeasuredSetting>) -> Comparison {
         Comparison {
             kind: "compare".into(),
             schema: SCHEMA,
@@ -318,7 +318,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_fastest_with_the_same_answers_and_the_fastest_of_all_are_told_apart() {
-        let found = verdicts(&comparison(vec![
+        let found = recommendations(&comparison(vec![
             setting("f32", "f32", 35.0, None, None),
             setting("bf16", "bf16", 65.0, Some(1.86), Some(true)),
             setting("q4_1", "q4_1", 110.0, Some(3.1), Some(false)),
@@ -335,7 +335,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_reference_that_wins_is_compared_with_the_next() {
-        let found = verdicts(&comparison(vec![
+        let found = recommendations(&comparison(vec![
             setting("f32", "f32", 35.0, None, None),
             setting("bf16-emulated", "bf16-emulated", 7.0, Some(0.2), Some(false)),
             setting("bf16", "bf16", 30.0, Some(0.8), Some(true)),
@@ -354,7 +354,7 @@ pub(crate) mod tests {
                 setting("bf16", "bf16", 35.0 * ratio, Some(ratio), same),
             ]);
             c.auto = Some(Auto { dtype: auto.into(), reason: String::new() });
-            auto_agrees(&c, &verdicts(&c))
+            auto_agrees(&c, &recommendations(&c))
         };
         assert_eq!((agrees("bf16", 1.86, Some(true)), agrees("f32", 1.86, Some(true))), (Some(true), Some(false)));
         // 1.02 (0.99–1.05) is no lead at all, 1.07 (1.04–1.10) a slight one.
@@ -370,16 +370,18 @@ pub(crate) mod tests {
         let mut c =
             comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), Some(true))]);
         c.busy = Some(crate::machine::Busy { others: 0.2, stolen: 0.04 });
-        assert_eq!(verdicts(&c).len(), 1);
+        assert_eq!(recommendations(&c).len(), 1);
         c.busy = Some(crate::machine::Busy { others: 0.2, stolen: 0.06 });
-        assert!(verdicts(&c).is_empty());
+        assert!(recommendations(&c).is_empty());
         assert_eq!(auto_agrees(&c, &[]), None);
     }
 
     #[test]
     fn nothing_is_said_of_answers_that_nobody_compared() {
-        let found =
-            verdicts(&comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 36.0, Some(1.01), None)]));
+        let found = recommendations(&comparison(vec![
+            setting("f32", "f32", 35.0, None, None),
+            setting("bf16", "bf16", 36.0, Some(1.01), None),
+        ]));
         assert_eq!(found[0].same_answers, None);
         let any = found[0].any_answers.as_ref().unwrap();
         assert!(any.setting == "bf16" && !any.clear && any.cost.is_none());

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     /// Made by `scripts/shards.py` with Python's hashlib: an id, then its part of 2, of 7, of 1000.
-    const FIXTURE: &str = include_str!("../../../tests/data/shards.tsv");
+    const FIXTURE: &str = include_str!("../../tests/data/shards.tsv");
 
     #[test]
     fn every_record_has_the_part_that_pythons_hashlib_gives_it() {

@@ -1,9 +1,9 @@
 //! The gate: has this program become slower than a recorded result says? In: two results and thresholds. Out: refusals (the two cannot
 //! be compared) or one line per failed row. It fails only if a whole interval is past the threshold, and never passes for want of numbers.
 
+use super::analysis::{Analysis, OfSlice, analyse, is_per_token, logs_of_slices, normalised_speed};
 use super::result::BenchResult;
-use super::rows::{Analysis, OfSlice, analyse, is_per_token, logs_of_slices, normalised_speed};
-use super::statistics::{LEAST_ROUNDS, difference_half_width, mean, mean_interval};
+use crate::bench::statistics::{MIN_ROUNDS, difference_half_width, mean, mean_interval};
 
 /// `--max-regression` unless it is given: finds a program that takes 10 % longer in 24 rounds on two shared cores (`scripts/gate-study.sh`).
 pub const MAX_REGRESSION: f64 = 3.0;
@@ -121,7 +121,7 @@ impl Series {
         let theirs = |slice: usize| before.iter().find(|b| b.0 == slice).map(|b| b.1);
         let pairs: Vec<(f64, f64)> = now.iter().filter_map(|&(slice, log)| Some((theirs(slice)?, log))).collect();
         let all_common = pairs.len() == before.len() && pairs.len() == now.len();
-        if pairs.len() >= LEAST_ROUNDS || (all_common && pairs.len() >= 3) {
+        if pairs.len() >= MIN_ROUNDS || (all_common && pairs.len() >= 3) {
             let (difference, half) = mean_interval(&pairs.iter().map(|(a, b)| b - a).collect::<Vec<_>>())?;
             let before = pairs.iter().map(|p| p.0).sum::<f64>() / pairs.len() as f64;
             return Some(Change { before, now: before + difference, half, between: false });
@@ -253,7 +253,7 @@ pub fn min_speedup_of(result: &BenchResult, least: f64) -> Result<Option<String>
 
 #[cfg(test)]
 mod tests {
-    use super::super::example::{as_expected, result};
+    use super::super::test_data::{as_expected, result};
     use super::*;
 
     const TEN: Thresholds = Thresholds { max_regression: 10.0, same_machine: false };
@@ -393,7 +393,7 @@ mod tests {
         refused(|r| r.quick = true, "made with --quick, this run without");
         refused(|r| r.model.digest = "other".into(), "another model");
         refused(|r| r.workload.digest = "other".into(), "another workload");
-        refused(|r| r.phases = crate::bench::plan::Phases::Two, "--phase 2");
+        refused(|r| r.phases = crate::bench::ablation::plan::Phases::Two, "--phase 2");
         refused(|r| r.rounds.truncate(1), "1 rounds");
         refused(|r| r.batch = 16, "batches of 16");
         refused(|r| r.rows[0].name = "magic".into(), "'magic'");
@@ -417,7 +417,7 @@ mod tests {
         let result = result(6, 0.02, 1, as_expected);
         assert_eq!(min_speedup_of(&result, 3.5), Ok(None));
         assert!(min_speedup_of(&result, 4.5).unwrap().unwrap().contains("below --min-speedup 4.5"));
-        let none = super::super::example::result(1, 0.02, 1, as_expected);
+        let none = super::super::test_data::result(1, 0.02, 1, as_expected);
         assert!(min_speedup_of(&none, 1.0).is_err());
     }
 }

@@ -78,7 +78,7 @@ pub struct Pair {
 
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
+pub struct PlanRow {
     /// The optimization's name, or `phase-1`, `phase-2`, `total`.
     pub name: String,
     /// Baseline (+ needs) → that and this one; for the totals their ratio.
@@ -106,7 +106,7 @@ pub struct Plan {
     /// The configurations; the last one repeats `everything` (A/A).
     pub configs: Vec<Config>,
     /// The lines of the table, in its order.
-    pub rows: Vec<Row>,
+    pub rows: Vec<PlanRow>,
     /// Index of the configuration that everything starts from.
     pub start: usize,
     /// Index of the configuration with all audit rows of the selected phases on.
@@ -178,7 +178,7 @@ impl Plan {
         let mut rows = Vec::new();
         let mut climbed = start_set;
         for o in ALL {
-            let mut row = Row { name: o.name.into(), alone: None, removed: None, cumulative: None };
+            let mut row = PlanRow { name: o.name.into(), alone: None, removed: None, cumulative: None };
             if phases.has(o.phase) {
                 let beyond = o.phase == Phase::Beyond;
                 let below = start_set.with(only(o).with_needs().without(only(o)));
@@ -212,7 +212,7 @@ impl Plan {
         // The totals stand between the audit's rows and those beyond it.
         let beyond = ALL.iter().position(|o| o.phase == Phase::Beyond).unwrap_or(ALL.len());
         for (place, (sets, name)) in (beyond..).zip(totals) {
-            let mut row = Row { name: name.into(), alone: None, removed: None, cumulative: None };
+            let mut row = PlanRow { name: name.into(), alone: None, removed: None, cumulative: None };
             if let Some((from, to)) = sets {
                 let from = configs.index(from, || "phase 1 on".into());
                 let to = configs.index(to, || if name == "phase-1" { "phase 1 on".into() } else { "phases 1+2 on".into() });
@@ -228,7 +228,7 @@ impl Plan {
     }
 
     /// The row of this name.
-    pub fn row(&self, name: &str) -> Option<&Row> {
+    pub fn row(&self, name: &str) -> Option<&PlanRow> {
         self.rows.iter().find(|r| r.name == name)
     }
 }

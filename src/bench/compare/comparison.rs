@@ -2,7 +2,7 @@
 //! measured. It formats nothing and prints nothing.
 
 use super::quality::{Agreement, Quality};
-use super::statistics::Interval;
+use crate::bench::statistics::Interval;
 use crate::machine::{Busy, Machine};
 use crate::roofline::{Bound, Limits};
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ pub const SCHEMA: u32 = 1;
 /// A measure of `compare.csv`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Measure {
     LoadS,
     #[serde(rename = "prefill_64")]
@@ -165,7 +166,7 @@ impl Figure {
 
 /// One setting and what was found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Setting {
+pub struct MeasuredSetting {
     /// As typed.
     pub name: String,
     /// The flags to use for it with `run`.
@@ -190,7 +191,7 @@ pub struct Setting {
     pub quality: Option<Quality>,
 }
 
-impl Setting {
+impl MeasuredSetting {
     /// The figure of a measure.
     pub fn figure(&self, measure: Measure) -> Option<&Figure> {
         self.figures.iter().find(|f| f.measure == measure)
@@ -257,7 +258,7 @@ pub struct Comparison {
     /// What `--dtype auto` chooses here.
     pub auto: Option<Auto>,
     /// The settings; the first is the reference.
-    pub settings: Vec<Setting>,
+    pub settings: Vec<MeasuredSetting>,
     /// Remarks on how it was measured.
     pub notes: Vec<String>,
 }
@@ -281,7 +282,7 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::figures::quality_figures;
+    use crate::bench::compare::figures::quality_figures;
 
     #[test]
     fn figures_of_rounds_by_hand() {
@@ -305,7 +306,7 @@ mod tests {
     #[test]
     fn same_answers_needs_both_kinds_of_evidence_that_there_are() {
         let agreement = |identical| Agreement { answers: 4, tokens: 9, identical, first_difference: None };
-        let mut setting = Setting {
+        let mut setting = MeasuredSetting {
             name: "x".into(),
             flags: String::new(),
             dtype: "f32".into(),

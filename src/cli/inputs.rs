@@ -3,7 +3,7 @@
 
 use super::shard::Shard;
 use crate::cli::Failure;
-use crate::cli::args::{OPENAI_MOST_TOKENS, Shared};
+use crate::cli::args::{OPENAI_MAX_TOKENS, SharedArgs};
 use crate::pipeline::{Content, Prompt, RecordError};
 use crate::text::prompts::{Given, InputError, Origin, PromptFiles, Reading, Record};
 use std::path::PathBuf;
@@ -78,7 +78,7 @@ impl Inputs {
     /// The records from the beginning. `warn` hears each thing worth saying once.
     pub fn records<W: FnMut(String) + Send + 'static>(
         &self,
-        flags: Arc<Shared>,
+        flags: Arc<SharedArgs>,
         mut warn: W,
     ) -> impl Iterator<Item = Result<Item, Failure>> + Send + use<W> {
         let mut reader = self.files.reader();
@@ -127,7 +127,7 @@ impl Counts {
         let requests = if self.unlimited == 1 { "request gives" } else { "requests give" };
         if self.unlimited > 0 {
             lines.push(format!(
-                "{} {requests} no max_tokens: the rest of the context, at most {OPENAI_MOST_TOKENS} tokens",
+                "{} {requests} no max_tokens: the rest of the context, at most {OPENAI_MAX_TOKENS} tokens",
                 self.unlimited
             ));
         }
@@ -135,7 +135,7 @@ impl Counts {
     }
 }
 
-fn prepare(record: Record, flags: &Shared, counts: &mut Counts) -> Item {
+fn prepare(record: Record, flags: &SharedArgs, counts: &mut Counts) -> Item {
     let Record { origin, asked } = record;
     let openai = matches!(origin.given, Given::OpenAi(_));
     let prompt = asked.map(|asked| {

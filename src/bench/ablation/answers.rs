@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// One answer of a trial.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Given {
+pub struct AnswerTokens {
     /// The prompt's id.
     pub id: String,
     /// Generated ids, an end-of-sequence token included.
@@ -36,7 +36,7 @@ pub struct Tally {
 /// What was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Seen {
+pub enum AnswersSeen {
     /// All pairs have the same ids.
     Identical,
     /// All answers with are beginnings of the answers without.
@@ -47,7 +47,7 @@ pub enum Seen {
 
 impl Tally {
     /// Compares two trials of one slice, answers in the same order of prompts.
-    pub fn add(&mut self, without: &[Given], with: &[Given]) {
+    pub fn add(&mut self, without: &[AnswerTokens], with: &[AnswerTokens]) {
         for (a, b) in without.iter().zip(with) {
             debug_assert_eq!(a.id, b.id, "answers of different prompts");
             let agreed = a.tokens.iter().zip(&b.tokens).take_while(|(x, y)| x == y).count();
@@ -79,12 +79,12 @@ impl Tally {
     }
 
     /// What was seen; `None` before the first pair.
-    pub fn seen(&self) -> Option<Seen> {
+    pub fn seen(&self) -> Option<AnswersSeen> {
         match self {
             Tally { pairs: 0, .. } => None,
-            t if t.identical == t.pairs => Some(Seen::Identical),
-            t if t.prefix == t.pairs => Some(Seen::Prefix),
-            t => Some(Seen::Differ(t.agreed as f64 / t.tokens.max(1) as f64)),
+            t if t.identical == t.pairs => Some(AnswersSeen::Identical),
+            t if t.prefix == t.pairs => Some(AnswersSeen::Prefix),
+            t => Some(AnswersSeen::Differ(t.agreed as f64 / t.tokens.max(1) as f64)),
         }
     }
 
@@ -98,33 +98,33 @@ impl Tally {
     }
 }
 
-impl Seen {
+impl AnswersSeen {
     /// As files write it: `identical`, `prefix`, `differ`.
     pub fn name(self) -> &'static str {
         match self {
-            Seen::Identical => "identical",
-            Seen::Prefix => "prefix",
-            Seen::Differ(_) => "differ",
+            AnswersSeen::Identical => "identical",
+            AnswersSeen::Prefix => "prefix",
+            AnswersSeen::Differ(_) => "differ",
         }
     }
 
     /// Share of the tokens before the first difference; of a beginning, all that there are.
     pub fn agreement(self) -> f64 {
         match self {
-            Seen::Identical | Seen::Prefix => 1.0,
-            Seen::Differ(agreement) => agreement,
+            AnswersSeen::Identical | AnswersSeen::Prefix => 1.0,
+            AnswersSeen::Differ(agreement) => agreement,
         }
     }
 }
 
 /// For people.
-impl std::fmt::Display for Seen {
+impl std::fmt::Display for AnswersSeen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Seen::Identical => f.write_str("identical"),
-            Seen::Prefix => f.write_str("prefix"),
+            AnswersSeen::Identical => f.write_str("identical"),
+            AnswersSeen::Prefix => f.write_str("prefix"),
             // Not all of it, however it rounds.
-            Seen::Differ(agreement) => write!(f, "agree {:.0} %", (agreement * 100.0).min(99.0)),
+            AnswersSeen::Differ(agreement) => write!(f, "agree {:.0} %", (agreement * 100.0).min(99.0)),
         }
     }
 }
@@ -133,8 +133,8 @@ impl std::fmt::Display for Seen {
 mod tests {
     use super::*;
 
-    fn given(answers: &[&[TokenId]]) -> Vec<Given> {
-        answers.iter().enumerate().map(|(i, t)| Given { id: format!("p{i}"), tokens: t.to_vec() }).collect()
+    fn given(answers: &[&[TokenId]]) -> Vec<AnswerTokens> {
+        answers.iter().enumerate().map(|(i, t)| AnswerTokens { id: format!("p{i}"), tokens: t.to_vec() }).collect()
     }
 
     fn tally(without: &[&[TokenId]], with: &[&[TokenId]]) -> Tally {
@@ -146,19 +146,19 @@ mod tests {
     #[test]
     fn identical_prefix_and_differing_answers_are_told_apart() {
         let same = tally(&[&[1, 2], &[3]], &[&[1, 2], &[3]]);
-        assert_eq!(same.seen(), Some(Seen::Identical));
+        assert_eq!(same.seen(), Some(AnswersSeen::Identical));
         let shorter = tally(&[&[1, 2], &[3]], &[&[1], &[3]]);
-        assert_eq!(shorter.seen(), Some(Seen::Prefix));
+        assert_eq!(shorter.seen(), Some(AnswersSeen::Prefix));
         let other = tally(&[&[1, 2], &[3, 4]], &[&[1, 2], &[3, 5]]);
-        assert_eq!(other.seen(), Some(Seen::Differ(0.75)));
+        assert_eq!(other.seen(), Some(AnswersSeen::Differ(0.75)));
         assert_eq!(Tally::default().seen(), None);
-        let shown = |seen: Option<Seen>| seen.map(|s| (s.to_string(), s.name(), s.agreement())).unwrap();
+        let shown = |seen: Option<AnswersSeen>| seen.map(|s| (s.to_string(), s.name(), s.agreement())).unwrap();
         assert_eq!(shown(same.seen()), ("identical".into(), "identical", 1.0));
         assert_eq!(shown(shorter.seen()), ("prefix".into(), "prefix", 1.0));
         assert_eq!(shown(other.seen()), ("agree 75 %".into(), "differ", 0.75));
-        assert_eq!(Seen::Differ(0.999).to_string(), "agree 99 %");
+        assert_eq!(AnswersSeen::Differ(0.999).to_string(), "agree 99 %");
         // A longer answer is not a beginning.
-        assert_eq!(tally(&[&[1]], &[&[1, 2]]).seen(), Some(Seen::Differ(0.5)));
+        assert_eq!(tally(&[&[1]], &[&[1, 2]]).seen(), Some(AnswersSeen::Differ(0.5)));
     }
 
     #[test]
