@@ -25,11 +25,11 @@ pub struct Ratio {
 pub struct RowResult {
     /// The optimization's name, or a total's.
     pub name: String,
-    /// See [`plan::Row`].
+    /// See [`plan::PlanRow`].
     pub alone: Option<Ratio>,
-    /// See [`plan::Row`].
+    /// See [`plan::PlanRow`].
     pub removed: Option<Ratio>,
-    /// See [`plan::Row`].
+    /// See [`plan::PlanRow`].
     pub cumulative: Option<Ratio>,
     /// What the audit expects, and whether it came true.
     pub expected: Option<(f64, f64)>,
