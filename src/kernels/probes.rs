@@ -23,6 +23,7 @@ pub enum Isa {
 impl Isa {
     /// Those this CPU can run, the fixed reference first.
     pub fn detected() -> Vec<Isa> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut found = vec![Isa::reference()];
         #[cfg(target_arch = "x86_64")]
         {
