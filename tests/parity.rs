@@ -219,6 +219,7 @@ fn divergence_of_quantized_weights_from_f32_on_a_text() {
         let mean = rows.iter().map(|r| r.kl).sum::<f64>() / n;
         let error = (rows.iter().map(|r| (r.kl - mean).powi(2)).sum::<f64>()).sqrt() / n;
         let same = rows.iter().filter(|r| r.same_top).count() as f64 / n;
+        assert!(n > 0.0 && mean.is_finite(), "{name}: mean divergence {mean} of {n} tokens");
         println!("llmopt {name} tokens {n} mean_kl {mean:.6} error {error:.6} same_top {same:.5}");
     }
 }
