@@ -21,9 +21,9 @@ use std::sync::Arc;
 struct Args {
     #[arg(long, default_value = "smollm2-135m")]
     model: String,
-    /// f32, bf16, f16, q8_0, q4_1, native
-    #[arg(long, default_value = "native")]
-    dtype: String,
+    /// native, bf16-emulated, or a type that all matrices are stored in, such as f32 or q8_0
+    #[arg(long, default_value = "native", value_parser = plan)]
+    dtype: FormatPlan,
     #[arg(long, default_value_t = llmopt::machine::usable_threads())]
     threads: usize,
     /// portable, avx2, avx512
@@ -43,18 +43,25 @@ struct Args {
     bench: bool,
 }
 
+fn plan(name: &str) -> Result<FormatPlan, String> {
+    let format = || Format::ALL.into_iter().find(|f| f.name() == name).map(FormatPlan::All);
+    match name {
+        "native" => Ok(FormatPlan::AsStored),
+        "bf16-emulated" => Ok(FormatPlan::WidenedBf16Emulated),
+        _ => format().ok_or_else(|| format!("no type; known are native, bf16-emulated, {}", Format::ALL.map(|f| f.name()).join(", "))),
+    }
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
     let begun = std::time::Instant::now();
     let model = model::open(&args.model, &OpenOptions::default())?;
     let spec = model.spec.clone();
-    let format = Format::ALL.into_iter().find(|f| f.name() == args.dtype);
-    let mut formats = Formats::all(format.unwrap_or(Format::F32));
+    let mut formats = Formats::all(Format::F32);
     let mut decoder: Box<dyn Decoder> = if args.decoder == "candle" {
         Box::new(CandleDecoder::new(&spec, model.weights.as_ref(), 1)?)
     } else {
-        let plan = format.map_or(FormatPlan::AsStored, FormatPlan::All);
-        let packed = Arc::new(PackedModel::pack(&model, plan, args.threads)?);
+        let packed = Arc::new(PackedModel::pack(&model, args.dtype, args.threads)?);
         formats = packed.storage(packed.usual_kv());
         let kv_bytes = packed.kv_bytes_per_position() * 16 * 160;
         let kernels = args.kernels.unwrap_or_else(KernelSet::best);

@@ -340,8 +340,8 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
     }
     if analysis.row("precision").is_some_and(|r| r.alone.is_some()) {
         notes.push(
-            "The baseline of Float32 on CPU widens each weight into a temporary on every call, which lives in caches as far as neighbours leave them free: another \
-             hour may find another ratio for this row and for what is measured from the same baseline."
+            "The baseline of Float32 on CPU widens each weight into a temporary on every call: another hour may find another ratio for this row and for what is \
+             measured from the same baseline (--repeat, or several results given to compare, tell how far)."
                 .into(),
         );
     }
