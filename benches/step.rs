@@ -48,7 +48,8 @@ fn plan(name: &str) -> Result<FormatPlan, String> {
     match name {
         "native" => Ok(FormatPlan::AsStored),
         "bf16-emulated" => Ok(FormatPlan::WidenedBf16Emulated),
-        _ => format().ok_or_else(|| format!("no type; known are native, bf16-emulated, {}", Format::ALL.map(|f| f.name()).join(", "))),
+        _ => format()
+            .ok_or_else(|| format!("no type; known are native, bf16-emulated, {}", Format::ALL.map(|f| f.name()).join(", "))),
     }
 }
 
