@@ -110,6 +110,46 @@ fn walk(grammar: &Grammar, random: &mut common::Random, most: usize) -> Option<S
 }
 
 #[test]
+fn one_token_alone_is_told_as_the_mask_of_all_tells_it() {
+    let grammars = Grammars::new(words);
+    let Words { bytes, .. } = words();
+    let ids = || 0..bytes.len() as u32;
+    let mut random = common::Random::new(11, "alone");
+    let (mut told, mut allowed) = (0, 0);
+    let regexes = ["(?s:.){5,}", "[a-c]+(the|na\u{ef}ve)?", "abc|abd|xyz"].map(|r| Constraint::Regex(r.into()));
+    let schemas = cases().into_iter().map(|case| Constraint::Schema(case.schema.to_string()));
+    for constraint in regexes.into_iter().chain(schemas) {
+        let grammar = grammars.compile(&constraint).unwrap();
+        for walk in 0..2 {
+            let mut matching = grammar.start();
+            for step in 0..60 {
+                if matching.has_ended() {
+                    break;
+                }
+                // Before the mask is made, and after.
+                let early: Vec<_> =
+                    if (step + walk) % 2 == 0 { ids().map(|id| matching.allows(id)).collect() } else { Vec::new() };
+                let mask = matching.mask().unwrap();
+                let late: Vec<_> = ids().map(|id| matching.allows(id)).collect();
+                for (id, alone) in ids().zip(&early).chain(ids().zip(&late)) {
+                    if let Some(alone) = *alone {
+                        assert_eq!(alone, mask.allows(id), "{constraint:?}: token {id} at step {step}");
+                        told += 1;
+                        allowed += usize::from(alone);
+                    }
+                }
+                let next: Vec<u32> = ids().filter(|id| *id != 0 && mask.allows(*id)).collect();
+                if next.is_empty() {
+                    break;
+                }
+                matching.consume(next[random.below(next.len() as u64) as usize]).unwrap();
+            }
+        }
+    }
+    assert!(told > 100_000 && allowed > 10_000, "{told} told, {allowed} allowed");
+}
+
+#[test]
 fn every_finished_walk_validates_and_what_is_not_valid_is_not_allowed() {
     let grammars = Grammars::new(words);
     let mut random = common::Random::new(7, "walks");

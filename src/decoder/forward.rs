@@ -423,12 +423,19 @@ impl Pass<'_> {
         } = spec;
         let scoring = Scoring { bias: model.output_bias.as_deref(), scale: *logit_scale, cap: *logit_softcap };
         let by = self.by(&model.output_norm);
+        // The last step's vectors serve again: new ones would be pages that the system clears, 2 % of a step of 16 rows of scores.
+        let spare = &mut w.spare;
+        let mut room = |floats: usize| {
+            let mut place = spare.pop().unwrap_or_default();
+            place.resize(floats, 0.0);
+            place
+        };
         let mut logits: Vec<Vec<f32>> = batch
             .segments
             .iter()
             .map(|s| match s.want {
-                super::Want::Logits => vec![0.0; spec.vocab],
-                super::Want::AllLogits => vec![0.0; spec.vocab * s.tokens.len()],
+                super::Want::Logits => room(spec.vocab),
+                super::Want::AllLogits => room(spec.vocab * s.tokens.len()),
                 _ => Vec::new(),
             })
             .collect();

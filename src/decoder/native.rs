@@ -321,7 +321,15 @@ impl Decoder for NativeDecoder {
     }
 
     fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
-        outputs.clear();
+        let vocab = self.model.spec().vocab;
+        let scores = outputs.drain(..).filter_map(|output| match output {
+            Output::Logits(scores) if scores.len() == vocab => Some(scores),
+            _ => None,
+        });
+        match &mut self.workspace {
+            Some(workspace) => workspace.spare = scores.collect(),
+            None => drop(scores),
+        }
         let long: Vec<bool> = batch.segments.iter().map(|s| self.long.get(s.slot.0).copied().unwrap_or(false)).collect();
         let passed = match long.first() {
             // Long and short sequences of a longrope model turn by different tables: each kind has a pass of its own.

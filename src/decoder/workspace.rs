@@ -27,6 +27,8 @@ pub(super) struct Workspace {
     pub last: Activations,
     /// The emulated dtype's f32 temporary.
     pub wide: Vec<f32>,
+    /// Vectors of the last step's scores, one a row, to be written again.
+    pub spare: Vec<Vec<f32>>,
 }
 
 /// Inside attention.
@@ -248,6 +250,7 @@ impl Workspace {
             mixtures: mixtures.collect(),
             last: Activations::new(rows, plan.hidden, plan.quantized_last),
             wide: vec![0.0; model.wide_floats()],
+            spare: Vec::new(),
         }
     }
 

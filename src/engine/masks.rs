@@ -2,6 +2,7 @@
 //! newest token. Out: their masks, in the cells. Whoever needs a mask that nobody has begun computes it; so a mask never waits for a thread.
 
 use crate::text::{Mask, Matching};
+use crate::units::TokenId;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -31,6 +32,11 @@ impl Cell {
             Some(mask) => mask,
             None => inside.matching.mask(),
         }
+    }
+
+    /// Whether the mask has this token, where that is told without the mask of all.
+    pub(super) fn allows(&self, token: TokenId) -> Option<bool> {
+        self.lock().matching.allows(token)
     }
 
     fn prepare(&self) {

@@ -69,6 +69,20 @@ impl Sampler {
         }
     }
 
+    /// The token that these scores alone choose, where no answer so far, draw or penalty changes it: most often a constraint allows it, and
+    /// no mask is needed then.
+    pub(super) fn favourite(&self, output: &Output) -> Option<TokenId> {
+        match output {
+            Output::Logits(scores) if self.is_favourite() => best(scores, None),
+            _ => None,
+        }
+    }
+
+    /// Whether [`Sampler::favourite`] is what is chosen where it is allowed.
+    pub(super) fn is_favourite(&self) -> bool {
+        self.method == Method::Argmax && self.penalties.are_neutral()
+    }
+
     /// The token for `position` (its index in prompt + answer), which goes on from `answer` by one of the mask's tokens. `None` if the
     /// decoder answered something else than was asked, or no token is allowed.
     pub(super) fn choose(&self, output: &Output, position: usize, answer: &[TokenId], mask: Option<&Mask>) -> Option<TokenId> {

@@ -240,10 +240,7 @@ impl Engine {
                 };
                 Constrained { cell: Cell::new(grammar.start()), phase, open }
             });
-            if let Some(constrained) = constrained.as_ref().filter(|c| c.phase != Phase::Thinking) {
-                self.masks.begin(constrained.cell.clone(), self.config.mask_threads);
-            }
-            *generation = Some(Generation {
+            let generation = generation.insert(Generation {
                 ticket: request.ticket,
                 sampler: Sampler::new(request, self.config.sampling),
                 watch,
@@ -254,6 +251,9 @@ impl Engine {
                 logprobs: extras.logprobs,
                 scored: Vec::new(),
             });
+            if let Some(constrained) = generation.constrained.as_ref().filter(|_| generation.wants_masks()) {
+                self.masks.begin(constrained.cell.clone(), self.config.mask_threads);
+            }
         }
     }
 
@@ -411,7 +411,7 @@ impl Engine {
                 Phase::Opening(n) if fast_forward => constrained.open.get(n).copied(),
                 _ => None,
             };
-            if next.is_none() && matches!(constrained.phase, Phase::Bound | Phase::Either) {
+            if next.is_none() && generation.wants_masks() {
                 self.masks.begin(constrained.cell.clone(), self.config.mask_threads);
             }
         }
@@ -441,17 +441,43 @@ impl Generation {
         self.sampler.want(vocab, masked)
     }
 
+    /// Whether a mask is wanted for every token: otherwise only where the form forbids what the model says. Which of the two depends on the
+    /// request alone, so that what a grammar's limits allow does too.
+    fn wants_masks(&self) -> bool {
+        match self.constrained.as_ref().map(|c| c.phase) {
+            Some(Phase::Bound) => !self.sampler.is_favourite(),
+            Some(Phase::Either) => true,
+            _ => false,
+        }
+    }
+
+    /// The highest score's token, if the form decides and is known to allow it.
+    fn allowed_favourite(&self, output: &Output) -> Option<TokenId> {
+        let constrained = self.constrained.as_ref().filter(|c| c.phase == Phase::Bound)?;
+        let token = self.sampler.favourite(output)?;
+        (constrained.cell.allows(token) == Some(true)).then_some(token)
+    }
+
     /// The next token by these scores; `None` if they are not what was asked for.
     fn choose(&self, slot: Slot, output: &Output, position: usize, vocab: usize) -> Option<Chosen> {
-        let mask = match self.constrained.as_ref().map_or(Ok(None), |c| c.mask(vocab)) {
-            Ok(mask) => mask,
-            Err(why) => return Some(Chosen::Nothing { slot, why }),
-        };
-        let Some(token) = self.sampler.choose(output, position, self.watch.tokens(), mask.as_ref()) else {
-            // No token of the model's may come next.
-            let dead = mask.filter(|_| matches!(output, Output::Logits(_)))?;
-            debug_assert!((0..vocab as TokenId).all(|id| !dead.allows(id)));
-            return Some(Chosen::Nothing { slot, why: "the constraint allows none of the model's tokens here".to_string() });
+        let token = match self.allowed_favourite(output) {
+            Some(token) => token,
+            None => {
+                let mask = match self.constrained.as_ref().map_or(Ok(None), |c| c.mask(vocab)) {
+                    Ok(mask) => mask,
+                    Err(why) => return Some(Chosen::Nothing { slot, why }),
+                };
+                let Some(token) = self.sampler.choose(output, position, self.watch.tokens(), mask.as_ref()) else {
+                    // No token of the model's may come next.
+                    let dead = mask.filter(|_| matches!(output, Output::Logits(_)))?;
+                    debug_assert!((0..vocab as TokenId).all(|id| !dead.allows(id)));
+                    return Some(Chosen::Nothing {
+                        slot,
+                        why: "the constraint allows none of the model's tokens here".to_string(),
+                    });
+                };
+                token
+            }
         };
         let scored = match (self.logprobs, output) {
             (Some(top), Output::Logits(scores)) => Some(scored(scores, token, top)),

@@ -177,7 +177,8 @@ impl Grammars {
             Constraint::OneOf(_) => "the choice",
         };
         let matcher = matcher.map_err(|error| format!("{what} cannot be enforced: {error}"))?;
-        Ok(Arc::new(Grammar { pristine: Mutex::new(matcher), digest, is_json: constraint.is_json() }))
+        let eos = factory.tok_env().tok_trie().eos_tokens().into();
+        Ok(Arc::new(Grammar { pristine: Mutex::new(matcher), eos, digest, is_json: constraint.is_json() }))
     }
 }
 
@@ -263,6 +264,7 @@ fn line(error: &str) -> String {
 pub struct Grammar {
     /// Before any token; never advanced.
     pristine: Mutex<Matcher>,
+    eos: Arc<[TokenId]>,
     digest: Key,
     is_json: bool,
 }
@@ -270,7 +272,8 @@ pub struct Grammar {
 impl Grammar {
     /// At the beginning of an answer.
     pub fn start(&self) -> Matching {
-        Matching { matcher: self.pristine.lock().unwrap_or_else(PoisonError::into_inner).deep_clone() }
+        let matcher = self.pristine.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
+        Matching { matcher, eos: self.eos.clone() }
     }
 
     /// SHA-256 of what was asked for.
@@ -334,12 +337,23 @@ impl Mask {
 /// Where an answer stands in its grammar.
 pub struct Matching {
     matcher: Matcher,
+    /// Tokens that end an answer.
+    eos: Arc<[TokenId]>,
 }
 
 impl Matching {
     /// The tokens that may come next: one alone where the grammar forces text, spelled as the tokenizer spells it. The error is one line.
     pub fn mask(&mut self) -> Result<Mask, String> {
         self.matcher.compute_mask_or_eos().map(Mask).map_err(|e| line(&e.to_string()))
+    }
+
+    /// Whether the mask has this token, where one token is told without making the mask of all: `None` where the grammar forces text, has
+    /// ended, or where the token ends an answer. Looking does not change anything.
+    pub fn allows(&mut self, token: TokenId) -> Option<bool> {
+        if self.matcher.is_stopped() || self.eos.contains(&token) || !self.matcher.compute_ff_bytes().is_empty() {
+            return None;
+        }
+        self.matcher.validate_tokens(&[token]).ok().map(|valid| valid == 1)
     }
 
     /// The token that must come next, if there is only one: the mask's single token. Looking does not change anything.
