@@ -77,14 +77,14 @@ impl Rotations {
 }
 
 /// An activation as the kernels have it.
-pub(super) fn kernel_activation(activation: Activation) -> kernels::Activation {
+pub(super) fn kernel_activation(activation: Activation) -> kernels::ActivationFn {
     match activation {
-        Activation::Silu => kernels::Activation::Silu,
-        Activation::Gelu => kernels::Activation::Gelu,
-        Activation::GeluTanh => kernels::Activation::GeluTanh,
-        Activation::Relu => kernels::Activation::Relu,
-        Activation::Relu2 => kernels::Activation::Relu2,
-        Activation::Clamped { limit, alpha } => kernels::Activation::Clamped { limit, alpha },
+        Activation::Silu => kernels::ActivationFn::Silu,
+        Activation::Gelu => kernels::ActivationFn::Gelu,
+        Activation::GeluTanh => kernels::ActivationFn::GeluTanh,
+        Activation::Relu => kernels::ActivationFn::Relu,
+        Activation::Relu2 => kernels::ActivationFn::Relu2,
+        Activation::Clamped { limit, alpha } => kernels::ActivationFn::Clamped { limit, alpha },
     }
 }
 
@@ -94,7 +94,7 @@ pub(super) fn dense<'w>(
     model: &PackedModel,
     team: &mut Team,
     weights: &DenseWeights,
-    activation: kernels::Activation,
+    activation: kernels::ActivationFn,
     width: usize,
     rows: usize,
     normed: &Activations,
@@ -396,7 +396,7 @@ impl Pass<'_> {
         let out = if gate { &mut *ungated } else { &mut *attended };
         self.team.attention(step.units_of(spec), &step.rows, &contexts, self.kv, l, by, queries, out);
         if gate {
-            self.team.activate(Some(gates), ungated.rows(), kernels::Activation::Sigmoid, step.rows.len(), attended);
+            self.team.activate(Some(gates), ungated.rows(), kernels::ActivationFn::Sigmoid, step.rows.len(), attended);
         }
     }
 
@@ -441,10 +441,10 @@ impl Pass<'_> {
             let mut wants = Vec::with_capacity(step.scored.len());
             for &s in &step.scored_for {
                 wants.push(match batch.segments[s].want {
-                    super::Want::Argmax => crate::kernels::Want::Argmax,
-                    super::Want::TopK(k) => crate::kernels::Want::TopK(k),
+                    super::Want::Argmax => crate::kernels::ScoreRequest::Argmax,
+                    super::Want::TopK(k) => crate::kernels::ScoreRequest::TopK(k),
                     _ => match places[s].next() {
-                        Some(place) => crate::kernels::Want::All(place),
+                        Some(place) => crate::kernels::ScoreRequest::All(place),
                         None => return Err(DecodeError::Broken("a row without a place for its scores".to_string())),
                     },
                 });

@@ -60,6 +60,12 @@ pub(crate) struct Gemm {
     pub wide: *mut f32,
 }
 
+/// An instruction set that the products are compiled for.
+pub(crate) trait Compiled: Isa {
+    /// The products as functions of their own, with the set's CPU features.
+    const GEMM: unsafe fn(&Gemm);
+}
+
 /// Floats of scratch a [`Gemm`] needs: a block of two panels.
 pub(crate) const WIDE: usize = 2 * BLOCK * 16;
 
@@ -646,120 +652,6 @@ unsafe fn coded_part<S: Isa, Q: Blocks<S>, const MR: usize, const NP: usize>(
                         acc[r][p] = S::fma(S::mul(m, dx), S::to_float(sum), acc[r][p]);
                     }
                 }
-            }
-        }
-    }
-}
-
-/// What attention multiplies by: a page of keys is a panel, a page of values has its own line length.
-pub(crate) trait Element<S: Isa> {
-    const SIZE: usize;
-    unsafe fn load(p: *const u8, index: usize) -> S::F;
-    unsafe fn store(p: *mut u8, index: usize, v: S::F);
-}
-
-pub(crate) struct F32;
-pub(crate) struct F16;
-
-impl<S: Isa> Element<S> for F32 {
-    const SIZE: usize = 4;
-    #[inline(always)]
-    unsafe fn load(p: *const u8, index: usize) -> S::F {
-        unsafe { S::load((p as *const f32).add(index)) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut u8, index: usize, v: S::F) {
-        unsafe { S::store((p as *mut f32).add(index), v) }
-    }
-}
-
-impl<S: Isa> Element<S> for F16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    unsafe fn load(p: *const u8, index: usize) -> S::F {
-        unsafe { S::load_f16((p as *const u16).add(index)) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut u8, index: usize, v: S::F) {
-        unsafe { S::store_f16((p as *mut u16).add(index), v) }
-    }
-}
-
-/// `MR` rows × `NP` pages of keys, `[hd][16]` each: `out[r][16 p + i] = Σ_d x[r][d] * keys[p][d][i]`. `FETCH`: prefetches keys and
-/// values of the pages that come `next`.
-#[inline(always)]
-pub(crate) unsafe fn score_tile<S: Isa, E: Element<S>, const MR: usize, const NP: usize, const FETCH: bool>(
-    keys: [*const u8; NP],
-    next: [*const u8; NP],
-    x: *const f32,
-    hd: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    unsafe {
-        let mut acc = [[S::zero(); NP]; MR];
-        for d in 0..hd {
-            let mut b = [S::zero(); NP];
-            for p in 0..NP {
-                b[p] = E::load(keys[p], d * 16);
-                if FETCH {
-                    S::prefetch(next[p].wrapping_add(d * 16 * E::SIZE));
-                    S::prefetch(next[p].wrapping_add((hd + d) * 16 * E::SIZE));
-                }
-            }
-            for r in 0..MR {
-                let a = S::splat(*x.add(r * hd + d));
-                for p in 0..NP {
-                    acc[r][p] = S::fma(a, b[p], acc[r][p]);
-                }
-            }
-        }
-        for r in 0..MR {
-            for p in 0..NP {
-                S::store(out.add(r * out_stride + p * 16), acc[r][p]);
-            }
-        }
-    }
-}
-
-/// `MR` rows × `NL` lines of 16 columns of the values of `count` positions in pages of 16, added to `out`, positions ascending. Those of
-/// page p begin at `pages[p] + offset`, `line` elements apart.
-#[inline(always)]
-pub(crate) unsafe fn value_tile<S: Isa, E: Element<S>, const MR: usize, const NL: usize>(
-    pages: &[*const u8],
-    offset: usize,
-    line: usize,
-    x: *const f32,
-    x_stride: usize,
-    count: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    unsafe {
-        let mut acc = [[S::zero(); NL]; MR];
-        for r in 0..MR {
-            for l in 0..NL {
-                acc[r][l] = S::load(out.add(r * out_stride + l * 16));
-            }
-        }
-        for p in 0..count.div_ceil(16) {
-            let (w, x) = (pages[p].add(offset), x.add(p * 16));
-            for k in 0..(count - p * 16).min(16) {
-                let mut b = [S::zero(); NL];
-                for l in 0..NL {
-                    b[l] = E::load(w, k * line + l * 16);
-                }
-                for r in 0..MR {
-                    let a = S::splat(*x.add(r * x_stride + k));
-                    for l in 0..NL {
-                        acc[r][l] = S::fma(a, b[l], acc[r][l]);
-                    }
-                }
-            }
-        }
-        for r in 0..MR {
-            for l in 0..NL {
-                S::store(out.add(r * out_stride + l * 16), acc[r][l]);
             }
         }
     }

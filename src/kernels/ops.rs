@@ -1,20 +1,22 @@
 //! The phases of a forward pass as safe functions: each checks its slices, cuts the work into units and runs them on the team's workers.
-//! In: slices, panels, pages. Out: the same. This is the boundary between safe code above and the raw views of `units.rs` below.
+//! In: slices, panels, pages. Out: the same. This is the boundary between safe code above and the raw views of `phases.rs` below.
 //! Over 500 lines: a safe function a phase, each with the checks that its unsafe part rests on; to be cut by phase.
 #![allow(unsafe_code)]
 #![allow(clippy::too_many_arguments)]
 
 use super::Format;
 use super::arena::{Arena, NoMemory};
-use super::attention::{ATTENTION_ROWS, AttentionArgs, AttentionUnit, View};
+use super::attention::{AttentionArgs, AttentionUnit, View};
+use super::dispatch::KernelSet;
 use super::gemm::ActBlock;
-use super::math::Activation;
+use super::math::ActivationFn;
 use super::pages::{KvShape, PAGE, Row};
 use super::panels::{COLUMNS, Panels};
+use super::phases::*;
 use super::pool::{PerWorker, Pool};
-use super::state::{Around, Blocks, ConvolveArgs, DeltaArgs, MAX_TAPS, StateSegment, UNIT, delta_floats};
-use super::table::KernelSet;
-use super::units::*;
+use super::scratch::{ATTENTION_ROWS, Best, Scratch};
+use super::state::{Around, ConvolveArgs, DeltaArgs, MAX_TAPS, StateBlocks, StateSegment, UNIT, delta_floats};
+use super::views::{Input, Matrix, Sink};
 use std::ops::Range;
 
 /// f32 rows with a stride of whole panels; what lies past the width is zero.
@@ -195,7 +197,7 @@ pub enum Context<'a> {
 }
 
 /// What a scored row wants.
-pub enum Want<'a> {
+pub enum ScoreRequest<'a> {
     /// The best.
     Argmax,
     /// The k best.
@@ -344,7 +346,7 @@ impl StateArena {
     }
 
     /// Checks segments against the arena, and that those that write have blocks of their own.
-    fn view(&mut self, offset: usize, floats: usize, segments: &[StateSegment]) -> Blocks {
+    fn view(&mut self, offset: usize, floats: usize, segments: &[StateSegment]) -> StateBlocks {
         assert!(offset.checked_add(floats).is_some_and(|end| end <= self.stride), "a layer past the end of a block");
         let mut written = Vec::new();
         for s in segments {
@@ -358,7 +360,7 @@ impl StateArena {
         assert!(written.windows(2).all(|w| w[0] != w[1]), "two segments write the same block");
         let data = self.arena.bytes_mut().as_mut_ptr() as *mut f32;
         assert!(data.is_aligned(), "an arena begins at a multiple of 64");
-        Blocks { data, stride: self.stride, offset }
+        StateBlocks { data, stride: self.stride, offset }
     }
 }
 
@@ -566,9 +568,9 @@ impl Team {
     }
 
     /// activation(gate) * up, or activation(up) without a gate, of the first `rows` rows into `out`.
-    pub fn activate(&mut self, gate: Option<&Rows>, up: &Rows, activation: Activation, rows: usize, out: &mut Activations) {
+    pub fn activate(&mut self, gate: Option<&Rows>, up: &Rows, activation: ActivationFn, rows: usize, out: &mut Activations) {
         let n = out.width;
-        assert!(gate.is_some() || !matches!(activation, Activation::Clamped { .. }), "an activation of gate and up");
+        assert!(gate.is_some() || !matches!(activation, ActivationFn::Clamped { .. }), "an activation of gate and up");
         assert!(up.stride == whole(n) && rows <= up.count() && gate.is_none_or(|g| g.stride == up.stride && rows <= g.count()));
         let to_q = out.has_blocks();
         assert!(!to_q || n.is_multiple_of(32));
@@ -697,9 +699,9 @@ impl Team {
         let units: usize = parts.iter().map(|p| p.count().div_ceil(grid.panels) * grid.row_groups).sum();
         let args = Shared(QkvArgs {
             parts: [
-                (Part::Query, matrix(parts[0]), bias_of(biases[0], parts[0].n)),
-                (Part::Key, matrix(parts[1]), bias_of(biases[1], parts[1].n)),
-                (Part::Value, matrix(parts[2]), bias_of(biases[2], parts[2].n)),
+                (Projection::Query, matrix(parts[0]), bias_of(biases[0], parts[0].n)),
+                (Projection::Key, matrix(parts[1]), bias_of(biases[1], parts[1].n)),
+                (Projection::Value, matrix(parts[2]), bias_of(biases[2], parts[2].n)),
             ],
             input: inputs[0],
             grid,
@@ -850,7 +852,7 @@ impl Team {
     }
 
     /// activation(gate) * up into `out`; `m` holds gate and up panels in turn.
-    pub fn gate_up(&mut self, m: &Panels, input: &Activations, rows: usize, activation: Activation, out: &mut Activations) {
+    pub fn gate_up(&mut self, m: &Panels, input: &Activations, rows: usize, activation: ActivationFn, out: &mut Activations) {
         assert!(m.n.is_multiple_of(2) && m.n / 2 == whole(out.width), "gate and up panels in turn");
         let to_q = out.has_blocks();
         assert!(!to_q || out.width.is_multiple_of(32));
@@ -938,7 +940,7 @@ impl Team {
     }
 
     /// As [`Team::gate_up`], each group of rows with its own matrix. Rows of no group stay as they are.
-    pub fn gate_up_of_groups(&mut self, groups: &[Group], input: &Activations, activation: Activation, out: &mut Activations) {
+    pub fn gate_up_of_groups(&mut self, groups: &[Group], input: &Activations, activation: ActivationFn, out: &mut Activations) {
         let to_q = out.has_blocks();
         assert!(!to_q || out.width.is_multiple_of(32));
         let (cut, units) = self.cut_groups(groups, 4);
@@ -1085,16 +1087,16 @@ impl Team {
     }
 
     /// The output matrix on the rows of `input`, one for each of `wants`.
-    pub fn head(&mut self, m: &Panels, input: &Activations, scoring: &Scoring, wants: &mut [Want]) -> Vec<Scores> {
+    pub fn head(&mut self, m: &Panels, input: &Activations, scoring: &Scoring, wants: &mut [ScoreRequest]) -> Vec<Scores> {
         let rows = wants.len();
-        let scores: Vec<Score> = wants
+        let scores: Vec<RawScoreRequest> = wants
             .iter_mut()
             .map(|want| match want {
-                Want::Argmax => Score::Argmax,
-                Want::TopK(k) => Score::TopK((*k).min(m.n)),
-                Want::All(to) => {
+                ScoreRequest::Argmax => RawScoreRequest::Argmax,
+                ScoreRequest::TopK(k) => RawScoreRequest::TopK((*k).min(m.n)),
+                ScoreRequest::All(to) => {
                     assert_eq!(to.len(), m.n);
-                    Score::All(to.as_mut_ptr())
+                    RawScoreRequest::All(to.as_mut_ptr())
                 }
             })
             .collect();
@@ -1127,11 +1129,13 @@ impl Team {
                 all.top.append(&mut part.top);
             }
         }
-        let answer = |(best, score): (Best, &Score)| match score {
+        let answer = |(best, score): (Best, &RawScoreRequest)| match score {
             _ if best.bad => Scores::NotFinite,
-            Score::Argmax => Scores::Argmax(best.argmax.1, best.argmax.0),
-            Score::TopK(k) => Scores::TopK(best.top.into_sorted_vec().into_iter().take(*k).map(|r| (r.1, r.0)).collect()),
-            Score::All(_) => Scores::All,
+            RawScoreRequest::Argmax => Scores::Argmax(best.argmax.1, best.argmax.0),
+            RawScoreRequest::TopK(k) => {
+                Scores::TopK(best.top.into_sorted_vec().into_iter().take(*k).map(|r| (r.1, r.0)).collect())
+            }
+            RawScoreRequest::All(_) => Scores::All,
         };
         merged.into_iter().zip(&scores).map(answer).collect()
     }

@@ -6,7 +6,8 @@
 
 use super::isa::Isa;
 use super::math::{rounded, silu};
-use super::units::{NormBy, Scratch};
+use super::phases::NormBy;
+use super::scratch::Scratch;
 
 /// Most positions that a convolution reaches over.
 pub const MAX_TAPS: usize = 8;
@@ -32,14 +33,14 @@ pub struct StateSegment {
 
 /// States as raw parts: blocks of `stride` floats.
 #[derive(Clone, Copy)]
-pub(crate) struct Blocks {
+pub(crate) struct StateBlocks {
     pub data: *mut f32,
     pub stride: usize,
     /// Where the layer begins in a block.
     pub offset: usize,
 }
 
-impl Blocks {
+impl StateBlocks {
     #[inline(always)]
     unsafe fn at(&self, block: usize) -> *mut f32 {
         unsafe { self.data.add(block * self.stride + self.offset) }
@@ -68,7 +69,7 @@ pub(crate) struct ConvolveArgs {
     pub bias: *const f32,
     pub segments: *const StateSegment,
     pub count: usize,
-    pub states: Blocks,
+    pub states: StateBlocks,
     pub out: *mut f32,
     pub out_stride: usize,
     pub round: bool,
@@ -179,7 +180,7 @@ pub(crate) struct DeltaArgs {
     pub norm: NormBy,
     pub segments: *const StateSegment,
     pub count: usize,
-    pub states: Blocks,
+    pub states: StateBlocks,
     pub out: *mut f32,
     pub out_stride: usize,
     pub round: bool,
