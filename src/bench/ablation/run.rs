@@ -25,13 +25,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What to measure.
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Job<'a> {
+    /// The model.
     pub loaded: Arc<Loaded>,
+    /// Of every pipeline.
     pub options: Options,
     /// The audit's starting point with the dtype asked for and the sizes.
     pub base: PipelineConfig,
+    /// Which configurations, and which pairs are rows.
     pub plan: Plan,
+    /// Which prompts.
     pub workload: Workload,
     /// Not more rounds than these a run; without it, as many as the time allows and the intervals need.
     pub rounds: Option<usize>,
@@ -39,6 +42,7 @@ pub struct Job<'a> {
     pub runs: usize,
     /// Nothing begins that cannot end until then. `control` has it too.
     pub deadline: Instant,
+    /// Of the orders of configurations.
     pub seed: u64,
     /// How to start fresh processes; `None`: they are left out.
     pub child: Option<FreshProcess>,
@@ -48,29 +52,66 @@ pub struct Job<'a> {
     pub candle_baseline: usize,
     /// Numbers of closed-loop clients.
     pub clients: Vec<usize>,
+    /// By which it is stopped from outside.
     pub control: &'a Control,
 }
 
 /// What a watcher is told.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum BenchProgress {
     /// This configuration is being prepared (packing, first touch).
-    Preparing { done: usize, of: usize },
+    Preparing {
+        /// Finished before.
+        done: usize,
+        /// In all.
+        of: usize,
+    },
     /// A repeated run begins.
-    Run { run: usize, of: usize },
+    Run {
+        /// From 0.
+        run: usize,
+        /// In all.
+        of: usize,
+    },
     /// Fresh processes are being run.
-    Starts { done: usize, of: usize },
+    Starts {
+        /// Finished before.
+        done: usize,
+        /// In all.
+        of: usize,
+    },
     /// Candle is being measured.
     CandleBaseline,
     /// Clients are being simulated.
-    Clients { clients: usize },
+    Clients {
+        /// How many at a time.
+        clients: usize,
+    },
     /// What a round takes, and how many there is time for.
-    Estimate { round_s: f64, rounds: usize },
+    Estimate {
+        /// Seconds of a round.
+        round_s: f64,
+        /// Rounds there is time for.
+        rounds: usize,
+    },
     /// A trial of this round is over.
-    Trial { round: usize, done: usize, of: usize },
+    Trial {
+        /// From 1.
+        round: usize,
+        /// Trials over, this one included.
+        done: usize,
+        /// In all.
+        of: usize,
+    },
     /// Rounds so far; the result is worth saving.
-    Round { done: usize, round_s: f64, left_s: f64 },
+    Round {
+        /// Rounds over.
+        done: usize,
+        /// Seconds of a round.
+        round_s: f64,
+        /// Seconds left.
+        left_s: f64,
+    },
 }
 
 /// A watcher; its error ends the bench.

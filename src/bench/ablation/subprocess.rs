@@ -12,11 +12,14 @@ use std::time::Instant;
 
 /// What a child says.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct ProcessReport {
+    /// Seconds from the start of the process to the first request.
     pub ready_s: f64,
+    /// Seconds of the first request.
     pub first_s: f64,
+    /// Seconds of the second.
     pub second_s: f64,
+    /// Resident memory's high-water mark, bytes.
     pub peak_rss: Option<u64>,
 }
 
