@@ -561,6 +561,14 @@ pub fn roles(spec: &ModelSpec) -> impl Iterator<Item = (Role, Shape)> + '_ {
     present(spec).map(|(kind, layer, shape)| ((kind.role)(layer), shape))
 }
 
+/// The matrices that a model computes with, in the order of execution, then the output matrix (also where it is the embedding) and the
+/// token embedding where it is another.
+pub fn matrices(spec: &ModelSpec) -> impl Iterator<Item = Role> + '_ {
+    let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
+    let layers = roles(spec).map(|(role, _)| role).filter(|role| is_matrix(*role) && role.layer().is_some());
+    layers.chain(outer.iter().copied())
+}
+
 /// Weights of a model: all of them, and those that a token passes through (the experts that are used, everything else; of the embedding
 /// one row is read, which counts as all of it, as model cards count).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

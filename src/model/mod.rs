@@ -33,7 +33,7 @@ mod vocabulary;
 
 pub use alias::{ALIASES, Alias, AliasOrigin};
 pub use cache::Environment;
-pub use kinds::{Parameters, is_matrix, llama_name, parameters, roles};
+pub use kinds::{Parameters, is_matrix, llama_name, matrices, parameters, roles};
 pub use load::open;
 pub use opening::{OpenOptions, OpeningProgress, OpeningStage};
 pub use pretokenizers::{Cut, PreTokenizer};
@@ -83,7 +83,7 @@ impl ModelError {
 /// Which weight: what a decoder asks for. Matrices are rows × columns = outputs × inputs, vectors one row; the shapes, and when each
 /// exists, are in [`roles`]' table (`model/kinds.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "their names say what they are")]
+#[allow(missing_docs, reason = "the table in kinds.rs has each one's names, shape and condition")]
 pub enum Role {
     TokenEmbedding,
     /// The token embedding if the spec says tied.

@@ -5,7 +5,9 @@
 use super::cache::{Key, Lru};
 use super::intake::{Accepted, Failed, Intake, Next};
 use super::report::{Clock, Ended};
-use super::{Alternative, Answer, Control, Form, Input, PipelineError, Prompt, RecordError, RunReport, Stopping, TokenLogprob};
+use super::{
+    Alternative, Answer, Control, Form, Input, PipelineError, Prompt, RecordError, RunReport, Stopping, TokenLogprob, clipped,
+};
 use crate::engine::{BatchingPolicy, Completion, Engine, Event, Extras, FinishReason, Request, Stage, StoppingPolicy, Ticket};
 use crate::text::Constraint;
 use crate::units::TokenId;
@@ -385,7 +387,7 @@ impl Run<'_> {
             );
             return Err(RecordError::new("prompt_too_long", message));
         }
-        let max_tokens = longest.unwrap_or(generation.max_tokens).clamp(1, self.context - ids.len());
+        let max_tokens = clipped(longest.unwrap_or(generation.max_tokens), ids.len(), self.context);
         let positions = self.engine.capacity().positions;
         if ids.len() + max_tokens > positions {
             let need = ids.len() + max_tokens;

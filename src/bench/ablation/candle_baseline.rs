@@ -8,7 +8,7 @@ use crate::engine::{
     BatchingPolicy, Engine, EngineConfig, Event, PaddingPolicy, PrefixPolicy, Request, SamplingPolicy, StoppingPolicy,
     TextDecoder,
 };
-use crate::pipeline::{Control, Loaded, PipelineError, Prompt, Stopping};
+use crate::pipeline::{Control, Loaded, PipelineError, Prompt, Stopping, clipped};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -49,7 +49,7 @@ impl Candle {
             let ids = ids.map_err(|e| BenchError::Workload(e.to_string()))?;
             self.engine.submit(Request {
                 ticket: ticket as u64,
-                max_tokens: generation.max_tokens.min(self.loaded.model.spec.context.saturating_sub(ids.len())).max(1),
+                max_tokens: clipped(generation.max_tokens, ids.len(), self.loaded.model.spec.context),
                 prompt: ids.into(),
                 sampling: generation.sampling,
                 stop: Arc::new(generation.stop.clone()),

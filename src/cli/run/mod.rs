@@ -28,7 +28,7 @@ use super::signals::{self, Signals};
 use crate::engine::StoppingPolicy;
 use crate::pipeline::{
     Answer, Content, Control, Ended, Generation, Identity, Loaded, Order, Pipeline, PipelineConfig, RecordError, Settings,
-    SourceFailure,
+    SourceFailure, clipped,
 };
 use crate::text::prompts::{Given, Origin};
 use crate::text::{Constraint, ToEncode as Presented};
@@ -862,7 +862,7 @@ impl Run<'_> {
                 continue;
             };
             tokens += ids.len() as u64;
-            most += prompt.generation.max_tokens.min(context - ids.len()) as u64;
+            most += clipped(prompt.generation.max_tokens, ids.len(), context) as u64;
             if sample.len() < self.config.sizes.batch {
                 let generation = Generation { max_tokens: 16, ..prompt.generation };
                 sample.push(crate::pipeline::Input::Prompt(crate::pipeline::Prompt { generation, ..prompt }, ()));
