@@ -1,4 +1,10 @@
-//! Rows times panels, for every format: the two kernels of this program, written once over [`Isa`].
+//! Rows times panels, for every format: the matrix product, written once over [`Isa`] with two micro-kernels, of float ([`float_tile`])
+//! and of integer products ([`coded`]).
+//!
+//! The method is that of Goto and van de Geijn (*Anatomy of High-Performance Matrix Multiplication*, ACM TOMS 34(3), 2008), in the words of
+//! BLIS: weights are *packed* once, at load, into panels of NR = 16 columns (`panels.rs`); k is *blocked* (KC = [`BLOCK`]), so that a
+//! panel's block and the activations stay in L1; the *micro-kernel* holds MR rows × NR columns of sums in registers over one block.
+//! Activations are few and lie in cache, so they are not packed.
 //!
 //! Numerics, the same for every number of rows (so a row's result never depends on the rows beside it):
 //! * float formats: weights widened exactly; `acc = fma(x[k], w[k], acc)`, k ascending, in blocks of 256 whose sums are added in order;
@@ -15,7 +21,7 @@ use super::formats::{self, Blocks, Minimum, Sum, Unpacked, has_factors};
 use super::isa::Isa;
 use super::panels::panel_bytes;
 
-/// k of a float block: also what fits in L1 beside the activations.
+/// KC, the k of a float block: 16 KiB of f32 weights, which fit in L1 beside the activations.
 pub(crate) const BLOCK: usize = 256;
 
 /// 32 activations as int8 with what their block needs.
@@ -293,7 +299,7 @@ fn tile_rows(left: usize, most: usize) -> usize {
     }
 }
 
-/// `MR` rows × `NP` panels over one block of k; the block's sums are stored (`first`) or added. `FETCH`: prefetches the block that follows.
+/// The micro-kernel of floats: `MR` rows × `NP` panels over one block of k; the block's sums are stored (`first`) or added. `FETCH`: prefetches the block that follows.
 #[inline(always)]
 unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize, const FETCH: bool>(
     w: *const u8,
@@ -482,7 +488,7 @@ struct Coded {
     blocks: usize,
 }
 
-/// `MR` rows × `NP` panels; the sums are stored (`first`) or continue those that are there. `FETCH`: prefetches what is wanted next.
+/// The micro-kernel of codes: `MR` rows × `NP` panels; the sums are stored (`first`) or continue those that are there. `FETCH`: prefetches what is wanted next.
 #[inline(always)]
 unsafe fn coded<S: Isa, Q: Blocks<S>, const MR: usize, const NP: usize, const FETCH: bool>(
     g: &Coded,

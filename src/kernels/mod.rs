@@ -1,6 +1,6 @@
 //! Arithmetic on slices: packed weight panels, the kernels that multiply by them, attention, norms, the worker pool, and the
 //! read and FMA probes. In: plain slices and panels. Out: plain slices. It knows no model, no file and no clock.
-//! The only home of `unsafe` (plus one mmap in `model`).
+//! The only home of `unsafe`.
 #![allow(unsafe_code)]
 
 pub mod probes;
