@@ -1,5 +1,5 @@
 //! Attention of one unit (rows of a segment × heads that share a kv head) over the pages of its segment, by the online softmax: spans of
-//! 64 positions, each scored, weighted by `exp(score - running maximum)` and added to running sums. In: raw views that `ops.rs` made from
+//! 64 positions, each scored, weighted by `exp(score - running maximum)` and added to running sums. In: raw views that `ops/` made from
 //! checked slices. Out: this unit's heads of this unit's rows. Spans lie at absolute positions, so a row's bits depend on its sequence alone.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop, clippy::too_many_arguments)]

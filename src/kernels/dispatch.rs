@@ -13,7 +13,7 @@ use super::state::{self, ConvolveArgs, DeltaArgs};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 
-/// One instruction set's kernels. Every function needs that set's CPU features; see `ops.rs` for what the arguments must satisfy.
+/// One instruction set's kernels. Every function needs that set's CPU features; see `ops/` for what the arguments must satisfy.
 pub(crate) struct DispatchTable {
     pub isa: &'static str,
     /// Rows × columns of the float and of the integer tile.

@@ -1,5 +1,5 @@
 //! Layers with a state: causal convolutions over a few positions and the gated delta rule, one unit of channels or one head at a time
-//! for all segments of a batch in their order. In: raw views that `ops.rs` made from checked slices. Out: this unit's columns of all rows
+//! for all segments of a batch in their order. In: raw views that `ops/` made from checked slices. Out: this unit's columns of all rows
 //! and its part of the states. A row is computed after those before it, one by one, so no sum depends on where a batch was cut.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop)]

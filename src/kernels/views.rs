@@ -1,4 +1,4 @@
-//! Slices as raw parts, as `ops.rs` makes them once it has checked them, and as the phases read and write them.
+//! Slices as raw parts, as `ops/` makes them once it has checked them, and as the phases read and write them.
 #![allow(unsafe_code)]
 
 use super::Format;
