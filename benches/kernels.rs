@@ -50,7 +50,7 @@ const REGION: usize = 256 << 20;
 /// Seconds a call above which a quick run leaves a line out.
 const TIMEOUT: f64 = 0.05;
 
-/// The blueprint of the default model.
+/// The spec of the default model.
 fn smollm2() -> ModelSpec {
     ModelSpec::plain(Plain {
         layers: 30,

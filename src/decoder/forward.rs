@@ -1,5 +1,5 @@
-//! The forward pass: the embedding, the layers by their blueprint, the scores of the rows that want them. A sequence of phases, each run
-//! by all workers ([`crate::kernels::Team`]). It takes the blueprint apart without `..`: a field that is not computed here does not
+//! The forward pass: the embedding, the layers by their spec, the scores of the rows that want them. A sequence of phases, each run
+//! by all workers ([`crate::kernels::Team`]). It takes the spec apart without `..`: a field that is not computed here does not
 //! compile, and what [`supported`] does not let through is refused.
 
 use super::packed::{AttentionWeights, DenseWeights, FfnInput, FfnWeights, MixerWeights, NormWeights, Packed, PackedModel};
@@ -222,7 +222,7 @@ impl Pass<'_> {
                     self.delta_net(l, weights, net, w);
                     self.join(&weights.output, None, Inner::Delta(net), join, scale, w);
                 }
-                _ => unreachable!("packed by its blueprint"),
+                _ => unreachable!("packed by its spec"),
             }
             match norms {
                 Norms::After => self.team.activations(&w.x, rows, &mut w.normed),
@@ -250,7 +250,7 @@ impl Pass<'_> {
                     let by = if let Join::Norm(norm) = join { Some(self.by(norm)) } else { None };
                     self.team.add_normed(&mut w.branch, by.as_ref(), hidden, scale, rows, &mut w.x);
                 }
-                _ => unreachable!("packed by its blueprint"),
+                _ => unreachable!("packed by its spec"),
             }
             if *norms == Norms::ParallelApart {
                 self.team.add_normed(&mut w.branch, None, hidden, scale, rows, &mut w.x);
@@ -325,7 +325,7 @@ impl Pass<'_> {
             gate,
         } = *spec;
         let (model, step) = (self.model, self.step);
-        let table = &Rotations::find(self.rotations, spec).expect("made of the blueprint").table;
+        let table = &Rotations::find(self.rotations, spec).expect("made of the spec").table;
         let Workspace { normed, attention, wide, .. } = w;
         let own = Workspace::of_shape(attention, shape_of(spec));
         let AttentionWorkspace { shape: _, queries, keys, values, attended, both, gates, ungated } = own;

@@ -117,7 +117,7 @@ pub(super) enum FfnInput {
     Plain(Packed),
 }
 
-/// A layer's weights; what its blueprint does not have is `None` and not asked for.
+/// A layer's weights; what its spec does not have is `None` and not asked for.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub attention_norm: NormWeights,
@@ -627,7 +627,7 @@ impl PackedModel {
         })
     }
 
-    /// The blueprint.
+    /// The spec.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
     }

@@ -1,4 +1,4 @@
-//! The kernel sets: the units of `phases.rs` compiled once per instruction set, chosen at run time by what the CPU has.
+//! Dispatch: the units of `phases.rs` compiled once per instruction set, chosen at run time by what the CPU has.
 //! Possessing a [`KernelSet`] proves that this CPU can run it.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc)]

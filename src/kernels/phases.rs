@@ -1,4 +1,4 @@
-//! The phases of a forward pass, one unit of work at a time, over [`Isa`]: norm, q/k/v with rotation and page writes, attention, the
+//! The phases of a forward pass, each cut into units of work (work items) that threads take, over [`Isa`]: norm, q/k/v with rotation and page writes, attention, the
 //! products that add to the residual, gate and up, the output matrix with argmax or top-k. In: raw views that `ops/` made from checked
 //! slices. Out: writes to places that belong to this unit alone. No unit's result depends on which worker runs it or on other units.
 //! Over 500 lines: a unit of work a phase; attention and layers with a state have files of their own.

@@ -1,4 +1,4 @@
-//! The table of tensors: for each kind its role, its name in either container, its shape as the blueprint implies it, and whether it
+//! The table of tensors: for each kind its role, its name in either container, its shape as the spec implies it, and whether it
 //! makes queries or keys (and so has a rotary order). Roles, names, shape checks, permutations and lists of matrices follow from it.
 //! Over 500 lines: one table of data, a few lines a kind of tensor.
 
@@ -27,7 +27,7 @@ pub(crate) struct TensorKind {
     pub rotary: bool,
     /// A vector of weights that some families' checkpoints hold less 1.
     pub norm: bool,
-    /// `None` if a model of this blueprint has no such tensor.
+    /// `None` if a model of this spec has no such tensor.
     pub shape: fn(&ModelSpec, &LayerSpec) -> Option<Shape>,
 }
 
@@ -542,7 +542,7 @@ pub(crate) static FUSED: &[Fused] = &[
     Fused { gguf: "blk.{}.ffn_up.weight", hf: "model.layers.{}.mlp.gate_up_proj.weight", roles: &[Role::Gate, Role::Up] },
 ];
 
-/// The kinds that a model of this blueprint has, each with its layer (0 outside of layers) and shape, in the order of execution.
+/// The kinds that a model of this spec has, each with its layer (0 outside of layers) and shape, in the order of execution.
 pub(crate) fn present(spec: &ModelSpec) -> impl Iterator<Item = (&'static TensorKind, usize, Shape)> + '_ {
     // Kinds outside of layers do not look at the layer they are given; a model has at least one.
     let any = spec.layers.first();

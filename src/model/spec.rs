@@ -1,8 +1,8 @@
-//! The blueprint of a model as data: everything the forward pass needs to know apart from the weights.
-//! Architectures fill it in; nothing that computes asks which architecture it came from. Whoever computes from a blueprint takes it
+//! The spec of a model as data: everything the forward pass needs to know apart from the weights.
+//! Architectures fill it in; nothing that computes asks which architecture it came from. Whoever computes from a spec takes it
 //! apart without `..`, so that a field nobody computes does not compile.
 
-/// The blueprint. All sizes are counts of elements; checked by [`crate::model`] before anyone else sees them.
+/// The spec. All sizes are counts of elements; checked by [`crate::model`] before anyone else sees them.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ModelSpec {
     /// Architecture name as the file has it (`llama`).

@@ -18,7 +18,7 @@ use crate::bench::workload::Workload;
 use crate::engine::Stage;
 use crate::kernels::Format;
 use crate::optimizations::Set;
-use crate::pipeline::{Control, DtypePolicy, Latencies, Loaded, Options, Pipeline, PipelineConfig, Prompt, Stopping};
+use crate::pipeline::{Control, DtypePolicy, Latencies, LoadedModel, Options, Pipeline, PipelineConfig, Prompt, Stopping};
 use crate::roofline::{Reference, ReferenceRates};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 /// What to measure.
 pub struct Job<'a> {
     /// The model.
-    pub loaded: Arc<Loaded>,
+    pub loaded: Arc<LoadedModel>,
     /// Of every pipeline.
     pub options: Options,
     /// The audit's starting point with the dtype asked for and the sizes.
@@ -525,7 +525,7 @@ fn add(to: &mut Latencies, from: &Latencies) {
 }
 
 /// The starting point with `--dtype auto` timed once, so that all configurations use the same storage.
-pub fn pinned(base: PipelineConfig, loaded: &Arc<Loaded>, options: &Options) -> Result<PipelineConfig, BenchError> {
+pub fn pinned(base: PipelineConfig, loaded: &Arc<LoadedModel>, options: &Options) -> Result<PipelineConfig, BenchError> {
     let precision = Set::of(|o| o.name == "precision");
     let quantized = loaded.model.weights.format(crate::model::Role::Query(0)).is_none_or(|f| f.is_quantized());
     if base.requested_dtype != DtypePolicy::Auto || quantized {
@@ -537,12 +537,12 @@ pub fn pinned(base: PipelineConfig, loaded: &Arc<Loaded>, options: &Options) -> 
 }
 
 /// Token counts of the workload, for `--dry-run`: (prompts, prompt tokens).
-pub fn count(loaded: &Loaded, workload: &Workload) -> Result<(usize, usize), BenchError> {
+pub fn count(loaded: &LoadedModel, workload: &Workload) -> Result<(usize, usize), BenchError> {
     let mut tokens = 0;
     let mut prompts = 0;
     for prompt in workload.slices.iter().flatten() {
         let generation = &prompt.generation;
-        let ids = loaded.prompting().prompt_ids(&prompt.content, generation.system.as_deref(), generation.raw);
+        let ids = loaded.prompt_encoder().prompt_ids(&prompt.content, generation.system.as_deref(), generation.raw);
         tokens += ids.map_err(|e| BenchError::Workload(format!("prompt {}: {e}", crate::units::shown(&prompt.id))))?.len();
         prompts += 1;
     }

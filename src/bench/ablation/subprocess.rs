@@ -5,7 +5,7 @@ use super::result::Start;
 use super::trial::{self, BenchError};
 use crate::bench::statistics::Random;
 use crate::optimizations::Set;
-use crate::pipeline::{Control, Loaded, Options, Pipeline, PipelineConfig, Prompt};
+use crate::pipeline::{Control, LoadedModel, Options, Pipeline, PipelineConfig, Prompt};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,7 +25,7 @@ pub struct ProcessReport {
 
 /// The child's part: two requests, one after the other. `begun`: when the process began.
 pub fn measure(
-    loaded: &Arc<Loaded>,
+    loaded: &Arc<LoadedModel>,
     config: &PipelineConfig,
     options: &Options,
     prompts: &[Prompt],

@@ -67,7 +67,7 @@ struct Buffers {
 // SAFETY: the pointers in `views` are those of one call's arguments; they are followed during that call alone.
 unsafe impl Send for Buffers {}
 
-/// Workers, their scratch memory and a kernel set.
+/// A team of worker threads (OpenMP's word), their scratch memory and a kernel set.
 pub struct Team {
     pool: Pool,
     scratch: PerWorker<Scratch>,
