@@ -325,4 +325,16 @@ mod tests {
         assert_eq!(path(Some(KvElement::Q8_0)), "q4_k,kv-q8_0");
         assert_eq!(path(Some(KvElement::F32)), "q4_k,kv-f32");
     }
+
+    #[test]
+    fn routers_and_decays_stay_in_f32_whatever_is_asked_for() {
+        let q8 = FormatPlan::All(Format::Q8_0);
+        for role in [Role::Router(0), Role::DeltaBeta(0), Role::DeltaAlpha(0)] {
+            assert_eq!(q8.format_of(role, Some(Format::Bf16), 64), Format::F32);
+            assert_eq!(FormatPlan::AsStored.format_of(role, Some(Format::Q8_0), 64), Format::F32);
+            assert_eq!(FormatPlan::WidenedBf16Emulated.format_of(role, None, 64), Format::Bf16);
+        }
+        assert_eq!(q8.format_of(Role::Query(0), Some(Format::Bf16), 64), Format::Q8_0);
+        assert_eq!(q8.format_of(Role::Query(0), None, 33), Format::F32);
+    }
 }
