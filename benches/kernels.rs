@@ -14,8 +14,8 @@ use clap::Parser;
 use llmopt::bench::speed;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::kernels::{
-    Activation, Activations, Arena, Attending, COLUMNS, Context, Format, KernelSet, KvArena, KvElement, KvShape, NormWeights,
-    PAGE, Panels, Rotation, Row, Rows, Scoring, Team, Want, attention_units, pack_panel, padded, panel_bytes,
+    ActivationFn, Activations, Arena, Attending, COLUMNS, Context, Format, KernelSet, KvArena, KvElement, KvShape, NormWeights,
+    PAGE, Panels, Rotation, Row, Rows, ScoreRequest, Scoring, Team, attention_units, pack_panel, padded, panel_bytes,
 };
 use llmopt::model::{self, Model, ModelError, ModelSpec, OpenOptions, Plain, Role, Vocabulary, Weights};
 use llmopt::roofline::{Effort, Formats, Limits, Rates, Work};
@@ -50,7 +50,7 @@ const REGION: usize = 256 << 20;
 /// Seconds a call above which a quick run leaves a line out.
 const TIMEOUT: f64 = 0.05;
 
-/// The blueprint of the default model.
+/// The spec of the default model.
 fn smollm2() -> ModelSpec {
     ModelSpec::plain(Plain {
         layers: 30,
@@ -350,13 +350,13 @@ fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format
         let input = activations(team, m, h, quantized);
         let mut out = Activations::new(m, f, quantized);
         table.time(&names[2], m, Cost::product(format, m, 2 * padded(f), h), |i| {
-            team.gate_up(&copy(region, format, 2 * padded(f), h, i), &input, m, Activation::Silu, &mut out);
+            team.gate_up(&copy(region, format, 2 * padded(f), h, i), &input, m, ActivationFn::Silu, &mut out);
         });
     }
     for m in sizes {
         let input = activations(team, m, h, quantized);
         table.time(&names[4], m, Cost::product(format, m, spec.vocab, h), |i| {
-            let mut wants: Vec<Want> = (0..m).map(|_| Want::Argmax).collect();
+            let mut wants: Vec<ScoreRequest> = (0..m).map(|_| ScoreRequest::Argmax).collect();
             team.head(&copy(region, format, spec.vocab, h, i), &input, &Scoring::PLAIN, &mut wants);
         });
     }
@@ -426,7 +426,7 @@ fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
             let panels = Panels::new(Format::F32, 2 * padded(f), 1, &data);
             // Two multiply-adds of the product; the exponential takes 24, the rest of silu and the product with up 4.
             let name = format!("silu · up{} of {f}", if quantized { ", to int8" } else { "" });
-            table.time(&name, m, elements(m, f, 12.0, 32.0), |_| team.gate_up(&panels, &input, m, Activation::Silu, &mut out));
+            table.time(&name, m, elements(m, f, 12.0, 32.0), |_| team.gate_up(&panels, &input, m, ActivationFn::Silu, &mut out));
         }
     }
     let data = one_row(spec.vocab);
@@ -437,10 +437,10 @@ fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
             let mut scores = vec![0.0; m * spec.vocab];
             // A multiply-add of the product, one to find what is not finite, one comparison.
             table.time(&format!("{name} of {}", spec.vocab), m, elements(m, spec.vocab, 8.0, 5.0), |_| {
-                let mut wants: Vec<Want> = match k {
-                    0 => (0..m).map(|_| Want::Argmax).collect(),
-                    usize::MAX => scores.chunks_mut(spec.vocab).map(Want::All).collect(),
-                    k => (0..m).map(|_| Want::TopK(k)).collect(),
+                let mut wants: Vec<ScoreRequest> = match k {
+                    0 => (0..m).map(|_| ScoreRequest::Argmax).collect(),
+                    usize::MAX => scores.chunks_mut(spec.vocab).map(ScoreRequest::All).collect(),
+                    k => (0..m).map(|_| ScoreRequest::TopK(k)).collect(),
                 };
                 team.head(&panels, &input, &Scoring::PLAIN, &mut wants);
             });

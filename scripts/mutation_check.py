@@ -34,12 +34,18 @@ MUTATIONS = [
         ("src/kernels/gemm.rs", "float_block::<S, W, 2>(g, panel, block * BLOCK)", "float_block::<S, W, 2>(g, panel, block * most)"),
         ("src/kernels/gemm.rs", "float_block::<S, W, 1>(g, panel, block * BLOCK)", "float_block::<S, W, 1>(g, panel, block * most)"),
         ("src/kernels/gemm.rs", "let kc = (g.k - k).min(BLOCK);", f"let kc = (g.k - k).min(BLOCK / {THREADS} / 2 * 2);")]),
-    ("4-bit sums start at a block given by the number of threads", "q4_1_weights", [
-        ("src/kernels/gemm.rs", "for b in 0..blocks {\n            let at = b * FOUR_BLOCK;",
-         f"for b in 0..blocks {{\n            let b = (b + {THREADS}) % blocks;\n            let at = b * FOUR_BLOCK;")]),
+    ("4-bit sums run backwards with an even number of threads", "q4_1_weights", [
+        ("src/kernels/gemm.rs", "let mut left = g.blocks;\n",
+         f"let mut left = g.blocks;\n        let back = {THREADS} % 2 == 0 && left % Q::SUPER == 0 && left > 0;\n"
+         "        if back {\n            group = group.wrapping_add((left / Q::SUPER - 1) * Q::BYTES);\n"
+         "            x = x.wrapping_add(left - Q::SUPER);\n        }\n"),
+        ("src/kernels/gemm.rs", "group = group.wrapping_add(Q::BYTES);\n",
+         "if back {\n                x = x.wrapping_sub(2 * parts);\n                group = group.wrapping_sub(Q::BYTES);\n"
+         "            } else {\n                group = group.wrapping_add(Q::BYTES);\n            }\n")]),
     ("attention runs backwards with an even number of threads", "q8_0_weights", [
-        ("src/kernels/units.rs", "for span in 0..spans {\n",
-         f"for span in 0..spans {{\n            let span = if {THREADS} % 2 == 0 {{ spans - 1 - span }} else {{ span }};\n")]),
+        ("src/kernels/attention.rs", "for span in behind..spans {\n",
+         f"for span in behind..spans {{\n            let span = if {THREADS} % 2 == 0 {{ spans - 1 - (span - behind) }} else {{ span }};\n"
+         "            next = Span::of(a, &u, span);\n")]),
 ]
 # First the copy with nothing but the plumbing: the tests pass there.
 CONTROL = ("control: the number of threads is noted and not used", [name for _, name, _ in MUTATIONS])

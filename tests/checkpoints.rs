@@ -8,7 +8,7 @@ use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, 
 use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
 use llmopt::kernels::{Format, KernelSet};
 use llmopt::model::{Model, OpenOptions, Role, open};
-use llmopt::text::{Content, Prompting};
+use llmopt::text::{Content, PromptEncoder};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ fn same(original: &Model, (checkpoint, rounded): (Model, Model), tokens: usize) 
         assert_eq!(bytes(&checkpoint, role, Format::Bf16), expected, "{role:?} of the checkpoint");
         assert_eq!(bytes(&rounded, role, Format::Bf16), expected, "{role:?} of the GGUF file");
     }
-    let (a, b) = (Prompting::new(&checkpoint).expect("a tokenizer"), Prompting::new(&rounded).expect("a tokenizer"));
+    let (a, b) = (PromptEncoder::new(&checkpoint).expect("a tokenizer"), PromptEncoder::new(&rounded).expect("a tokenizer"));
     for text in ["What is 12 + 345?", "  Zwei\n\n\tZeilen — naïve café 日本語 🙂👩‍🚀", "<|im_end|> def f(x):\n    return x's"]
     {
         let content = Content::Text(text.into());

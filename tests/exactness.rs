@@ -61,8 +61,8 @@ impl Decoder for Recorder {
     fn close(&mut self, slot: Slot) {
         self.inner.close(slot);
     }
-    fn forget_prefixes(&mut self) {
-        self.inner.forget_prefixes();
+    fn clear_prefix_cache(&mut self) {
+        self.inner.clear_prefix_cache();
     }
     fn used_positions(&self) -> (usize, usize) {
         self.inner.used_positions()

@@ -1,5 +1,5 @@
 //! Each family from a GGUF file is what it is from a checkpoint: the models of tests/data/families are written in both containers, in the
-//! names, orders and keys of llama.cpp's converter, and opened; blueprints and all weights must be equal. That the checkpoint is computed
+//! names, orders and keys of llama.cpp's converter, and opened; specs and all weights must be equal. That the checkpoint is computed
 //! as transformers computes it is the matter of tests/families.rs.
 
 mod common;
@@ -521,7 +521,7 @@ fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
             spec
         };
         if plain(&a.spec) != plain(&b.spec) {
-            faults.push(format!("{family}: other blueprints:\n{:?}\n{:?}", plain(&a.spec), plain(&b.spec)));
+            faults.push(format!("{family}: other specs:\n{:?}\n{:?}", plain(&a.spec), plain(&b.spec)));
             continue;
         }
         for (role, _) in model::roles(&a.spec) {

@@ -1,11 +1,11 @@
-//! Model files from strangers: a small valid model, changed one fault at a time. Every fault is refused with one line that names the file
+//! Untrusted model files: a small valid model, changed one fault at a time. Every fault is refused with one line that names the file
 //! and the field; nothing panics, nothing takes memory beyond what the file justifies; and the unchanged controls are accepted.
 
 mod common;
 
 use common::{CHATML, Gguf, Matrix, Stored, Tensor, Tiny, Value, byte_char, encode, safetensors, safetensors_file};
 use llmopt::model::{Model, ModelError, OpenOptions, open};
-use llmopt::text::Prompting;
+use llmopt::text::PromptEncoder;
 use serde_json::json;
 use std::path::Path;
 
@@ -20,7 +20,7 @@ struct Case {
 /// Loads as `run` does: the file, then the tokenizer and the template in it.
 fn load(path: &Path) -> Result<Model, ModelError> {
     let model = open(path.to_str().expect("a UTF-8 path"), &OpenOptions::default())?;
-    Prompting::new(&model)?;
+    PromptEncoder::new(&model)?;
     Ok(model)
 }
 

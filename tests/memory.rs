@@ -1,5 +1,5 @@
 //! Memory stays what it should be: a process holds the packed weights once, the pages of keys and values it touched, and little else;
-//! and the number of prompts does not make it grow.
+//! and the number of prompts does not make it grow. A step allocates little, whatever the model's size.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -12,6 +12,7 @@ use llmopt::kernels::{Format, KvElement, KvShape, PAGE};
 use llmopt::model::{self, Model, OpenOptions, Role};
 use process::Bench;
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 const MB: u64 = 1 << 20;
@@ -161,4 +162,55 @@ fn a_claimed_context_costs_nothing_until_it_is_used() {
     let (small, large) = (peak(512), peak(1 << 27));
     println!("{:.1} MB with a context of 512, {:.1} MB with one of 2^27", small as f64 / 1e6, large as f64 / 1e6);
     assert!(large < small + 16 * MB, "{small} {large}");
+}
+
+/// The library that counts allocations.
+fn counting() -> PathBuf {
+    process::shared(|folder| {
+        let library = folder.join("allocations.so");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/allocations.c");
+        let done =
+            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-Wall", "-o"]).arg(&library).arg(source).status().unwrap();
+        assert!(done.success());
+        library
+    })
+}
+
+/// Allocations and bytes of a decode step of one sequence: of a long answer those that a short one has not, for each token.
+fn allocations(layers: usize, hidden: usize, more: &[&str]) -> (f64, f64) {
+    let (bench, counting) = (Bench::new(), counting());
+    let tiny = Tiny {
+        name: format!("counted{layers}"),
+        layers,
+        hidden,
+        context: 1024,
+        chat_template: process::tiny().chat_template,
+        ..Tiny::default()
+    };
+    let model = tiny.write(&bench.path(""));
+    bench.file("p.txt", "Say it.\n");
+    let run = |tokens: usize| {
+        let tokens = tokens.to_string();
+        let mut command = bench.command(&["run", "p.txt", "-q", "--threads", "1", "--temperature", "0", "--max-tokens", &tokens]);
+        command.args(["--without", "early-stop", "-m"]).arg(&model).args(more);
+        command.env("LD_PRELOAD", &counting).env("ALLOCATIONS", bench.path("allocations"));
+        let ran = process::finish(bench.start(command)).expect(0);
+        assert_eq!(ran.records()[0]["completion_tokens"].to_string(), tokens);
+        let counted = bench.text("allocations");
+        let (count, bytes) = counted.split_once(' ').unwrap();
+        (count.parse::<f64>().unwrap(), bytes.parse::<f64>().unwrap())
+    };
+    let (short, long) = (run(20), run(120));
+    ((long.0 - short.0) / 100.0, (long.1 - short.1) / 100.0)
+}
+
+#[test]
+fn a_step_allocates_little_and_the_same_for_every_model() {
+    let (small, large) = (allocations(2, 64, &[]), allocations(12, 128, &[]));
+    let anew = allocations(12, 128, &["--without", "static-memory"]);
+    println!("allocations and bytes of a step: {small:?} with 2 layers, {large:?} with 12, {anew:?} without static-memory");
+    // What a layer or a row of it needs is never allocated in a step: no count or size follows from the model's.
+    assert!((small.0 - large.0).abs() < 4.0 && (small.1 - large.1).abs() < 256.0, "{small:?} {large:?}");
+    assert!(large.0 < 24.0 && large.1 < 2048.0, "{large:?}");
+    assert!(anew.1 > 4.0 * large.1, "{anew:?}: buffers made anew would be noticed");
 }

@@ -500,11 +500,11 @@ fn choices_are_scored_by_the_log_probabilities_that_the_model_tells_of_their_tok
     assert_eq!((&scored["finish_reason"], &scored["completion_tokens"]), (&json!("choice"), &json!(0)), "{scored}");
     // By a forward pass in f64 that shares nothing with the decoder.
     let model = llmopt::model::open(process::model().to_str().unwrap(), &Default::default()).unwrap();
-    let prompting = llmopt::text::Prompting::new(&model).unwrap();
-    let prompt = prompting.prompt_ids(&llmopt::text::Content::Text("Is it so?".into()), None, false).unwrap();
-    let end = prompting.tokenizer().special("<|im_end|>").unwrap();
+    let prompt_encoder = llmopt::text::PromptEncoder::new(&model).unwrap();
+    let prompt = prompt_encoder.prompt_ids(&llmopt::text::Content::Text("Is it so?".into()), None, false).unwrap();
+    let end = prompt_encoder.tokenizer().special("<|im_end|>").unwrap();
     let sum = |choice: &str| -> f64 {
-        let said = [prompting.tokenizer().encode_continued(choice).unwrap(), vec![end]].concat();
+        let said = [prompt_encoder.tokenizer().encode_continued(choice).unwrap(), vec![end]].concat();
         let ids = [&prompt[..], &said].concat();
         let rows = textbook::logits(&model.spec, &*model.weights, &ids, ids.len());
         said.iter()
@@ -546,8 +546,8 @@ fn choices_cost_the_rows_of_the_prompt_and_of_their_own_tokens_shared_beginnings
     };
     bench.file("in.jsonl", (0..9).map(record).collect::<String>());
     let model = llmopt::model::open(process::model().to_str().unwrap(), &Default::default()).unwrap();
-    let prompting = llmopt::text::Prompting::new(&model).unwrap();
-    let tokens = choices.map(|choice| prompting.tokenizer().encode_continued(choice).unwrap());
+    let prompt_encoder = llmopt::text::PromptEncoder::new(&model).unwrap();
+    let tokens = choices.map(|choice| prompt_encoder.tokenizer().encode_continued(choice).unwrap());
     let beginnings: std::collections::HashSet<&[u32]> =
         tokens.iter().flat_map(|ids| (1..=ids.len()).map(move |n| &ids[..n])).collect();
     let all: usize = tokens.iter().map(Vec::len).sum();

@@ -1,4 +1,4 @@
-//! No template of a stranger takes more than its bound, whatever it does with whatever value: every operator, filter, test, method and
+//! No untrusted template takes more than its bound, whatever it does with whatever value: every operator, filter, test, method and
 //! function that a template can name, applied to large values of every kind, over and over until its fuel is used up.
 #![cfg(target_os = "linux")]
 

@@ -3,7 +3,7 @@
 
 use llmopt::model::{self, Model, OpenOptions};
 use llmopt::text::prompts::{InputFormat, PromptFiles};
-use llmopt::text::{ChatTemplate, Content, Message, Prompting, TextSegment, Tokenizer};
+use llmopt::text::{ChatTemplate, Content, Message, PromptEncoder, TextSegment, Tokenizer};
 use serde_json::Value;
 use std::sync::LazyLock;
 
@@ -48,7 +48,7 @@ fn awkward_texts_have_the_ids_that_llama_cpp_gives_them() {
 
 #[test]
 fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
-    let prompting = Prompting::new(&MODEL).unwrap();
+    let prompt_encoder = PromptEncoder::new(&MODEL).unwrap();
     let mut template: Option<(String, ChatTemplate)> = None;
     let (mut rendered, mut raised, mut tokenized) = (0, 0, 0);
     for case in data("templates.jsonl") {
@@ -89,7 +89,7 @@ fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
         }
         if case["ids"].is_array() {
             assert_eq!(
-                prompting.prompt_ids(&Content::Messages(messages.clone()), None, false).unwrap(),
+                prompt_encoder.prompt_ids(&Content::Messages(messages.clone()), None, false).unwrap(),
                 ids(&case["ids"]),
                 "{name}: {messages:?}"
             );
@@ -101,11 +101,11 @@ fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
 
 #[test]
 fn huge_texts_are_refused_with_a_count_before_any_work_and_never_cut() {
-    let prompting = Prompting::new(&MODEL).unwrap();
+    let prompt_encoder = PromptEncoder::new(&MODEL).unwrap();
     for text in
         [" ".repeat(1_200_000), "x".repeat(100_000_000), "a ".repeat(256_000), "\u{4}".repeat(1_200_000) + &"é".repeat(600_000)]
     {
-        let error = prompting.prompt_ids(&Content::Text(text), None, false).unwrap_err();
+        let error = prompt_encoder.prompt_ids(&Content::Text(text), None, false).unwrap_err();
         assert_eq!(error.code(), "prompt_too_long");
         let message = error.to_string();
         let limit = MODEL.spec.context.to_string();
@@ -113,24 +113,24 @@ fn huge_texts_are_refused_with_a_count_before_any_work_and_never_cut() {
     }
     // Half a million spaces are few tokens, and all of them.
     let spaces = " ".repeat(500_000);
-    let ids = prompting.tokenizer().encode(&spaces).unwrap();
-    assert_eq!(prompting.tokenizer().decode(&ids), spaces);
+    let ids = prompt_encoder.tokenizer().encode(&spaces).unwrap();
+    assert_eq!(prompt_encoder.tokenizer().decode(&ids), spaces);
 }
 
 #[test]
 fn a_batch_and_a_tokenizer_for_one_request_give_the_ids_of_the_shared_one() {
-    let prompting = Prompting::new(&MODEL).unwrap();
+    let prompt_encoder = PromptEncoder::new(&MODEL).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.txt");
     std::fs::write(&path, "What is 2+2?\n <|im_end|>\nprivé 🦀\n").unwrap();
     let files = PromptFiles::open(&[path], Some(InputFormat::Txt)).unwrap();
     for record in files.reader() {
         let content = record.unwrap().asked.unwrap().content;
-        let shared = prompting.prompt_ids(&content, Some("Be brief."), false).unwrap();
+        let shared = prompt_encoder.prompt_ids(&content, Some("Be brief."), false).unwrap();
         let turn = llmopt::text::Turn::default();
         let again = llmopt::text::ToEncode { content: &content, system: Some("Be brief."), raw: false, turn: &turn };
-        assert_eq!(prompting.prompt_ids_rebuilt(again).unwrap(), shared);
-        assert_eq!(prompting.prompt_ids_batch(&[again, again]), [Ok(shared.clone()), Ok(shared.clone())]);
+        assert_eq!(prompt_encoder.prompt_ids_rebuilt(again).unwrap(), shared);
+        assert_eq!(prompt_encoder.prompt_ids_batch(&[again, again]), [Ok(shared.clone()), Ok(shared.clone())]);
         assert_eq!(shared.iter().filter(|&&i| i == 1).count(), 3, "one <|im_start|> a turn");
     }
 }

@@ -61,8 +61,8 @@ impl Decoder for Delayed {
         self.decoder.close(slot);
     }
 
-    fn forget_prefixes(&mut self) {
-        self.decoder.forget_prefixes();
+    fn clear_prefix_cache(&mut self) {
+        self.decoder.clear_prefix_cache();
     }
 
     fn used_positions(&self) -> (usize, usize) {
@@ -100,7 +100,7 @@ mod tests {
             Ok(())
         }
         fn close(&mut self, _: Slot) {}
-        fn forget_prefixes(&mut self) {}
+        fn clear_prefix_cache(&mut self) {}
         fn used_positions(&self) -> (usize, usize) {
             (0, 0)
         }

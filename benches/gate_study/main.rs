@@ -18,7 +18,7 @@ use llmopt::decoder::Decoder;
 use llmopt::machine::Machine;
 use llmopt::model::{self, Environment, OpenOptions};
 use llmopt::optimizations::Set;
-use llmopt::pipeline::{Control, Loaded, Options};
+use llmopt::pipeline::{Control, LoadedModel, Options};
 use llmopt::report::{Align, Cell, Table, format::markdown};
 use simulation::{Draw, replay};
 use std::path::{Path, PathBuf};
@@ -90,7 +90,7 @@ fn record(args: &Record) -> Result<(), String> {
     let options = OpenOptions { progress: None, environment: Environment::from_process() };
     let model = model::open(&args.shared.model, &options).map_err(|e| e.to_string())?;
     let facts = ModelFacts { name: model.name.clone(), digest: model.digest.clone() };
-    let loaded = Loaded::open(model).map_err(|e| e.to_string())?;
+    let loaded = LoadedModel::open(model).map_err(|e| e.to_string())?;
     DELAY.store(args.delay, Ordering::Relaxed);
     let options = Options { around: (args.delay > 0).then_some(delayed), ..args.shared.options() };
     let base = run::pinned(args.shared.config(Set::none()), &loaded, &options).map_err(|e| e.to_string())?;

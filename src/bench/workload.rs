@@ -23,11 +23,12 @@ pub struct Workload {
 
 /// Which prompts, and what they let an optimization gain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct WorkloadFacts {
+    /// `built-in`, or the file's.
     pub name: String,
     /// SHA-256 over slices and generation settings.
     pub digest: String,
+    /// How many the prompts were dealt into.
     pub slices: usize,
     /// Prompts of all slices.
     pub prompts: usize,
@@ -35,6 +36,7 @@ pub struct WorkloadFacts {
     pub repeats: usize,
     /// The usual limit of tokens.
     pub max_tokens: usize,
+    /// The usual one.
     pub temperature: f32,
 }
 

@@ -148,12 +148,16 @@ pub struct SharedArgs {
 
 /// Which generation flags stand on the command line: those that do not are OpenAI's defaults for OpenAI requests.
 #[derive(Debug, Clone, Copy, Default)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Typed {
+    /// `--max-tokens`.
     pub max_tokens: bool,
+    /// `--temperature`.
     pub temperature: bool,
+    /// `--top-p`.
     pub top_p: bool,
+    /// `--top-k`.
     pub top_k: bool,
+    /// `--stop-on`.
     pub stop_on: bool,
 }
 

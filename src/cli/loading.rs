@@ -1,4 +1,4 @@
-//! Opening the model that the flags name, with a sign of life on stderr.
+//! Opening the model that the flags name, with progress on stderr.
 
 use super::Failure;
 use super::args::SharedArgs;

@@ -1,5 +1,5 @@
 //! The command line: flags, then what they mean. In: arguments. Out: files, stdout, stderr and an exit status.
-//! The only module that prints. `args` is what is typed, each command's `run` what is done.
+//! The only module that prints. `args` is what is typed, each command's `main` what is done.
 
 use crate::machine::Files;
 use crate::units::Bytes;

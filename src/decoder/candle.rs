@@ -1,5 +1,5 @@
 //! candle-transformers' f32 `llama` on dequantized weights, behind the [`Decoder`] trait: the oracle that parity tests compare with
-//! and the stock yardstick of benchmarks. In and out: as [`super::Decoder`]. It runs one sequence after the other, shares nothing and
+//! and the stock baseline of benchmarks. In and out: as [`super::Decoder`]. It runs one sequence after the other, shares nothing and
 //! does no work on padding. Never candle's `quantized_llama`: its answers are wrong for the default model in q4_1 and q8_0.
 
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot, Want};
@@ -31,7 +31,7 @@ struct Sequence {
 }
 
 impl CandleDecoder {
-    /// Dequantizes every weight to f32 and builds candle's model for at most `slots` sequences. Refuses blueprints that candle's
+    /// Dequantizes every weight to f32 and builds candle's model for at most `slots` sequences. Refuses specs that candle's
     /// `llama` cannot express.
     pub fn new(spec: &ModelSpec, weights: &dyn Weights, slots: usize) -> Result<CandleDecoder, ModelError> {
         let refuse = |what: &str| Err(ModelError::Invalid(format!("candle's llama knows no {what}; use the native decoder")));
@@ -88,7 +88,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// The sizes of a blueprint, or what it has that candle's llama has not.
+    /// The sizes of a spec, or what it has that candle's llama has not.
     fn of(spec: &ModelSpec) -> Result<Sizes, &'static str> {
         let ModelSpec {
             architecture: _,
@@ -264,7 +264,7 @@ impl Decoder for CandleDecoder {
         self.open[slot.0] = None;
     }
 
-    fn forget_prefixes(&mut self) {}
+    fn clear_prefix_cache(&mut self) {}
 
     fn used_positions(&self) -> (usize, usize) {
         (self.open.iter().flatten().map(|s| s.room).sum(), 0)

@@ -2,7 +2,7 @@
 //! pages changes the tokens. In and out: as [`super::Decoder`]. It checks the caller's side of the protocol on every call and can be
 //! told to say given tokens, to fail for one sequence, or to panic.
 
-use super::kv::{PAGE, PageTable};
+use super::page_table::{PAGE, PageTable};
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot, Want};
 use crate::model::{ModelSpec, Plain};
 use crate::units::TokenId;
@@ -262,7 +262,7 @@ impl Decoder for FakeDecoder {
         self.table.close(slot);
     }
 
-    fn forget_prefixes(&mut self) {
+    fn clear_prefix_cache(&mut self) {
         self.table.forget();
     }
 

@@ -1,4 +1,4 @@
-//! Every field of a blueprint is computed or refused: each is changed, one at a time, on a tiny model; then the scores must change and be
+//! Every field of a spec is computed or refused: each is changed, one at a time, on a tiny model; then the scores must change and be
 //! those of the textbook (`tests/common/textbook.rs`), or the model must be refused by name.
 
 use super::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
@@ -308,7 +308,7 @@ fn flips() -> Vec<(String, ModelSpec)> {
 }
 
 #[test]
-fn every_field_of_a_blueprint_is_computed_as_the_textbook_has_it_or_refused() {
+fn every_field_of_a_spec_is_computed_as_the_textbook_has_it_or_refused() {
     let plain = scores(&base(), 64).expect("the base is computed");
     let (mut computed, mut refused, mut wrong) = (0, Vec::new(), Vec::new());
     for (name, spec) in std::iter::once(("nothing".to_string(), base())).chain(flips()) {

@@ -1,5 +1,5 @@
-//! The forward pass: the embedding, the layers by their blueprint, the scores of the rows that want them. A sequence of phases, each run
-//! by all workers ([`crate::kernels::Team`]). It takes the blueprint apart without `..`: a field that is not computed here does not
+//! The forward pass: the embedding, the layers by their spec, the scores of the rows that want them. A sequence of phases, each run
+//! by all workers ([`crate::kernels::Team`]). It takes the spec apart without `..`: a field that is not computed here does not
 //! compile, and what [`supported`] does not let through is refused.
 
 use super::packed::{AttentionWeights, DenseWeights, FfnInput, FfnWeights, MixerWeights, NormWeights, Packed, PackedModel};
@@ -77,14 +77,14 @@ impl Rotations {
 }
 
 /// An activation as the kernels have it.
-pub(super) fn kernel_activation(activation: Activation) -> kernels::Activation {
+pub(super) fn kernel_activation(activation: Activation) -> kernels::ActivationFn {
     match activation {
-        Activation::Silu => kernels::Activation::Silu,
-        Activation::Gelu => kernels::Activation::Gelu,
-        Activation::GeluTanh => kernels::Activation::GeluTanh,
-        Activation::Relu => kernels::Activation::Relu,
-        Activation::Relu2 => kernels::Activation::Relu2,
-        Activation::Clamped { limit, alpha } => kernels::Activation::Clamped { limit, alpha },
+        Activation::Silu => kernels::ActivationFn::Silu,
+        Activation::Gelu => kernels::ActivationFn::Gelu,
+        Activation::GeluTanh => kernels::ActivationFn::GeluTanh,
+        Activation::Relu => kernels::ActivationFn::Relu,
+        Activation::Relu2 => kernels::ActivationFn::Relu2,
+        Activation::Clamped { limit, alpha } => kernels::ActivationFn::Clamped { limit, alpha },
     }
 }
 
@@ -94,7 +94,7 @@ pub(super) fn dense<'w>(
     model: &PackedModel,
     team: &mut Team,
     weights: &DenseWeights,
-    activation: kernels::Activation,
+    activation: kernels::ActivationFn,
     width: usize,
     rows: usize,
     normed: &Activations,
@@ -222,7 +222,7 @@ impl Pass<'_> {
                     self.delta_net(l, weights, net, w);
                     self.join(&weights.output, None, Inner::Delta(net), join, scale, w);
                 }
-                _ => unreachable!("packed by its blueprint"),
+                _ => unreachable!("packed by its spec"),
             }
             match norms {
                 Norms::After => self.team.activations(&w.x, rows, &mut w.normed),
@@ -250,7 +250,7 @@ impl Pass<'_> {
                     let by = if let Join::Norm(norm) = join { Some(self.by(norm)) } else { None };
                     self.team.add_normed(&mut w.branch, by.as_ref(), hidden, scale, rows, &mut w.x);
                 }
-                _ => unreachable!("packed by its blueprint"),
+                _ => unreachable!("packed by its spec"),
             }
             if *norms == Norms::ParallelApart {
                 self.team.add_normed(&mut w.branch, None, hidden, scale, rows, &mut w.x);
@@ -325,7 +325,7 @@ impl Pass<'_> {
             gate,
         } = *spec;
         let (model, step) = (self.model, self.step);
-        let table = &Rotations::find(self.rotations, spec).expect("made of the blueprint").table;
+        let table = &Rotations::find(self.rotations, spec).expect("made of the spec").table;
         let Workspace { normed, attention, wide, .. } = w;
         let own = Workspace::of_shape(attention, shape_of(spec));
         let AttentionWorkspace { shape: _, queries, keys, values, attended, both, gates, ungated } = own;
@@ -396,7 +396,7 @@ impl Pass<'_> {
         let out = if gate { &mut *ungated } else { &mut *attended };
         self.team.attention(step.units_of(spec), &step.rows, &contexts, self.kv, l, by, queries, out);
         if gate {
-            self.team.activate(Some(gates), ungated.rows(), kernels::Activation::Sigmoid, step.rows.len(), attended);
+            self.team.activate(Some(gates), ungated.rows(), kernels::ActivationFn::Sigmoid, step.rows.len(), attended);
         }
     }
 
@@ -448,10 +448,10 @@ impl Pass<'_> {
             let mut wants = Vec::with_capacity(step.scored.len());
             for &s in &step.scored_for {
                 wants.push(match batch.segments[s].want {
-                    super::Want::Argmax => crate::kernels::Want::Argmax,
-                    super::Want::TopK(k) => crate::kernels::Want::TopK(k),
+                    super::Want::Argmax => crate::kernels::ScoreRequest::Argmax,
+                    super::Want::TopK(k) => crate::kernels::ScoreRequest::TopK(k),
                     _ => match places[s].next() {
-                        Some(place) => crate::kernels::Want::All(place),
+                        Some(place) => crate::kernels::ScoreRequest::All(place),
                         None => return Err(DecodeError::Broken("a row without a place for its scores".to_string())),
                     },
                 });

@@ -1,6 +1,6 @@
 //! One forward pass over a ragged batch. In: token ids in segments. Out: for the rows that ask, the next-token scores in the form
 //! asked for. A decoder owns keys and values and the scratch memory; it knows no requests, no sampling policy and no text.
-//! Implementations: `native` (ours), `candle` (candle-transformers' f32 llama: yardstick and oracle), `fake` (tests).
+//! Implementations: `native` (ours), `candle` (candle-transformers' f32 llama: baseline and oracle), `fake` (tests).
 
 #[cfg(feature = "candle")]
 pub mod candle;
@@ -8,10 +8,10 @@ pub mod fake;
 #[cfg(test)]
 mod flips;
 mod forward;
-pub mod kv;
 mod mixture;
 pub mod native;
 mod packed;
+pub mod page_table;
 mod recurrent;
 mod workspace;
 
@@ -115,7 +115,7 @@ pub enum DecodeError {
 
 /// One forward pass over a ragged batch.
 pub trait Decoder: Send {
-    /// The blueprint of its model.
+    /// The spec of its model.
     fn spec(&self) -> &ModelSpec;
 
     /// What it can hold.
@@ -149,7 +149,7 @@ pub trait Decoder: Send {
     fn close(&mut self, slot: Slot);
 
     /// Forgets all shared prefixes (between trials of a benchmark).
-    fn forget_prefixes(&mut self);
+    fn clear_prefix_cache(&mut self);
 
     /// Positions in use by open sequences and kept prefixes: (open, kept).
     fn used_positions(&self) -> (usize, usize);

@@ -5,7 +5,7 @@
 pub use super::packed::{FormatPlan, NativeError, Packed, PackedModel};
 
 use super::forward::{Pass, Rotations};
-use super::kv::PageTable;
+use super::page_table::PageTable;
 use super::workspace::{Step, Workspace};
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Segment, Slot};
 use crate::kernels::{KernelSet, KvArena, KvElement, PAGE, Row, StateArena, StateSegment, Team, attention_units};
@@ -372,7 +372,7 @@ impl Decoder for NativeDecoder {
         self.table.close(slot);
     }
 
-    fn forget_prefixes(&mut self) {
+    fn clear_prefix_cache(&mut self) {
         self.table.forget();
     }
 

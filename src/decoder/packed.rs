@@ -7,7 +7,7 @@ use crate::kernels::{
     panel_bytes,
 };
 use crate::model::{
-    Activation, Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, Norms, QkNorm, Role, is_matrix, roles,
+    Activation, Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, Norms, QkNorm, Role, matrices, roles,
 };
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -24,9 +24,31 @@ pub enum FormatPlan {
     WidenedBf16Emulated,
 }
 
+impl FormatPlan {
+    /// In which format a matrix with rows of `k` weights is held and computed that the file has as `stored` (`None`: without a kernel).
+    pub fn format_of(self, role: Role, stored: Option<Format>, k: usize) -> Format {
+        self.wanted(role, stored).fitting(k)
+    }
+
+    /// The same whatever the length of rows.
+    fn wanted(self, role: Role, stored: Option<Format>) -> Format {
+        match self {
+            FormatPlan::WidenedBf16Emulated => Format::Bf16,
+            _ if is_kept_in_f32(role) => Format::F32,
+            FormatPlan::AsStored => stored.unwrap_or(Format::F32),
+            FormatPlan::All(format) => format,
+        }
+    }
+}
+
+/// A router is small, and what it chooses depends on the last bits: it is never quantized (nor is it in files). Nor is what decides how a
+/// state decays.
+fn is_kept_in_f32(role: Role) -> bool {
+    matches!(role, Role::Router(_) | Role::DeltaBeta(_) | Role::DeltaAlpha(_))
+}
+
 /// Why a model could not be packed or a decoder not be made.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum NativeError {
     /// The weights could not be read.
     #[error(transparent)]
@@ -35,7 +57,12 @@ pub enum NativeError {
     #[error(
         "{what} need {bytes} bytes of memory, which the system refuses; a smaller --kv-memory, --batch-size or --dtype may fit"
     )]
-    Memory { what: &'static str, bytes: u64 },
+    Memory {
+        /// What there is no room for, in the plural.
+        what: &'static str,
+        /// How much it needs.
+        bytes: u64,
+    },
     /// Threads.
     #[error("cannot start worker threads: {0}; a smaller --threads may work")]
     Threads(std::io::Error),
@@ -90,7 +117,7 @@ pub(super) enum FfnInput {
     Plain(Packed),
 }
 
-/// A layer's weights; what its blueprint does not have is `None` and not asked for.
+/// A layer's weights; what its spec does not have is `None` and not asked for.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub attention_norm: NormWeights,
@@ -274,18 +301,10 @@ impl Layout {
         let mut odd = BTreeSet::new();
         let mut format_of = |role: Role| {
             let (k, stored) = (weights.shape(role).1, weights.format(role));
-            // A router is small, and what it chooses depends on the last bits: it is never quantized (nor is it in files). Nor is what
-            // decides how a state decays.
-            let small = matches!(role, Role::Router(_) | Role::DeltaBeta(_) | Role::DeltaAlpha(_));
-            if small && plan != FormatPlan::WidenedBf16Emulated {
-                return Format::F32;
+            let (wanted, format) = (plan.wanted(role, stored), plan.format_of(role, stored, k));
+            if is_kept_in_f32(role) && plan != FormatPlan::WidenedBf16Emulated {
+                return format;
             }
-            let wanted = match plan {
-                FormatPlan::AsStored => stored.unwrap_or(Format::F32),
-                FormatPlan::All(format) => format,
-                FormatPlan::WidenedBf16Emulated => Format::Bf16,
-            };
-            let format = wanted.fitting(k);
             if format != wanted && format == Format::F32 {
                 odd.insert(k);
             }
@@ -331,7 +350,7 @@ impl Layout {
 /// formats are one and neither has a bias.
 fn order(spec: &ModelSpec, format_of: &mut dyn FnMut(Role) -> Format) -> Vec<(Vec<Role>, Format)> {
     let mut all: Vec<(Vec<Role>, Format)> = Vec::new();
-    for role in roles(spec).map(|(role, _)| role).filter(|role| is_matrix(*role) && role.layer().is_some()) {
+    for role in matrices(spec) {
         let format = format_of(role);
         let fused = |layer: usize| {
             matches!(spec.layers[layer].ffn, Ffn::Gated { input_bias: false, .. } | Ffn::Mixture(Mixture { biases: false, .. }))
@@ -349,8 +368,6 @@ fn order(spec: &ModelSpec, format_of: &mut dyn FnMut(Role) -> Format) -> Vec<(Ve
             _ => all.push((vec![role], format)),
         }
     }
-    let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
-    all.extend(outer.iter().map(|role| (vec![*role], format_of(*role))));
     all
 }
 
@@ -610,7 +627,7 @@ impl PackedModel {
         })
     }
 
-    /// The blueprint.
+    /// The spec.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
     }

@@ -174,7 +174,7 @@ impl Plan {
                 (Mixer::DeltaNet(net), MixerWeights::DeltaNet(weights)) => {
                     join(&mut plan.deltas, *net, false, quantized(&weights.output));
                 }
-                _ => unreachable!("packed by its blueprint"),
+                _ => unreachable!("packed by its spec"),
             }
             match (&layer.ffn, spec_of.ffn.mixture()) {
                 (FfnWeights::Dense(dense), _) => {
@@ -192,7 +192,7 @@ impl Plan {
                         None => plan.mixtures.push((*mixture, kept, [inputs, product])),
                     }
                 }
-                (FfnWeights::Mixture(_), None) => unreachable!("packed by its blueprint"),
+                (FfnWeights::Mixture(_), None) => unreachable!("packed by its spec"),
             }
             let joined = matches!(spec_of.norms, Norms::After | Norms::Both | Norms::ParallelApart);
             plan.branches |= joined || spec_of.ffn.mixture().is_some();

@@ -1,8 +1,8 @@
-//! Given texts scored after a prompt. In: the tokens of each choice. Out: which rows must run, what each of them predicts, and in the end
+//! Choices: given texts that are scored after a prompt instead of generated. In: the tokens of each choice. Out: which rows must run, what each of them predicts, and in the end
 //! the sum of log probabilities of each choice. Beginnings that choices share are one row; it runs no model.
 
 use crate::decoder::Slot;
-use crate::decoder::kv::PAGE;
+use crate::decoder::page_table::PAGE;
 use crate::units::TokenId;
 use std::sync::Arc;
 

@@ -25,12 +25,16 @@ use std::sync::Arc;
 
 /// The policies the engine reads, and its sizes.
 #[derive(Debug, Clone)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct EngineConfig {
+    /// Whether low temperatures are argmax.
     pub sampling: SamplingPolicy,
+    /// Whether an answer can end before its limit.
     pub stopping: StoppingPolicy,
+    /// Whether rows are padded to the longest of a step.
     pub padding: PaddingPolicy,
+    /// Whether a finished row's place is filled at once.
     pub batching: BatchingPolicy,
+    /// Whether a beginning that another request computed is taken over.
     pub prefix: PrefixPolicy,
     /// Most sequences together; the decoder's slots and rows bound it too.
     pub batch: usize,
@@ -207,14 +211,28 @@ pub enum FinishReason {
 
 /// What a step tells.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Event {
     /// The sequence's prefill began (it left the queue).
-    Admitted { ticket: Ticket, reused_tokens: usize },
+    Admitted {
+        /// Of the request.
+        ticket: Ticket,
+        /// Of its prompt, positions taken over from others.
+        reused_tokens: usize,
+    },
     /// A token was generated (the first one ends the prefill).
-    Token { ticket: Ticket, token: TokenId },
+    Token {
+        /// Of the request.
+        ticket: Ticket,
+        /// The one generated.
+        token: TokenId,
+    },
     /// It ended.
-    Finished { ticket: Ticket, completion: Completion },
+    Finished {
+        /// Of the request.
+        ticket: Ticket,
+        /// All of it.
+        completion: Completion,
+    },
     /// It failed alone (scores not finite, a constraint past its limits); the others go on.
     Failed {
         /// Of the request.

@@ -117,7 +117,7 @@ impl Scheduler {
             let share = self.prefix == PrefixPolicy::Share;
             let Some(opened) = decoder.open_for_forks(&request.prompt, positions, spare, share) else {
                 if self.running.is_empty() {
-                    // Nobody will ever make room for it.
+                    // Nothing runs whose end would make room for it.
                     let message = format!(
                         "the prompt's {} tokens and {} more need {} positions; keys and values have room for {}: \
                          give more --kv-memory or lower --max-tokens",

@@ -156,8 +156,8 @@ impl Engine {
     }
 
     /// Forgets all shared prefixes (between trials of a benchmark).
-    pub fn forget_prefixes(&mut self) {
-        self.decoder.forget_prefixes();
+    pub fn clear_prefix_cache(&mut self) {
+        self.decoder.clear_prefix_cache();
     }
 
     /// Drops the requests that wait; those admitted go on. Returns the tickets dropped.

@@ -1,5 +1,5 @@
-//! What ends a sequence before its limit: end-of-sequence tokens, stop strings, a sentence's end near the limit, text that goes in
-//! circles. In: generated ids, one at a time. Out: whether to stop, why, the text, and the thought apart from it. A pure function of the
+//! What ends a sequence before its limit: end-of-sequence tokens, stop strings, a sentence's end near the limit,
+//! repetition. In: generated ids, one at a time. Out: whether to stop, why, the text, and the thought apart from it. A pure function of the
 //! ids and the limit.
 
 use super::{FinishReason, StopRules, StoppingPolicy, Thought};

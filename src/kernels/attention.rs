@@ -1,33 +1,15 @@
 //! Attention of one unit (rows of a segment × heads that share a kv head) over the pages of its segment, by the online softmax: spans of
-//! 64 positions, each scored, weighted by `exp(score - running maximum)` and added to running sums. In: raw views that `ops.rs` made from
+//! 64 positions, each scored, weighted by `exp(score - running maximum)` and added to running sums. In: raw views that `ops/` made from
 //! checked slices. Out: this unit's heads of this unit's rows. Spans lie at absolute positions, so a row's bits depend on its sequence alone.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop, clippy::too_many_arguments)]
 
-use super::gemm::{Element, F16, F32, score_tile, value_tile, with_rows};
+use super::gemm::with_rows;
 use super::isa::Isa;
 use super::math::{LANES, exp, quantize_row, rounded, soft_cap};
-use super::pages::{HeadShape, KvElement, PAGE, Row, widen_page};
-use super::units::{Scratch, Sink};
-
-/// Positions of one step of the online softmax; absolute, so that no run-time quantity moves its edges.
-pub(crate) const SPAN: usize = 64;
-/// (row, head) pairs of one attention unit at most.
-pub(crate) const ATTENTION_ROWS: usize = 48;
-
-/// The running softmax of a (row, head).
-#[derive(Clone, Copy)]
-pub(crate) struct State {
-    maximum: f32,
-    sum: f32,
-    /// The positions that it sees of the span: from `first` up to `limit`.
-    first: usize,
-    limit: usize,
-}
-
-impl State {
-    pub(crate) const NOTHING: State = State { maximum: f32::NEG_INFINITY, sum: 0.0, first: 0, limit: 0 };
-}
+use super::pages::{Element, F16, F32, HeadShape, KvElement, PAGE, Row, widen_page};
+use super::scratch::{ATTENTION_ROWS, SPAN, Scratch, Softmax};
+use super::views::Sink;
 
 /// The pages of one segment in one layer.
 #[derive(Clone, Copy)]
@@ -104,7 +86,7 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(a: &
         }
         s.sums[..n * padded].fill(0.0);
         for i in 0..n {
-            s.state[i] = State::NOTHING;
+            s.state[i] = Softmax::NOTHING;
             if !a.sinks.is_null() {
                 // e^(sink - maximum) of a maximum that is the sink so far.
                 (s.state[i].maximum, s.state[i].sum) = (*a.sinks.add(u.head as usize + i % heads), 1.0);
@@ -147,7 +129,7 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(a: &
         }
         // The audit's padding: the same work on positions nobody needs, its result left behind in the second half of the state.
         for span in spans..(u.padded_context as usize).div_ceil(SPAN) {
-            s.state[ATTENTION_ROWS..ATTENTION_ROWS + n].fill(State { limit: SPAN, ..State::NOTHING });
+            s.state[ATTENTION_ROWS..ATTENTION_ROWS + n].fill(Softmax { limit: SPAN, ..Softmax::NOTHING });
             let mut padding = Span::padding(a, &u, span);
             if BYTES {
                 padding = padding.widened::<S>(hd, s);
@@ -269,7 +251,7 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
         let lanes = S::load(LANES.as_ptr());
         let nothing = S::splat(f32::NEG_INFINITY);
         for r in from..n {
-            let State { maximum, sum: total, first, limit } = s.state[state + r];
+            let Softmax { maximum, sum: total, first, limit } = s.state[state + r];
             let row = scores.add(r * SPAN);
             let mut v = [nothing; SPAN / PAGE];
             for c in first / PAGE..limit.div_ceil(PAGE) {
@@ -386,6 +368,86 @@ unsafe fn value_rows<S: Isa, E: Element<S>, const MR: usize, const NL: usize>(
             } else {
                 value_tile::<S, E, MR, 1>(pages, offset, padded, x, SPAN, count, out, padded);
                 line += 1;
+            }
+        }
+    }
+}
+
+/// `MR` rows × `NP` pages of keys, `[hd][16]` each: `out[r][16 p + i] = Σ_d x[r][d] * keys[p][d][i]`. `FETCH`: prefetches keys and
+/// values of the pages that come `next`.
+#[inline(always)]
+unsafe fn score_tile<S: Isa, E: Element<S>, const MR: usize, const NP: usize, const FETCH: bool>(
+    keys: [*const u8; NP],
+    next: [*const u8; NP],
+    x: *const f32,
+    hd: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    unsafe {
+        let mut acc = [[S::zero(); NP]; MR];
+        for d in 0..hd {
+            let mut b = [S::zero(); NP];
+            for p in 0..NP {
+                b[p] = E::load(keys[p], d * 16);
+                if FETCH {
+                    S::prefetch(next[p].wrapping_add(d * 16 * E::SIZE));
+                    S::prefetch(next[p].wrapping_add((hd + d) * 16 * E::SIZE));
+                }
+            }
+            for r in 0..MR {
+                let a = S::splat(*x.add(r * hd + d));
+                for p in 0..NP {
+                    acc[r][p] = S::fma(a, b[p], acc[r][p]);
+                }
+            }
+        }
+        for r in 0..MR {
+            for p in 0..NP {
+                S::store(out.add(r * out_stride + p * 16), acc[r][p]);
+            }
+        }
+    }
+}
+
+/// `MR` rows × `NL` lines of 16 columns of the values of `count` positions in pages of 16, added to `out`, positions ascending. Those of
+/// page p begin at `pages[p] + offset`, `line` elements apart.
+#[inline(always)]
+unsafe fn value_tile<S: Isa, E: Element<S>, const MR: usize, const NL: usize>(
+    pages: &[*const u8],
+    offset: usize,
+    line: usize,
+    x: *const f32,
+    x_stride: usize,
+    count: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    unsafe {
+        let mut acc = [[S::zero(); NL]; MR];
+        for r in 0..MR {
+            for l in 0..NL {
+                acc[r][l] = S::load(out.add(r * out_stride + l * 16));
+            }
+        }
+        for p in 0..count.div_ceil(16) {
+            let (w, x) = (pages[p].add(offset), x.add(p * 16));
+            for k in 0..(count - p * 16).min(16) {
+                let mut b = [S::zero(); NL];
+                for l in 0..NL {
+                    b[l] = E::load(w, k * line + l * 16);
+                }
+                for r in 0..MR {
+                    let a = S::splat(*x.add(r * x_stride + k));
+                    for l in 0..NL {
+                        acc[r][l] = S::fma(a, b[l], acc[r][l]);
+                    }
+                }
+            }
+        }
+        for r in 0..MR {
+            for l in 0..NL {
+                S::store(out.add(r * out_stride + l * 16), acc[r][l]);
             }
         }
     }

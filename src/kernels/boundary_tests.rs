@@ -220,7 +220,7 @@ fn products_and_norms_refuse_what_does_not_fit() {
     });
     all_refuse("a place of another length", |team| {
         let mut place = vec![0.0; 16];
-        team.head(&m, &Activations::new(3, 7, false), &Scoring::PLAIN, &mut [Want::All(&mut place)]);
+        team.head(&m, &Activations::new(3, 7, false), &Scoring::PLAIN, &mut [ScoreRequest::All(&mut place)]);
     });
     let (ones, rows) = (vec![1.0; 48], Rows::new(4, 33));
     let norm = |weights: &[f32], pick: Option<&[u32]>, n: usize, out_width: usize, team: &mut Team| {
@@ -233,14 +233,14 @@ fn products_and_norms_refuse_what_does_not_fit() {
     all_refuse("a row that is not there", |team| norm(&ones, Some(&[3, 4]), 33, 33, team));
     all_refuse("an output of another width", |team| norm(&ones, None, 33, 34, team));
     all_refuse("activations of another width", |team| {
-        team.activate(None, &rows, Activation::Silu, 4, &mut Activations::new(4, 16, false));
+        team.activate(None, &rows, ActivationFn::Silu, 4, &mut Activations::new(4, 16, false));
     });
     all_refuse("the clamped activation without a gate", |team| {
-        let clamped = Activation::Clamped { limit: 7.0, alpha: 1.702 };
+        let clamped = ActivationFn::Clamped { limit: 7.0, alpha: 1.702 };
         team.activate(None, &rows, clamped, 4, &mut Activations::new(4, 33, false));
     });
     all_refuse("blocks of rows that are no multiple of 32", |team| {
-        team.activate(None, &rows, Activation::Silu, 4, &mut Activations::new(4, 33, true));
+        team.activate(None, &rows, ActivationFn::Silu, 4, &mut Activations::new(4, 33, true));
     });
     all_refuse("a branch of another width", |team| {
         let by = NormWeights::rms(&ones, 1e-5);
@@ -262,7 +262,7 @@ fn what_was_handed_in_and_is_right_gives_the_right_result() {
         let data = vec![0u8; panel_bytes(Format::F32, 7) * 2];
         let m = Panels::new(Format::F32, 17, 7, &data);
         let mut places = vec![vec![1.0; 17]; 3];
-        let mut wants: Vec<Want> = places.iter_mut().map(|p| Want::All(p)).collect();
+        let mut wants: Vec<ScoreRequest> = places.iter_mut().map(|p| ScoreRequest::All(p)).collect();
         let scores = team.head(&m, &Activations::new(3, 7, false), &Scoring::PLAIN, &mut wants);
         assert_eq!(scores, [Scores::All, Scores::All, Scores::All]);
         assert!(places.iter().flatten().all(|s| *s == 0.0) && team.broken().is_none(), "{set:?}");

@@ -1,4 +1,10 @@
-//! Rows times panels, for every format: the two kernels of this program, written once over [`Isa`].
+//! Rows times panels, for every format: the matrix product, written once over [`Isa`] with two micro-kernels, of float ([`float_tile`])
+//! and of integer products ([`coded`]).
+//!
+//! The method is that of Goto and van de Geijn (*Anatomy of High-Performance Matrix Multiplication*, ACM TOMS 34(3), 2008), in the words of
+//! BLIS: weights are *packed* once, at load, into panels of NR = 16 columns (`panels.rs`); k is *blocked* (KC = [`BLOCK`]), so that a
+//! panel's block and the activations stay in L1; the *micro-kernel* holds MR rows × NR columns of sums in registers over one block.
+//! Activations are few and lie in cache, so they are not packed.
 //!
 //! Numerics, the same for every number of rows (so a row's result never depends on the rows beside it):
 //! * float formats: weights widened exactly; `acc = fma(x[k], w[k], acc)`, k ascending, in blocks of 256 whose sums are added in order;
@@ -15,7 +21,7 @@ use super::formats::{self, Blocks, Minimum, Sum, Unpacked, has_factors};
 use super::isa::Isa;
 use super::panels::panel_bytes;
 
-/// k of a float block: also what fits in L1 beside the activations.
+/// KC, the k of a float block: 16 KiB of f32 weights, which fit in L1 beside the activations.
 pub(crate) const BLOCK: usize = 256;
 
 /// 32 activations as int8 with what their block needs.
@@ -58,6 +64,12 @@ pub(crate) struct Gemm {
     pub out_stride: usize,
     /// `WIDE` floats of scratch.
     pub wide: *mut f32,
+}
+
+/// An instruction set that the products are compiled for.
+pub(crate) trait Compiled: Isa {
+    /// The products as functions of their own, with the set's CPU features.
+    const GEMM: unsafe fn(&Gemm);
 }
 
 /// Floats of scratch a [`Gemm`] needs: a block of two panels.
@@ -287,7 +299,7 @@ fn tile_rows(left: usize, most: usize) -> usize {
     }
 }
 
-/// `MR` rows × `NP` panels over one block of k; the block's sums are stored (`first`) or added. `FETCH`: prefetches the block that follows.
+/// The micro-kernel of floats: `MR` rows × `NP` panels over one block of k; the block's sums are stored (`first`) or added. `FETCH`: prefetches the block that follows.
 #[inline(always)]
 unsafe fn float_tile<S: Isa, W: Weight<S>, const MR: usize, const NP: usize, const FETCH: bool>(
     w: *const u8,
@@ -476,7 +488,7 @@ struct Coded {
     blocks: usize,
 }
 
-/// `MR` rows × `NP` panels; the sums are stored (`first`) or continue those that are there. `FETCH`: prefetches what is wanted next.
+/// The micro-kernel of codes: `MR` rows × `NP` panels; the sums are stored (`first`) or continue those that are there. `FETCH`: prefetches what is wanted next.
 #[inline(always)]
 unsafe fn coded<S: Isa, Q: Blocks<S>, const MR: usize, const NP: usize, const FETCH: bool>(
     g: &Coded,
@@ -646,120 +658,6 @@ unsafe fn coded_part<S: Isa, Q: Blocks<S>, const MR: usize, const NP: usize>(
                         acc[r][p] = S::fma(S::mul(m, dx), S::to_float(sum), acc[r][p]);
                     }
                 }
-            }
-        }
-    }
-}
-
-/// What attention multiplies by: a page of keys is a panel, a page of values has its own line length.
-pub(crate) trait Element<S: Isa> {
-    const SIZE: usize;
-    unsafe fn load(p: *const u8, index: usize) -> S::F;
-    unsafe fn store(p: *mut u8, index: usize, v: S::F);
-}
-
-pub(crate) struct F32;
-pub(crate) struct F16;
-
-impl<S: Isa> Element<S> for F32 {
-    const SIZE: usize = 4;
-    #[inline(always)]
-    unsafe fn load(p: *const u8, index: usize) -> S::F {
-        unsafe { S::load((p as *const f32).add(index)) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut u8, index: usize, v: S::F) {
-        unsafe { S::store((p as *mut f32).add(index), v) }
-    }
-}
-
-impl<S: Isa> Element<S> for F16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    unsafe fn load(p: *const u8, index: usize) -> S::F {
-        unsafe { S::load_f16((p as *const u16).add(index)) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut u8, index: usize, v: S::F) {
-        unsafe { S::store_f16((p as *mut u16).add(index), v) }
-    }
-}
-
-/// `MR` rows × `NP` pages of keys, `[hd][16]` each: `out[r][16 p + i] = Σ_d x[r][d] * keys[p][d][i]`. `FETCH`: prefetches keys and
-/// values of the pages that come `next`.
-#[inline(always)]
-pub(crate) unsafe fn score_tile<S: Isa, E: Element<S>, const MR: usize, const NP: usize, const FETCH: bool>(
-    keys: [*const u8; NP],
-    next: [*const u8; NP],
-    x: *const f32,
-    hd: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    unsafe {
-        let mut acc = [[S::zero(); NP]; MR];
-        for d in 0..hd {
-            let mut b = [S::zero(); NP];
-            for p in 0..NP {
-                b[p] = E::load(keys[p], d * 16);
-                if FETCH {
-                    S::prefetch(next[p].wrapping_add(d * 16 * E::SIZE));
-                    S::prefetch(next[p].wrapping_add((hd + d) * 16 * E::SIZE));
-                }
-            }
-            for r in 0..MR {
-                let a = S::splat(*x.add(r * hd + d));
-                for p in 0..NP {
-                    acc[r][p] = S::fma(a, b[p], acc[r][p]);
-                }
-            }
-        }
-        for r in 0..MR {
-            for p in 0..NP {
-                S::store(out.add(r * out_stride + p * 16), acc[r][p]);
-            }
-        }
-    }
-}
-
-/// `MR` rows × `NL` lines of 16 columns of the values of `count` positions in pages of 16, added to `out`, positions ascending. Those of
-/// page p begin at `pages[p] + offset`, `line` elements apart.
-#[inline(always)]
-pub(crate) unsafe fn value_tile<S: Isa, E: Element<S>, const MR: usize, const NL: usize>(
-    pages: &[*const u8],
-    offset: usize,
-    line: usize,
-    x: *const f32,
-    x_stride: usize,
-    count: usize,
-    out: *mut f32,
-    out_stride: usize,
-) {
-    unsafe {
-        let mut acc = [[S::zero(); NL]; MR];
-        for r in 0..MR {
-            for l in 0..NL {
-                acc[r][l] = S::load(out.add(r * out_stride + l * 16));
-            }
-        }
-        for p in 0..count.div_ceil(16) {
-            let (w, x) = (pages[p].add(offset), x.add(p * 16));
-            for k in 0..(count - p * 16).min(16) {
-                let mut b = [S::zero(); NL];
-                for l in 0..NL {
-                    b[l] = E::load(w, k * line + l * 16);
-                }
-                for r in 0..MR {
-                    let a = S::splat(*x.add(r * x_stride + k));
-                    for l in 0..NL {
-                        acc[r][l] = S::fma(a, b[l], acc[r][l]);
-                    }
-                }
-            }
-        }
-        for r in 0..MR {
-            for l in 0..NL {
-                S::store(out.add(r * out_stride + l * 16), acc[r][l]);
             }
         }
     }

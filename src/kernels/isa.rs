@@ -22,8 +22,6 @@ pub(crate) trait Isa: Copy + 'static {
     /// From this many rows on panels are computed two at a time (quantized ones in tiles of `QUANT_ROWS_OF_TWO` rows).
     const TWO_PANELS: usize = usize::MAX;
     const QUANT_ROWS_OF_TWO: usize = 1;
-    /// The products (`gemm.rs`), compiled once for this set with its CPU features.
-    const GEMM: unsafe fn(&super::gemm::Gemm);
     /// Sixteen f32.
     type F: Copy;
     /// Sixteen i32.
@@ -162,7 +160,6 @@ impl Isa for Portable {
     const QUANT_ROWS: usize = 1;
     const DIRECT_ROWS: usize = usize::MAX;
     const QUANT_DIRECT_ROWS: usize = usize::MAX;
-    const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::portable::gemm;
     type F = [f32; 16];
     type I = [i32; 16];
     type Line8 = [u8; 64];

@@ -111,7 +111,7 @@ pub(crate) unsafe fn soft_cap<S: Isa>(x: S::F, c: f32) -> S::F {
 
 /// What a feed-forward layer does with its gate (or, without one, with its only product).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Activation {
+pub enum ActivationFn {
     /// x σ(x).
     Silu,
     /// x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
@@ -141,30 +141,30 @@ unsafe fn times_sigmoid<S: Isa>(x: S::F, kx: S::F) -> S::F {
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::zero(), kx)))) }
 }
 
-/// The activation of x; of [`Activation::Clamped`] the gate's part. Not finite stays not finite.
+/// The activation of x; of [`ActivationFn::Clamped`] the gate's part. Not finite stays not finite.
 #[inline(always)]
-unsafe fn activated<S: Isa>(activation: Activation, x: S::F) -> S::F {
+unsafe fn activated<S: Isa>(activation: ActivationFn, x: S::F) -> S::F {
     unsafe {
         match activation {
-            Activation::Silu => silu::<S>(x),
+            ActivationFn::Silu => silu::<S>(x),
             // (1 + tanh u) / 2 is the sigmoid of 2u: no difference of nearly equal numbers.
-            Activation::GeluTanh => {
+            ActivationFn::GeluTanh => {
                 let cubed = S::mul(S::mul(x, x), x);
                 times_sigmoid::<S>(x, S::mul(S::fma(cubed, S::splat(0.044_715), x), S::splat(2.0 * 0.797_884_6)))
             }
-            Activation::Gelu => {
+            ActivationFn::Gelu => {
                 let half = S::mul(x, S::splat(0.5));
                 S::fma(half, erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2))), half)
             }
-            Activation::GeluQuick => times_sigmoid::<S>(x, S::mul(x, S::splat(1.702))),
+            ActivationFn::GeluQuick => times_sigmoid::<S>(x, S::mul(x, S::splat(1.702))),
             // x * 0 is 0 for what is finite, NaN for what is not.
-            Activation::Relu => S::fma(x, S::zero(), S::max(S::zero(), x)),
-            Activation::Relu2 => {
+            ActivationFn::Relu => S::fma(x, S::zero(), S::max(S::zero(), x)),
+            ActivationFn::Relu2 => {
                 let y = S::max(S::zero(), x);
                 S::fma(x, S::zero(), S::mul(y, y))
             }
-            Activation::Sigmoid => S::fma(x, S::zero(), times_sigmoid::<S>(S::splat(1.0), x)),
-            Activation::Clamped { limit, alpha } => {
+            ActivationFn::Sigmoid => S::fma(x, S::zero(), times_sigmoid::<S>(S::splat(1.0), x)),
+            ActivationFn::Clamped { limit, alpha } => {
                 let limit = S::splat(limit);
                 let gate = S::fma(x, S::zero(), S::select_gt(x, limit, limit, x));
                 times_sigmoid::<S>(gate, S::mul(gate, S::splat(alpha)))
@@ -175,11 +175,11 @@ unsafe fn activated<S: Isa>(activation: Activation, x: S::F) -> S::F {
 
 /// activation(gate) * up, rounded after each operation.
 #[inline(always)]
-pub(crate) unsafe fn gated<S: Isa>(activation: Activation, gate: S::F, up: S::F, round: bool) -> S::F {
+pub(crate) unsafe fn gated<S: Isa>(activation: ActivationFn, gate: S::F, up: S::F, round: bool) -> S::F {
     unsafe {
         let gate = rounded::<S>(round, activated::<S>(activation, gate));
         let up = match activation {
-            Activation::Clamped { limit, .. } => {
+            ActivationFn::Clamped { limit, .. } => {
                 let (least, most) = (S::splat(-limit), S::splat(limit));
                 let within = S::select_gt(up, most, most, S::select_gt(least, up, least, up));
                 rounded::<S>(round, S::add(S::fma(up, S::zero(), within), S::splat(1.0)))
@@ -192,7 +192,7 @@ pub(crate) unsafe fn gated<S: Isa>(activation: Activation, gate: S::F, up: S::F,
 
 /// activation(x) alone.
 #[inline(always)]
-pub(crate) unsafe fn ungated<S: Isa>(activation: Activation, x: S::F, round: bool) -> S::F {
+pub(crate) unsafe fn ungated<S: Isa>(activation: ActivationFn, x: S::F, round: bool) -> S::F {
     unsafe { rounded::<S>(round, activated::<S>(activation, x)) }
 }
 

@@ -1,6 +1,6 @@
 //! Arithmetic on slices: packed weight panels, the kernels that multiply by them, attention, norms, the worker pool, and the
 //! read and FMA probes. In: plain slices and panels. Out: plain slices. It knows no model, no file and no clock.
-//! The only home of `unsafe` (plus one mmap in `model`).
+//! The only home of `unsafe`.
 #![allow(unsafe_code)]
 
 pub mod probes;
@@ -9,6 +9,7 @@ mod arena;
 mod attention;
 #[cfg(test)]
 mod boundary_tests;
+mod dispatch;
 mod formats;
 mod gemm;
 mod isa;
@@ -18,29 +19,30 @@ mod pages;
 mod panels;
 #[cfg(test)]
 mod phase_tests;
+mod phases;
 mod pool;
+mod scratch;
 mod state;
-mod table;
 #[cfg(test)]
 mod tests;
-mod units;
+mod views;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use arena::{Arena, NoMemory, one_heap};
 pub use attention::AttentionUnit;
+pub use dispatch::KernelSet;
 pub use formats::Part;
 pub use gemm::ActBlock;
-pub use math::Activation;
+pub use math::ActivationFn;
 pub use ops::{
-    Activations, Attending, Context, Delta, Group, HeadsBy, KvArena, NormWeights, Rotation, Rows, Scores, Scoring, StateArena,
-    Team, Want, attention_units,
+    Activations, Attending, Context, Delta, Group, HeadsBy, KvArena, NormWeights, Rotation, Rows, ScoreRequest, Scores, Scoring,
+    StateArena, Team, attention_units,
 };
 pub use pages::{KvElement, KvLayer, KvShape, PAGE, Row};
 pub use panels::{COLUMNS, Panels, pack_panel, padded, panel_bytes};
 pub use pool::Pool;
 pub use state::{Around, MAX_TAPS, StateSegment};
-pub use table::KernelSet;
 
 /// How a weight matrix is stored in panels and what it is multiplied with. Every format has one numeric path for all batch sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

@@ -4,7 +4,6 @@
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::too_many_arguments, clippy::needless_range_loop)]
 
-use super::gemm::{Element, F16, F32};
 use super::isa::Isa;
 
 /// Positions of a page of keys and values.
@@ -62,6 +61,40 @@ impl KvElement {
             KvElement::F16 => "f16",
             KvElement::Q8_0 => "q8_0",
         }
+    }
+}
+
+/// How sixteen values of a page are read and written.
+pub(crate) trait Element<S: Isa> {
+    const SIZE: usize;
+    unsafe fn load(p: *const u8, index: usize) -> S::F;
+    unsafe fn store(p: *mut u8, index: usize, v: S::F);
+}
+
+pub(crate) struct F32;
+pub(crate) struct F16;
+
+impl<S: Isa> Element<S> for F32 {
+    const SIZE: usize = 4;
+    #[inline(always)]
+    unsafe fn load(p: *const u8, index: usize) -> S::F {
+        unsafe { S::load((p as *const f32).add(index)) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, index: usize, v: S::F) {
+        unsafe { S::store((p as *mut f32).add(index), v) }
+    }
+}
+
+impl<S: Isa> Element<S> for F16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    unsafe fn load(p: *const u8, index: usize) -> S::F {
+        unsafe { S::load_f16((p as *const u16).add(index)) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, index: usize, v: S::F) {
+        unsafe { S::store_f16((p as *mut u16).add(index), v) }
     }
 }
 
@@ -154,7 +187,7 @@ pub(crate) struct HeadShape {
 
 /// Puts `columns` of 16 columns of keys or values, from column `column` of all heads side by side, into their place `lane` of a page.
 #[inline(always)]
-pub(crate) unsafe fn keep<S: Isa>(
+pub(crate) unsafe fn store_kv<S: Isa>(
     shape: &HeadShape,
     key: bool,
     page: *mut u8,
@@ -165,16 +198,16 @@ pub(crate) unsafe fn keep<S: Isa>(
 ) {
     unsafe {
         match shape.element {
-            KvElement::F32 => keep_as::<S, F32>(shape, key, page, lane, column, columns, v),
-            KvElement::F16 => keep_as::<S, F16>(shape, key, page, lane, column, columns, v),
-            KvElement::Q8_0 => keep_bytes::<S>(shape, key, page, lane, column, v),
+            KvElement::F32 => store_as::<S, F32>(shape, key, page, lane, column, columns, v),
+            KvElement::F16 => store_as::<S, F16>(shape, key, page, lane, column, columns, v),
+            KvElement::Q8_0 => store_int8::<S>(shape, key, page, lane, column, v),
         }
     }
 }
 
 /// Sixteen columns of one head: their width is a multiple of 16.
 #[inline(always)]
-unsafe fn keep_bytes<S: Isa>(shape: &HeadShape, key: bool, page: *mut u8, lane: usize, column: usize, v: S::F) {
+unsafe fn store_int8<S: Isa>(shape: &HeadShape, key: bool, page: *mut u8, lane: usize, column: usize, v: S::F) {
     unsafe {
         let (hd, d) = (shape.head_dim, column % shape.head_dim);
         let page = page.add(column / hd * shape.bytes + if key { 0 } else { hd * 18 });
@@ -215,7 +248,7 @@ pub(crate) unsafe fn widen_page<S: Isa>(page: *const u8, hd: usize, out: *mut f3
 }
 
 #[inline(always)]
-unsafe fn keep_as<S: Isa, E: Element<S>>(
+unsafe fn store_as<S: Isa, E: Element<S>>(
     shape: &HeadShape,
     key: bool,
     page: *mut u8,

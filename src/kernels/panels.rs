@@ -1,4 +1,4 @@
-//! Weight matrices as the kernels read them: panels of 16 columns (16 rows of the file), k running along memory, so that one load brings
+//! Packing: weight matrices as the kernels read them, in panels of 16 columns (16 rows of the file), k running along memory, so that one load brings
 //! the next weight of all 16 outputs. In: rows in the file's layout. Out: panels. It computes nothing.
 //!
 //! What a panel of each weight type holds is told in `formats/`.

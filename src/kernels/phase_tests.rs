@@ -41,7 +41,7 @@ fn activations_of(team: &mut Team, x: &Rows, rows: usize, width: usize) -> Activ
     (0..rows).for_each(|r| one.row_mut(r)[..width].fill(1.0));
     let mut out = Activations::new(rows, width, false);
     // relu(1) * x is x.
-    team.activate(Some(&one), x, Activation::Relu, rows, &mut out);
+    team.activate(Some(&one), x, ActivationFn::Relu, rows, &mut out);
     out
 }
 
@@ -144,50 +144,50 @@ fn erf64(x: f64) -> f64 {
     value.copysign(x)
 }
 
-fn activation64(activation: Activation, x: f64) -> f64 {
+fn activation64(activation: ActivationFn, x: f64) -> f64 {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     match activation {
-        Activation::Silu => x * sigmoid(x),
-        Activation::GeluTanh => x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
-        Activation::Gelu => x / 2.0 * (1.0 + erf64(x / 2f64.sqrt())),
-        Activation::GeluQuick => x * sigmoid(1.702 * x),
-        Activation::Relu => x.max(0.0),
-        Activation::Relu2 => x.max(0.0).powi(2),
-        Activation::Sigmoid => sigmoid(x),
-        Activation::Clamped { limit, alpha } => {
+        ActivationFn::Silu => x * sigmoid(x),
+        ActivationFn::GeluTanh => x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
+        ActivationFn::Gelu => x / 2.0 * (1.0 + erf64(x / 2f64.sqrt())),
+        ActivationFn::GeluQuick => x * sigmoid(1.702 * x),
+        ActivationFn::Relu => x.max(0.0),
+        ActivationFn::Relu2 => x.max(0.0).powi(2),
+        ActivationFn::Sigmoid => sigmoid(x),
+        ActivationFn::Clamped { limit, alpha } => {
             let gate = x.min(limit as f64);
             gate * sigmoid(alpha as f64 * gate)
         }
     }
 }
 
-fn gated64(activation: Activation, gate: f64, up: f64) -> f64 {
+fn gated64(activation: ActivationFn, gate: f64, up: f64) -> f64 {
     let up = match activation {
-        Activation::Clamped { limit, .. } => up.clamp(-limit as f64, limit as f64) + 1.0,
+        ActivationFn::Clamped { limit, .. } => up.clamp(-limit as f64, limit as f64) + 1.0,
         _ => up,
     };
     activation64(activation, gate) * up
 }
 
-const ACTIVATIONS: [Activation; 8] = [
-    Activation::Silu,
-    Activation::GeluTanh,
-    Activation::Gelu,
-    Activation::GeluQuick,
-    Activation::Relu,
-    Activation::Relu2,
-    Activation::Sigmoid,
-    Activation::Clamped { limit: 7.0, alpha: 1.702 },
+const ACTIVATIONS: [ActivationFn; 8] = [
+    ActivationFn::Silu,
+    ActivationFn::GeluTanh,
+    ActivationFn::Gelu,
+    ActivationFn::GeluQuick,
+    ActivationFn::Relu,
+    ActivationFn::Relu2,
+    ActivationFn::Sigmoid,
+    ActivationFn::Clamped { limit: 7.0, alpha: 1.702 },
 ];
 
 /// What one activation makes of `x`, in every set.
-fn activate_all(activation: Activation, x: &[f32]) -> Vec<f32> {
+fn activate_all(activation: ActivationFn, x: &[f32]) -> Vec<f32> {
     let mut up = Rows::new(1, x.len());
     up.row_mut(0)[..x.len()].copy_from_slice(x);
     let got = same_in_all_sets("activate", |team| {
         let mut out = Activations::new(1, x.len(), false);
         match activation {
-            Activation::Clamped { .. } => {
+            ActivationFn::Clamped { .. } => {
                 let zero = Rows::new(1, x.len());
                 team.activate(Some(&up), &zero, activation, 1, &mut out);
             }
@@ -202,7 +202,7 @@ fn activate_all(activation: Activation, x: &[f32]) -> Vec<f32> {
 fn tanh_and_erf_keep_the_error_they_state() {
     // By the activations and the soft cap that are made of them: no other way leads to them from outside a kernel.
     let x: Vec<f32> = (-4000..=4000).map(|i| i as f32 / 500.0).collect();
-    for (activation, slope) in [(Activation::Gelu, 0.5), (Activation::GeluTanh, 0.5)] {
+    for (activation, slope) in [(ActivationFn::Gelu, 0.5), (ActivationFn::GeluTanh, 0.5)] {
         for (x, got) in x.iter().zip(activate_all(activation, &x)) {
             let want = activation64(activation, *x as f64);
             // The error of erf or tanh itself, 3e-7, times x/2, and four roundings.
@@ -226,7 +226,7 @@ fn scores_of(x: &[f32], logits: &Scoring) -> Vec<f32> {
         one.row_mut(0)[0] = 1.0;
         let input = activations_of(team, &one, 1, 1);
         let mut out = vec![0.0; x.len()];
-        let scores = team.head(&m, &input, logits, &mut [Want::All(&mut out)]);
+        let scores = team.head(&m, &input, logits, &mut [ScoreRequest::All(&mut out)]);
         assert_eq!(scores, [Scores::All]);
         out.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
     });
@@ -271,7 +271,11 @@ fn what_is_not_finite_stays_so_through_every_activation_and_cap() {
             one.row_mut(0)[0] = 1.0;
             let input = activations_of(&mut team, &one, 1, 1);
             let capped = Scoring { cap: Some(30.0), ..Scoring::PLAIN };
-            assert_eq!(team.head(&m, &input, &capped, &mut [Want::Argmax]), [Scores::NotFinite], "{set:?}: a cap of {bad}");
+            assert_eq!(
+                team.head(&m, &input, &capped, &mut [ScoreRequest::Argmax]),
+                [Scores::NotFinite],
+                "{set:?}: a cap of {bad}"
+            );
         }
     }
 }
@@ -643,10 +647,10 @@ fn scores_are_biased_scaled_and_capped_before_anyone_ranks_them() {
         let all = same_in_all_sets("head", |team| {
             let input = activations_of(team, &x, rows, k);
             let mut places = vec![vec![0.0; n]; rows];
-            let mut wants: Vec<Want> = places.iter_mut().map(|p| Want::All(p)).collect();
+            let mut wants: Vec<ScoreRequest> = places.iter_mut().map(|p| ScoreRequest::All(p)).collect();
             team.head(&m.panels(), &input, &logits, &mut wants);
-            let best = team.head(&m.panels(), &input, &logits, &mut [const { Want::Argmax }; 5]);
-            let top = team.head(&m.panels(), &input, &logits, &mut [const { Want::TopK(9) }; 5]);
+            let best = team.head(&m.panels(), &input, &logits, &mut [const { ScoreRequest::Argmax }; 5]);
+            let top = team.head(&m.panels(), &input, &logits, &mut [const { ScoreRequest::TopK(9) }; 5]);
             for r in 0..rows {
                 let mut ranked: Vec<(u32, f32)> = places[r].iter().enumerate().map(|(i, s)| (i as u32, *s)).collect();
                 ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

@@ -1,5 +1,5 @@
 //! Loops that do one thing as fast as the machine can: read memory, multiply-add f32, multiply-add int8. In: a slice or a number of
-//! rounds. Out: a value that keeps the work alive. They are the yardstick of `roofline` and of the gate; they hold no clock and no threads.
+//! rounds. Out: a value that keeps the work alive. They are what `roofline` measures the limit with and of the gate; they hold no clock and no threads.
 //! Those of [`Isa::reference`] are also the gate's fixed reference and must not be changed: old results are compared with them.
 
 /// An instruction set a probe was written for.

@@ -1,12 +1,13 @@
 //! Layers with a state: causal convolutions over a few positions and the gated delta rule, one unit of channels or one head at a time
-//! for all segments of a batch in their order. In: raw views that `ops.rs` made from checked slices. Out: this unit's columns of all rows
+//! for all segments of a batch in their order. In: raw views that `ops/` made from checked slices. Out: this unit's columns of all rows
 //! and its part of the states. A row is computed after those before it, one by one, so no sum depends on where a batch was cut.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop)]
 
 use super::isa::Isa;
 use super::math::{rounded, silu};
-use super::units::{NormBy, Scratch};
+use super::phases::NormBy;
+use super::scratch::Scratch;
 
 /// Most positions that a convolution reaches over.
 pub const MAX_TAPS: usize = 8;
@@ -32,14 +33,14 @@ pub struct StateSegment {
 
 /// States as raw parts: blocks of `stride` floats.
 #[derive(Clone, Copy)]
-pub(crate) struct Blocks {
+pub(crate) struct StateBlocks {
     pub data: *mut f32,
     pub stride: usize,
     /// Where the layer begins in a block.
     pub offset: usize,
 }
 
-impl Blocks {
+impl StateBlocks {
     #[inline(always)]
     unsafe fn at(&self, block: usize) -> *mut f32 {
         unsafe { self.data.add(block * self.stride + self.offset) }
@@ -68,7 +69,7 @@ pub(crate) struct ConvolveArgs {
     pub bias: *const f32,
     pub segments: *const StateSegment,
     pub count: usize,
-    pub states: Blocks,
+    pub states: StateBlocks,
     pub out: *mut f32,
     pub out_stride: usize,
     pub round: bool,
@@ -179,7 +180,7 @@ pub(crate) struct DeltaArgs {
     pub norm: NormBy,
     pub segments: *const StateSegment,
     pub count: usize,
-    pub states: Blocks,
+    pub states: StateBlocks,
     pub out: *mut f32,
     pub out_stride: usize,
     pub round: bool,

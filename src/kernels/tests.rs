@@ -239,7 +239,7 @@ fn a_nan_survives_quantization() {
 #[test]
 fn a_page_of_int8_is_within_half_a_step_and_keeps_a_nan() {
     use super::isa::{Isa, Portable};
-    use super::pages::{HeadShape, keep, widen_page};
+    use super::pages::{HeadShape, store_kv, widen_page};
     let (hd, mut random) = (32, Random(9));
     let shape = KvShape::uniform(1, 2, hd, KvElement::Q8_0);
     let head: HeadShape = shape.head(0);
@@ -250,7 +250,7 @@ fn a_page_of_int8_is_within_half_a_step_and_keeps_a_nan() {
             for column in (0..2 * hd).step_by(16) {
                 // SAFETY: plain Rust; the page has room for both heads.
                 unsafe {
-                    keep::<Portable>(&head, key, page.as_mut_ptr(), lane, column, 16, Portable::load(x[column..].as_ptr()))
+                    store_kv::<Portable>(&head, key, page.as_mut_ptr(), lane, column, 16, Portable::load(x[column..].as_ptr()))
                 };
             }
         }
@@ -271,7 +271,7 @@ fn a_page_of_int8_is_within_half_a_step_and_keeps_a_nan() {
     let mut x = [1.0; 16];
     x[7] = f32::NAN;
     // SAFETY: as above.
-    unsafe { keep::<Portable>(&head, true, page.as_mut_ptr(), 3, 0, 16, Portable::load(x.as_ptr())) };
+    unsafe { store_kv::<Portable>(&head, true, page.as_mut_ptr(), 3, 0, 16, Portable::load(x.as_ptr())) };
     let mut wide = vec![0f32; 2 * hd * PAGE];
     // SAFETY: as above.
     unsafe { widen_page::<Portable>(page.as_ptr(), hd, wide.as_mut_ptr()) };

@@ -1,5 +1,5 @@
 //! [`Isa`] for x86: AVX2 + FMA + F16C, and AVX-512 F/BW/DQ/VL + VNNI. Nothing here decides anything: one intrinsic or two a method.
-//! The methods carry no `target_feature` themselves: they are always inlined into functions that do (see `table.rs`).
+//! The methods carry no `target_feature` themselves: they are always inlined into functions that do (see `dispatch.rs`).
 //! Over 500 lines: two instruction sets, a few lines a method.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc)]
@@ -92,7 +92,6 @@ impl Isa for Avx2 {
     const QUANT_ROWS: usize = 4;
     const DIRECT_ROWS: usize = 4;
     const QUANT_DIRECT_ROWS: usize = 4;
-    const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::avx2::gemm;
     type F = Two;
     type I = [__m256i; 2];
     /// (magnitudes, signed values) of each half.
@@ -426,7 +425,6 @@ impl Isa for Avx512 {
     const QUANT_DIRECT_ROWS: usize = usize::MAX;
     const TWO_PANELS: usize = 24;
     const QUANT_ROWS_OF_TWO: usize = 6;
-    const GEMM: unsafe fn(&super::gemm::Gemm) = super::table::avx512::gemm;
     type F = __m512;
     type I = __m512i;
     type Line8 = __m512i;

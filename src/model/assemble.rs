@@ -1,6 +1,6 @@
-//! From a blueprint and the tensors that a container holds to the weights by role: names, shapes, fused tensors, rotary order, and
+//! From a spec and the tensors that a container holds to the weights by role: names, shapes, fused tensors, rotary order, and
 //! refusal of what is missing or left over. In: checked places in files. Out: [`FileWeights`]. It reads no weights.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

@@ -1,6 +1,6 @@
 //! Which files of a repository make up the model that was asked for. In: a list of files with their sizes, and what stands after the
 //! colon of `org/name:…`, a file or a quantization. Out: the files to fetch, or one line that says what there is. It fetches nothing.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

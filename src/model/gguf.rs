@@ -2,7 +2,7 @@
 //! Every count, length, product and padding is checked against the file before anything is allocated for it or sought; a file
 //! is read once, front to back, through a buffer, and values nobody here needs are skipped. It does not know what tensors mean.
 //! Over 500 lines: one container format; every check stands beside the read that it guards.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

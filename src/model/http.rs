@@ -1,7 +1,7 @@
 //! GET requests to a server that is not trusted. In: an endpoint, perhaps a token, a path. Out: a small JSON text, or a file of exactly
 //! the announced length. The token goes to the endpoint's own scheme, host and port and nowhere else, whatever a redirect says; every
 //! body has a bound; a server that sends nothing for the given patience is given up. It knows no repository and no cache.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use std::cell::RefCell;

@@ -2,7 +2,7 @@
 //! (shared with Python's tools). Every name, size and hash that the server lists is checked before anything is downloaded, and what
 //! came is checked against them before it enters the cache. The three requests (a branch's commit, its files, a file's content) are those of
 //! huggingface_hub's `hf_api.py` and `file_download.py`.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::alias::Alias;

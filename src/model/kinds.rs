@@ -1,4 +1,4 @@
-//! The table of tensors: for each kind its role, its name in either container, its shape as the blueprint implies it, and whether it
+//! The table of tensors: for each kind its role, its name in either container, its shape as the spec implies it, and whether it
 //! makes queries or keys (and so has a rotary order). Roles, names, shape checks, permutations and lists of matrices follow from it.
 //! Over 500 lines: one table of data, a few lines a kind of tensor.
 
@@ -27,7 +27,7 @@ pub(crate) struct TensorKind {
     pub rotary: bool,
     /// A vector of weights that some families' checkpoints hold less 1.
     pub norm: bool,
-    /// `None` if a model of this blueprint has no such tensor.
+    /// `None` if a model of this spec has no such tensor.
     pub shape: fn(&ModelSpec, &LayerSpec) -> Option<Shape>,
 }
 
@@ -542,7 +542,7 @@ pub(crate) static FUSED: &[Fused] = &[
     Fused { gguf: "blk.{}.ffn_up.weight", hf: "model.layers.{}.mlp.gate_up_proj.weight", roles: &[Role::Gate, Role::Up] },
 ];
 
-/// The kinds that a model of this blueprint has, each with its layer (0 outside of layers) and shape, in the order of execution.
+/// The kinds that a model of this spec has, each with its layer (0 outside of layers) and shape, in the order of execution.
 pub(crate) fn present(spec: &ModelSpec) -> impl Iterator<Item = (&'static TensorKind, usize, Shape)> + '_ {
     // Kinds outside of layers do not look at the layer they are given; a model has at least one.
     let any = spec.layers.first();
@@ -559,6 +559,14 @@ pub(crate) fn present(spec: &ModelSpec) -> impl Iterator<Item = (&'static Tensor
 /// Every weight of a model with its shape (rows, columns), in the order of execution. [`Role::Output`] only if it is not tied.
 pub fn roles(spec: &ModelSpec) -> impl Iterator<Item = (Role, Shape)> + '_ {
     present(spec).map(|(kind, layer, shape)| ((kind.role)(layer), shape))
+}
+
+/// The matrices that a model computes with, in the order of execution, then the output matrix (also where it is the embedding) and the
+/// token embedding where it is another.
+pub fn matrices(spec: &ModelSpec) -> impl Iterator<Item = Role> + '_ {
+    let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
+    let layers = roles(spec).map(|(role, _)| role).filter(|role| is_matrix(*role) && role.layer().is_some());
+    layers.chain(outer.iter().copied())
 }
 
 /// Weights of a model: all of them, and those that a token passes through (the experts that are used, everything else; of the embedding

@@ -1,7 +1,7 @@
 //! What a file says about a model, apart from its tensors: the metadata of a GGUF file or a `config.json`, behind one trait, so that an
 //! architecture is read by one function. In: an untrusted file. Out: checked numbers, flags and texts, or one line that names the field.
 //! Fields that change what a model computes are refused where nobody asked for them.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -44,7 +44,7 @@ pub(in crate::model) enum Item {
     Bool(bool),
     Text(String),
     List(Vec<Item>),
-    /// Something nobody here needs: what it is.
+    /// Of a type that no field of a spec has; its name.
     Other(&'static str),
 }
 

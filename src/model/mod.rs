@@ -1,4 +1,4 @@
-//! Model files: from a name, a path or a hub id to a validated blueprint ([`ModelSpec`]) and its weights.
+//! Model files: from a name, a path or a hub id to a validated spec ([`ModelSpec`]) and its weights.
 //! In: GGUF files, safetensors folders, aliases, hub ids. Out: [`Model`]. Nothing in a file is believed before it is checked.
 //! It does not compute with weights, and never prints.
 
@@ -33,7 +33,7 @@ mod vocabulary;
 
 pub use alias::{ALIASES, Alias, AliasOrigin};
 pub use cache::Environment;
-pub use kinds::{Parameters, is_matrix, llama_name, parameters, roles};
+pub use kinds::{Parameters, is_matrix, llama_name, matrices, parameters, roles};
 pub use load::open;
 pub use opening::{OpenOptions, OpeningProgress, OpeningStage};
 pub use pretokenizers::{Cut, PreTokenizer};
@@ -83,7 +83,7 @@ impl ModelError {
 /// Which weight: what a decoder asks for. Matrices are rows × columns = outputs × inputs, vectors one row; the shapes, and when each
 /// exists, are in [`roles`]' table (`model/kinds.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "their names say what they are")]
+#[allow(missing_docs, reason = "the table in kinds.rs has each one's names, shape and condition")]
 pub enum Role {
     TokenEmbedding,
     /// The token embedding if the spec says tied.
@@ -181,7 +181,7 @@ pub trait Weights: Send + Sync {
     fn read(&self, role: Role, rows: std::ops::Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError>;
 }
 
-/// A validated model: blueprint, vocabulary and a reader of its weights.
+/// A validated model: spec, vocabulary and a reader of its weights.
 pub struct Model {
     /// The alias or file name, as records and results show it.
     pub name: String,
@@ -189,7 +189,7 @@ pub struct Model {
     pub path: std::path::PathBuf,
     /// SHA-256 of the file (of the sorted files' digests for a folder), 64 hex digits.
     pub digest: String,
-    /// The blueprint.
+    /// The spec.
     pub spec: ModelSpec,
     /// The tokenizer's data.
     pub vocabulary: Vocabulary,

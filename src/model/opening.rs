@@ -27,7 +27,7 @@ pub struct OpeningProgress<'a> {
 /// How to open a model.
 #[derive(Default)]
 pub struct OpenOptions<'a> {
-    /// Hears of progress; called from any thread, often.
+    /// Called with progress, from any thread, many times a second.
     pub progress: Option<&'a (dyn Fn(OpeningProgress) + Sync)>,
     /// Folders and tokens from the environment.
     pub environment: Environment,

@@ -1,7 +1,7 @@
 //! Checkpoints as training leaves them: a folder of `config.json`, `*.safetensors` (in shards or not) and `tokenizer.json`.
-//! In: an untrusted folder. Out: blueprint, vocabulary, and tensors in the order that [`Role`] promises (query and key rows come in
+//! In: an untrusted folder. Out: spec, vocabulary, and tensors in the order that [`Role`] promises (query and key rows come in
 //! half-split rotary order and are permuted when read). Headers are parsed and checked by the `safetensors` crate. No weights are read here.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

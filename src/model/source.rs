@@ -1,4 +1,4 @@
-//! Reading files that nobody promised to leave alone. In: a path. Out: bytes at an offset, the file's SHA-256.
+//! Reading files that others may change meanwhile. In: a path. Out: bytes at an offset, the file's SHA-256.
 //! Files are read with positioned reads into our own memory instead of being mapped: the weights are copied into panels anyway, a
 //! file that shrinks while it is read is then an error and never a SIGBUS, and no `unsafe` is needed. It knows no file format.
 

@@ -1,8 +1,8 @@
-//! The blueprint of a model as data: everything the forward pass needs to know apart from the weights.
-//! Architectures fill it in; nothing that computes asks which architecture it came from. Whoever computes from a blueprint takes it
+//! The spec of a model as data: everything the forward pass needs to know apart from the weights.
+//! Architectures fill it in; nothing that computes asks which architecture it came from. Whoever computes from a spec takes it
 //! apart without `..`, so that a field nobody computes does not compile.
 
-/// The blueprint. All sizes are counts of elements; checked by [`crate::model`] before anyone else sees them.
+/// The spec. All sizes are counts of elements; checked by [`crate::model`] before anyone else sees them.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ModelSpec {
     /// Architecture name as the file has it (`llama`).
@@ -127,12 +127,29 @@ pub enum QkNorm {
 
 /// Feed-forward part.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Ffn {
     /// down(activation(gate(x)) * up(x)).
-    Gated { width: usize, activation: Activation, input_bias: bool, output_bias: bool },
+    Gated {
+        /// Between the matrices.
+        width: usize,
+        /// Of the gate.
+        activation: Activation,
+        /// `gate` and `up` have biases.
+        input_bias: bool,
+        /// `down` has a bias.
+        output_bias: bool,
+    },
     /// down(activation(up(x))).
-    Plain { width: usize, activation: Activation, input_bias: bool, output_bias: bool },
+    Plain {
+        /// Between the matrices.
+        width: usize,
+        /// Of the only product.
+        activation: Activation,
+        /// `up` has a bias.
+        input_bias: bool,
+        /// `down` has a bias.
+        output_bias: bool,
+    },
     /// A weighted sum of a few of many.
     Mixture(Mixture),
 }
@@ -187,7 +204,6 @@ pub struct Shared {
 
 /// Feed-forward activation.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Activation {
     /// x * sigmoid(x).
     Silu,
@@ -200,7 +216,12 @@ pub enum Activation {
     /// max(x, 0) squared.
     Relu2,
     /// With g = min(gate, limit) and u = up within ±limit: g * sigmoid(alpha * g) * (u + 1). It needs a gate.
-    Clamped { limit: f32, alpha: f32 },
+    Clamped {
+        /// Largest gate, and largest magnitude of up.
+        limit: f32,
+        /// Of the sigmoid.
+        alpha: f32,
+    },
 }
 
 /// Where a layer is normalized.
@@ -278,17 +299,26 @@ pub struct QueryGrowth {
 
 /// Sizes of a plain llama: see [`ModelSpec::plain`].
 #[derive(Debug, Clone, Copy)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Plain {
+    /// All of one kind.
     pub layers: usize,
+    /// Width of the residual stream.
     pub hidden: usize,
+    /// Width between the feed-forward matrices.
     pub ffn: usize,
+    /// Query heads of each layer.
     pub heads: usize,
+    /// Key/value heads of each layer; divides `heads`.
     pub kv_heads: usize,
+    /// Width of a head; even, as pairs of it rotate.
     pub head_dim: usize,
+    /// Token ids, from 0.
     pub vocab: usize,
+    /// Positions.
     pub context: usize,
+    /// Base of the rotary frequencies.
     pub theta: f32,
+    /// Of every norm.
     pub epsilon: f32,
 }
 

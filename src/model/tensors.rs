@@ -246,7 +246,7 @@ impl FileWeights {
 
     fn get(&self, role: Role) -> &Tensor {
         let role = if role == Role::Output && !self.tensors.contains_key(&role) { Role::TokenEmbedding } else { role };
-        // Loading checked that all roles of the blueprint exist.
+        // Loading checked that all roles of the spec exist.
         self.tensors.get(&role).unwrap_or_else(|| panic!("{role:?} is not part of this model"))
     }
 }

@@ -1,7 +1,7 @@
 //! `tokenizer.json` to the data of a tokenizer. In: the file's bytes. Out: what [`Raw`] checks, and what the file says about BOS. The file
 //! never reaches the `tokenizers` crate, whose reader can be made to abort the process. BPE over bytes or characters is read, with the
 //! normalizers, pre-tokenizers and decoders that published models have; whatever else the file asks for is refused by name.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

@@ -2,7 +2,7 @@
 //! arrays of a GGUF file, or what `tokenizer_json` reads. Out: a [`TokenizerSpec`] whose ids, merges and alphabet hold, and the
 //! [`Vocabulary`] around it (ends, BOS, template). It does not tokenize.
 //! Over 500 lines: two containers make one checked form, and the checks are shared.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

@@ -18,10 +18,12 @@ mod warmup;
 /// The audit's phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Phase {
+    /// A request's own work: dtype, greedy choice, reused answers, stopping.
     One,
+    /// Work besides: tokenizer, padding, warm-up.
     Two,
+    /// The loop itself: a continuous queue, memory allocated once.
     Three,
     /// Not in the audit.
     Beyond,
@@ -29,9 +31,10 @@ pub enum Phase {
 
 /// The audit's "Implementation Difficulty".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Difficulty {
+    /// "Easy".
     Easy,
+    /// "Medium".
     Medium,
     /// The audit does not say.
     Unstated,

@@ -1,4 +1,4 @@
-//! The strings by which a running pipeline is held from other threads: when to stop, and how far it is.
+//! Control of a running pipeline from other threads: when to stop, and how far it is.
 //! In: signals, deadlines. Out: counters for a progress display. No printing.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};

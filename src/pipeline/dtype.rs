@@ -6,7 +6,7 @@ use super::{DtypePolicy, PipelineConfig, QuantizedPolicy};
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use crate::decoder::{Batch, Decoder, Segment, Want};
 use crate::kernels::{Format, KernelSet, KvElement};
-use crate::model::{Model, ModelError, ModelSpec, Role, Vocabulary, Weights, is_matrix, roles};
+use crate::model::{Model, ModelError, ModelSpec, Role, Vocabulary, Weights, is_matrix, matrices, roles};
 use crate::units::seconds;
 use std::sync::Arc;
 use std::time::Instant;
@@ -52,13 +52,6 @@ fn with_widened(as_stored: &str, weights: impl Iterator<Item = (usize, Option<St
         }
         _ => format!("{as_stored}, but for its {names} weights, which are widened to f32 at load"),
     }
-}
-
-/// All matrices of a model; the output matrix also where it is the embedding.
-fn matrices(spec: &ModelSpec) -> impl Iterator<Item = Role> {
-    let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
-    let layers = roles(spec).map(|(role, _)| role).filter(|role| is_matrix(*role) && role.layer().is_some());
-    layers.chain(outer.iter().copied())
 }
 
 /// The format in which most weights of the file are, `None` for types without a kernel.
@@ -135,11 +128,7 @@ fn numeric_path(model: &Model, plan: FormatPlan, kv: Option<KvElement>) -> Strin
     }
     let computed = |role: Role| {
         let (stored, (_, columns)) = (model.weights.format(role), model.weights.shape(role));
-        let wanted = match plan {
-            FormatPlan::All(format) => format,
-            _ => stored.unwrap_or(Format::F32),
-        };
-        (stored, wanted.fitting(columns))
+        (stored, plan.format_of(role, stored, columns))
     };
     let class = |role: Role| {
         let (stored, format) = computed(role);
@@ -335,5 +324,17 @@ mod tests {
         assert_eq!(path(None), path(Some(KvElement::F16)));
         assert_eq!(path(Some(KvElement::Q8_0)), "q4_k,kv-q8_0");
         assert_eq!(path(Some(KvElement::F32)), "q4_k,kv-f32");
+    }
+
+    #[test]
+    fn routers_and_decays_stay_in_f32_whatever_is_asked_for() {
+        let q8 = FormatPlan::All(Format::Q8_0);
+        for role in [Role::Router(0), Role::DeltaBeta(0), Role::DeltaAlpha(0)] {
+            assert_eq!(q8.format_of(role, Some(Format::Bf16), 64), Format::F32);
+            assert_eq!(FormatPlan::AsStored.format_of(role, Some(Format::Q8_0), 64), Format::F32);
+            assert_eq!(FormatPlan::WidenedBf16Emulated.format_of(role, None, 64), Format::Bf16);
+        }
+        assert_eq!(q8.format_of(Role::Query(0), Some(Format::Bf16), 64), Format::Q8_0);
+        assert_eq!(q8.format_of(Role::Query(0), None, 33), Format::F32);
     }
 }

@@ -5,10 +5,10 @@ mod cache;
 mod control;
 mod dtype;
 mod error;
-mod intake;
-mod loaded;
+mod loaded_model;
 mod prompt;
 mod report;
+mod request_queue;
 mod run;
 mod settings;
 
@@ -17,8 +17,8 @@ pub use crate::text::{Content, Message};
 pub use control::{Control, Stopping};
 pub use dtype::ResolvedDtype;
 pub use error::PipelineError;
-pub use loaded::{Identity, Loaded, Options, Pipeline};
-pub use prompt::{Alternative, Answer, Form, Generation, Input, Prompt, SourceFailure, TokenLogprob};
+pub use loaded_model::{Identity, LoadedModel, Options, Pipeline};
+pub use prompt::{Alternative, Answer, Form, Generation, Input, Prompt, SourceFailure, TokenLogprob, clipped};
 pub use report::{Ended, Latencies, RunReport, StageTimes};
 pub use run::{GRACE, Order};
 pub use settings::Settings;
@@ -41,12 +41,14 @@ pub enum DtypePolicy {
 
 /// Whether answers are reused (the audit's `cache`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum AnswerPolicy {
     /// Every prompt is generated.
     Generate,
     /// An LRU of this many answers; identical requests in flight are generated once.
-    Reuse { capacity: usize },
+    Reuse {
+        /// Answers kept.
+        capacity: usize,
+    },
 }
 
 /// How text becomes ids (the audit's `tokenizer`).
@@ -100,23 +102,34 @@ pub struct Sizes {
     pub kv_dtype: Option<KvElement>,
 }
 
-/// Everything an optimization can change, and the sizes. Two configurations run in one process: nothing here is global.
+/// Everything an optimization can change, each field with the one that does, and the sizes. Two configurations run in one process: nothing here is global.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct PipelineConfig {
+    /// Of weights: `precision`.
     pub dtype: DtypePolicy,
+    /// `greedy`.
     pub sampling: SamplingPolicy,
+    /// `cache`.
     pub answers: AnswerPolicy,
+    /// `early-stop`.
     pub stopping: StoppingPolicy,
+    /// `tokenizer`.
     pub tokenizer: TokenizerPolicy,
+    /// `mask`.
     pub padding: PaddingPolicy,
+    /// `warmup`.
     pub warmup: WarmupPolicy,
+    /// `queue`.
     pub batching: BatchingPolicy,
+    /// `static-memory`.
     pub memory: MemoryPolicy,
+    /// `quantized`.
     pub quantized: QuantizedPolicy,
+    /// `shared-prefix`.
     pub prefix: PrefixPolicy,
     /// The dtype asked for (`--dtype`); `precision` puts it into `dtype`.
     pub requested_dtype: DtypePolicy,
+    /// No optimization changes these.
     pub sizes: Sizes,
 }
 

@@ -25,6 +25,11 @@ pub struct Generation {
     pub form: Box<Form>,
 }
 
+/// Tokens of an answer to a prompt of `prompt` tokens for which `max_tokens` are asked: what the context leaves of them, at least 1.
+pub fn clipped(max_tokens: usize, prompt: usize, context: usize) -> usize {
+    max_tokens.min(context.saturating_sub(prompt)).max(1)
+}
+
 /// What an answer is to be besides text that ends somewhere; by default nothing.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Form {

@@ -3,9 +3,11 @@
 //! Over 500 lines: three threads and what passes between them, which are read together.
 
 use super::cache::{Key, Lru};
-use super::intake::{Accepted, Failed, Intake, Next};
 use super::report::{Clock, Ended};
-use super::{Alternative, Answer, Control, Form, Input, PipelineError, Prompt, RecordError, RunReport, Stopping, TokenLogprob};
+use super::request_queue::{Accepted, Failed, Next, RequestQueue};
+use super::{
+    Alternative, Answer, Control, Form, Input, PipelineError, Prompt, RecordError, RunReport, Stopping, TokenLogprob, clipped,
+};
 use crate::engine::{BatchingPolicy, Completion, Engine, Event, Extras, FinishReason, Request, Stage, StoppingPolicy, Ticket};
 use crate::text::Constraint;
 use crate::units::TokenId;
@@ -56,7 +58,7 @@ pub trait Encode: Send + Sync {
 
 /// An answer that can be given again.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct CachedAnswer {
     text: String,
     reasoning: Option<String>,
     json: bool,
@@ -68,9 +70,9 @@ pub(super) struct Kept {
     logprobs: Option<Vec<TokenLogprob>>,
 }
 
-impl Kept {
+impl CachedAnswer {
     /// What a completion says, with what the caller of the engine knows of it.
-    fn of(completion: Completion, json: bool, encoder: &dyn Encode) -> Kept {
+    fn of(completion: Completion, json: bool, encoder: &dyn Encode) -> CachedAnswer {
         let Completion { tokens, text, reasoning, logprobs, choices, incomplete, reason, greedy } = completion;
         let scored = |token: TokenId, logprob: f32, top: Vec<TokenLogprob>| {
             let bytes = encoder.spelled(token);
@@ -86,7 +88,7 @@ impl Kept {
             let total: f64 = sums.iter().map(|s| (s.1 - best).exp()).sum();
             sums.into_iter().map(|(text, sum)| (text, (sum - best).exp() / total)).collect()
         });
-        Kept { text, reasoning, json, tokens, reason, greedy, incomplete, choice_probs, logprobs }
+        CachedAnswer { text, reasoning, json, tokens, reason, greedy, incomplete, choice_probs, logprobs }
     }
 
     /// About how much memory it takes.
@@ -101,7 +103,7 @@ impl Kept {
 pub(super) struct Run<'a> {
     pub engine: &'a mut Engine,
     /// `None`: every prompt is generated.
-    pub cache: Option<&'a mut Lru<Kept>>,
+    pub cache: Option<&'a mut Lru<CachedAnswer>>,
     pub encoder: Arc<dyn Encode>,
     pub clock: Arc<Mutex<Clock>>,
     pub batching: BatchingPolicy,
@@ -132,7 +134,7 @@ struct Pending<T> {
 
 /// One of the answers to a record.
 struct Part {
-    outcome: Result<Arc<Kept>, RecordError>,
+    outcome: Result<Arc<CachedAnswer>, RecordError>,
     cached: bool,
     forward_rows: usize,
     /// Its first forward pass, or for one that waits for an identical request, the moment it began to wait.
@@ -149,7 +151,7 @@ struct Waiter {
 }
 
 /// A request in the engine and everybody who waits for it; the first is the one it is generated for.
-struct Flight {
+struct InFlight {
     waiters: Vec<Waiter>,
     key: Option<Key>,
     reused: usize,
@@ -171,7 +173,7 @@ struct State<'a, T> {
     records: HashMap<u64, Pending<T>>,
     /// The next request's name.
     ticket: Ticket,
-    flights: HashMap<Ticket, Flight>,
+    flights: HashMap<Ticket, InFlight>,
     by_key: HashMap<Key, Ticket>,
     waiting: usize,
     report: RunReport,
@@ -188,10 +190,10 @@ impl Run<'_> {
         sink: &mut dyn FnMut(Answer, T) -> ControlFlow<()>,
     ) -> Result<RunReport, PipelineError> {
         let begin = Instant::now();
-        let intake: Arc<Intake<Input<T>, Ready<T>>> = Arc::new(Intake::new(4 * self.batch));
-        spawn("reader", read(source, intake.clone()))?;
-        let tokenizing = tokenize(self.encoder.clone(), self.clock.clone(), intake.clone());
-        let tokenizer = spawn("tokenizer", tokenizing).inspect_err(|_| intake.close())?;
+        let queue: Arc<RequestQueue<Input<T>, Ready<T>>> = Arc::new(RequestQueue::new(4 * self.batch));
+        spawn("reader", read(source, queue.clone()))?;
+        let tokenizing = tokenize(self.encoder.clone(), self.clock.clone(), queue.clone());
+        let tokenizer = spawn("tokenizer", tokenizing).inspect_err(|_| queue.close())?;
         let mut state = State {
             sink,
             order: self.order,
@@ -206,8 +208,8 @@ impl Run<'_> {
             sink_closed: false,
             served: (0, Duration::ZERO),
         };
-        let ended = self.answer_all(&intake, &mut state);
-        intake.close();
+        let ended = self.answer_all(&queue, &mut state);
+        queue.close();
         self.engine.cancel_all();
         let ended = ended?;
         // The tokenizer ends within one batch; the reader may be blocked in a read that never returns and is left alone.
@@ -220,13 +222,13 @@ impl Run<'_> {
         Ok(report)
     }
 
-    fn answer_all<T>(&mut self, intake: &Intake<Input<T>, Ready<T>>, state: &mut State<T>) -> Result<Ended, PipelineError> {
+    fn answer_all<T>(&mut self, queue: &RequestQueue<Input<T>, Ready<T>>, state: &mut State<T>) -> Result<Ended, PipelineError> {
         let mut events = Vec::new();
         let mut draining: Option<Instant> = None;
         let mut source_ended = None;
         loop {
             let now = Instant::now();
-            self.control.accepted.store(intake.accepted(), Ordering::Relaxed);
+            self.control.accepted.store(queue.accepted(), Ordering::Relaxed);
             if state.sink_closed || self.control.stopping() == Stopping::Now {
                 return Ok(Ended::Stopped);
             }
@@ -245,7 +247,7 @@ impl Run<'_> {
                 return Ok(Ended::Deadline);
             }
             if draining.is_none() && source_ended.is_none() && !too_late {
-                source_ended = self.admit(intake, state);
+                source_ended = self.admit(queue, state);
             }
             if state.sink_closed {
                 continue;
@@ -257,7 +259,7 @@ impl Run<'_> {
                     Some(Some(Failed::Panic(thread))) => {
                         return Err(PipelineError::Internal(format!("the {thread} thread panicked")));
                     }
-                    None => intake.wait(Duration::from_millis(50)),
+                    None => queue.wait(Duration::from_millis(50)),
                 }
                 continue;
             }
@@ -280,13 +282,13 @@ impl Run<'_> {
     }
 
     /// Takes records from the queue while there is room; `Some` once there will never be more.
-    fn admit<T>(&mut self, intake: &Intake<Input<T>, Ready<T>>, state: &mut State<T>) -> Option<Option<Failed>> {
-        if self.batching == BatchingPolicy::Blocking && (!state.flights.is_empty() || !intake.settled(self.batch)) {
+    fn admit<T>(&mut self, queue: &RequestQueue<Input<T>, Ready<T>>, state: &mut State<T>) -> Option<Option<Failed>> {
+        if self.batching == BatchingPolicy::Blocking && (!state.flights.is_empty() || !queue.settled(self.batch)) {
             // The next batch is gathered while this one runs, so that it starts whole.
             return None;
         }
         while self.has_room(state) {
-            match intake.next() {
+            match queue.next() {
                 Next::Item(item) => self.begin(item, state),
                 Next::Empty => return None,
                 Next::Ended(failed) => return Some(failed),
@@ -361,7 +363,7 @@ impl Run<'_> {
             state.by_key.insert(k, request.ticket);
             key = Some(k);
         }
-        state.flights.insert(request.ticket, Flight { waiters: vec![waiter], key, reused: 0, first_token: None, json });
+        state.flights.insert(request.ticket, InFlight { waiters: vec![waiter], key, reused: 0, first_token: None, json });
         self.engine.submit(request);
     }
 
@@ -385,7 +387,7 @@ impl Run<'_> {
             );
             return Err(RecordError::new("prompt_too_long", message));
         }
-        let max_tokens = longest.unwrap_or(generation.max_tokens).clamp(1, self.context - ids.len());
+        let max_tokens = clipped(longest.unwrap_or(generation.max_tokens), ids.len(), self.context);
         let positions = self.engine.capacity().positions;
         if ids.len() + max_tokens > positions {
             let need = ids.len() + max_tokens;
@@ -424,7 +426,7 @@ impl Run<'_> {
                 if let Some(started) = flight.waiters[0].started {
                     state.served = (state.served.0 + 1, state.served.1 + now.saturating_duration_since(started));
                 }
-                let kept = Arc::new(Kept::of(completion, flight.json, &*self.encoder));
+                let kept = Arc::new(CachedAnswer::of(completion, flight.json, &*self.encoder));
                 if let (Some(cache), Some(key)) = (&mut self.cache, flight.key) {
                     cache.put(key, kept.clone(), kept.bytes());
                 }
@@ -471,7 +473,7 @@ impl<T> State<'_, T> {
         }
     }
 
-    fn remove(&mut self, ticket: Ticket) -> Option<Flight> {
+    fn remove(&mut self, ticket: Ticket) -> Option<InFlight> {
         let flight = self.flights.remove(&ticket)?;
         if let Some(key) = flight.key {
             self.by_key.remove(&key);
@@ -514,7 +516,7 @@ fn too_long(tokens: usize, context: usize) -> RecordError {
 /// The reader thread's work: everything the source yields into the queue.
 fn read<T: Send + 'static>(
     source: impl Iterator<Item = Input<T>> + Send + 'static,
-    intake: Arc<Intake<Input<T>, Ready<T>>>,
+    queue: Arc<RequestQueue<Input<T>, Ready<T>>>,
 ) -> impl FnOnce() + Send {
     move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -522,13 +524,13 @@ fn read<T: Send + 'static>(
                 if let Input::Failed(failure) = input {
                     return Some(Failed::Source(failure));
                 }
-                if !intake.accept(input) {
+                if !queue.accept(input) {
                     return None;
                 }
             }
             None
         }));
-        intake.end(outcome.unwrap_or(Some(Failed::Panic("reader"))));
+        queue.end(outcome.unwrap_or(Some(Failed::Panic("reader"))));
     }
 }
 
@@ -536,11 +538,11 @@ fn read<T: Send + 'static>(
 fn tokenize<T: Send + 'static>(
     encoder: Arc<dyn Encode>,
     clock: Arc<Mutex<Clock>>,
-    intake: Arc<Intake<Input<T>, Ready<T>>>,
+    queue: Arc<RequestQueue<Input<T>, Ready<T>>>,
 ) -> impl FnOnce() + Send + 'static {
     move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            while let Some(items) = intake.take(encoder.at_once()) {
+            while let Some(items) = queue.take(encoder.at_once()) {
                 let since = Instant::now();
                 let prompts: Vec<&Prompt> =
                     items.iter().filter_map(|a| if let Input::Prompt(p, _) = &a.item { Some(p) } else { None }).collect();
@@ -553,11 +555,11 @@ fn tokenize<T: Send + 'static>(
                     };
                     Accepted { index: a.index, at: a.at, item: (a.item, ids) }
                 });
-                intake.give(ready.collect());
+                queue.give(ready.collect());
             }
         }));
         if outcome.is_err() {
-            intake.fail(Failed::Panic("tokenizer"));
+            queue.fail(Failed::Panic("tokenizer"));
         }
     }
 }
@@ -586,7 +588,7 @@ fn answered<T>(mut pending: Pending<T>) -> (Answer, T) {
     let Some(chosen) = kept.next() else {
         return failed(pending, RecordError::new("internal", "no answer was asked for"));
     };
-    let more: Vec<Arc<Kept>> = kept.collect();
+    let more: Vec<Arc<CachedAnswer>> = kept.collect();
     let all = || std::iter::once(&chosen).chain(&more);
     let incomplete = (!pending.accepts_cut && all().any(|kept| kept.incomplete)).then(|| {
         RecordError::new(
@@ -594,7 +596,7 @@ fn answered<T>(mut pending: Pending<T>) -> (Answer, T) {
             "the answer was cut before it had its form: give more max_tokens, or a form that is shorter",
         )
     });
-    let alternative = |kept: &Arc<Kept>| Alternative {
+    let alternative = |kept: &Arc<CachedAnswer>| Alternative {
         text: kept.text.clone(),
         reasoning: kept.reasoning.clone(),
         finish_reason: kept.reason,
@@ -730,7 +732,7 @@ mod tests {
 
     struct Setup {
         engine: Engine,
-        cache: Option<Lru<Kept>>,
+        cache: Option<Lru<CachedAnswer>>,
         batching: BatchingPolicy,
         order: Order,
         /// Shared, so that a sink can stop the run that feeds it.

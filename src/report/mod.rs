@@ -52,9 +52,10 @@ pub enum Block {
 
 /// Where a column's text stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Align {
+    /// Words.
     Left,
+    /// Numbers.
     Right,
 }
 

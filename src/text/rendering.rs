@@ -1,11 +1,11 @@
-//! Templates of strangers, compiled and rendered within limits: the chat templates of models and the templates that users give.
+//! Untrusted templates, compiled and rendered within limits: the chat templates of models and the templates that users give.
 //! In: a source, limits, values as JSON. Out: text, or one line that says what fails. Python's methods and printing are there as transformers
 //! has them. It knows no messages and no model.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use super::bounded::{Program, reversed, walk, walk_indented};
 use super::date::Date;
+use super::metering::{Program, reversed, walk, walk_indented};
 use crate::model::ModelError;
 use crate::units::{Bytes, shown};
 use minijinja::syntax::SyntaxConfig;
@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Stack for compiling and probing a stranger's template, for each byte of its source: parsing recurses once for a byte at worst
+/// Stack for compiling and probing an untrusted template, for each byte of its source: parsing recurses once for a byte at worst
 /// (`{{ ------1 }}`).
 const STACK: usize = 1 << 11;
 /// Bytes of source that every template has stack for.

@@ -1,6 +1,6 @@
 //! A user's template over the fields of a record: `Summarise: {{ ticket_text }}`. In: a source, then records as names and values. Out: the
 //! prompt's text. Which fields it needs is known before any record is read. Bounded like the templates of models.
-// A template file may be anybody's, and the values are strangers'.
+// A template file may be anybody's, and the values are untrusted.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::date::Date;

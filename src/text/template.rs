@@ -2,7 +2,7 @@
 //! In: messages. Out: the text cut into scaffold and contents, so that what a user typed is never read as structure: the template sees
 //! random placeholders instead of contents, each must come out exactly once, and the text must be the one it gives for the real contents.
 //! The date is fixed: a prompt that changes at midnight would not give the same answer when a run is resumed.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::date::Date;

@@ -1,5 +1,5 @@
-//! The forward pass as a textbook has it, in f64, for every field of a blueprint: the second oracle beside transformers' fixtures.
-//! In: a blueprint, weights by role, token ids. Out: the scores after each of them. It shares nothing with the decoder: no panels, no
+//! The forward pass as a textbook has it, in f64, for every field of a spec: the second oracle beside transformers' fixtures.
+//! In: a spec, weights by role, token ids. Out: the scores after each of them. It shares nothing with the decoder: no panels, no
 //! phases, no online softmax. Included by path where it is needed, as `mod textbook`.
 #![allow(dead_code)]
 

@@ -8,19 +8,19 @@ use crate::engine::{
     BatchingPolicy, Engine, EngineConfig, Event, PaddingPolicy, PrefixPolicy, Request, SamplingPolicy, StoppingPolicy,
     TextDecoder,
 };
-use crate::pipeline::{Control, Loaded, PipelineError, Prompt, Stopping};
+use crate::pipeline::{Control, LoadedModel, PipelineError, Prompt, Stopping, clipped};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// candle's model in our engine: every audit row off but `mask` (there is nothing to pad) and `precision`.
 pub struct Candle {
-    loaded: Arc<Loaded>,
+    loaded: Arc<LoadedModel>,
     engine: Engine,
 }
 
 impl Candle {
     /// Dequantizes the weights to f32 and builds candle's model.
-    pub fn new(loaded: &Arc<Loaded>, batch: usize) -> Result<Candle, BenchError> {
+    pub fn new(loaded: &Arc<LoadedModel>, batch: usize) -> Result<Candle, BenchError> {
         let model = &loaded.model;
         let decoder = CandleDecoder::new(&model.spec, model.weights.as_ref(), batch).map_err(PipelineError::from)?;
         let config = EngineConfig {
@@ -36,7 +36,7 @@ impl Candle {
             mask_threads: 1,
         };
         let text = loaded.clone();
-        let text = Box::new(move || Box::new(text.prompting().tokenizer().detokenizer()) as Box<dyn TextDecoder>);
+        let text = Box::new(move || Box::new(text.prompt_encoder().tokenizer().detokenizer()) as Box<dyn TextDecoder>);
         Ok(Candle { loaded: loaded.clone(), engine: Engine::new(Box::new(decoder), config, text) })
     }
 
@@ -45,11 +45,11 @@ impl Candle {
         let begin = Instant::now();
         for (ticket, prompt) in prompts.iter().enumerate() {
             let Prompt { content, generation, .. } = prompt;
-            let ids = self.loaded.prompting().prompt_ids(content, generation.system.as_deref(), generation.raw);
+            let ids = self.loaded.prompt_encoder().prompt_ids(content, generation.system.as_deref(), generation.raw);
             let ids = ids.map_err(|e| BenchError::Workload(e.to_string()))?;
             self.engine.submit(Request {
                 ticket: ticket as u64,
-                max_tokens: generation.max_tokens.min(self.loaded.model.spec.context.saturating_sub(ids.len())).max(1),
+                max_tokens: clipped(generation.max_tokens, ids.len(), self.loaded.model.spec.context),
                 prompt: ids.into(),
                 sampling: generation.sampling,
                 stop: Arc::new(generation.stop.clone()),

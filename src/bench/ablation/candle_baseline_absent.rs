@@ -1,7 +1,7 @@
 //! In place of `candle_baseline.rs` in a build without the feature `candle`: the bench leaves candle out and says so.
 
 use super::trial::BenchError;
-use crate::pipeline::{Control, Loaded, Prompt};
+use crate::pipeline::{Control, LoadedModel, Prompt};
 use std::sync::Arc;
 
 /// There is none.
@@ -9,7 +9,7 @@ pub enum Candle {}
 
 impl Candle {
     /// Refuses.
-    pub fn new(_loaded: &Arc<Loaded>, _batch: usize) -> Result<Candle, BenchError> {
+    pub fn new(_loaded: &Arc<LoadedModel>, _batch: usize) -> Result<Candle, BenchError> {
         Err(BenchError::Failed("this llmopt was built without the feature 'candle'".into()))
     }
 

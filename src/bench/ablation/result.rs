@@ -21,9 +21,10 @@ const MAX_BYTES: u64 = 256 << 20;
 
 /// Everything a bench measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct BenchResult {
+    /// [`SCHEMA_NAME`].
     pub schema_name: String,
+    /// [`SCHEMA`]; another one is refused.
     pub schema: u32,
     /// False in a file written while the bench still ran, or was interrupted.
     pub complete: bool,
@@ -31,37 +32,51 @@ pub struct BenchResult {
     pub quick: bool,
     /// UTC, `2026-11-23T12:00:00Z`.
     pub started: String,
+    /// As typed.
     pub command: Vec<String>,
     /// Version of this program.
     pub version: String,
     /// Commit of the source tree that the program lies in, `+` if changed, where known.
     pub commit: Option<String>,
+    /// Where it ran.
     pub machine: Machine,
     /// Its measured limits; files of earlier versions have none.
     #[serde(default)]
     pub limits: Option<Limits>,
+    /// Of all configurations.
     pub model: ModelFacts,
+    /// The prompts.
     pub workload: WorkloadFacts,
+    /// Which of the audit's phases were measured.
     pub phases: Phases,
+    /// Of every configuration.
     pub threads: usize,
+    /// Most sequences together, of every configuration.
     pub batch: usize,
     /// Seed of the orders.
     pub seed: u64,
+    /// What was measured; rows and rounds name them by index.
     pub configs: Vec<ConfigFacts>,
+    /// What is compared with what.
     pub rows: Vec<PlanRow>,
-    /// Indices of configurations: where it starts, everything on, and that again.
+    /// Index of the configuration where it starts.
     pub start: usize,
+    /// Index of everything on.
     pub everything: usize,
+    /// The same once more: what it differs by is noise.
     pub again: usize,
+    /// The trials.
     pub rounds: Vec<Round>,
     /// Fresh processes.
     pub starts: Vec<Start>,
+    /// Answers from memory, if there was time.
     pub hit: Option<Hit>,
     /// What became of the answers, for each row and pair.
     pub answers: Vec<RowAnswers>,
     /// Stock candle and our own storages on the same slices.
     #[serde(rename = "yardstick")]
     pub candle_baseline: Option<CandleBaseline>,
+    /// Closed-loop clients, if there was time.
     pub clients: Vec<Clients>,
     /// What was left out and why, one line each.
     pub notes: Vec<String>,
@@ -69,8 +84,8 @@ pub struct BenchResult {
 
 /// Which model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct ModelFacts {
+    /// As it was asked for.
     pub name: String,
     /// SHA-256.
     pub digest: String,
@@ -78,24 +93,26 @@ pub struct ModelFacts {
 
 /// One configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct ConfigFacts {
+    /// For people: `start + greedy`.
     pub label: String,
     /// Optimizations that are on.
     pub on: Vec<String>,
-    /// Storage in use, and why.
+    /// Storage in use.
     pub dtype: String,
+    /// Why that storage.
     pub reason: String,
+    /// Names of the kernels in use, such as `x86-avx2-f32-6x16`.
     pub kernels: Vec<String>,
 }
 
 /// Every configuration once, on one slice.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Round {
     /// Which of the repeated runs (`--repeat`) it belongs to, from 0.
     #[serde(default)]
     pub run: usize,
+    /// Index of the slice.
     pub slice: usize,
     /// Medians of the fixed reference around the trials of everything-on.
     pub reference: ReferenceRates,
@@ -105,12 +122,12 @@ pub struct Round {
 
 /// One trial.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Sample {
     /// Index of the configuration.
     pub config: usize,
     /// Wall time from the first prompt's acceptance to the last answer.
     pub seconds: f64,
+    /// Tokens of all prompts.
     pub prompt_tokens: u64,
     /// Tokens of all answers.
     pub completion_tokens: u64,
@@ -122,16 +139,18 @@ pub struct Sample {
     pub cached_rows: u64,
     /// Answers that ended before their limit.
     pub early: u64,
+    /// How many there were.
     pub answers: u64,
+    /// Where the seconds went.
     pub stages: StageTimes,
-    /// Share of the machine's time stolen by the hypervisor, and taken by other processes, where known.
+    /// Share of the machine's time stolen by the hypervisor, where known.
     pub stolen: Option<f64>,
+    /// Share taken by other processes, where known.
     pub others: Option<f64>,
 }
 
 /// A fresh process: load, first request, second request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Start {
     /// Which pair of processes, from 0.
     pub pair: usize,
@@ -139,7 +158,9 @@ pub struct Start {
     pub what: String,
     /// Process start to the first request's acceptance, warm-up included.
     pub ready_s: f64,
+    /// Seconds of the first request.
     pub first_s: f64,
+    /// Seconds of the second.
     pub second_s: f64,
     /// The kernel's high-water mark of resident memory.
     pub peak_rss: Option<u64>,
@@ -147,8 +168,8 @@ pub struct Start {
 
 /// A prompt generated and then answered from memory.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Hit {
+    /// How many.
     pub prompts: usize,
     /// Seconds to generate all of them, one after the other.
     pub generated_s: f64,
@@ -166,10 +187,12 @@ pub struct Hit {
 
 /// What became of a row's answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct RowAnswers {
+    /// Name of the row.
     pub row: String,
+    /// The two configurations.
     pub pair: Pair,
+    /// How their answers compare.
     pub tally: Tally,
 }
 
@@ -184,13 +207,16 @@ pub struct CandleBaseline {
 
 /// Closed-loop clients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Clients {
+    /// How many at a time, each with one request in flight.
     pub clients: usize,
     /// `queue` on.
     pub queue: bool,
+    /// Answered in all.
     pub requests: u64,
+    /// From the first request to the last answer.
     pub seconds: f64,
+    /// Of all answers.
     pub generated_tokens: u64,
     /// Milliseconds, acceptance to the end, of every request.
     pub latency_ms: Vec<f64>,
@@ -212,17 +238,24 @@ impl Round {
 
 /// What is known of a bench before anything is measured.
 #[derive(Debug, Clone)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Facts {
+    /// Made with `--quick`.
     pub quick: bool,
     /// UTC, `2026-11-23T12:00:00Z`.
     pub started: String,
+    /// Of the program's source tree, `+` if changed, where known.
     pub commit: Option<String>,
+    /// Where it runs.
     pub machine: Machine,
+    /// Its measured limits.
     pub limits: Option<Limits>,
+    /// Which.
     pub model: ModelFacts,
+    /// Which prompts.
     pub workload: WorkloadFacts,
+    /// Of every configuration.
     pub threads: usize,
+    /// Most sequences together.
     pub batch: usize,
     /// Seed of the orders.
     pub seed: u64,

@@ -18,20 +18,23 @@ use crate::bench::workload::Workload;
 use crate::engine::Stage;
 use crate::kernels::Format;
 use crate::optimizations::Set;
-use crate::pipeline::{Control, DtypePolicy, Latencies, Loaded, Options, Pipeline, PipelineConfig, Prompt, Stopping};
+use crate::pipeline::{Control, DtypePolicy, Latencies, LoadedModel, Options, Pipeline, PipelineConfig, Prompt, Stopping};
 use crate::roofline::{Reference, ReferenceRates};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What to measure.
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct Job<'a> {
-    pub loaded: Arc<Loaded>,
+    /// The model.
+    pub loaded: Arc<LoadedModel>,
+    /// Of every pipeline.
     pub options: Options,
     /// The audit's starting point with the dtype asked for and the sizes.
     pub base: PipelineConfig,
+    /// Which configurations, and which pairs are rows.
     pub plan: Plan,
+    /// Which prompts.
     pub workload: Workload,
     /// Not more rounds than these a run; without it, as many as the time allows and the intervals need.
     pub rounds: Option<usize>,
@@ -39,6 +42,7 @@ pub struct Job<'a> {
     pub runs: usize,
     /// Nothing begins that cannot end until then. `control` has it too.
     pub deadline: Instant,
+    /// Of the orders of configurations.
     pub seed: u64,
     /// How to start fresh processes; `None`: they are left out.
     pub child: Option<FreshProcess>,
@@ -48,29 +52,66 @@ pub struct Job<'a> {
     pub candle_baseline: usize,
     /// Numbers of closed-loop clients.
     pub clients: Vec<usize>,
+    /// By which it is stopped from outside.
     pub control: &'a Control,
 }
 
 /// What a watcher is told.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum BenchProgress {
     /// This configuration is being prepared (packing, first touch).
-    Preparing { done: usize, of: usize },
+    Preparing {
+        /// Finished before.
+        done: usize,
+        /// In all.
+        of: usize,
+    },
     /// A repeated run begins.
-    Run { run: usize, of: usize },
+    Run {
+        /// From 0.
+        run: usize,
+        /// In all.
+        of: usize,
+    },
     /// Fresh processes are being run.
-    Starts { done: usize, of: usize },
+    Starts {
+        /// Finished before.
+        done: usize,
+        /// In all.
+        of: usize,
+    },
     /// Candle is being measured.
     CandleBaseline,
     /// Clients are being simulated.
-    Clients { clients: usize },
+    Clients {
+        /// How many at a time.
+        clients: usize,
+    },
     /// What a round takes, and how many there is time for.
-    Estimate { round_s: f64, rounds: usize },
+    Estimate {
+        /// Seconds of a round.
+        round_s: f64,
+        /// Rounds there is time for.
+        rounds: usize,
+    },
     /// A trial of this round is over.
-    Trial { round: usize, done: usize, of: usize },
+    Trial {
+        /// From 1.
+        round: usize,
+        /// Trials over, this one included.
+        done: usize,
+        /// In all.
+        of: usize,
+    },
     /// Rounds so far; the result is worth saving.
-    Round { done: usize, round_s: f64, left_s: f64 },
+    Round {
+        /// Rounds over.
+        done: usize,
+        /// Seconds of a round.
+        round_s: f64,
+        /// Seconds left.
+        left_s: f64,
+    },
 }
 
 /// A watcher; its error ends the bench.
@@ -484,7 +525,7 @@ fn add(to: &mut Latencies, from: &Latencies) {
 }
 
 /// The starting point with `--dtype auto` timed once, so that all configurations use the same storage.
-pub fn pinned(base: PipelineConfig, loaded: &Arc<Loaded>, options: &Options) -> Result<PipelineConfig, BenchError> {
+pub fn pinned(base: PipelineConfig, loaded: &Arc<LoadedModel>, options: &Options) -> Result<PipelineConfig, BenchError> {
     let precision = Set::of(|o| o.name == "precision");
     let quantized = loaded.model.weights.format(crate::model::Role::Query(0)).is_none_or(|f| f.is_quantized());
     if base.requested_dtype != DtypePolicy::Auto || quantized {
@@ -496,12 +537,12 @@ pub fn pinned(base: PipelineConfig, loaded: &Arc<Loaded>, options: &Options) -> 
 }
 
 /// Token counts of the workload, for `--dry-run`: (prompts, prompt tokens).
-pub fn count(loaded: &Loaded, workload: &Workload) -> Result<(usize, usize), BenchError> {
+pub fn count(loaded: &LoadedModel, workload: &Workload) -> Result<(usize, usize), BenchError> {
     let mut tokens = 0;
     let mut prompts = 0;
     for prompt in workload.slices.iter().flatten() {
         let generation = &prompt.generation;
-        let ids = loaded.prompting().prompt_ids(&prompt.content, generation.system.as_deref(), generation.raw);
+        let ids = loaded.prompt_encoder().prompt_ids(&prompt.content, generation.system.as_deref(), generation.raw);
         tokens += ids.map_err(|e| BenchError::Workload(format!("prompt {}: {e}", crate::units::shown(&prompt.id))))?.len();
         prompts += 1;
     }

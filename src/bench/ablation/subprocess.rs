@@ -5,24 +5,27 @@ use super::result::Start;
 use super::trial::{self, BenchError};
 use crate::bench::statistics::Random;
 use crate::optimizations::Set;
-use crate::pipeline::{Control, Loaded, Options, Pipeline, PipelineConfig, Prompt};
+use crate::pipeline::{Control, LoadedModel, Options, Pipeline, PipelineConfig, Prompt};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// What a child says.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub struct ProcessReport {
+    /// Seconds from the start of the process to the first request.
     pub ready_s: f64,
+    /// Seconds of the first request.
     pub first_s: f64,
+    /// Seconds of the second.
     pub second_s: f64,
+    /// Resident memory's high-water mark, bytes.
     pub peak_rss: Option<u64>,
 }
 
 /// The child's part: two requests, one after the other. `begun`: when the process began.
 pub fn measure(
-    loaded: &Arc<Loaded>,
+    loaded: &Arc<LoadedModel>,
     config: &PipelineConfig,
     options: &Options,
     prompts: &[Prompt],

@@ -13,25 +13,38 @@ pub const SCHEMA: u32 = 1;
 /// A measure of `compare.csv`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "their names say what they are")]
 pub enum Measure {
+    /// Seconds from start to ready.
     LoadS,
+    /// Tokens a second through a prompt of 64.
     #[serde(rename = "prefill_64")]
     Prefill64,
+    /// Tokens a second through a prompt of 512.
     #[serde(rename = "prefill_512")]
     Prefill512,
+    /// Tokens a second of one sequence.
     #[serde(rename = "decode_1")]
     Decode1,
+    /// Tokens a second of a whole batch.
     DecodeBatch,
+    /// Median of the requests' milliseconds.
     LatencyP50Ms,
+    /// 99th percentile of these.
     LatencyP99Ms,
+    /// Generated tokens a second of the whole workload.
     WorkloadTokS,
+    /// Resident memory's high-water mark.
     PeakRssBytes,
+    /// Share of answers with the reference's ids.
     AnswersIdentical,
+    /// Share of positions whose most probable token is the reference's.
     #[serde(rename = "top1_agreement")]
     Top1Agreement,
+    /// Mean of the divergence from the reference's distribution over positions.
     KlMean,
+    /// 99th percentile of it.
     KlP99,
+    /// e to the mean negative log probability of the text's tokens.
     Perplexity,
 }
 

@@ -9,7 +9,7 @@ use crate::cli::failure::status;
 use crate::cli::loading::open_model;
 use crate::cli::{Failure, results};
 use crate::optimizations::Set;
-use crate::pipeline::{Control, Loaded};
+use crate::pipeline::{Control, LoadedModel};
 use std::time::Instant;
 
 /// This program with the same flags, as a fresh process; nothing with `--quick`, unless phase 2 is about it.
@@ -44,7 +44,7 @@ pub fn process(args: &Args, set: &str, begun: Instant) -> Result<u8, Failure> {
     crate::cli::leave_with_parent();
     let names = set.split('+').filter(|n| *n != "none");
     let set = Set::named(names).map_err(Failure::usage)?;
-    let loaded = Loaded::open(open_model(&args.shared, Level::Quiet)?)?;
+    let loaded = LoadedModel::open(open_model(&args.shared, Level::Quiet)?)?;
     let workload = Workload::built_in(&args.shared.generation());
     let prompts: Vec<_> = workload.slices.iter().flatten().take(2).cloned().collect();
     let config = args.shared.config(set);

@@ -13,7 +13,7 @@ use crate::cli::signals::Signals;
 use crate::cli::{Failure, results};
 use crate::machine::Machine;
 use crate::optimizations::Set;
-use crate::pipeline::{Control, Loaded};
+use crate::pipeline::{Control, LoadedModel};
 use crate::text::prompts::Reading;
 use crate::units::{counted, seconds};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct Ready {
     pub deadline: Instant,
     model: ModelFacts,
     workload: Workload,
-    loaded: Arc<Loaded>,
+    loaded: Arc<LoadedModel>,
 }
 
 /// Kept of the budget for the last files and the report.
@@ -61,9 +61,9 @@ impl Ready {
         if let Some(before) = &baseline {
             refuse_early(before, &facts, &workload, args, &machine)?;
         }
-        let loaded = Loaded::open(model)?;
+        let loaded = LoadedModel::open(model)?;
         if let Some(system) = &args.shared.system {
-            loaded.prompting().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
+            loaded.prompt_encoder().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
         }
         let amount = amount(args, &plan, &workload, run::count(&loaded, &workload)?);
         Ok(Ready { baseline, amount, plan, machine, control, signals, deadline, model: facts, workload, loaded })

@@ -6,7 +6,7 @@ use crate::bench::workload::Workload;
 use crate::cli::args::SharedArgs;
 use crate::cli::setting::Setting;
 use crate::cli::{Failure, loading};
-use crate::pipeline::{Loaded, Prompt};
+use crate::pipeline::{LoadedModel, Prompt};
 use crate::units::{TokenId, shown};
 use std::sync::Arc;
 
@@ -18,12 +18,12 @@ const MAX_TEXT: usize = 1 << 20;
 
 /// Each model once; the index of each setting's.
 pub struct Models {
-    loaded: Vec<(String, Arc<Loaded>)>,
+    loaded: Vec<(String, Arc<LoadedModel>)>,
 }
 
 impl Models {
     /// A setting's.
-    pub fn of(&self, setting: &Setting) -> &Arc<Loaded> {
+    pub fn of(&self, setting: &Setting) -> &Arc<LoadedModel> {
         let at = self.loaded.iter().position(|(name, _)| *name == loaded_as(&setting.shared));
         &self.loaded[at.unwrap_or(0)].1
     }
@@ -35,8 +35,8 @@ fn loaded_as(shared: &SharedArgs) -> String {
 }
 
 /// Opens the model that the flags name.
-pub fn open_model(shared: &SharedArgs) -> Result<Arc<Loaded>, Failure> {
-    Ok(Loaded::open(loading::open_model(shared, shared.level())?)?)
+pub fn open_model(shared: &SharedArgs) -> Result<Arc<LoadedModel>, Failure> {
+    Ok(LoadedModel::open(loading::open_model(shared, shared.level())?)?)
 }
 
 /// Opens each model once. Models of different vocabularies cannot be compared.
@@ -90,7 +90,7 @@ pub fn windows(text: &str, settings: &[Setting], models: &Models, args: &Args) -
     let name =
         args.text.as_ref().map_or("the built-in text".to_string(), |p| format!("--text {}", shown(&p.display().to_string())));
     let fail = |e: String| Failure::usage(format!("{name}: {e}"));
-    let ids: Vec<TokenId> = loaded.prompting().tokenizer().encode(text).map_err(|e| fail(e.to_string()))?;
+    let ids: Vec<TokenId> = loaded.prompt_encoder().tokenizer().encode(text).map_err(|e| fail(e.to_string()))?;
     let context = settings.iter().map(|s| models.of(s).model.spec.context).min().unwrap_or(0);
     Windows::cut(&ids, context).map_err(fail)
 }

@@ -1,6 +1,6 @@
 //! What an output line can say, as one table: a new field of the record is one row here. In: an answer with its record. Out: values, and
 //! how each is written in JSON and in CSV. The same values are read back from a journal, whose lines have all of them.
-// Journals are read back, and what they hold is a stranger's.
+// Journals are read back, and what they hold is untrusted.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::parts;

@@ -1,7 +1,7 @@
 //! Output lines: how an answer is written in each format, and how such a line is read back for a resume. Writing and reading live
 //! side by side because they must agree. In: answers, or the bytes of one record. Out: the bytes of one line, or a [`Past`].
 //! Over 500 lines: what one format writes stands beside what reads it back.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 pub use super::columns::Line;

@@ -7,12 +7,12 @@ mod columns;
 mod form;
 mod format;
 mod journal;
-mod ledger;
 mod output;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod parts;
 mod records;
+mod resume_index;
 mod summary;
 
 use super::Failure;
@@ -27,17 +27,17 @@ use super::shard::Shard;
 use super::signals::{self, Signals};
 use crate::engine::StoppingPolicy;
 use crate::pipeline::{
-    Answer, Content, Control, Ended, Generation, Identity, Loaded, Order, Pipeline, PipelineConfig, RecordError, Settings,
-    SourceFailure,
+    Answer, Content, Control, Ended, Generation, Identity, LoadedModel, Order, Pipeline, PipelineConfig, RecordError, Settings,
+    SourceFailure, clipped,
 };
 use crate::text::prompts::{Given, Origin};
 use crate::text::{Constraint, ToEncode as Presented};
 use crate::units::{self, counted};
 use format::{Kind, Line, LineFormat, Source};
 use journal::Goal;
-use ledger::{Ledger, RecordVerdict, Replacements, Scan};
 use output::{Existing, PreparedOutput, WriteError, Writer};
 use records::Records;
+use resume_index::{RecordVerdict, Replacements, ResumeIndex, Scan};
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
 use std::ops::ControlFlow;
@@ -361,10 +361,10 @@ impl Run<'_> {
             return Ok(());
         }
         let content = writer.content()?;
-        if ledger::in_order(format, BufReader::new(content), &mut self.ids(inputs, format))? {
+        if resume_index::in_order(format, BufReader::new(content), &mut self.ids(inputs, format))? {
             return Ok(());
         }
-        writer.rewrite(|old, out| ledger::put_in_order(format, old, &mut self.ids(inputs, format), out))
+        writer.rewrite(|old, out| resume_index::put_in_order(format, old, &mut self.ids(inputs, format), out))
     }
 
     /// Makes the file from the journal once every record has its line.
@@ -379,20 +379,20 @@ impl Run<'_> {
     }
 
     fn all(&mut self, inputs: Inputs, format: LineFormat, prepared: &mut Abandon, signals: &Signals) -> Result<u8, Failure> {
-        let mut ledger = Ledger::default();
+        let mut resume_index = ResumeIndex::default();
         let mut scan = Scan::default();
         if self.args.resume
             && let Some(prepared) = &prepared.0
         {
             let file = self.content(prepared)?;
             let length = file.metadata().map_err(|e| Failure::failed(format!("output: {e}")))?.len();
-            scan = ledger.read(prepared.path(), &format, BufReader::new(file), length)?;
+            scan = resume_index.read(prepared.path(), &format, BufReader::new(file), length)?;
             if let Some(hash) = scan.doubled {
-                return Err(ledger.doubled(prepared.path(), &format, BufReader::new(self.content(prepared)?), hash));
+                return Err(resume_index.doubled(prepared.path(), &format, BufReader::new(self.content(prepared)?), hash));
             }
             self.check_names(prepared, &scan)?;
         }
-        let plan = self.look_ahead(&inputs, &format, &ledger, &scan, prepared.0.as_ref())?;
+        let plan = self.look_ahead(&inputs, &format, &resume_index, &scan, prepared.0.as_ref())?;
         if self.args.resume && plan.todo == Some(0) && !self.args.shared.dry_run {
             return self.complete(prepared, &scan, &plan, &inputs, &format);
         }
@@ -417,7 +417,7 @@ impl Run<'_> {
             // A program that feeds this one waits for it.
             console::line("ready");
         }
-        let outcome = self.answer(&inputs, &format, ledger, &mut pipeline, &mut writer, &plan);
+        let outcome = self.answer(&inputs, &format, resume_index, &mut pipeline, &mut writer, &plan);
         signals.end();
         let synced = writer.sync(true);
         let Outcome { report, failure, closed, faults } = outcome?;
@@ -425,7 +425,7 @@ impl Run<'_> {
         if closed {
             return Ok(status::DONE);
         }
-        match loaded.prompting().doubled_bos() {
+        match loaded.prompt_encoder().doubled_bos() {
             0 => {}
             n => self.console.warn(format!(
                 "{} with the model's BOS token and got another in front, as the model's file asks; leave it out of raw prompts",
@@ -492,7 +492,7 @@ impl Run<'_> {
         &mut self,
         inputs: &Inputs,
         format: &LineFormat,
-        ledger: &Ledger,
+        resume_index: &ResumeIndex,
         scan: &Scan,
         prepared: Option<&PreparedOutput>,
     ) -> Result<Plan, Failure> {
@@ -502,16 +502,16 @@ impl Run<'_> {
         }
         let (mut todo, mut all, mut first_new) = (0, 0, None);
         let mut matched = false;
-        let mut seen = ledger.unseen();
+        let mut seen = resume_index.unseen();
         let (warn, warnings) = std::sync::mpsc::channel();
         let warn = move |line: String| drop(warn.send(line));
         for record in inputs.records(self.flags.clone(), warn) {
             let mut record = record?;
-            ledger.as_known(&mut record.0);
+            resume_index.as_known(&mut record.0);
             all += 1;
-            let verdict = self.judge(&record, format, ledger);
+            let verdict = self.judge(&record, format, resume_index);
             matched |= verdict != RecordVerdict::New;
-            if let Some(place) = ledger.place(&format.id_key(&record.0.id, record.0.id_is_number)) {
+            if let Some(place) = resume_index.place(&format.id_key(&record.0.id, record.0.id_is_number)) {
                 seen.mark(place);
             }
             match verdict {
@@ -537,10 +537,10 @@ impl Run<'_> {
         if self.args.ordered
             && whole
             && matched
-            && seen.count < ledger.ids()
+            && seen.count < resume_index.ids()
             && let Some(prepared) = prepared
         {
-            return Err(ledger.foreign(prepared.path(), format, BufReader::new(self.content(prepared)?), &seen));
+            return Err(resume_index.foreign(prepared.path(), format, BufReader::new(self.content(prepared)?), &seen));
         }
         if let Some(past) = scan.first_id.as_ref().filter(|_| !matched)
             && let Some(now) = first_new
@@ -556,8 +556,8 @@ impl Run<'_> {
         Ok(plan)
     }
 
-    fn judge(&self, record: &Item, format: &LineFormat, ledger: &Ledger) -> RecordVerdict {
-        judge(record, format, ledger, &|g| self.generation_half(g))
+    fn judge(&self, record: &Item, format: &LineFormat, resume_index: &ResumeIndex) -> RecordVerdict {
+        judge(record, format, resume_index, &|g| self.generation_half(g))
     }
 
     /// The line for a record that the output has otherwise.
@@ -571,12 +571,16 @@ impl Run<'_> {
         let path = self.args.output.clone().unwrap_or_default();
         let past = prepared
             .and_then(|p| p.content().ok())
-            .and_then(|f| Ledger::look_up(format, BufReader::new(f), &format.id_key(&origin.id, origin.id_is_number)));
+            .and_then(|f| ResumeIndex::look_up(format, BufReader::new(f), &format.id_key(&origin.id, origin.id_is_number)));
         let line = past.as_ref().map(|(_, line)| format!("line {line}: ")).unwrap_or_default();
         let what = match (verdict, prompt, past.and_then(|(past, _)| past.settings)) {
             (RecordVerdict::OtherSettings, Ok(prompt), Some(settings)) => {
-                let differs =
-                    ledger::what_differs(&prompt.generation, self.config.sampling, self.config.stopping, settings.generation);
+                let differs = resume_index::what_differs(
+                    &prompt.generation,
+                    self.config.sampling,
+                    self.config.stopping,
+                    settings.generation,
+                );
                 differs.unwrap_or_else(|| {
                     "written with other generation settings (--max-tokens, --temperature, --top-p, --top-k, --seed, --stop, --stop-on, --system, --raw, or the record's own)".into()
                 })
@@ -614,24 +618,24 @@ impl Run<'_> {
         Ok(if plan.kept_errors > 0 { status::RECORDS } else { status::DONE })
     }
 
-    fn load(&mut self) -> Result<(Arc<Loaded>, Pipeline), Failure> {
+    fn load(&mut self) -> Result<(Arc<LoadedModel>, Pipeline), Failure> {
         let shared = &self.args.shared;
         let since = Instant::now();
         let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
-        let loaded = Loaded::open(open_under(&loading, shared)?)?;
+        let loaded = LoadedModel::open(open_under(&loading, shared)?)?;
         if let Some(system) = &shared.system {
-            loaded.prompting().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
+            loaded.prompt_encoder().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
         }
-        let template = !shared.raw && loaded.prompting().has_template();
+        let template = !shared.raw && loaded.prompt_encoder().has_template();
         let checked = loaded.check_form(&self.flags.form, template);
         checked.map_err(|e| Failure::usage(format!("{}: {}", self.args.form.name(), e.message)))?;
         let pipeline = Pipeline::new(&loaded, &self.config, &shared.options())?;
         drop(loading);
         let console = &mut self.console;
-        if let Some(notice) = loaded.prompting().date_notice().filter(|_| !shared.raw) {
+        if let Some(notice) = loaded.prompt_encoder().date_notice().filter(|_| !shared.raw) {
             console.warn(notice);
         }
-        if !shared.raw && !loaded.prompting().has_template() {
+        if !shared.raw && !loaded.prompt_encoder().has_template() {
             console.warn(NO_TEMPLATE);
         }
         if self.config.stopping == StoppingPolicy::MaxTokensOnly && !shared.stop.is_empty() {
@@ -710,13 +714,13 @@ impl Run<'_> {
         &mut self,
         inputs: &Inputs,
         format: &LineFormat,
-        ledger: Ledger,
+        resume_index: ResumeIndex,
         pipeline: &mut Pipeline,
         writer: &mut Sink,
         plan: &Plan,
     ) -> Result<Outcome, Failure> {
         let order = if self.ordered(inputs) && !plan.disordered { Order::Input } else { Order::Finished };
-        let (matched, streamed) = (Arc::new(AtomicBool::new(ledger.is_empty())), !inputs.can_be_read_twice());
+        let (matched, streamed) = (Arc::new(AtomicBool::new(resume_index.is_empty())), !inputs.can_be_read_twice());
         let source = {
             let (format, matched) = (format.clone(), matched.clone());
             let (sampling, stopping) = (self.config.sampling, self.config.stopping);
@@ -737,9 +741,9 @@ impl Run<'_> {
                         return Some(crate::pipeline::Input::Failed(SourceFailure { message, refused }));
                     }
                 };
-                ledger.as_known(&mut record.0);
+                resume_index.as_known(&mut record.0);
                 let half = |g: &Generation| Settings::generation_half(g, sampling, stopping);
-                let verdict = judge(&record, &format, &ledger, &half);
+                let verdict = judge(&record, &format, &resume_index, &half);
                 matched.fetch_or(verdict != RecordVerdict::New, Ordering::Relaxed);
                 let (origin, prompt) = record;
                 match verdict {
@@ -836,7 +840,7 @@ impl Run<'_> {
     }
 
     /// Counts prompts and tokens, times a few, and says what the whole would take.
-    fn dry_run(&mut self, inputs: Inputs, loaded: &Arc<Loaded>, mut pipeline: Pipeline) -> Result<u8, Failure> {
+    fn dry_run(&mut self, inputs: Inputs, loaded: &Arc<LoadedModel>, mut pipeline: Pipeline) -> Result<u8, Failure> {
         let context = loaded.model.spec.context;
         let (mut prompts, mut errors, mut tokens, mut most) = (0u64, 0u64, 0u64, 0u64);
         let mut sample = Vec::new();
@@ -844,11 +848,11 @@ impl Run<'_> {
         let records = inputs.records(self.flags.clone(), |_| ());
         for record in records {
             let (_, prompt) = record?;
-            let prompt = prompt.and_then(|p| presentable(p, loaded.prompting().has_template()));
+            let prompt = prompt.and_then(|p| presentable(p, loaded.prompt_encoder().has_template()));
             let ids = prompt.as_ref().ok().and_then(|p| {
                 let g = &p.generation;
                 let prompt = Presented { content: &p.content, system: g.system.as_deref(), raw: g.raw, turn: &g.turn };
-                let ids = loaded.prompting().prompt_ids_batch(&[prompt]).pop()?;
+                let ids = loaded.prompt_encoder().prompt_ids_batch(&[prompt]).pop()?;
                 ids.ok().filter(|ids| ids.len() < context)
             });
             prompts += 1;
@@ -862,7 +866,7 @@ impl Run<'_> {
                 continue;
             };
             tokens += ids.len() as u64;
-            most += prompt.generation.max_tokens.min(context - ids.len()) as u64;
+            most += clipped(prompt.generation.max_tokens, ids.len(), context) as u64;
             if sample.len() < self.config.sizes.batch {
                 let generation = Generation { max_tokens: 16, ..prompt.generation };
                 sample.push(crate::pipeline::Input::Prompt(crate::pipeline::Prompt { generation, ..prompt }, ()));
@@ -916,10 +920,15 @@ struct Outcome {
     faults: Faults,
 }
 
-fn judge((origin, prompt): &Item, format: &LineFormat, ledger: &Ledger, half: &dyn Fn(&Generation) -> u32) -> RecordVerdict {
+fn judge(
+    (origin, prompt): &Item,
+    format: &LineFormat,
+    resume_index: &ResumeIndex,
+    half: &dyn Fn(&Generation) -> u32,
+) -> RecordVerdict {
     let id = format.id_key(&origin.id, origin.id_is_number);
     match prompt {
-        Ok(prompt) => ledger.judge(&id, format, &origin.given, half(&prompt.generation)),
-        Err(error) => ledger.judge_rejected(&id, error),
+        Ok(prompt) => resume_index.judge(&id, format, &origin.given, half(&prompt.generation)),
+        Err(error) => resume_index.judge_rejected(&id, error),
     }
 }

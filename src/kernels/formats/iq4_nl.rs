@@ -1,7 +1,7 @@
 //! IQ4_NL: 32 nibbles that number the points of a curve, and an f16 step (`block_iq4_nl`). Panels are Q4_0's.
 
 use super::super::isa::Isa;
-use super::{Blocks, CURVE, Kind, Part, RAISED, Sum, half_at, nibble, q4_0};
+use super::{Blocks, CURVE, Kind, Part, RAISED, Sum, half_at, looked_up, nibble, q4_0};
 
 fn part(block: &[u8], _: usize) -> Part {
     let point = |i: usize| CURVE[(block[2 + i % 16] >> (i / 16 * 4) & 15) as usize] as i32;
@@ -35,10 +35,7 @@ impl<S: Isa> Blocks<S> for Iq4Nl {
     unsafe fn planes(_: *const u8, _: usize) {}
     #[inline(always)]
     unsafe fn line(group: *const u8, part: usize, i: usize, _: &mut ()) -> (S::B, S::B) {
-        unsafe {
-            let (low, high) = S::nibbles(group.add(part * 256 + i * 64));
-            (S::lookup(&RAISED, low), S::lookup(&RAISED, high))
-        }
+        unsafe { looked_up::<S>(&RAISED, group.add(part * 256 + i * 64)) }
     }
     #[inline(always)]
     unsafe fn step(group: *const u8, part: usize) -> S::F {

@@ -2,7 +2,7 @@
 //! a block: `[16]` steps, 32 bytes of nothing, `[8][16]` factors (signed bytes), `[8]` four lines: 2.9 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, CURVE, Kind, Part, RAISED, Sum, half_at, nibble, put_half, put_nibbles, sixteen};
+use super::{Blocks, CURVE, Kind, Part, RAISED, Sum, half_at, looked_up, nibble, put_half, put_nibbles, sixteen};
 
 const LINES: usize = 64 + 128;
 const BYTES: usize = LINES + 8 * 256;
@@ -57,10 +57,7 @@ impl<S: Isa> Blocks<S> for Iq4Xs {
     unsafe fn planes(_: *const u8, _: usize) {}
     #[inline(always)]
     unsafe fn line(group: *const u8, part: usize, i: usize, _: &mut ()) -> (S::B, S::B) {
-        unsafe {
-            let (low, high) = S::nibbles(group.add(LINES + part * 256 + i * 64));
-            (S::lookup(&RAISED, low), S::lookup(&RAISED, high))
-        }
+        unsafe { looked_up::<S>(&RAISED, group.add(LINES + part * 256 + i * 64)) }
     }
     /// An f16 times six bits: exact.
     #[inline(always)]

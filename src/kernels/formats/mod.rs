@@ -220,11 +220,18 @@ pub(super) fn bit_of_each(bytes: &[u8], j: usize) -> u32 {
     })
 }
 
-/// Two bits of each of 32 bytes, from bit `shift` on, into two lines.
+/// Run `j` of the two-bit codes of 256 weights in ggml's K-quants: of each 128 weights, four runs of 32 in two bits each of the same 32 bytes.
 #[inline]
-pub(super) fn put_sixth(bytes: &[u8], shift: u32, c: usize, lines: &mut [u8]) {
+pub(super) fn run(bytes: &[u8], j: usize) -> [u8; 32] {
+    std::array::from_fn(|i| bytes[j / 4 * 32 + i] >> (j % 4 * 2) & 3)
+}
+
+/// Run `j` of two-bit codes (as [`run`]) into two lines.
+#[inline]
+pub(super) fn put_run(bytes: &[u8], j: usize, c: usize, lines: &mut [u8]) {
     for half in 0..2 {
-        let two = sixteen(&bytes[half * 16..]) >> shift & (LOW_NIBBLES & 0x0303_0303_0303_0303_0303_0303_0303_0303);
+        let two =
+            sixteen(&bytes[j / 4 * 32 + half * 16..]) >> (j % 4 * 2) & (LOW_NIBBLES & 0x0303_0303_0303_0303_0303_0303_0303_0303);
         let folded = (two | two >> 30 | two >> 60 | two >> 90) as u32;
         lines[half * 64 + c * 4..][..4].copy_from_slice(&folded.to_le_bytes());
     }
@@ -470,6 +477,15 @@ impl<S: super::isa::Isa, Q: Blocks<S>> Blocks<S> for Unpacked<Q> {
     #[inline(always)]
     unsafe fn minima(group: *const u8, _: usize) -> S::I {
         unsafe { S::load_i(group.add(Self::places::<S>()[3]) as *const i32) }
+    }
+}
+
+/// A line of nibbles as what a table has for them.
+#[inline(always)]
+pub(super) unsafe fn looked_up<S: super::isa::Isa>(table: &[u8; 16], line: *const u8) -> (S::B, S::B) {
+    unsafe {
+        let (low, high) = S::nibbles(line);
+        (S::lookup(table, low), S::lookup(table, high))
     }
 }
 

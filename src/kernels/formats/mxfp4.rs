@@ -2,7 +2,7 @@
 //! `[4]` four lines, then `[4][16]` bytes of powers: as many bytes as the file.
 
 use super::super::isa::{Isa, power_of_byte};
-use super::{Blocks, Kind, Part, Sum, nibble};
+use super::{Blocks, Kind, Part, Sum, looked_up, nibble};
 
 const BYTES: usize = 4 * 256 + 64;
 
@@ -61,10 +61,7 @@ impl<S: Isa> Blocks<S> for Mxfp4 {
     unsafe fn planes(_: *const u8, _: usize) {}
     #[inline(always)]
     unsafe fn line(group: *const u8, part: usize, i: usize, _: &mut ()) -> (S::B, S::B) {
-        unsafe {
-            let (low, high) = S::nibbles(group.add(part * 256 + i * 64));
-            (S::lookup(&CODES, low), S::lookup(&CODES, high))
-        }
+        unsafe { looked_up::<S>(&CODES, group.add(part * 256 + i * 64)) }
     }
     #[inline(always)]
     unsafe fn step(group: *const u8, part: usize) -> S::F {

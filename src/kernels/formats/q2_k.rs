@@ -3,18 +3,13 @@
 //! bytes as the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Minimum, Part, Sum, half_at, put_half, put_sixth, sixth};
+use super::{Blocks, Kind, Minimum, Part, Sum, half_at, put_half, put_run, run, sixth};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 128;
 
-/// ggml: halves of 128 weights, in each four runs of 32 in two bits of the same bytes.
-fn codes(block: &[u8], j: usize) -> [u8; 32] {
-    std::array::from_fn(|i| block[16 + j / 4 * 32 + i] >> (j % 4 * 2) & 3)
-}
-
 fn part(block: &[u8], j: usize) -> Part {
-    let (codes, both) = (codes(block, j), &block[2 * j..2 * j + 2]);
+    let (codes, both) = (run(&block[16..], j), &block[2 * j..2 * j + 2]);
     Part {
         q: std::array::from_fn(|i| (both[i / 16] & 15) as i32 * codes[i] as i32),
         d: half_at(block, 80),
@@ -41,7 +36,7 @@ pub(super) static KIND: Kind = Kind {
                 group[64 + s * 16 + c] = *both;
             }
             for j in 0..8 {
-                put_sixth(&block[16 + j / 4 * 32..], j as u32 % 4 * 2, c, &mut group[LINES + j * 128..]);
+                put_run(&block[16..], j, c, &mut group[LINES + j * 128..]);
             }
         }
     },

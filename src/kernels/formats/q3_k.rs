@@ -2,14 +2,15 @@
 //! 32 bytes of nothing, `[16][16]` factors (signed bytes), `[8]` two lines and one of third bits: 5.5 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, bit_of_each, fifth, half_at, put_fifth, put_half, put_sixth, sixth};
+use super::{Blocks, Kind, Part, Sum, bit_of_each, fifth, half_at, put_fifth, put_half, put_run, run, sixth};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 192;
 
-/// ggml: halves of 128 weights, in each four runs of 32 in two bits of the same bytes; third bits of run j are bits j of 32 bytes.
+/// Two bits from a run, third bits of run j are bits j of 32 bytes.
 fn codes(block: &[u8], j: usize) -> [u8; 32] {
-    std::array::from_fn(|i| block[32 + j / 4 * 32 + i] >> (j % 4 * 2) & 3 | (block[i] >> j & 1) << 2)
+    let low = run(&block[32..], j);
+    std::array::from_fn(|i| low[i] | (block[i] >> j & 1) << 2)
 }
 
 /// Of the factors' six bits, four lie in nibbles of eight bytes and two in four bytes (ggml-quants.c, `dequantize_row_q3_K`).
@@ -43,7 +44,7 @@ pub(super) static KIND: Kind = Kind {
             }
             for j in 0..8 {
                 let lines = &mut group[LINES + j * 192..];
-                put_sixth(&block[32 + j / 4 * 32..], j as u32 % 4 * 2, c, lines);
+                put_run(&block[32..], j, c, lines);
                 put_fifth(bit_of_each(block, j), c, &mut lines[128..]);
             }
         }

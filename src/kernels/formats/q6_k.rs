@@ -2,18 +2,20 @@
 //! 32 bytes of nothing, `[16][16]` factors, `[8]` four lines and two of fifth and sixth bits: 1 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, half_at, nibble, nibble_pairs, put_half, put_nibbles, put_sixth, quantize, sixth};
+use super::{Blocks, Kind, Part, Sum, half_at, nibble, nibble_pairs, put_half, put_nibbles, put_run, quantize, run, sixth};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 384;
 
-/// ggml: halves of 128 weights, in each four runs of 32: low nibbles of bytes 0.. and 32.., then their high nibbles; two bits each in 32 bytes.
+/// Where the nibbles of part `j` lie, and by how much they are shifted. ggml: of each 128 weights, four runs of 32: low nibbles of bytes
+/// 0.. and 32.., then their high nibbles.
+fn nibbles_at(j: usize) -> (usize, u32) {
+    (j / 4 * 64 + j % 2 * 32, j as u32 % 4 / 2 * 4)
+}
+
 fn codes(block: &[u8], j: usize) -> [u8; 32] {
-    let (half, run) = (j / 4, j % 4);
-    std::array::from_fn(|i| {
-        let low = block[half * 64 + run % 2 * 32 + i] >> (run / 2 * 4) & 15;
-        low | (block[128 + half * 32 + i] >> (run * 2) & 3) << 4
-    })
+    let ((at, shift), high) = (nibbles_at(j), run(&block[128..], j));
+    std::array::from_fn(|i| block[at + i] >> shift & 15 | high[i] << 4)
 }
 
 fn part(block: &[u8], j: usize) -> Part {
@@ -39,9 +41,9 @@ pub(super) static KIND: Kind = Kind {
                 group[64 + s * 16 + c] = *factor;
             }
             for j in 0..8 {
-                let (half, run, lines) = (j / 4, j % 4, &mut group[LINES + j * 384..]);
-                put_nibbles(nibble_pairs(&block[half * 64 + run % 2 * 32..], run as u32 / 2 * 4), c, lines);
-                put_sixth(&block[128 + half * 32..], run as u32 * 2, c, &mut lines[256..]);
+                let ((at, shift), lines) = (nibbles_at(j), &mut group[LINES + j * 384..]);
+                put_nibbles(nibble_pairs(&block[at..], shift), c, lines);
+                put_run(&block[128..], j, c, &mut lines[256..]);
             }
         }
     },

@@ -1,6 +1,6 @@
 //! What dense families have in common, read from metadata: sizes, norm, rope. Families begin with it and change what they have otherwise.
 //! GGUF keys are those of ggml's docs/gguf.md, fields of configs those of transformers.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -92,7 +92,7 @@ impl Default for Dense {
     }
 }
 
-/// The blueprint of a family that is llama but for `dense`, with one rope for all layers.
+/// The spec of a family that is llama but for `dense`, with one rope for all layers.
 pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelError> {
     let Dense { norm, epsilon, norms, activation, gated, theta, partial, truncate, defaults } = dense;
     let defaults = if m.container() == Container::Checkpoint { defaults } else { Defaults::default() };
@@ -254,7 +254,7 @@ pub(super) fn named_activation(m: &dyn Metadata, name: &str) -> Result<Activatio
     })
 }
 
-/// The rules between the numbers of a blueprint.
+/// The rules between the numbers of a spec.
 pub(super) fn check(spec: &ModelSpec) -> Result<(), String> {
     for layer in &spec.layers {
         if let Some(mixture) = layer.ffn.mixture() {

@@ -1,5 +1,5 @@
 //! What differs from layer to layer: windows and layers without positions. In: metadata. Out: flags and sizes.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

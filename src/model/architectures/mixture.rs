@@ -1,6 +1,6 @@
 //! Families with experts: what their metadata has in common, Qwen 2 and 3 MoE, Mixtral, OLMoE, Granite MoE, gpt-oss. GGUF keys are
 //! those of llama.cpp's `llama-arch.cpp`, fields of configs those of transformers.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

@@ -1,5 +1,5 @@
 //! Architectures: from a file's metadata to a [`ModelSpec`], one small file each and one line in [`ALL`].
-//! In: metadata. Out: a blueprint. What their tensors are called is a table (`model/kinds.rs`), with the exceptions that an
+//! In: metadata. Out: a spec. What their tensors are called is a table (`model/kinds.rs`), with the exceptions that an
 //! architecture lists. They read no weights.
 
 mod arcee;
@@ -45,7 +45,7 @@ pub struct Architecture {
     pub(super) experts_turned: bool,
     /// Tensors that are called otherwise than in the table.
     pub(super) renamed: &'static [Renamed],
-    /// The blueprint; its `architecture` is filled in afterwards.
+    /// The spec; its `architecture` is filled in afterwards.
     pub(super) build: fn(&dyn Metadata) -> Result<ModelSpec, ModelError>,
 }
 
@@ -145,7 +145,7 @@ pub(super) fn of_config(model_type: &str, classes: &[String]) -> Result<&'static
     }
 }
 
-/// The blueprint of a file, checked.
+/// The spec of a file, checked.
 pub(super) fn build(architecture: &Architecture, metadata: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     let mut spec = (architecture.build)(metadata)?;
     spec.architecture = architecture.name.into();

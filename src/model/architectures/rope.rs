@@ -1,6 +1,6 @@
 //! Rotary positions from metadata: base, dimensions, and the scalings of transformers' `modeling_rope_utils.py` (linear, dynamic,
 //! llama3, yarn, longrope) as one divisor for each frequency. In: metadata. Out: [`Rope`].
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

@@ -1,6 +1,6 @@
 //! Families whose layers keep a state: LFM2 and LFM2 MoE (short convolutions), Qwen 3.5 and its MoE (gated delta nets, gated attention).
 //! GGUF keys and names are those of llama.cpp's `lfm2.cpp`, `qwen35.cpp`; configs those of transformers 5.24.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)

@@ -1,5 +1,5 @@
 //! How to show: one file per format. In: a [`crate::report::Report`] or a part of it. Out: text. Everything shown is escaped for its
-//! format: names in models and answers are strangers' text.
+//! format: names in models and answers are untrusted text.
 
 pub mod csv;
 mod escape;

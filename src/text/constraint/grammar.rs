@@ -1,7 +1,7 @@
 //! Grammars over a model's tokens. One [`Grammars`] for each model: a trie of the vocabulary and the crate's factory, made when the first
 //! constraint is used, and the grammars compiled so far, bounded. Each answer has a [`Matching`] of its own with its own lexer, so that
 //! what it may do, limits included, depends on nobody else.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::{Constraint, schema};
@@ -18,7 +18,7 @@ const MAX_GRAMMARS: usize = 64;
 /// Bytes of a regular expression or a Lark grammar.
 const MAX_LENGTH: usize = 1 << 20;
 /// Brackets inside one another, in what is compiled by recursion.
-const DEEPEST: usize = 250;
+const MAX_DEPTH: usize = 250;
 /// Stack of the thread that compiles: reserved, touched only as used.
 const STACK: usize = 256 << 20;
 
@@ -232,8 +232,8 @@ fn bounded(what: &str, text: &str) -> Result<(), String> {
         }
         deepest = deepest.max(depth);
     }
-    if deepest > DEEPEST {
-        return Err(format!("{what} has brackets more than {DEEPEST} deep in one another"));
+    if deepest > MAX_DEPTH {
+        return Err(format!("{what} has brackets more than {MAX_DEPTH} deep in one another"));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! JSON schemas before they become grammars: what is not enforced is refused by name, references stay inside the schema, the depth is
 //! bounded, calendar formats become patterns that know leap years, and objects that list their properties have no others.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::units::shown;
@@ -64,7 +64,7 @@ const ANNOTATIONS: [&str; 18] = [
 const FORMATS: [&str; 10] = ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 
 /// Levels of schemas inside schemas, references followed.
-const DEEPEST: usize = 128;
+const MAX_DEPTH: usize = 128;
 /// Bytes of a schema.
 const MAX_LENGTH: usize = 1 << 20;
 /// Whole numbers beyond this are not kept exactly.
@@ -90,7 +90,7 @@ pub(super) fn prepare(text: &str) -> Result<Value, String> {
     let mut check = Check { root: &schema, followed: HashSet::new(), combines: false };
     check.schema(&schema, "#", 0)?;
     let close = !check.combines;
-    let mut left = DEEPEST;
+    let mut left = MAX_DEPTH;
     rewrite(&mut schema, close, &mut left);
     if let Value::Object(fields) = &mut schema {
         // The draft that the grammar's reader knows best; the walk has refused what another draft reads otherwise.
@@ -108,7 +108,7 @@ pub(super) fn prepare(text: &str) -> Result<Value, String> {
 pub(super) fn properties(text: &str) -> Vec<String> {
     let schema: Value = serde_json::from_str(text).unwrap_or_default();
     let mut at = Some(&schema);
-    for _ in 0..DEEPEST {
+    for _ in 0..MAX_DEPTH {
         let Some(fields) = at.and_then(Value::as_object) else { break };
         if let Some(Value::Object(properties)) = fields.get("properties") {
             return properties.keys().cloned().collect();
@@ -130,7 +130,7 @@ fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
     if fragment.starts_with('/') {
         return root.pointer(&percent_decoded(fragment));
     }
-    anchor(root, fragment, DEEPEST)
+    anchor(root, fragment, MAX_DEPTH)
 }
 
 fn anchor<'a>(value: &'a Value, name: &str, left: usize) -> Option<&'a Value> {
@@ -177,8 +177,8 @@ const OBJECT: [&str; 6] =
 impl Check<'_> {
     fn schema(&mut self, schema: &Value, path: &str, depth: usize) -> Result<(), String> {
         let at = || shown(&path.chars().take(200).collect::<String>()).to_string();
-        if depth > DEEPEST {
-            return Err(format!("{}: schemas lie more than {DEEPEST} deep in one another, references followed", at()));
+        if depth > MAX_DEPTH {
+            return Err(format!("{}: schemas lie more than {MAX_DEPTH} deep in one another, references followed", at()));
         }
         let fields = match schema {
             Value::Bool(_) => return Ok(()),

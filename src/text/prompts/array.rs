@@ -1,6 +1,6 @@
 //! A JSON array cut into its elements, each as text of bounded length, without holding the array. Whether an element is an object is
 //! its reader's business.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};

@@ -1,5 +1,5 @@
 //! Texts among which an answer is chosen, from a flag or a record. In: the list. Out: the list, or what it must be.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::units::shown;

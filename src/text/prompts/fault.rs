@@ -1,5 +1,5 @@
 //! What can be wrong with one record before its place is known, and the faults that all formats share.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 /// A record's fault before its place is known.

@@ -1,7 +1,7 @@
 //! All prompt files of a run: which reader each one gets, told by its name, then by its first bytes, and the records of one file after
 //! the other with ids that are never used twice.
 //! Over 500 lines: telling kinds, opening and going on from file to file share one state; to be cut where telling ends.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::array::Elements;
@@ -634,7 +634,7 @@ struct Walk {
 }
 
 /// Folders in folders that are gone into.
-const DEEPEST: usize = 64;
+const MAX_DEPTH: usize = 64;
 
 impl Walk {
     fn new(tree: Tree) -> Walk {
@@ -663,8 +663,8 @@ impl Walk {
             };
             // Links to folders could lead round in circles.
             if std::fs::symlink_metadata(&path).map_err(|e| unreadable_below(&path, &e))?.is_dir() {
-                if self.waiting.len() >= DEEPEST {
-                    return Err(io::Error::other(format!("{}: more than {DEEPEST} folders deep", path.display())));
+                if self.waiting.len() >= MAX_DEPTH {
+                    return Err(io::Error::other(format!("{}: more than {MAX_DEPTH} folders deep", path.display())));
                 }
                 self.waiting.push(Self::entries(&path)?);
                 continue;
@@ -773,7 +773,7 @@ impl PromptReader {
         Record { origin: Origin { id, id_is_number, file, line, given, carried, input }, asked }
     }
 
-    /// Whether this id is the one that another record of these files has for want of its own.
+    /// Whether this id is the default id (`file:line`) of another record of these files.
     fn is_anothers_place(&self, id: &str, place: &str) -> bool {
         id != place
             && id.rsplit_once(':').is_some_and(|(file, line)| {

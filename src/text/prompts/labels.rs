@@ -1,6 +1,6 @@
 //! Names of prompt files for the ids of records that have none: the base name, however the path was typed, and more of the path only
 //! where two files share it.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use std::collections::HashMap;

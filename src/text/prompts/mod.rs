@@ -1,7 +1,7 @@
-//! Prompt files, from strangers: JSONL, CSV, TXT, OpenAI Batch lines, or standard input. In: paths. Out: records one at a time, in memory
+//! Prompt files, untrusted: JSONL, CSV, TXT, OpenAI Batch lines, or standard input. In: paths. Out: records one at a time, in memory
 //! that does not grow with the file, each good record or each bad one with its line and what is wrong with it. What makes a whole file
 //! useless (no such file, no `prompt` column, a quote that is never closed) is found when the files are opened, before any work.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod array;

@@ -1,6 +1,6 @@
 //! Parquet to records: only the columns that are needed, one row group after the other, each row as the JSON object that a line of a
 //! JSONL file would hold. In: an ordinary file. Out: rows. The crate that reads the pages may panic on a damaged file; that becomes an error.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::json;

@@ -1,6 +1,6 @@
 //! How records become prompts: which field is the prompt and which the id, a template over all of them, which are settings, and which
 //! are carried to the answer's line. In: flags as plain values. Out: the rules that every reader follows.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::fault::Fault;

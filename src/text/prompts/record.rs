@@ -1,6 +1,6 @@
 //! What a record of a prompt file is, whatever the format: its id, its place, the prompt as given, what is asked or what is wrong, and
 //! the checks that all formats share. No reader is known here.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::fault::{Fault, TOO_LONG};

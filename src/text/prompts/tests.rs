@@ -150,7 +150,7 @@ fn ids_are_kept_exactly_and_each_is_used_once() {
     files.take_ids_as_text();
     let as_text: Vec<Record> = files.reader().map(Result::unwrap).collect();
     assert_eq!((told(&as_text)[5].as_str(), &as_text[5].origin.id[..]), ("!duplicate_id", "x.jsonl:6"));
-    // The id that another record has for want of its own.
+    // Another record's default id.
     let taken = folder
         .put("y.jsonl", "{\"prompt\":\"1\"}\n{\"id\":\"y.jsonl:1\",\"prompt\":\"2\"}\n{\"id\":\"y.jsonl:3\",\"prompt\":\"3\"}\n");
     assert_eq!(told(&read(&taken, None)), ["1", "!duplicate_id", "3"]);

@@ -3,7 +3,7 @@
 //! Input: a byte for format and number of records, a byte for how much of the last record is missing, the tail.
 #![no_main]
 
-// The ledger is private to `llmopt run`: its files are compiled here as they are.
+// The resume_index is private to `llmopt run`: its files are compiled here as they are.
 #[allow(dead_code)]
 #[path = "../../../src/cli/run/columns.rs"]
 mod columns;
@@ -11,8 +11,8 @@ mod columns;
 #[path = "../../../src/cli/run/format.rs"]
 mod format;
 #[allow(dead_code)]
-#[path = "../../../src/cli/run/ledger.rs"]
-mod ledger;
+#[path = "../../../src/cli/run/resume_index.rs"]
+mod resume_index;
 #[allow(dead_code)]
 #[path = "../../../src/cli/run/output.rs"]
 mod output;
@@ -21,7 +21,7 @@ mod output;
 mod parts;
 
 use format::{LineFormat, Kind, Line};
-use ledger::{Ledger, Scan, RecordVerdict};
+use resume_index::{ResumeIndex, Scan, RecordVerdict};
 use libfuzzer_sys::fuzz_target;
 use llmopt::engine::FinishReason;
 use llmopt::pipeline::{Answer, RecordError, Settings};
@@ -60,10 +60,10 @@ fn line(format: &LineFormat, id: &str, prompt: &str) -> Vec<u8> {
     format.line(&Line { answer: &answer, origin: &origin, model: "tiny", dtype: "f32", settings, created: 1 })
 }
 
-fn read(format: &LineFormat, bytes: &[u8]) -> Result<(Ledger, Scan), cli::Failure> {
-    let mut ledger = Ledger::default();
-    let scan = ledger.read(Path::new("out"), format, bytes, bytes.len() as u64)?;
-    Ok((ledger, scan))
+fn read(format: &LineFormat, bytes: &[u8]) -> Result<(ResumeIndex, Scan), cli::Failure> {
+    let mut resume_index = ResumeIndex::default();
+    let scan = resume_index.read(Path::new("out"), format, bytes, bytes.len() as u64)?;
+    Ok((resume_index, scan))
 }
 
 /// Records that an independent reader finds; it must like all of them.
@@ -90,7 +90,7 @@ fuzz_target!(|bytes: &[u8]| {
     });
     let output = [lines.concat(), tail.to_vec()].concat();
 
-    let (ledger, scan) = match read(&format, &output) {
+    let (resume_index, scan) = match read(&format, &output) {
         Ok(read) => read,
         Err(refused) => {
             assert!(refused.status == 2 && refused.message.contains("out") && !refused.message.contains(char::is_control));
@@ -111,7 +111,7 @@ fuzz_target!(|bytes: &[u8]| {
             let expected = if prompt.is_empty() { RecordVerdict::Retry } else { RecordVerdict::Done };
             // An OpenAI record is known by its request's digest, which these have not.
             if format.kind != Kind::OpenAi {
-                assert_eq!(ledger.judge(id, &format, &Given::Prompt((*prompt).into()), 2), expected);
+                assert_eq!(resume_index.judge(id, &format, &Given::Prompt((*prompt).into()), 2), expected);
             }
         }
     }

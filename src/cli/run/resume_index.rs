@@ -2,7 +2,7 @@
 //! unique: a repeated one has been rejected). Out: a verdict for each. 16 bytes for a record of the output, whatever its
 //! length: ids and prompts are kept as keyed hashes.
 //! Over 500 lines: scanning an output and judging the input by it share one compact index.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::format::{LineFormat, Past};
@@ -18,7 +18,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Longest record that is read back; longer ones are not ours.
+/// Longest record that is read back, bytes; llmopt writes none so long.
 const MAX_LENGTH: u64 = 1 << 30;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,7 +75,7 @@ pub enum RecordVerdict {
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub struct ResumeIndex {
     hasher: RandomState,
     /// Sorted by id, answers before errors.
     past: Vec<Entry>,
@@ -158,7 +158,7 @@ fn holds_a_record(format: &LineFormat, tail: &[u8]) -> bool {
     })
 }
 
-impl Ledger {
+impl ResumeIndex {
     fn hash(&self, text: &str) -> u64 {
         self.hasher.hash_one(text)
     }
@@ -591,10 +591,10 @@ mod tests {
         lines
     }
 
-    fn read(format: &LineFormat, bytes: &[u8]) -> Result<(Ledger, Scan), Failure> {
-        let mut ledger = Ledger::default();
-        let scan = ledger.read(Path::new("out"), format, bytes, bytes.len() as u64)?;
-        Ok((ledger, scan))
+    fn read(format: &LineFormat, bytes: &[u8]) -> Result<(ResumeIndex, Scan), Failure> {
+        let mut resume_index = ResumeIndex::default();
+        let scan = resume_index.read(Path::new("out"), format, bytes, bytes.len() as u64)?;
+        Ok((resume_index, scan))
     }
 
     const RECORDS: [(&str, &str); 4] = [("a", "q a"), ("b\n", "q\nb"), ("c", ""), ("d", "q d")];
@@ -639,27 +639,27 @@ mod tests {
     #[test]
     fn verdicts_tell_new_done_duplicate_retry_and_changed_apart() {
         let format = LineFormat::jsonl();
-        let (ledger, scan) = read(&format, &written(&format, &RECORDS).concat()).unwrap();
+        let (resume_index, scan) = read(&format, &written(&format, &RECORDS).concat()).unwrap();
         assert_eq!((scan.answers, scan.errors, scan.bare), (3, 1, 0));
         assert_eq!(scan.model_halves, [(1, 1)]);
-        let judge = |id: &str, text: &str, generation| ledger.judge(id, &format, &Given::Prompt(text.into()), generation);
+        let judge = |id: &str, text: &str, generation| resume_index.judge(id, &format, &Given::Prompt(text.into()), generation);
         assert_eq!(judge("a", "q a", 2), RecordVerdict::Done);
         assert_eq!(judge("b\n", "q b", 2), RecordVerdict::OtherPrompt);
         assert_eq!(judge("d", "q d", 3), RecordVerdict::OtherSettings);
         assert_eq!(judge("c", "q c", 2), RecordVerdict::Retry);
         assert_eq!(judge("e", "q e", 2), RecordVerdict::New);
-        assert_eq!(ledger.judge_rejected("c", &RecordError::new("x", "broke")), RecordVerdict::Done);
-        assert_eq!(ledger.judge_rejected("a", &RecordError::new("x", "broke")), RecordVerdict::OtherPrompt);
-        assert_eq!(ledger.judge_rejected("e", &RecordError::new("x", "broke")), RecordVerdict::New);
+        assert_eq!(resume_index.judge_rejected("c", &RecordError::new("x", "broke")), RecordVerdict::Done);
+        assert_eq!(resume_index.judge_rejected("a", &RecordError::new("x", "broke")), RecordVerdict::OtherPrompt);
+        assert_eq!(resume_index.judge_rejected("e", &RecordError::new("x", "broke")), RecordVerdict::New);
     }
 
     #[test]
     fn a_default_id_is_found_however_earlier_versions_spelt_the_path() {
         let here = std::path::absolute("in/p.txt").unwrap();
-        let known = |ledger: &Ledger, id: &str, place: &str| {
+        let known = |resume_index: &ResumeIndex, id: &str, place: &str| {
             let (file, line) = place.rsplit_once(':').unwrap();
             let mut origin = Origin { file: file.into(), line: line.parse().unwrap(), ..origin(id, Given::Nothing, &[]) };
-            ledger.as_known(&mut origin);
+            resume_index.as_known(&mut origin);
             origin.id
         };
         for (then, id, place, found) in [
@@ -673,14 +673,15 @@ mod tests {
             ("in/p.txt:1", "mine", "in/p.txt:1", false),
             ("in/p.txt:1", "t:1", "in/p.txt:1", false),
         ] {
-            let (ledger, scan) = read(&LineFormat::jsonl(), &written(&LineFormat::jsonl(), &[(then, "q")]).concat()).unwrap();
+            let (resume_index, scan) =
+                read(&LineFormat::jsonl(), &written(&LineFormat::jsonl(), &[(then, "q")]).concat()).unwrap();
             assert_eq!(scan.first_id.as_deref(), Some(then));
-            assert_eq!(known(&ledger, id, place), if found { then } else { id }, "{then} {id} {place}");
+            assert_eq!(known(&resume_index, id, place), if found { then } else { id }, "{then} {id} {place}");
         }
         // The id as it is now comes first.
-        let (ledger, _) =
+        let (resume_index, _) =
             read(&LineFormat::jsonl(), &written(&LineFormat::jsonl(), &[("in/p:1", "q"), ("p:1", "q")]).concat()).unwrap();
-        assert_eq!(known(&ledger, "p:1", "in/p:1"), "p:1");
+        assert_eq!(known(&resume_index, "p:1", "in/p:1"), "p:1");
     }
 
     #[test]
@@ -699,10 +700,10 @@ mod tests {
 
     #[test]
     fn an_output_without_settings_is_matched_by_id_and_prompt() {
-        let (ledger, scan) =
+        let (resume_index, scan) =
             read(&LineFormat::jsonl(), b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
         assert_eq!((scan.bare, scan.models.into_iter().collect::<Vec<_>>()), (1, vec!["m".to_string()]));
-        assert_eq!(ledger.judge("a", &LineFormat::jsonl(), &Given::Prompt("q".into()), 77), RecordVerdict::Done);
+        assert_eq!(resume_index.judge("a", &LineFormat::jsonl(), &Given::Prompt("q".into()), 77), RecordVerdict::Done);
     }
 
     proptest::proptest! {

@@ -1,24 +1,25 @@
-//! The kernel sets: the units of `units.rs` compiled once per instruction set, chosen at run time by what the CPU has.
+//! Dispatch: the units of `phases.rs` compiled once per instruction set, chosen at run time by what the CPU has.
 //! Possessing a [`KernelSet`] proves that this CPU can run it.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc)]
 
 use super::Format;
 use super::attention::{self, AttentionArgs};
-use super::gemm::{Gemm, products};
+use super::gemm::{Compiled, Gemm, products};
 use super::isa::{Isa, Portable};
+use super::phases::{self, *};
+use super::scratch::Scratch;
 use super::state::{self, ConvolveArgs, DeltaArgs};
-use super::units::{self, *};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 
-/// One instruction set's kernels. Every function needs that set's CPU features; see `ops.rs` for what the arguments must satisfy.
-pub(crate) struct Table {
+/// One instruction set's kernels. Every function needs that set's CPU features; see `ops/` for what the arguments must satisfy.
+pub(crate) struct DispatchTable {
     pub isa: &'static str,
     /// Rows × columns of the float and of the integer tile.
     pub float_tile: (usize, usize),
     pub quant_tile: (usize, usize),
-    /// Called through [`Isa::GEMM`]; here for the tests.
+    /// Called through [`Compiled::GEMM`]; here for the tests.
     #[cfg(test)]
     pub gemm: unsafe fn(&Gemm),
     pub norm: unsafe fn(&NormArgs, usize),
@@ -37,12 +38,12 @@ pub(crate) struct Table {
 }
 
 /// `$np`: pages (or lines of values) of a tile of attention.
-macro_rules! table {
+macro_rules! dispatch_table {
     ($module:ident, $isa:ty, $np:literal $(, $feature:literal)?) => {
         pub(crate) mod $module {
             use super::*;
             /// Multiplies.
-            pub(crate) unsafe fn gemm(g: &Gemm) {
+            unsafe fn gemm(g: &Gemm) {
                 unsafe {
                     match g.format {
                         Format::F32 => f32(g),
@@ -146,15 +147,15 @@ macro_rules! table {
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn norm(a: &NormArgs, unit: usize) {
-                unsafe { units::norm::<$isa>(a, unit) }
+                unsafe { phases::norm::<$isa>(a, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn quantize(a: &QuantizeArgs, unit: usize) {
-                unsafe { units::quantize::<$isa>(a, unit) }
+                unsafe { phases::quantize::<$isa>(a, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn qkv(a: &QkvArgs, s: &mut Scratch, unit: usize) {
-                unsafe { units::qkv::<$isa>(a, s, unit) }
+                unsafe { phases::qkv::<$isa>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn attention(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
@@ -162,31 +163,31 @@ macro_rules! table {
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn residual(a: &ResidualArgs, s: &mut Scratch, unit: usize) {
-                unsafe { units::residual::<$isa>(a, s, unit) }
+                unsafe { phases::residual::<$isa>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn gate_up(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
-                unsafe { units::gate_up::<$isa>(a, s, unit) }
+                unsafe { phases::gate_up::<$isa>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn head(a: &HeadArgs, s: &mut Scratch, unit: usize) {
-                unsafe { units::head::<$isa>(a, s, unit) }
+                unsafe { phases::head::<$isa>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn heads(a: &HeadsArgs, s: &mut Scratch, unit: usize) {
-                unsafe { units::heads::<$isa>(a, s, unit) }
+                unsafe { phases::heads::<$isa>(a, s, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn add(a: &AddArgs, unit: usize) {
-                unsafe { units::add::<$isa>(a, unit) }
+                unsafe { phases::add::<$isa>(a, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn activate(a: &ActivateArgs, unit: usize) {
-                unsafe { units::activate_rows::<$isa>(a, unit) }
+                unsafe { phases::activate_rows::<$isa>(a, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn widen(a: &WidenArgs, unit: usize) {
-                unsafe { units::widen::<$isa>(a, unit) }
+                unsafe { phases::widen::<$isa>(a, unit) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn convolve(a: &ConvolveArgs, unit: usize) {
@@ -196,7 +197,10 @@ macro_rules! table {
             unsafe fn delta(a: &DeltaArgs, s: &mut Scratch, unit: usize) {
                 unsafe { state::delta::<$isa>(a, s, unit) }
             }
-            pub(crate) static TABLE: Table = Table {
+            impl Compiled for $isa {
+                const GEMM: unsafe fn(&Gemm) = gemm;
+            }
+            pub(crate) static TABLE: DispatchTable = DispatchTable {
                 isa: <$isa>::NAME,
                 float_tile: (<$isa>::ROWS, 16),
                 quant_tile: (<$isa>::QUANT_ROWS, 16),
@@ -220,15 +224,15 @@ macro_rules! table {
     };
 }
 
-table!(portable, Portable, 1);
+dispatch_table!(portable, Portable, 1);
 #[cfg(target_arch = "x86_64")]
-table!(avx2, Avx2, 1, "avx2,fma,f16c");
+dispatch_table!(avx2, Avx2, 1, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-table!(avx512, Avx512, 2, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
+dispatch_table!(avx512, Avx512, 2, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");
 
 /// A set of kernels that this CPU can run. All sets give the same bits.
 #[derive(Clone, Copy)]
-pub struct KernelSet(&'static Table);
+pub struct KernelSet(&'static DispatchTable);
 
 impl KernelSet {
     /// Plain Rust: the reference; runs everywhere.
@@ -272,7 +276,7 @@ impl KernelSet {
         self.0.isa.trim_start_matches("x86-")
     }
 
-    pub(crate) fn table(self) -> &'static Table {
+    pub(crate) fn table(self) -> &'static DispatchTable {
         self.0
     }
 

@@ -5,19 +5,19 @@
 use super::cache::Lru;
 use super::dtype::ResolvedDtype;
 use super::report::Clock;
-use super::run::{Encode, Encoded, Kept, Run};
+use super::run::{CachedAnswer, Encode, Encoded, Run};
 use super::{
     Answer, AnswerPolicy, Control, Form, Generation, Input, MemoryPolicy, Order, PipelineConfig, PipelineError, Prompt,
     RecordError, RunReport, Settings, TokenizerPolicy, WarmupPolicy,
 };
 use crate::decoder::Decoder;
-use crate::decoder::kv::PAGE;
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
+use crate::decoder::page_table::PAGE;
 use crate::engine::{Choices, Engine, EngineConfig, Extras, Request, Sampling, StopRules, TextDecoder, Thought};
 use crate::kernels::KernelSet;
 use crate::machine;
 use crate::model::Model;
-use crate::text::{self, Grammars, Prompting, ThoughtAtEnd, Turn, Words};
+use crate::text::{self, Grammars, PromptEncoder, ThoughtAtEnd, Turn, Words};
 use crate::units::{Bytes, TokenId};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -38,19 +38,19 @@ pub struct Options {
 }
 
 /// A model in memory, shared by all pipelines built on it: tokenizer, template, and each set of packed weights once.
-pub struct Loaded {
+pub struct LoadedModel {
     /// The model.
     pub model: Arc<Model>,
-    prompting: Arc<Prompting>,
+    prompt_encoder: Arc<PromptEncoder>,
     grammars: Arc<Grammars>,
     packed: Mutex<HashMap<FormatPlan, Arc<PackedModel>>>,
 }
 
-impl Loaded {
+impl LoadedModel {
     /// Builds tokenizer and template; weights are packed when a pipeline first asks for them.
-    pub fn open(model: Model) -> Result<Arc<Loaded>, PipelineError> {
-        let prompting = Arc::new(Prompting::new(&model)?);
-        let (vocab, eos, words) = (model.spec.vocab, model.vocabulary.eos.clone(), prompting.clone());
+    pub fn open(model: Model) -> Result<Arc<LoadedModel>, PipelineError> {
+        let prompt_encoder = Arc::new(PromptEncoder::new(&model)?);
+        let (vocab, eos, words) = (model.spec.vocab, model.vocabulary.eos.clone(), prompt_encoder.clone());
         let grammars = Arc::new(Grammars::new(move || {
             let tokenizer = words.tokenizer();
             let encoder = words.clone();
@@ -60,7 +60,7 @@ impl Loaded {
                 encode: Box::new(move |text| encoder.tokenizer().encode_continued(text).unwrap_or_default()),
             }
         }));
-        Ok(Arc::new(Loaded { model: Arc::new(model), prompting, grammars, packed: Mutex::default() }))
+        Ok(Arc::new(LoadedModel { model: Arc::new(model), prompt_encoder, grammars, packed: Mutex::default() }))
     }
 
     /// That a model can answer in this form: the constraint compiles, and a model that thinks can be asked not to where choices are
@@ -72,7 +72,7 @@ impl Loaded {
         if form.choices.is_none() {
             return Ok(());
         }
-        let encoder = Encoder { prompting: self.prompting.clone(), grammars: self.grammars.clone(), shared: true };
+        let encoder = Encoder { prompt_encoder: self.prompt_encoder.clone(), grammars: self.grammars.clone(), shared: true };
         let stop = StopRules { eos: true, strings: Vec::new(), sentence: false, repetition: false };
         let generation = Generation {
             max_tokens: 1,
@@ -89,8 +89,8 @@ impl Loaded {
     }
 
     /// Tokenizer and template.
-    pub fn prompting(&self) -> &Prompting {
-        &self.prompting
+    pub fn prompt_encoder(&self) -> &PromptEncoder {
+        &self.prompt_encoder
     }
 
     /// The packed weights of a plan, packed now if they are not yet.
@@ -120,7 +120,7 @@ const WARM_ROWS: usize = 32;
 
 /// Prompts to what the engine takes.
 struct Encoder {
-    prompting: Arc<Prompting>,
+    prompt_encoder: Arc<PromptEncoder>,
     grammars: Arc<Grammars>,
     /// One tokenizer for all prompts, batches in parallel; otherwise one for each prompt, one prompt at a time.
     shared: bool,
@@ -131,19 +131,19 @@ fn record_error(error: text::PromptError) -> RecordError {
 }
 
 /// How a prompt is presented: one that is scored, without a thought.
-fn turn_of(prompt: &Prompt, prompting: &Prompting) -> Result<Turn, RecordError> {
+fn turn_of(prompt: &Prompt, prompt_encoder: &PromptEncoder) -> Result<Turn, RecordError> {
     let Generation { turn, form, .. } = &prompt.generation;
-    if form.choices.is_none() || prompting.marks(true).is_none() {
+    if form.choices.is_none() || prompt_encoder.marks(true).is_none() {
         return Ok(turn.clone());
     }
-    prompting
+    prompt_encoder
         .without_thought(turn)
         .ok_or_else(|| RecordError::new("thinking", "choices are scored without a thought; leave enable_thinking out"))
 }
 
 impl Encode for Encoder {
     fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Encoded, RecordError>> {
-        let turns: Vec<_> = prompts.iter().map(|prompt| turn_of(prompt, &self.prompting)).collect();
+        let turns: Vec<_> = prompts.iter().map(|prompt| turn_of(prompt, &self.prompt_encoder)).collect();
         let presented: Vec<text::ToEncode> = prompts
             .iter()
             .zip(&turns)
@@ -154,8 +154,8 @@ impl Encode for Encoder {
             })
             .collect();
         let ids = match self.shared {
-            true => self.prompting.prompt_ids_batch(&presented),
-            false => presented.iter().map(|prompt| self.prompting.prompt_ids_rebuilt(*prompt)).collect(),
+            true => self.prompt_encoder.prompt_ids_batch(&presented),
+            false => presented.iter().map(|prompt| self.prompt_encoder.prompt_ids_rebuilt(*prompt)).collect(),
         };
         let all = prompts.iter().zip(&presented).zip(ids.into_iter().zip(&turns));
         all.map(|((prompt, presented), (ids, turn))| {
@@ -166,7 +166,7 @@ impl Encode for Encoder {
     }
 
     fn spelled(&self, token: TokenId) -> Vec<u8> {
-        self.prompting.tokenizer().spelled(token).to_vec()
+        self.prompt_encoder.tokenizer().spelled(token).to_vec()
     }
 
     fn at_once(&self) -> usize {
@@ -178,20 +178,20 @@ impl Encoder {
     /// What a request has besides its ids: the constraint compiled, the choices as ids, the marks of thoughts.
     fn with_extras(&self, prompt: &Prompt, presented: &text::ToEncode, ids: Vec<TokenId>) -> Result<Encoded, RecordError> {
         let form = &prompt.generation.form;
-        let tokenizer = self.prompting.tokenizer();
-        let conversation = self.prompting.is_conversation(presented);
+        let tokenizer = self.prompt_encoder.tokenizer();
+        let conversation = self.prompt_encoder.is_conversation(presented);
         let mut extras = Extras::default();
         if let Some(constraint) = &form.constraint {
             let compiled = self.grammars.compile(constraint);
             extras.constraint = Some(compiled.map_err(|message| RecordError::new("constraint", message))?);
         }
-        let marks = self.prompting.marks(conversation);
+        let marks = self.prompt_encoder.marks(conversation);
         let at_end = marks.map(|marks| marks.at_end(tokenizer, &ids, presented.turn.continue_final));
         if let Some(texts) = &form.choices {
             let allowed = match at_end {
                 None | Some(ThoughtAtEnd::Closed) => true,
                 Some(ThoughtAtEnd::Open) => false,
-                Some(ThoughtAtEnd::None) => !conversation || self.prompting.can_switch_thoughts(),
+                Some(ThoughtAtEnd::None) => !conversation || self.prompt_encoder.can_switch_thoughts(),
             };
             if !allowed {
                 let message =
@@ -214,11 +214,14 @@ impl Encoder {
     }
 
     fn choices(&self, texts: &[String], conversation: bool) -> Result<Choices, RecordError> {
-        let end = self.prompting.end_of_answer(conversation);
+        let end = self.prompt_encoder.end_of_answer(conversation);
         let end = end.ok_or_else(|| RecordError::new("choices", "the model has no token that ends an answer"))?;
         let one = |text: &String| {
-            let ids =
-                self.prompting.tokenizer().encode_continued(text).map_err(|e| RecordError::new("tokenizer", e.to_string()))?;
+            let ids = self
+                .prompt_encoder
+                .tokenizer()
+                .encode_continued(text)
+                .map_err(|e| RecordError::new("tokenizer", e.to_string()))?;
             match ids.is_empty() {
                 true => Err(RecordError::new("choices", format!("the choice '{}' has no tokens", crate::units::shown(text)))),
                 false => Ok(ids.into_iter().chain([end]).collect()),
@@ -231,7 +234,7 @@ impl Encoder {
 /// A sequence's text, and what its stop strings mean in this model.
 struct Text {
     detokenizer: text::Detokenizer,
-    prompting: Arc<Prompting>,
+    prompt_encoder: Arc<PromptEncoder>,
 }
 
 impl TextDecoder for Text {
@@ -244,7 +247,7 @@ impl TextDecoder for Text {
     }
 
     fn control(&self, text: &str) -> Option<TokenId> {
-        let tokenizer = self.prompting.tokenizer();
+        let tokenizer = self.prompt_encoder.tokenizer();
         let ids = tokenizer.encode_with_control(text).ok().filter(|_| text == text.trim())?;
         let mut controls = ids.iter().copied().filter(|id| tokenizer.is_control(*id));
         let only = controls.next().filter(|_| controls.next().is_none())?;
@@ -278,14 +281,14 @@ impl Identity {
 
 /// One configuration, ready to run. Pipelines of different configurations live side by side.
 pub struct Pipeline {
-    loaded: Arc<Loaded>,
+    loaded: Arc<LoadedModel>,
     config: PipelineConfig,
     dtype: ResolvedDtype,
     kernels: Vec<String>,
     formats: crate::roofline::Formats,
     engine: Engine,
     encoder: Arc<dyn Encode>,
-    cache: Option<Lru<Kept>>,
+    cache: Option<Lru<CachedAnswer>>,
 }
 
 /// Most bytes of answers kept in memory.
@@ -297,7 +300,7 @@ const OTHER_BYTES: u64 = 24 << 20;
 impl Pipeline {
     /// Packs what is not packed yet, reserves memory, warms up if the configuration says so.
     #[allow(clippy::too_many_lines, reason = "to be cut: each step needs what the one before it made")]
-    pub fn new(loaded: &Arc<Loaded>, config: &PipelineConfig, options: &Options) -> Result<Pipeline, PipelineError> {
+    pub fn new(loaded: &Arc<LoadedModel>, config: &PipelineConfig, options: &Options) -> Result<Pipeline, PipelineError> {
         let kernels = match &options.kernels {
             Some(name) => KernelSet::named(name).map_err(PipelineError::Config)?,
             None => KernelSet::best(),
@@ -316,7 +319,7 @@ impl Pipeline {
                 Bytes(have)
             ))
         };
-        // No memory at all is left only where nobody could look it up.
+        // 0 bytes usable: /proc/meminfo could not be read.
         if let (0, Err(e)) = (machine::usable_memory(), std::fs::File::open("/proc/meminfo")) {
             return Err(PipelineError::Internal(format!("the memory that is left cannot be looked up: /proc/meminfo: {e}")));
         }
@@ -386,13 +389,13 @@ impl Pipeline {
             fast_forward: true,
             mask_threads: config.sizes.threads.saturating_sub(1).clamp(1, 4),
         };
-        let prompting = loaded.prompting.clone();
+        let prompt_encoder = loaded.prompt_encoder.clone();
         let text = Box::new(move || {
-            let detokenizer = prompting.tokenizer().detokenizer();
-            Box::new(Text { detokenizer, prompting: prompting.clone() }) as Box<dyn TextDecoder>
+            let detokenizer = prompt_encoder.tokenizer().detokenizer();
+            Box::new(Text { detokenizer, prompt_encoder: prompt_encoder.clone() }) as Box<dyn TextDecoder>
         });
         let encoder: Arc<dyn Encode> = Arc::new(Encoder {
-            prompting: loaded.prompting.clone(),
+            prompt_encoder: loaded.prompt_encoder.clone(),
             grammars: loaded.grammars.clone(),
             shared: config.tokenizer == TokenizerPolicy::Shared,
         });
@@ -417,7 +420,7 @@ impl Pipeline {
 
     /// One short generation: reads every weight once, starts the threads, touches the working memory, encodes a text.
     fn warm_up(&mut self) -> Result<(), PipelineError> {
-        let _ = self.loaded.prompting.tokenizer().encode("Warm up, 1 2 3.");
+        let _ = self.loaded.prompt_encoder.tokenizer().encode("Warm up, 1 2 3.");
         let token = self.loaded.model.vocabulary.eos.first().copied().unwrap_or(0);
         // As many as touch every weight and every kind of tile; a whole chunk of a model of 10^9 weights would take seconds.
         let rows = self.config.sizes.chunk.min(WARM_ROWS).min(self.loaded.model.spec.context.saturating_sub(4)).max(1);
@@ -439,7 +442,7 @@ impl Pipeline {
             }
         }
         self.engine.cancel_all();
-        self.engine.forget_prefixes();
+        self.engine.clear_prefix_cache();
         Ok(())
     }
 
@@ -499,7 +502,7 @@ impl Pipeline {
         if let Some(cache) = &mut self.cache {
             cache.clear();
         }
-        self.engine.forget_prefixes();
+        self.engine.clear_prefix_cache();
     }
 
     /// Answers everything `source` yields. The source is read on a thread of its own (which is left behind, blocked in its

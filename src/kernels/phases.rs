@@ -1,62 +1,16 @@
-//! The phases of a forward pass, one unit of work at a time, over [`Isa`]: norm, q/k/v with rotation and page writes, attention, the
-//! products that add to the residual, gate and up, the output matrix with argmax or top-k. In: raw views that `ops.rs` made from checked
+//! The phases of a forward pass, each cut into units of work (work items) that threads take, over [`Isa`]: norm, q/k/v with rotation and page writes, attention, the
+//! products that add to the residual, gate and up, the output matrix with argmax or top-k. In: raw views that `ops/` made from checked
 //! slices. Out: writes to places that belong to this unit alone. No unit's result depends on which worker runs it or on other units.
 //! Over 500 lines: a unit of work a phase; attention and layers with a state have files of their own.
 #![allow(unsafe_code)]
 #![allow(clippy::missing_safety_doc, clippy::needless_range_loop, clippy::too_many_arguments)]
 
-use super::Format;
-use super::attention::{ATTENTION_ROWS, SPAN, State};
-use super::gemm::{ActBlock, Gemm, WIDE};
+use super::gemm::{ActBlock, Compiled, Gemm};
 use super::isa::Isa;
-use super::math::{Activation, layer_norm, quantize_block, quantize_row, rms_norm, rounded, soft_cap};
-use super::math::{gated, ungated};
-use super::pages::{HeadShape, PAGE, Row, keep};
-use std::collections::BinaryHeap;
-
-/// A matrix as raw parts.
-#[derive(Clone, Copy)]
-pub(crate) struct Matrix {
-    pub format: Format,
-    pub w: *const u8,
-    pub n: usize,
-    pub k: usize,
-    pub panel_bytes: usize,
-}
-
-/// Activations as raw parts; the pointer a format does not need may dangle.
-#[derive(Clone, Copy)]
-pub(crate) struct Input {
-    pub f: *const f32,
-    pub f_stride: usize,
-    pub q: *const ActBlock,
-    pub q_stride: usize,
-}
-
-/// Where activations go: f32 rows, int8 blocks, or both.
-#[derive(Clone, Copy)]
-pub(crate) struct Sink {
-    pub f: *mut f32,
-    pub f_stride: usize,
-    pub q: *mut ActBlock,
-    pub q_stride: usize,
-}
-
-impl Input {
-    /// The rows from `row` on.
-    pub(crate) fn from(self, row: usize) -> Input {
-        let (f, q) = (self.f.wrapping_add(row * self.f_stride), self.q.wrapping_add(row * self.q_stride));
-        Input { f, q, ..self }
-    }
-}
-
-impl Sink {
-    /// The rows from `row` on.
-    pub(crate) fn from(self, row: usize) -> Sink {
-        let (f, q) = (self.f.wrapping_add(row * self.f_stride), self.q.wrapping_add(row * self.q_stride));
-        Sink { f, q, ..self }
-    }
-}
+use super::math::{ActivationFn, gated, layer_norm, quantize_block, quantize_row, rms_norm, rounded, soft_cap, ungated};
+use super::pages::{HeadShape, PAGE, Row, store_kv};
+use super::scratch::{Ranked, Scratch};
+use super::views::{Input, Matrix, Sink};
 
 /// How a product is cut into units: groups of `panels` panels × groups of `rows` rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,73 +20,9 @@ pub(crate) struct Grid {
     pub row_groups: usize,
 }
 
-/// A worker's scratch memory.
-pub(crate) struct Scratch {
-    wide: Vec<f32>,
-    pub(super) tile: Vec<f32>,
-    pub(super) queries: Vec<f32>,
-    pub(super) scores: Vec<f32>,
-    pub(super) sums: Vec<f32>,
-    /// A span of one head's keys and values, widened.
-    pub(super) pages: Vec<f32>,
-    /// One head, up to 16.
-    head: Vec<f32>,
-    /// The width of heads that the vectors above have room for.
-    head_dim: usize,
-    pub(super) state: Vec<State>,
-    /// Of each scored row: its best so far.
-    pub best: Vec<Best>,
-}
-
-impl Scratch {
-    pub(crate) fn new(head_dim: usize) -> Scratch {
-        let mut scratch = Scratch {
-            wide: vec![0.0; WIDE],
-            tile: Vec::new(),
-            queries: Vec::new(),
-            scores: vec![0.0; ATTENTION_ROWS * SPAN],
-            sums: Vec::new(),
-            pages: Vec::new(),
-            head: Vec::new(),
-            head_dim: 0,
-            state: vec![State::NOTHING; 2 * ATTENTION_ROWS],
-            best: Vec::new(),
-        };
-        scratch.fit(head_dim);
-        scratch
-    }
-
-    /// Makes room for heads of this width; called before every phase that works on heads, so that no caller need promise a width.
-    pub(crate) fn fit(&mut self, head_dim: usize) {
-        if self.head_dim < head_dim {
-            let whole = head_dim.checked_next_multiple_of(16).filter(|w| w.checked_mul(2 * ATTENTION_ROWS).is_some());
-            let padded = whole.expect("heads that memory can hold");
-            self.queries = vec![0.0; ATTENTION_ROWS * head_dim];
-            self.sums = vec![0.0; 2 * ATTENTION_ROWS * padded];
-            self.pages = vec![0.0; 2 * SPAN * padded];
-            self.head = vec![0.0; padded];
-            self.head_dim = head_dim;
-        }
-    }
-
-    /// Bytes it holds with tiles of `floats`; saturates.
-    pub(crate) fn bytes(head_dim: usize, floats: usize) -> usize {
-        let of_a_pair = head_dim.saturating_mul(3).saturating_add(SPAN + 32 + 2 * size_of::<State>() / 4);
-        let pages = head_dim.saturating_mul(2 * SPAN);
-        let all = of_a_pair.saturating_mul(ATTENTION_ROWS).saturating_add(head_dim.saturating_add(WIDE)).saturating_add(pages);
-        all.saturating_add(floats).saturating_mul(4)
-    }
-
-    pub(crate) fn tile(&mut self, floats: usize) {
-        if self.tile.len() < floats {
-            self.tile.resize(floats, 0.0);
-        }
-    }
-}
-
 /// Multiplies rows `row..row + rows` by panels `panel..panel + panels` into the worker's tile, whose rows are `panels * 16` long.
 #[inline(always)]
-unsafe fn multiply<S: Isa>(m: &Matrix, x: &Input, row: usize, rows: usize, panel: usize, panels: usize, s: &mut Scratch) {
+unsafe fn multiply<S: Compiled>(m: &Matrix, x: &Input, row: usize, rows: usize, panel: usize, panels: usize, s: &mut Scratch) {
     debug_assert!(s.tile.len() >= rows * panels * 16);
     unsafe {
         (S::GEMM)(&Gemm {
@@ -242,7 +132,7 @@ unsafe fn biased<S: Isa>(v: S::F, bias: *const f32, column: usize, round: bool) 
 
 /// Which of the three a part of the q/k/v product is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Part {
+pub(crate) enum Projection {
     Query,
     Key,
     Value,
@@ -251,7 +141,7 @@ pub(crate) enum Part {
 /// q, k, v of all rows: rotated, scaled, written to workspace and pages.
 pub(crate) struct QkvArgs {
     /// Each with its bias, padded to 16; null for none.
-    pub parts: [(Part, Matrix, *const f32); 3],
+    pub parts: [(Projection, Matrix, *const f32); 3],
     pub input: Input,
     pub grid: Grid,
     pub rows: usize,
@@ -269,7 +159,7 @@ pub(crate) struct QkvArgs {
 }
 
 #[inline(always)]
-pub(crate) unsafe fn qkv<S: Isa>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
+pub(crate) unsafe fn qkv<S: Compiled>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
     let mut unit = unit;
     for (part, m, bias) in &a.parts {
         let count = m.n.div_ceil(16);
@@ -288,17 +178,17 @@ pub(crate) unsafe fn qkv<S: Isa>(a: &QkvArgs, s: &mut Scratch, unit: usize) {
                     let column = (panel + p) * 16;
                     let columns = (m.n - column).min(16);
                     let v = biased::<S>(v, *bias, column, a.round);
-                    let v = if *part == Part::Value {
+                    let v = if *part == Projection::Value {
                         v
                     } else {
                         rotate::<S>(a.rotation, a.shape.head_dim, a.round, v, column, info.position as usize)
                     };
-                    if *part == Part::Query {
+                    if *part == Projection::Query {
                         S::store(a.q.add((row + r) * a.q_stride + column), S::mul(v, S::splat(a.scale)));
                     } else if info.page != Row::NOWHERE {
                         let page = a.kv.add(info.page as usize * a.page_bytes);
                         let lane = info.position as usize % PAGE;
-                        keep::<S>(&a.shape, *part == Part::Key, page, lane, column, columns, v);
+                        store_kv::<S>(&a.shape, *part == Projection::Key, page, lane, column, columns, v);
                     }
                 }
             }
@@ -426,7 +316,7 @@ unsafe fn put_head<S: Isa>(a: &HeadsArgs, key: bool, page: *mut u8, position: us
         for c in 0..hd.div_ceil(16) {
             let (v, columns) = (S::load(from.add(c * 16)), (hd - c * 16).min(16));
             let column = head * hd + c * 16;
-            keep::<S>(&a.shape, key, page, position % PAGE, column, columns, v);
+            store_kv::<S>(&a.shape, key, page, position % PAGE, column, columns, v);
         }
     }
 }
@@ -449,7 +339,7 @@ pub(crate) struct ResidualArgs {
 }
 
 #[inline(always)]
-pub(crate) unsafe fn residual<S: Isa>(a: &ResidualArgs, s: &mut Scratch, unit: usize) {
+pub(crate) unsafe fn residual<S: Compiled>(a: &ResidualArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
         multiply::<S>(&a.m, &a.input, row, rows, panel, panels, s);
@@ -502,7 +392,7 @@ pub(crate) struct ActivateArgs {
     pub gate: *const f32,
     pub up: *const f32,
     pub stride: usize,
-    pub activation: Activation,
+    pub activation: ActivationFn,
     pub n: usize,
     pub rows: usize,
     pub rows_per_unit: usize,
@@ -539,7 +429,7 @@ pub(crate) struct GateUpArgs {
     /// `panels` is a multiple of 4: whole blocks of 32 outputs.
     pub grid: Grid,
     pub rows: usize,
-    pub activation: Activation,
+    pub activation: ActivationFn,
     pub out: Sink,
     pub to_q: bool,
     pub round: bool,
@@ -547,10 +437,10 @@ pub(crate) struct GateUpArgs {
 
 /// activation(gate) * up of the j-th pair of panels of a tile's row.
 #[inline(always)]
-unsafe fn gated_pair<S: Isa, const SILU: bool>(activation: Activation, tile: *const f32, j: usize, round: bool) -> S::F {
+unsafe fn gated_pair<S: Isa, const SILU: bool>(activation: ActivationFn, tile: *const f32, j: usize, round: bool) -> S::F {
     unsafe {
         // Known when this is compiled, the commonest one keeps its constants in registers.
-        let activation = if SILU { Activation::Silu } else { activation };
+        let activation = if SILU { ActivationFn::Silu } else { activation };
         let gate = rounded::<S>(round, S::load(tile.add(j * 32)));
         let up = rounded::<S>(round, S::load(tile.add(j * 32 + 16)));
         gated::<S>(activation, gate, up, round)
@@ -558,15 +448,15 @@ unsafe fn gated_pair<S: Isa, const SILU: bool>(activation: Activation, tile: *co
 }
 
 #[inline(always)]
-pub(crate) unsafe fn gate_up<S: Isa>(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
+pub(crate) unsafe fn gate_up<S: Compiled>(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
     match a.activation {
-        Activation::Silu => unsafe { gate_up_by::<S, true>(a, s, unit) },
+        ActivationFn::Silu => unsafe { gate_up_by::<S, true>(a, s, unit) },
         _ => unsafe { gate_up_by::<S, false>(a, s, unit) },
     }
 }
 
 #[inline(always)]
-unsafe fn gate_up_by<S: Isa, const SILU: bool>(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
+unsafe fn gate_up_by<S: Compiled, const SILU: bool>(a: &GateUpArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
         multiply::<S>(&a.m, &a.input, row, rows, panel, panels, s);
@@ -592,44 +482,11 @@ unsafe fn gate_up_by<S: Isa, const SILU: bool>(a: &GateUpArgs, s: &mut Scratch, 
 
 /// What a scored row wants.
 #[derive(Clone, Copy)]
-pub(crate) enum Score {
+pub(crate) enum RawScoreRequest {
     Argmax,
     TopK(usize),
     /// All scores, to this place of `n` floats.
     All(*mut f32),
-}
-
-/// A score and its token, ordered so that the heap's greatest is the one to give up first: the lowest score, of equals the highest id.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Ranked(pub f32, pub u32);
-
-impl Eq for Ranked {}
-
-impl Ord for Ranked {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.0.partial_cmp(&self.0).unwrap_or(std::cmp::Ordering::Equal).then(self.1.cmp(&other.1))
-    }
-}
-
-impl PartialOrd for Ranked {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-/// A worker's share of a row's scores.
-#[derive(Clone, Debug)]
-pub(crate) struct Best {
-    pub argmax: Ranked,
-    pub top: BinaryHeap<Ranked>,
-    /// A score was NaN or infinite.
-    pub bad: bool,
-}
-
-impl Best {
-    pub(crate) fn new() -> Best {
-        Best { argmax: Ranked(f32::NEG_INFINITY, u32::MAX), top: BinaryHeap::new(), bad: false }
-    }
 }
 
 /// The output matrix.
@@ -638,7 +495,7 @@ pub(crate) struct HeadArgs {
     pub input: Input,
     pub grid: Grid,
     pub rows: usize,
-    pub score: *const Score,
+    pub score: *const RawScoreRequest,
     /// Padded to 16; null for none.
     pub bias: *const f32,
     /// What scores are multiplied with; 1 changes no bit.
@@ -649,7 +506,7 @@ pub(crate) struct HeadArgs {
 }
 
 #[inline(always)]
-pub(crate) unsafe fn head<S: Isa>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
+pub(crate) unsafe fn head<S: Compiled>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
     unsafe {
         let (row, rows, panel, panels) = cut(&a.grid, unit, a.m.n.div_ceil(16), a.rows);
         multiply::<S>(&a.m, &a.input, row, rows, panel, panels, s);
@@ -672,7 +529,7 @@ pub(crate) unsafe fn head<S: Isa>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
             }
             best.bad |= S::sum(finite) != 0.0;
             match *a.score.add(row + r) {
-                Score::Argmax => {
+                RawScoreRequest::Argmax => {
                     for p in 0..panels {
                         if S::any_ge(S::load(tile.add(p * 16)), S::splat(best.argmax.0)) {
                             for c in p * 16..(p * 16 + 16).min(columns) {
@@ -681,7 +538,7 @@ pub(crate) unsafe fn head<S: Isa>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
                         }
                     }
                 }
-                Score::TopK(k) => {
+                RawScoreRequest::TopK(k) => {
                     for p in 0..panels {
                         let full = best.top.len() >= k;
                         let bar = best.top.peek().map_or(f32::NEG_INFINITY, |t| t.0);
@@ -699,7 +556,7 @@ pub(crate) unsafe fn head<S: Isa>(a: &HeadArgs, s: &mut Scratch, unit: usize) {
                         }
                     }
                 }
-                Score::All(to) => {
+                RawScoreRequest::All(to) => {
                     std::ptr::copy_nonoverlapping(tile, to.add(panel * 16), columns);
                 }
             }

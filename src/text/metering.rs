@@ -1,4 +1,4 @@
-//! A stranger's template as a program whose work is paid for before it is done. minijinja's fuel counts instructions, the bytes of new
+//! Fuel metering of untrusted templates: work is charged before it is done. minijinja's fuel counts instructions, the bytes of new
 //! texts and the items of most loops, but not what a value is worth when it is written out, compared, looked into or thrown away:
 //! `[[x] * 9999] * 9999` is two small objects, `s[999999]` walks a long text for the price of one instruction, and a list put into a
 //! list a hundred thousand times takes a stack that deep to free. So the compiled program is written anew with checks before every
@@ -11,7 +11,7 @@
 //! so that one request would not have one answer; fuel refuses at the same place everywhere. A child is also a program to be found (a library's
 //! user or a test has none), started under limits on processes and memory that may forbid it, and asked twice for each prompt.
 //! Over 500 lines: a rule for each instruction of minijinja, none of which is of use alone.
-// What it reads is a stranger's.
+// Untrusted input.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, ast, make_string_output, parse};
@@ -24,7 +24,7 @@ use std::sync::{Mutex, PoisonError};
 /// Fuel for putting a container into another: with the budget of a rendering, nothing is nested deeper than some thousands.
 const NESTING: u64 = 200;
 /// Deepest value that is written out or compared.
-const DEEPEST: usize = 50;
+const MAX_DEPTH: usize = 50;
 /// A filter's slot that is looked up at every use.
 const NO_SLOT: u8 = u8::MAX;
 
@@ -348,7 +348,7 @@ struct Price {
 }
 
 fn follow(state: &State, value: &Value, price: Price, depth: usize) -> Result<(), Error> {
-    if depth > DEEPEST {
+    if depth > MAX_DEPTH {
         return Err(Error::new(ErrorKind::InvalidOperation, "nested too deeply"));
     }
     let kind = value.kind();

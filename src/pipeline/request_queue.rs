@@ -7,21 +7,21 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Something accepted, with its place in the source and the moment of acceptance.
+/// An item of the source, numbered and timed when it was accepted.
 #[derive(Debug)]
 pub struct Accepted<T> {
-    /// From 0.
+    /// Its place in the source, from 0.
     pub index: u64,
     /// When it got its place in the queue.
     pub at: Instant,
-    /// It.
+    /// The item.
     pub item: T,
 }
 
 /// What the engine's thread gets.
 #[derive(Debug)]
 pub enum Next<T> {
-    /// Here it is.
+    /// The next item.
     Item(Accepted<T>),
     /// Nothing now, but more may come.
     Empty,
@@ -40,7 +40,7 @@ pub enum Failed {
 
 /// See the module's head. `A`: accepted. `R`: ready for the engine.
 #[derive(Debug)]
-pub struct Intake<A, R> {
+pub struct RequestQueue<A, R> {
     capacity: usize,
     state: Mutex<State<A, R>>,
     changed: Condvar,
@@ -54,12 +54,12 @@ struct State<A, R> {
     working: usize,
     ready: VecDeque<Accepted<R>>,
     source_ended: bool,
-    /// Nobody wants anything any more.
+    /// The engine has stopped: items are neither accepted nor handed out.
     closed: bool,
     failed: Option<Failed>,
 }
 
-impl<A, R> Intake<A, R> {
+impl<A, R> RequestQueue<A, R> {
     /// An empty queue for `capacity` ≥ 1 records.
     pub fn new(capacity: usize) -> Self {
         let state = State {
@@ -71,15 +71,15 @@ impl<A, R> Intake<A, R> {
             closed: false,
             failed: None,
         };
-        Intake { capacity: capacity.max(1), state: Mutex::new(state), changed: Condvar::new() }
+        RequestQueue { capacity: capacity.max(1), state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<A, R>> {
-        // Every critical section leaves the state whole, so a poisoned lock is as good as any.
+        // Every critical section leaves the state whole, so the data behind a poisoned lock is valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reader: accepts an item as soon as there is room; false if nobody wants it any more.
+    /// Reader: accepts an item as soon as there is room; false once the queue is closed.
     pub fn accept(&self, item: A) -> bool {
         let full = |s: &mut State<A, R>| !s.closed && s.waiting.len() + s.working + s.ready.len() >= self.capacity;
         let mut state = self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
@@ -180,32 +180,32 @@ mod tests {
 
     #[test]
     fn everything_comes_through_once_in_order_within_the_bound() {
-        let intake: Arc<Intake<u32, u32>> = Arc::new(Intake::new(5));
+        let queue: Arc<RequestQueue<u32, u32>> = Arc::new(RequestQueue::new(5));
         let reader = std::thread::spawn({
-            let intake = intake.clone();
+            let queue = queue.clone();
             move || {
-                (0..1000).for_each(|i| assert!(intake.accept(i)));
-                intake.end(None);
+                (0..1000).for_each(|i| assert!(queue.accept(i)));
+                queue.end(None);
             }
         });
         let tokenizer = std::thread::spawn({
-            let intake = intake.clone();
+            let queue = queue.clone();
             move || {
-                while let Some(items) = intake.take(3) {
+                while let Some(items) = queue.take(3) {
                     assert!((1..=3).contains(&items.len()));
-                    intake.give(items.into_iter().map(|a| Accepted { index: a.index, at: a.at, item: a.item * 2 }).collect());
+                    queue.give(items.into_iter().map(|a| Accepted { index: a.index, at: a.at, item: a.item * 2 }).collect());
                 }
             }
         });
         let mut seen = 0u64;
         loop {
-            match intake.next() {
+            match queue.next() {
                 Next::Item(a) => {
                     assert_eq!((a.index, a.item), (seen, seen as u32 * 2));
                     seen += 1;
-                    assert!(intake.accepted() <= seen + 5);
+                    assert!(queue.accepted() <= seen + 5);
                 }
-                Next::Empty => intake.wait(Duration::from_millis(50)),
+                Next::Empty => queue.wait(Duration::from_millis(50)),
                 Next::Ended(failed) => {
                     assert_eq!(failed, None);
                     break;
@@ -219,32 +219,32 @@ mod tests {
 
     #[test]
     fn closing_frees_a_blocked_reader_and_a_blocked_tokenizer() {
-        let intake: Arc<Intake<u32, u32>> = Arc::new(Intake::new(1));
-        assert!(intake.accept(1));
+        let queue: Arc<RequestQueue<u32, u32>> = Arc::new(RequestQueue::new(1));
+        assert!(queue.accept(1));
         let reader = std::thread::spawn({
-            let intake = intake.clone();
-            move || intake.accept(2)
+            let queue = queue.clone();
+            move || queue.accept(2)
         });
-        assert_eq!(intake.take(9).map(|v| v.len()), Some(1));
+        assert_eq!(queue.take(9).map(|v| v.len()), Some(1));
         let tokenizer = std::thread::spawn({
-            let intake = intake.clone();
-            move || intake.take(9).is_none()
+            let queue = queue.clone();
+            move || queue.take(9).is_none()
         });
         std::thread::sleep(Duration::from_millis(20));
-        intake.close();
+        queue.close();
         assert!(!reader.join().unwrap() && tokenizer.join().unwrap());
-        assert!(matches!(intake.next(), Next::Ended(None)));
+        assert!(matches!(queue.next(), Next::Ended(None)));
     }
 
     #[test]
     fn a_failure_is_told_after_what_was_accepted_before_it() {
-        let intake: Intake<u32, u32> = Intake::new(4);
-        assert!(intake.accept(1));
-        intake.end(Some(Failed::Source(SourceFailure { message: "line 2 is broken".into(), refused: true })));
-        assert!(matches!(intake.next(), Next::Empty) && !intake.settled(2));
-        let items = intake.take(9).unwrap();
-        intake.give(items);
-        assert!(intake.settled(2) && matches!(intake.next(), Next::Item(_)));
-        assert!(matches!(intake.next(), Next::Ended(Some(Failed::Source(_)))) && intake.take(1).is_none());
+        let queue: RequestQueue<u32, u32> = RequestQueue::new(4);
+        assert!(queue.accept(1));
+        queue.end(Some(Failed::Source(SourceFailure { message: "line 2 is broken".into(), refused: true })));
+        assert!(matches!(queue.next(), Next::Empty) && !queue.settled(2));
+        let items = queue.take(9).unwrap();
+        queue.give(items);
+        assert!(queue.settled(2) && matches!(queue.next(), Next::Item(_)));
+        assert!(matches!(queue.next(), Next::Ended(Some(Failed::Source(_)))) && queue.take(1).is_none());
     }
 }

@@ -1,5 +1,6 @@
-//! Who owns which page of keys and values: page lists of open sequences, reference counts, a free list, and the kept beginnings
-//! of earlier prompts (a trie over whole pages of token ids, evicted from its leaves, least recently used first).
+//! The page table of keys and values (paged attention: Kwon et al., arXiv 2309.06180): page lists of open sequences, reference counts, a
+//! free list, and the prefix cache, a trie over whole pages of token ids, evicted from its leaves, least recently used first (RadixAttention:
+//! Zheng et al., arXiv 2312.07104).
 //! In: prompts. Out: page numbers. It is plain data: it holds no keys, no values, no memory of any size, and computes nothing.
 //!
 //! A prompt's whole pages are promised at [`PageTable::open`], before anybody wrote them: a sequence opened later may refer to them,
@@ -29,7 +30,7 @@ struct Page {
     children: Vec<u32>,
     /// All its positions hold keys and values.
     written: bool,
-    /// When it was last let go of; meaningful while it is kept.
+    /// The clock when its last reference was released; used while it is in the prefix cache without one.
     stamp: u64,
 }
 
@@ -77,9 +78,9 @@ pub struct PageTable {
     /// The slots of sequences with prompts of their own; those of forks come after.
     most_open: usize,
     trie: HashMap<Key, u32>,
-    /// Kept pages without children, by age: what may be evicted next.
+    /// Cached pages without children, by age: what may be evicted next.
     leaves: BTreeSet<(u64, u32)>,
-    /// Registered pages to which no open sequence refers.
+    /// Pages of the trie to which no open sequence refers.
     kept: usize,
     clock: u64,
     /// Sequences have states: a beginning is taken over only as far as there is a checkpoint.
@@ -205,13 +206,13 @@ impl PageTable {
         }
         let own = pages.len();
         for &page in &pages {
-            self.hold(page);
+            self.retain(page);
         }
         if need - own > self.most - self.pages.len() + self.free.len() + self.kept {
             for &page in &pages {
-                self.let_go(page);
+                self.release(page);
             }
-            // It is not there to write what it was to write.
+            // It will not write the checkpoint that it was to write.
             self.drop_unwritten(Slot(slot));
             return None;
         }
@@ -254,7 +255,7 @@ impl PageTable {
         let left = spare.len().checked_sub(need - shared)?;
         let own = spare.split_off(left);
         let copy = from.filter(|_| !at.is_multiple_of(PAGE)).zip(own.first().copied());
-        pages.iter().for_each(|&page| self.hold(page));
+        pages.iter().for_each(|&page| self.retain(page));
         pages.extend(own);
         // Slots past those of prompts are made as they are needed.
         let slot = (self.most_open..self.slots.len()).find(|i| self.slots[*i].is_none()).unwrap_or(self.slots.len());
@@ -286,7 +287,7 @@ impl PageTable {
         self.sequence(slot).own * PAGE
     }
 
-    /// Tells that the first `positions` positions of this sequence hold keys and values now; call it after every forward pass that
+    /// Records that the first `positions` positions of this sequence hold keys and values now; call it after every forward pass that
     /// succeeded. What was promised and is not written when the sequence is closed is withdrawn.
     pub fn written(&mut self, slot: Slot, positions: usize) {
         let sequence = self.slots[slot.0].as_mut().expect("an open slot");
@@ -329,7 +330,7 @@ impl PageTable {
             root.spare.extend(own);
         }
         let spare = std::mem::take(&mut sequence.spare);
-        spare.into_iter().for_each(|page| self.let_go(page));
+        spare.into_iter().for_each(|page| self.release(page));
         self.drop_unwritten(slot);
         // From the end, because children leave the trie before their parents.
         for &page in sequence.pages[sequence.own..].iter().rev() {
@@ -347,7 +348,7 @@ impl PageTable {
         }
         self.clock += 1;
         for &page in &sequence.pages {
-            self.let_go(page);
+            self.release(page);
         }
     }
 
@@ -391,7 +392,7 @@ impl PageTable {
         self.slots.get(slot.0).and_then(Option::as_ref).expect("an open slot")
     }
 
-    fn hold(&mut self, number: u32) {
+    fn retain(&mut self, number: u32) {
         let page = &mut self.pages[number as usize];
         if page.refs == 0 {
             self.kept -= 1;
@@ -400,7 +401,7 @@ impl PageTable {
         page.refs += 1;
     }
 
-    fn let_go(&mut self, number: u32) {
+    fn release(&mut self, number: u32) {
         let page = &mut self.pages[number as usize];
         page.refs -= 1;
         if page.refs > 0 {
@@ -468,7 +469,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Every rule the table lives by, checked from outside in.
+    /// The table's invariants.
     fn check(table: &PageTable) {
         let mut refs = vec![0; table.pages.len()];
         for sequence in table.slots.iter().flatten() {

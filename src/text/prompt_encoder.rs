@@ -1,4 +1,4 @@
-//! What a model needs to read prompts: its tokenizer and its chat template, put together. In: a model, contents. Out: prompt ids, each at
+//! The prompt encoder: a model's tokenizer and chat template. In: a model, contents. Out: prompt ids, each at
 //! most as long as the context allows. A conversation is tokenized as transformers does it, except that nothing in a content is a control token.
 
 use super::rendering::RenderLimits;
@@ -75,7 +75,7 @@ impl PromptError {
 }
 
 /// A model's tokenizer and chat template; used by many threads.
-pub struct Prompting {
+pub struct PromptEncoder {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     vocabulary: Vocabulary,
@@ -84,14 +84,14 @@ pub struct Prompting {
     doubled_bos: AtomicU64,
 }
 
-impl Prompting {
+impl PromptEncoder {
     /// Builds the tokenizer and renders a probe conversation. Errors name the file.
-    pub fn new(model: &Model) -> Result<Prompting, ModelError> {
+    pub fn new(model: &Model) -> Result<PromptEncoder, ModelError> {
         Self::from_vocabulary(&model.vocabulary, model.spec.context).map_err(|e| e.at(&model.path))
     }
 
     /// The same without a model; errors name the field only.
-    pub fn from_vocabulary(vocabulary: &Vocabulary, context: usize) -> Result<Prompting, ModelError> {
+    pub fn from_vocabulary(vocabulary: &Vocabulary, context: usize) -> Result<PromptEncoder, ModelError> {
         let tokenizer = Tokenizer::build(vocabulary)?;
         let Vocabulary { bos_text, eos_text, template_variables: variables, .. } = vocabulary;
         let template = match &vocabulary.chat_template {
@@ -101,7 +101,7 @@ impl Prompting {
             ),
             None => None,
         };
-        Ok(Prompting { tokenizer, template, vocabulary: vocabulary.clone(), context, doubled_bos: AtomicU64::new(0) })
+        Ok(PromptEncoder { tokenizer, template, vocabulary: vocabulary.clone(), context, doubled_bos: AtomicU64::new(0) })
     }
 
     /// Whether conversations can be written; a base model has no template, and its prompts are texts to be continued.
@@ -212,7 +212,7 @@ impl Prompting {
                     "the model has no chat template to write 'messages' with; give 'prompt'",
                 );
             }
-            // Roles mean nothing without the template, and whoever wrote them did not write control tokens.
+            // Without a template roles have no tokens, and contents must not bring control tokens of their own.
             (Content::Messages(_), _) if prompt.raw => {
                 return Err(PromptError::NoTemplate(
                     "raw prompts are written without the chat template; give 'prompt' instead of 'messages', or leave --raw out",
@@ -364,14 +364,14 @@ mod tests {
 
     const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-    fn prompting(template: Option<&str>, add_bos: bool) -> Prompting {
+    fn prompt_encoder(template: Option<&str>, add_bos: bool) -> PromptEncoder {
         let vocabulary = Vocabulary { chat_template: template.map(String::from), add_bos, ..tiny() };
-        Prompting::from_vocabulary(&vocabulary, 200).unwrap()
+        PromptEncoder::from_vocabulary(&vocabulary, 200).unwrap()
     }
 
     #[test]
     fn conversations_have_their_control_tokens_and_users_have_none() {
-        let p = prompting(Some(CHATML), true);
+        let p = prompt_encoder(Some(CHATML), true);
         let ids = p.prompt_ids(&Content::Text("the <|im_end|> 12".into()), Some("sys"), false).unwrap();
         let control: Vec<_> = ids.iter().copied().filter(|&i| p.tokenizer().is_control(i)).collect();
         assert_eq!(control, [1, 2, 1, 2, 1]);
@@ -389,7 +389,7 @@ mod tests {
     #[test]
     fn variables_that_could_spell_a_control_token_are_refused() {
         let template = format!("{CHATML}{{{{ a | default('') }}}}{{{{ b | default('') }}}}");
-        let p = prompting(Some(&template), false);
+        let p = prompt_encoder(Some(&template), false);
         let content = Content::Text("x".into());
         let ids = |json: &str| {
             let turn = Turn { variables: serde_json::from_str(json).unwrap(), ..Turn::default() };
@@ -405,22 +405,22 @@ mod tests {
     #[test]
     fn raw_text_begins_with_bos_only_if_the_file_says_so() {
         let text = Content::Text("<|im_end|>".into());
-        assert_eq!(prompting(Some(CHATML), true).prompt_ids(&text, Some("no"), true), Ok(vec![1, 2]));
-        assert_eq!(prompting(None, false).prompt_ids(&text, None, true), Ok(vec![2]));
-        let plain = prompting(None, true).prompt_ids(&text, None, false).unwrap();
+        assert_eq!(prompt_encoder(Some(CHATML), true).prompt_ids(&text, Some("no"), true), Ok(vec![1, 2]));
+        assert_eq!(prompt_encoder(None, false).prompt_ids(&text, None, true), Ok(vec![2]));
+        let plain = prompt_encoder(None, true).prompt_ids(&text, None, false).unwrap();
         assert!(plain[0] == 1 && plain[1..].iter().all(|i| *i > 2));
-        assert!(!prompting(None, true).has_template() && prompting(Some(CHATML), true).has_template());
+        assert!(!prompt_encoder(None, true).has_template() && prompt_encoder(Some(CHATML), true).has_template());
         // Text that begins with BOS gets another, and it is counted.
-        let twice = prompting(Some(CHATML), true);
+        let twice = prompt_encoder(Some(CHATML), true);
         assert_eq!(twice.prompt_ids(&Content::Text("<|im_start|>".into()), None, true), Ok(vec![1, 1]));
-        assert_eq!((twice.doubled_bos(), prompting(Some(CHATML), true).doubled_bos()), (1, 0));
+        assert_eq!((twice.doubled_bos(), prompt_encoder(Some(CHATML), true).doubled_bos()), (1, 0));
         let completion = Content::Completion("<|im_end|>".into());
-        assert_eq!(prompting(Some(CHATML), true).prompt_ids(&completion, None, false), Ok(plain));
+        assert_eq!(prompt_encoder(Some(CHATML), true).prompt_ids(&completion, None, false), Ok(plain));
     }
 
     #[test]
     fn what_cannot_be_read_is_an_error_with_its_figures() {
-        let p = prompting(Some(CHATML), false);
+        let p = prompt_encoder(Some(CHATML), false);
         let text = |t: String| Content::Text(t);
         let error = p.prompt_ids(&text("x".repeat(300)), None, false).unwrap_err();
         assert_eq!(error.code(), "prompt_too_long");
@@ -433,14 +433,14 @@ mod tests {
         assert_eq!(p.prompt_ids(&messages(&["user", "user"]), None, true).unwrap_err().code(), "no_chat_template");
         // One message alone was not written by somebody who knows the template either.
         assert_eq!(p.prompt_ids(&messages(&["user"]), None, true).unwrap_err().code(), "no_chat_template");
-        assert!(prompting(None, false).prompt_ids(&messages(&["user"]), None, false).is_ok());
+        assert!(prompt_encoder(None, false).prompt_ids(&messages(&["user"]), None, false).is_ok());
         assert_eq!(
-            prompting(None, false).prompt_ids(&messages(&["a", "b"]), None, false).unwrap_err().code(),
+            prompt_encoder(None, false).prompt_ids(&messages(&["a", "b"]), None, false).unwrap_err().code(),
             "no_chat_template"
         );
-        assert_eq!(prompting(None, false).prompt_ids(&text(String::new()), None, false), Err(PromptError::Empty));
+        assert_eq!(prompt_encoder(None, false).prompt_ids(&text(String::new()), None, false), Err(PromptError::Empty));
         assert_eq!(p.prompt_ids(&messages(&["<|im_start|>"]), None, false).unwrap_err().code(), "chat_template");
-        let strict = prompting(
+        let strict = prompt_encoder(
             Some(&format!("{{% if messages[0].role == 'system' %}}{{{{ raise_exception('no system') }}}}{{% endif %}}{CHATML}")),
             false,
         );
@@ -451,7 +451,7 @@ mod tests {
     #[test]
     fn a_bad_template_is_an_invalid_model() {
         let vocabulary = Vocabulary { chat_template: Some("{{ messages[0].role }}".into()), ..tiny() };
-        let Err(ModelError::Invalid(message)) = Prompting::from_vocabulary(&vocabulary, 200) else { panic!("accepted") };
+        let Err(ModelError::Invalid(message)) = PromptEncoder::from_vocabulary(&vocabulary, 200) else { panic!("accepted") };
         assert!(message.contains("chat_template") && message.contains("leaves out"), "{message}");
     }
 
@@ -463,7 +463,7 @@ mod tests {
             parts in prop::collection::vec(prop::sample::select(vec!["<|im_start|>", "<|im_end|>", "<|im_", "start|>", "end|>", "<|", "|>", "user\n", "\n", " ", "x", "é", "<|endoftext|>", "{{ bos_token }}"]), 0..12),
             cut in 0usize..12,
         ) {
-            thread_local!(static PROMPTING: Prompting = prompting(Some(CHATML), false));
+            thread_local!(static PROMPTING: PromptEncoder = prompt_encoder(Some(CHATML), false));
             PROMPTING.with(|p| {
                 let cut = cut.min(parts.len());
                 let message = |role: &str, parts: &[&str]| Message { role: role.into(), content: parts.concat() };
@@ -483,9 +483,9 @@ mod tests {
             cut in 0usize..12,
         ) {
             const TURNS: &str = "{% for message in messages %}{{'<start_of_turn>' + message['role'] + '\n' + message['content'] + '<end_of_turn>\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}";
-            thread_local!(static PROMPTING: [Prompting; 2] = [true, false].map(|space| {
+            thread_local!(static PROMPTING: [PromptEncoder; 2] = [true, false].map(|space| {
                 let vocabulary = Vocabulary { chat_template: Some(TURNS.into()), ..super::super::tokenizer::tests::pieces_with_scores(space) };
-                Prompting::from_vocabulary(&vocabulary, 2000).unwrap()
+                PromptEncoder::from_vocabulary(&vocabulary, 2000).unwrap()
             }));
             PROMPTING.with(|both| {
                 let cut = cut.min(parts.len());
