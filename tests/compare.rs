@@ -237,9 +237,23 @@ fn what_cannot_be_compared_is_refused_in_one_line() {
     refused(compare(path, &["f32", "bf16", "-m", "none.gguf"]), "none.gguf");
     let model = model(path, Stored::F32);
     std::fs::write(path.join("short.txt"), "too short").unwrap();
-    refused(compare(path, &["f32", "bf16", "-m", &model, "--text", "short.txt"]), "are needed");
-    std::fs::write(path.join("bytes.txt"), [0xff, 0xfe, 0x00]).unwrap();
-    refused(compare(path, &["f32", "bf16", "-m", &model, "--text", "bytes.txt"]), "UTF-8");
+    // What is wrong with a text is said before the model is looked for, but for the number of its tokens.
+    for (name, content, part) in [
+        ("short.txt", &b"too short"[..], "has 9 bytes; 4096 tokens at least"),
+        ("empty.txt", b"", "is empty; 4096 tokens"),
+        ("mark.txt", b"\xef\xbb\xbf", "is empty; 4096 tokens"),
+        ("zeros.txt", &[b'a', 0, 0], "byte 1 is zero"),
+        ("bytes.txt", &[0xff, 0xfe, 0x00], "UTF-8"),
+    ] {
+        std::fs::write(path.join(name), content).unwrap();
+        refused(compare(path, &["f32", "bf16", "-m", "none.gguf", "--text", name]), part);
+    }
+    std::fs::create_dir(path.join("texts")).unwrap();
+    refused(compare(path, &["f32", "bf16", "-m", "none.gguf", "--text", "texts"]), "cannot be read");
+    refused(compare(path, &["f32", "bf16", "-m", "none.gguf", "--text", "none.txt"]), "none.txt: cannot be read");
+    refused(compare(path, &["f32", "bf16", "-m", "none.gguf", "--text", "/dev/zero"]), "byte 0 is zero");
+    std::fs::write(path.join("few.txt"), "the ".repeat(1200)).unwrap();
+    refused(compare(path, &["f32", "bf16", "-m", &model, "--text", "few.txt"]), "are needed");
     refused(compare(path, &["f32", "bf16", "-m", &model, "--out", "short.txt"]), "short.txt");
     assert!(!path.join("results").exists(), "a refusal writes nothing");
 }

@@ -226,7 +226,11 @@ fn errors_get_a_column_and_their_journal_stays_for_another_try() {
     // Another setting's journal, and what is none of ours.
     bench.run(&[&args[..], &["--resume", "--max-tokens", "3"]].concat()).refused("--max-tokens");
     bench.file("out.csv.journal.jsonl", "garbage\n");
-    bench.run(&[&args[..], &["--resume"]].concat()).refused("line 1");
+    for flag in ["--resume", "--overwrite"] {
+        bench.run(&[&args[..], &[flag]].concat()).refused("is no journal of llmopt");
+    }
+    assert_eq!(bench.text("out.csv.journal.jsonl"), "garbage\n");
+    std::fs::remove_file(bench.path("out.csv.journal.jsonl")).unwrap();
     bench.run(&[&args[..], &["--overwrite", "--limit", "1"]].concat()).expect(0);
     assert_eq!(rows(&bench.text("out.csv")).1.len(), 1);
 }
@@ -410,4 +414,45 @@ fn a_build_without_parquet_names_the_feature() {
     bench.file("in.parquet", "PAR1");
     bench.run(&["in.txt", "-o", "out.parquet", "-m", "none.gguf"]).refused("--features parquet");
     bench.run(&["in.parquet", "-m", "none.gguf"]).refused("--features parquet");
+}
+
+#[test]
+fn a_column_that_no_record_of_a_stream_has_is_told() {
+    let bench = Bench::new();
+    let run = |args: &[&str], input: &str| {
+        let mut command = bench.command(&[&["-", "--columns"], args].concat());
+        command.stdin(Stdio::piped());
+        let mut child = bench.start(command);
+        process::feed(&mut child, input);
+        finish(child)
+    };
+    // A header is known before the model is.
+    let refused = run(&["id,anser", "-m", "none.gguf"], "id,prompt,town\n1,x,Ulm\n").refused("--columns: anser is neither");
+    assert!(refused.stderr.contains("town"), "{}", refused.stderr);
+    run(&["id,twon", "-m", "none.gguf", "--input-format", "txt"], "x\n").refused("--columns: twon is neither");
+    // What records of a stream have shows as they come.
+    let line = |n: usize, field: &str| format!("{{\"id\":{n},\"prompt\":\"x\",\"{field}\":\"Ulm\"}}\n");
+    let ran = run(&["id,anser,twon,town", "-q"], &(line(1, "town") + &line(2, "land"))).expect(0);
+    assert_eq!(ran.records()[0]["town"], "Ulm");
+    let said: Vec<&str> = ran.stderr.lines().filter(|line| line.contains("--columns")).collect();
+    assert_eq!(said.len(), 2, "{}", ran.stderr);
+    assert!(said[0].contains("no record has anser; did you mean 'answer'? records have land, town"), "{said:?}");
+    assert!(said[1].contains("no record has twon; did you mean 'town'?"), "{said:?}");
+    let ran = run(&["id,land", "-q"], &(0..300).map(|n| line(n, if n == 299 { "land" } else { "town" })).collect::<String>());
+    assert!(!ran.expect(0).stderr.contains("--columns"), "a late record has it");
+    assert!(!run(&["id,anser", "-q"], "").expect(0).stderr.contains("--columns"), "there is no record");
+}
+
+#[test]
+fn the_line_in_which_a_spreadsheet_names_its_separator_is_no_header() {
+    let bench = Bench::new();
+    bench.file("t.csv", "sep=;\r\nid;prompt;town\r\n1;a, b;Ulm\r\n");
+    bench.run(&["t.csv", "-q", "-o", "out.csv", "--columns", "id,town,answer"]).expect(0);
+    assert!(bench.text("out.csv").starts_with("id;town;answer\n1;Ulm;"), "{}", bench.text("out.csv"));
+    let mut command = bench.command(&["-", "-q"]);
+    command.stdin(Stdio::piped());
+    let mut child = bench.start(command);
+    process::feed(&mut child, "sep=;\nid;prompt\n1;a, b\n");
+    let records = finish(child).expect(0).records();
+    assert!(records.len() == 1 && records[0]["prompt"] == "a, b" && records[0]["id"] == "1", "{records:?}");
 }

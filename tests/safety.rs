@@ -451,3 +451,115 @@ fn a_bench_on_a_full_disk_is_status_1_with_the_path_and_its_files_are_whole() {
     assert_eq!(left.len(), 1, "{left:?}");
     assert!(!llmopt::bench::ablation::result::BenchResult::read(&left[0].0).unwrap().rounds.is_empty());
 }
+
+#[test]
+fn what_stands_under_the_name_of_a_journal_and_is_none_is_left_alone() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(2));
+    let chosen = [input, "-q", "-o", "out.csv", "--columns", "id,answer"];
+    // A journal of ours, as a failed record leaves it, whole and torn.
+    bench.file("bad.jsonl", "{\"id\":\"r0\",\"prompt\":7}\n".to_string() + &prompts(2)[prompts(1).len()..]);
+    bench.run(&["bad.jsonl", "-q", "-o", "ours.csv", "--columns", "id,answer"]).expect(4);
+    let ours = bench.text("ours.csv.journal.jsonl");
+    assert_eq!(ours.lines().count(), 2, "{ours}");
+    let journal = "out.csv.journal.jsonl";
+    let mine = [
+        "my notes\n",
+        "my notes",
+        "{\"id\":\"1\",\"prompt\":\"x\"}\n",
+        "{\"id\":\"1\",\"prompt\":\"x\"}",
+        "{\"id\":\"1\",\"prompt\":\"x\",\"answer\":\"y\"}\n",
+        "{\n  \"id\": 1\n}\n",
+        "\n",
+        "[1,2]",
+    ];
+    for mine in mine {
+        bench.file(journal, mine);
+        for flags in [&[][..], &["--overwrite"], &["--resume"]] {
+            bench.run(&[&chosen[..], flags].concat()).refused("out.csv.journal.jsonl: is no journal of llmopt");
+            assert_eq!(bench.text(journal), mine);
+        }
+    }
+    std::fs::remove_file(bench.path(journal)).unwrap();
+    // Links, to whatever they lead, a folder, a pipe.
+    bench.file("notes.txt", "mine\n");
+    bench.file("journal.jsonl", &ours);
+    for to in ["notes.txt", "journal.jsonl", "nothing.txt"] {
+        std::os::unix::fs::symlink(to, bench.path(journal)).unwrap();
+        for flags in [&[][..], &["--overwrite"], &["--resume"]] {
+            bench.run(&[&chosen[..], flags].concat()).refused("is a link");
+        }
+        std::fs::remove_file(bench.path(journal)).unwrap();
+    }
+    assert!(bench.text("notes.txt") == "mine\n" && bench.text("journal.jsonl") == ours && !bench.path("nothing.txt").exists());
+    std::fs::create_dir(bench.path(journal)).unwrap();
+    bench.run(&[&chosen[..], &["--overwrite"]].concat()).refused("is no file");
+    std::fs::remove_dir(bench.path(journal)).unwrap();
+    mkfifo(&bench.path(journal));
+    bench.run(&[&chosen[..], &["--overwrite"]].concat()).refused("is no file");
+    std::fs::remove_file(bench.path(journal)).unwrap();
+    assert!(!bench.path("out.csv").exists());
+    // Ours are replaced or gone on with; what a kill left of the first line is ours too.
+    for left in [&ours[..], &ours[..40], "{\"i", "", "\0\0\0"] {
+        bench.file(journal, left);
+        bench.run(&[&chosen[..], &["--overwrite"]].concat()).expect(0);
+        assert!(!bench.path(journal).exists() && bench.text("out.csv").lines().count() == 3, "{left}");
+    }
+    bench.file(journal, &ours);
+    bench.run(&["bad.jsonl", "-q", "-o", "out.csv", "--columns", "id,answer", "--resume"]).expect(4);
+}
+
+#[test]
+fn the_only_line_of_a_strangers_file_is_no_torn_record() {
+    let bench = Bench::new();
+    let input = bench.file("in.jsonl", prompts(1));
+    for mine in ["my notes", "[{\"id\":\"1\",\"prompt\":\"x\"}]", "{\"id\":\"1\",\"prompt\":\"x\"}", "{\"text\": \"x", "7"] {
+        bench.file("out.jsonl", mine);
+        bench.run(&[input, "-o", "out.jsonl", "--resume"]).refused("line 1 is no record of this format");
+        assert_eq!(bench.text("out.jsonl"), mine);
+    }
+    for torn in ["{\"id\":\"r0\",\"prom", "{\"id\"", "\0\0"] {
+        bench.file("out.jsonl", torn);
+        bench.run(&[input, "-q", "-o", "out.jsonl", "--resume"]).expect(0);
+        assert_eq!(records(&bench.text("out.jsonl")).len(), 1);
+    }
+}
+
+#[test]
+fn a_file_that_comes_to_be_while_the_run_goes_on_is_left_alone() {
+    let bench = Bench::new();
+    let asked = "{\"id\":\"a\",\"prompt\":\"x\"}\n";
+    let run = |flags: &[&str], mine: &str| {
+        let args = ["-", "--input-format", "jsonl", "--columns", "id,answer", "-o", "out.csv"];
+        let mut command = bench.command(&[&args[..], flags].concat());
+        let mut child = bench.start({
+            command.stdin(Stdio::piped());
+            command
+        });
+        let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.ends_with("ready\n") {
+            assert!(std::io::BufRead::read_line(&mut stderr, &mut line).unwrap() > 0, "{line}");
+        }
+        bench.file(mine, "mine\n");
+        process::feed(&mut child, asked);
+        let mut rest = String::new();
+        stderr.read_to_string(&mut rest).unwrap();
+        (process::wait(&mut child), rest)
+    };
+    let (status, said) = run(&[], "out.csv");
+    assert!(status == 1 && said.contains("out.csv: was made by another program"), "{said}");
+    assert_eq!(bench.text("out.csv"), "mine\n");
+    std::fs::rename(bench.path("out.csv"), bench.path("mine.csv")).unwrap();
+    // The answers are in the journal.
+    let (status, said) = run(&["--resume"], "other.csv");
+    assert!(status == 0 && bench.text("out.csv").starts_with("id,answer\na,"), "{said}");
+    std::fs::remove_file(bench.path("out.csv")).unwrap();
+    let (status, said) = run(&["--stats", "s.json"], "s.json");
+    assert!(status == 1 && said.contains("--stats s.json: ") && bench.text("s.json") == "mine\n", "{said}");
+    std::fs::remove_file(bench.path("out.csv")).unwrap();
+    // A link that leads nowhere yet stays one.
+    std::os::unix::fs::symlink("there.json", bench.path("link.json")).unwrap();
+    let (status, said) = run(&["--stats", "link.json"], "other.csv");
+    assert!(status == 0 && bench.path("link.json").is_symlink() && bench.text("there.json").contains("schema"), "{said}");
+}

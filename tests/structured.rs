@@ -716,3 +716,18 @@ fn a_structured_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not() {
         }
     }
 }
+
+#[test]
+fn what_cannot_be_compiled_is_tried_once_however_often_it_comes() {
+    let grammars = Grammars::new(words);
+    // Refused before, while and after it is compiled.
+    let hostile = ["", "(a", "(.{1,3000}){1,3000}", "(.{1,1000}x){1,1000}", "[a&&b]"].map(|re| Constraint::Regex(re.into()));
+    let first: Vec<String> = hostile.iter().filter_map(|c| grammars.compile(c).err()).collect();
+    assert!(first.len() >= 4, "{first:?}");
+    assert_eq!(grammars.compilations(), hostile.len() as u64);
+    for _ in 0..1000 {
+        let again: Vec<String> = hostile.iter().filter_map(|c| grammars.compile(c).err()).collect();
+        assert_eq!(again, first);
+    }
+    assert_eq!(grammars.compilations(), hostile.len() as u64, "1,000 records cost one attempt each");
+}

@@ -1,6 +1,7 @@
 //! What people see on stderr. Every line is escaped, so that no file can move a terminal's cursor; a dead stderr is ignored.
 
 use crate::units::shown;
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
 /// How much is said.
@@ -30,9 +31,22 @@ pub fn line(text: &str) {
     let _ = std::io::stderr().lock().write_all(format!("{}\n", shown(text)).as_bytes());
 }
 
-/// Writes an error line.
+/// Letters of the beginning and of the end of an error line; what is quoted in it may be megabytes of a stranger's file.
+const BEGINNING: usize = 1500;
+const END: usize = 500;
+
+/// Writes an error line, without the middle of a very long one: what it is about stands at its beginning, what would work at its end.
 pub fn error_line(text: &str) {
-    line(&format!("llmopt: error: {text}"));
+    line(&format!("llmopt: error: {}", without_middle(text)));
+}
+
+fn without_middle(text: &str) -> Cow<'_, str> {
+    if text.chars().nth(BEGINNING + END).is_none() {
+        return Cow::Borrowed(text);
+    }
+    let beginning = text.char_indices().nth(BEGINNING).map_or(text.len(), |(at, _)| at);
+    let end = text.char_indices().rev().nth(END - 1).map_or(0, |(at, _)| at);
+    Cow::Owned(format!("{} … {}", &text[..beginning], &text[end..]))
 }
 
 /// A level, and lines held back until it is certain that the command will run: a refusal is one line with nothing before it.
@@ -84,4 +98,19 @@ impl Console {
 /// Whether stderr is a terminal that can show a moving bar.
 pub fn stderr_is_terminal() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_very_long_error_keeps_its_beginning_and_its_end() {
+        for text in ["", "short", &"é".repeat(BEGINNING + END)] {
+            assert_eq!(without_middle(text), text);
+        }
+        let long = without_middle(&format!("a.json: '{}' is wrong; b would work", "é".repeat(5_000_000))).into_owned();
+        assert!(long.starts_with("a.json: 'é") && long.ends_with("é' is wrong; b would work"), "{long}");
+        assert_eq!(long.chars().count(), BEGINNING + END + 3);
+    }
 }

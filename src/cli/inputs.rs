@@ -92,6 +92,7 @@ impl Inputs {
                 reader.take_warnings().into_iter().for_each(&mut warn);
                 let Some(record) = next else {
                     counts.take().into_iter().flat_map(Counts::lines).for_each(&mut warn);
+                    reader.take_last_warnings().into_iter().for_each(&mut warn);
                     return None;
                 };
                 if let (Some(shard), Ok(record)) = (shard, &record)

@@ -1,7 +1,7 @@
 //! Models and texts that settings are measured with.
 
 use super::Args;
-use crate::bench::compare::quality::Windows;
+use crate::bench::compare::quality::{MIN_TOKENS, Windows};
 use crate::bench::workload::Workload;
 use crate::cli::args::SharedArgs;
 use crate::cli::setting::Setting;
@@ -80,6 +80,19 @@ pub fn read_text(args: &Args) -> Result<String, Failure> {
     bytes.truncate(valid);
     if bytes.starts_with(b"\xef\xbb\xbf") {
         bytes.drain(..3);
+    }
+    if let Some(zero) = bytes.iter().position(|&b| b == 0) {
+        return Err(Failure::usage(format!("--text {name}: is no text: byte {zero} is zero")));
+    }
+    // No token is shorter than a byte; the exact number is known with the model.
+    if bytes.len() < MIN_TOKENS && !args.quick {
+        let told = match bytes.len() {
+            0 => "is empty".to_string(),
+            length => format!("has {length} bytes"),
+        };
+        return Err(Failure::usage(format!(
+            "--text {name}: {told}; {MIN_TOKENS} tokens at least are predicted, for which a text of 30 kB is enough"
+        )));
     }
     String::from_utf8(bytes).map_err(|e| Failure::usage(format!("--text {name}: {e}")))
 }

@@ -194,6 +194,11 @@ pub fn is_own(name: &str, properties: &[String]) -> bool {
     own(name, properties).is_some()
 }
 
+/// Names of the fields of answers.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|output| output.name)
+}
+
 /// A name that none of these is: the same with `llmopt.` before it, as often as it takes.
 fn free<'c>(name: &str, taken: impl Iterator<Item = &'c str> + Clone) -> String {
     let mut name = name.to_string();
@@ -334,6 +339,15 @@ impl LineFormat {
         match self.kind {
             Kind::Separated(separator) => Some(row(separator, self.columns.iter().map(|c| Cow::Borrowed(&c.name[..])))),
             _ => None,
+        }
+    }
+
+    /// What each line that is JSON begins with.
+    pub fn beginning(&self) -> &'static str {
+        let id = columns::place("id").map(Source::Ours);
+        match self.columns.first() {
+            Some(first) if Some(&first.source) == id.as_ref() && first.name == "id" => "{\"id\":",
+            _ => "{\"",
         }
     }
 

@@ -2,6 +2,7 @@
 //! leaves whole and `--resume` goes on with; at the end the file is made from it at once. In: a journal, a format. Out: the file.
 
 use super::format::{Kind, LineFormat};
+use super::ledger;
 use super::output::{self, lines};
 use crate::cli::Failure;
 use crate::units::{counted, shown};
@@ -15,6 +16,8 @@ pub struct Goal {
     /// As the user named it.
     pub path: PathBuf,
     pub format: LineFormat,
+    /// The file was there when the run began, and may be replaced.
+    pub existed: bool,
 }
 
 impl Goal {
@@ -25,12 +28,14 @@ impl Goal {
         name.into()
     }
 
-    /// Refuses a file that exists, unless it may be replaced; the same of a journal without its file.
+    /// Refuses a file that exists, unless it may be replaced; the same of a journal without its file. What is no journal of ours is never
+    /// replaced: nobody has named it.
     pub fn check(&self, replace: bool) -> Result<(), Failure> {
         let path = shown(&self.path.display().to_string());
         if self.path.is_dir() {
             return Err(Failure::usage(format!("output {path}: is a folder; name a file in it")));
         }
+        self.check_journal()?;
         if replace {
             return Ok(());
         }
@@ -43,6 +48,34 @@ impl Goal {
             }
         }
         Ok(())
+    }
+
+    /// That nothing but a journal of ours stands where the run keeps its own.
+    fn check_journal(&self) -> Result<(), Failure> {
+        let journal = self.journal();
+        let refuse = |what: &str| {
+            Failure::usage(format!(
+                "output {}: {what}, and the run would keep its journal there; move it away, or name another output",
+                shown(&journal.display().to_string())
+            ))
+        };
+        let Ok(meta) = std::fs::symlink_metadata(&journal) else { return Ok(()) };
+        if meta.is_symlink() {
+            return Err(refuse("is a link"));
+        }
+        if !meta.is_file() {
+            return Err(refuse("is no file"));
+        }
+        let file = File::open(&journal).map_err(|e| refuse(&format!("cannot be read ({e})")))?;
+        match ledger::is_journal(BufReader::new(file))? {
+            true => Ok(()),
+            false => Err(refuse("is no journal of llmopt")),
+        }
+    }
+
+    /// Whether the file is there.
+    pub fn exists(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok()
     }
 
     /// Whether there is a finished file and no journal beside it.
@@ -76,15 +109,19 @@ impl Goal {
         }
     }
 
-    /// Makes the file from the journal, whose first `length` bytes are whole lines: a kill leaves the old file or the new one.
+    /// Makes the file from the journal, which consists of whole lines: a kill leaves the old file or the new one. A file that came to be
+    /// while the run went on is another's, and stays.
     pub fn make(&self, errors: bool) -> Result<(), Failure> {
         let path = shown(&self.path.display().to_string());
-        let failed = |e: io::Error| {
-            Failure::failed(format!("output {path}: {e}; the answers are in its journal, --resume makes the file"))
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::AlreadyExists => Failure::failed(format!(
+                "output {path}: was made by another program after this run began; it is left as it is, and the answers are in the journal: move it away, then --resume makes the file"
+            )),
+            _ => Failure::failed(format!("output {path}: {e}; the answers are in its journal, --resume makes the file")),
         };
         let format = if errors && !self.format.tells_errors() { self.format.with_errors() } else { self.format.clone() };
         let journal = File::open(self.journal()).map_err(failed)?;
-        output::make(&self.path, &mut |out| match format.kind {
+        output::make(&self.path, !self.existed, &mut |out| match format.kind {
             Kind::Parquet => write_parquet(&format, &journal, out),
             _ => {
                 out.write_all(&format.header().unwrap_or_default())?;

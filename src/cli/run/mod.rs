@@ -115,7 +115,7 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let named = args.output.as_deref().map_or(Ok(Named::Lines), named)?;
     let mut run = Run { args, flags, config, control, touched, console: Console::new(args.shared.level()), goal: None };
     let properties = run.flags.form.constraint.as_ref().map_or(Vec::new(), Constraint::properties);
-    let reading = args.records.reading(|name| format::is_own(name, &properties))?;
+    let reading = args.records.reading(|name| format::is_own(name, &properties), format::names())?;
     let mut inputs = Inputs::open(&args.prompts, &args.prompt, reading, args.shared.limit)?;
     inputs.take_shard(args.shard);
     if let Some(stats) = &args.stats {
@@ -130,15 +130,23 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let (columns, object) = (has(|s| matches!(s, Source::Carried(..))), has(|s| *s == Source::Input));
     let prepared = match &args.output {
         Some(path) if !args.shared.dry_run && !is_device(path) && !format.carries_resume() => {
-            let goal = Goal { path: path.clone(), format: std::mem::replace(&mut format, LineFormat::jsonl()) };
+            let format = std::mem::replace(&mut format, LineFormat::jsonl());
+            let mut goal = Goal { path: path.clone(), format, existed: false };
             inputs.carry(false, columns || object);
             goal.check(args.overwrite || args.resume)?;
             if args.resume && goal.is_finished() {
                 return run.finished(&inputs, &goal);
             }
-            let journal = goal.journal();
+            let mut journal = Abandon(Some(PreparedOutput::open(&goal.journal(), run.existing())?));
+            // Another run may have made the file, and taken its journal away, until this one had the lock.
+            goal.existed = goal.exists();
+            let made = journal.0.as_ref().is_some_and(|journal| journal.created_path().is_some());
+            if goal.existed && made && !args.overwrite {
+                drop(journal);
+                return if args.resume { run.finished(&inputs, &goal) } else { goal.check(false).map(|()| status::FAILED) };
+            }
             run.goal = Some(goal);
-            Some(PreparedOutput::open(&journal, run.existing())?)
+            journal.0.take()
         }
         output => {
             let shown = args.records.columns.is_some() || args.records.template.is_some() || args.records.prompt_field.is_some();
@@ -170,7 +178,7 @@ fn touched(args: &Args) -> Touched {
         match &args.output {
             Some(path) => {
                 touched.writes("-o", path);
-                touched.writes("-o", &Goal { path: path.clone(), format: LineFormat::jsonl() }.journal());
+                touched.writes("-o", &Goal { path: path.clone(), format: LineFormat::jsonl(), existed: false }.journal());
             }
             None => touched.writes_standard_output(),
         }
@@ -446,7 +454,8 @@ impl Run<'_> {
         for line in summary::lines(&report, &faults, progress.as_ref()) {
             self.console.say(format!("llmopt: {line}"));
         }
-        let stats = self.args.stats.as_ref().map_or(Ok(()), |path| summary::write(path, &report, &about));
+        let fresh = !self.args.overwrite && !self.args.resume;
+        let stats = self.args.stats.as_ref().map_or(Ok(()), |path| summary::write(path, fresh, &report, &about));
         let left = match plan.todo {
             Some(todo) => format!("{} of {todo} answered", report.answers),
             None => format!("{} answered", report.answers),

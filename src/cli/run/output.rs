@@ -253,7 +253,7 @@ impl Drop for ReaderWatch {
 }
 
 /// Follows links, so that a rename later replaces the target and not the link. The last part need not exist.
-fn resolve(path: &Path) -> Result<PathBuf, Failure> {
+pub fn resolve(path: &Path) -> Result<PathBuf, Failure> {
     if path.file_name().is_none() && !path.exists() {
         return Err(refuse(path, "is not a file name"));
     }
@@ -307,10 +307,14 @@ fn holder(meta: &std::fs::Metadata) -> Option<u32> {
     line.split_whitespace().nth(4)?.parse().ok().filter(|&pid| pid > 0)
 }
 
-/// Makes the file `path`, or makes it anew, at once: whoever looks finds the old one or the whole new one.
-pub fn make(path: &Path, write: &mut dyn FnMut(&mut (dyn Write + Send)) -> io::Result<()>) -> io::Result<()> {
+/// What writes a file's content.
+type Content<'a> = &'a mut dyn FnMut(&mut (dyn Write + Send)) -> io::Result<()>;
+
+/// Makes the file `path`, or makes it anew, at once: whoever looks finds the old one or the whole new one. A `fresh` one takes no other's
+/// place: where a file stands, that is an error.
+pub fn make(path: &Path, fresh: bool, write: Content) -> io::Result<()> {
     let target = resolve(path).map_err(|f| io::Error::other(f.message))?;
-    replace(&target, path, write).map(drop)
+    put(&target, path, fresh, write).map(drop)
 }
 
 /// Each line of a file from where it stands, with its line end.
@@ -327,7 +331,11 @@ pub fn lines(journal: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> i
 }
 
 /// Writes a new file beside `target`, locks it, and renames it over `target`.
-fn replace(target: &Path, shown: &Path, write: &mut dyn FnMut(&mut (dyn Write + Send)) -> io::Result<()>) -> io::Result<File> {
+fn replace(target: &Path, shown: &Path, write: Content) -> io::Result<File> {
+    put(target, shown, false, write)
+}
+
+fn put(target: &Path, shown: &Path, fresh: bool, write: Content) -> io::Result<File> {
     let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temp = tempfile::Builder::new().prefix(".llmopt-").suffix(".tmp").append(true).tempfile_in(folder)?;
     match std::fs::metadata(target) {
@@ -342,7 +350,7 @@ fn replace(target: &Path, shown: &Path, write: &mut dyn FnMut(&mut (dyn Write + 
     }
     temp.as_file().sync_all()?;
     lock(temp.as_file(), shown).map_err(|f| io::Error::other(f.message))?;
-    let file = temp.persist(target).map_err(|e| e.error)?;
+    let file = if fresh { temp.persist_noclobber(target) } else { temp.persist(target) }.map_err(|e| e.error)?;
     // The new name survives a power cut only if the folder is written too; a file system that cannot do it says so here.
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();

@@ -71,8 +71,8 @@ impl Records {
         self.template_file().iter().for_each(|path| touched.reads("--template", path));
     }
 
-    /// What they mean; a template is compiled. `ours` are the names of the output's own columns.
-    pub fn reading(&self, ours: impl Fn(&str) -> bool) -> Result<Reading, Failure> {
+    /// What they mean; a template is compiled. `ours` tells the names of the output's own columns, of which `names` may have been meant.
+    pub fn reading(&self, ours: impl Fn(&str) -> bool, names: impl Iterator<Item = &'static str>) -> Result<Reading, Failure> {
         for name in self.setting_fields.iter().flatten() {
             if !GenerationFields::names().contains(&name.as_str()) {
                 let known = GenerationFields::names().join(", ");
@@ -93,6 +93,7 @@ impl Records {
             template,
             setting_fields: self.setting_fields.clone(),
             wanted,
+            own: names.collect(),
         })
     }
 }
@@ -136,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_template_that_says_the_same_for_all_and_an_unknown_setting_are_refused() {
-        let of = |records: Records| records.reading(|_| false).map(|_| ()).unwrap_err();
+        let of = |records: Records| records.reading(|_| false, std::iter::empty()).map(|_| ()).unwrap_err();
         let fixed = of(Records { template: Some("Say hello".into()), ..Records::default() });
         assert!(fixed.status == 2 && fixed.message.contains("names no field"), "{fixed:?}");
         let setting = of(Records { setting_fields: Some(vec!["heat".into()]), ..Records::default() });

@@ -11,6 +11,7 @@ use crate::cli::Failure;
 use crate::pipeline::{RecordError, Settings};
 use crate::text::prompts::{Given, Origin};
 use crate::units::shown;
+use serde::de::IgnoredAny;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -158,6 +159,28 @@ fn holds_a_record(format: &LineFormat, tail: &[u8]) -> bool {
     })
 }
 
+/// Whether bytes without a line end can be the beginning of a record of ours that a kill cut off; zeros at their end are a power cut's.
+fn may_be_torn(format: &LineFormat, bytes: &[u8]) -> bool {
+    let (bytes, beginning) = (without_zeros(bytes), format.beginning().as_bytes());
+    // What is whole is not torn.
+    (bytes.starts_with(beginning) || beginning.starts_with(bytes)) && serde_json::from_slice::<IgnoredAny>(bytes).is_err()
+}
+
+/// Whether a file can be a journal of ours: it is empty, or its first line is a record with its settings or its error, or the torn beginning of
+/// one.
+pub fn is_journal(file: impl BufRead) -> Result<bool, Failure> {
+    let format = LineFormat::jsonl();
+    let mut ours = true;
+    records(&format, file, |record, _, ended| {
+        ours = match format.read(record) {
+            Ok(past) => past.settings.is_some() || past.error.is_some(),
+            Err(_) => !ended && may_be_torn(&format, record),
+        };
+        Ok(false)
+    })?;
+    Ok(ours)
+}
+
 impl ResumeIndex {
     fn hash(&self, text: &str) -> u64 {
         self.hasher.hash_one(text)
@@ -192,6 +215,10 @@ impl ResumeIndex {
                 Ok(read) if ended || !format.is_separated() => read,
                 Err(what) if ended => return Err(refuse(line, what)),
                 _ if holds_a_record(format, record) => return Err(refuse(line, "a quote is not closed".into())),
+                // The only line of a stranger's file is no record that was torn.
+                Err(what) if !format.is_separated() && past.is_empty() && !may_be_torn(format, record) => {
+                    return Err(refuse(line, what));
+                }
                 _ => return Ok(false),
             };
             scan.newline = !ended;

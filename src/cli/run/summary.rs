@@ -1,6 +1,6 @@
 //! What a run says at its end: a few lines on stderr, and `--stats FILE` with histograms beside it. In: a [`RunReport`]. Out: text.
 
-use crate::bench::ablation::result::write_whole;
+use super::output;
 use crate::cli::Failure;
 use crate::pipeline::{PipelineConfig, ResolvedDtype, RunReport};
 use crate::report::histograms;
@@ -203,14 +203,14 @@ pub fn check(path: &Path, replace: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes the stats and the histograms beside them.
-pub fn write(path: &Path, report: &RunReport, about: &About) -> Result<(), Failure> {
+/// Writes the stats and the histograms beside them; `fresh`: over no file that came to be since [`check`].
+pub fn write(path: &Path, fresh: bool, report: &RunReport, about: &About) -> Result<(), Failure> {
     let failed = |path: &Path| {
         let path = path.to_path_buf();
         move |e: std::io::Error| Failure::failed(format!("--stats {}: {e}; the answers are written", path.display()))
     };
     let text = format!("{:#}\n", json(report, about));
-    put(path, &text).map_err(failed(path))?;
+    put(path, fresh, &text).map_err(failed(path))?;
     let l = &report.latencies;
     for (what, extension, path) in histogram_files(path) {
         let histogram = match what {
@@ -220,16 +220,16 @@ pub fn write(path: &Path, report: &RunReport, about: &About) -> Result<(), Failu
             _ => &l.queue,
         };
         let text = if extension == "hgrm" { histograms::hgrm(histogram) } else { histograms::csv(histogram) };
-        put(&path, &text).map_err(failed(&path))?;
+        put(&path, fresh, &text).map_err(failed(&path))?;
     }
     Ok(())
 }
 
 /// Whole or not at all; where a link leads, and straight into what is no regular file.
-fn put(path: &Path, text: &str) -> std::io::Result<()> {
+fn put(path: &Path, fresh: bool, text: &str) -> std::io::Result<()> {
     match std::fs::metadata(path) {
         Ok(meta) if !meta.is_file() => std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes()),
-        _ => write_whole(&std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()), text),
+        _ => output::make(path, fresh, &mut |out| out.write_all(text.as_bytes())),
     }
 }
 

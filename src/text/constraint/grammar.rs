@@ -11,6 +11,7 @@ use llguidance::toktrie::{InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, T
 use llguidance::{Matcher, ParserFactory};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Compiled grammars kept.
@@ -73,6 +74,8 @@ pub struct Grammars {
     vocabulary: Box<dyn Fn() -> Words + Send + Sync>,
     factory: OnceLock<Result<ParserFactory, String>>,
     compiled: Mutex<Cache>,
+    /// How often something was compiled.
+    compilations: AtomicU64,
 }
 
 /// A vocabulary for grammars.
@@ -113,10 +116,16 @@ impl Cache {
 impl Grammars {
     /// For a vocabulary that is asked for when the first constraint is used.
     pub fn new(vocabulary: impl Fn() -> Words + Send + Sync + 'static) -> Grammars {
-        Grammars { vocabulary: Box::new(vocabulary), factory: OnceLock::new(), compiled: Mutex::default() }
+        let (factory, compiled, compilations) = Default::default();
+        Grammars { vocabulary: Box::new(vocabulary), factory, compiled, compilations }
     }
 
-    /// The grammar of a constraint, compiled now if it is not yet. The error is one line.
+    /// How often something was compiled so far, with success or without.
+    pub fn compilations(&self) -> u64 {
+        self.compilations.load(Ordering::Relaxed)
+    }
+
+    /// The grammar of a constraint, compiled now if it is not yet; failures are kept like successes. The error is one line.
     pub fn compile(&self, constraint: &Constraint) -> Result<Arc<Grammar>, String> {
         let mut sha = Sha256::new();
         sha.update(format!("{constraint:?}").as_bytes());
@@ -147,6 +156,7 @@ impl Grammars {
     }
 
     fn compile_anew(&self, constraint: &Constraint, digest: Key) -> Compiled {
+        self.compilations.fetch_add(1, Ordering::Relaxed);
         let grammar = source(constraint)?;
         let factory = self.factory()?;
         let compile = || {

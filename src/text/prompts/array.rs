@@ -76,9 +76,26 @@ impl Elements {
         }
     }
 
+    /// Goes over white space, many bytes at a time.
+    fn skip_white(&mut self) -> io::Result<()> {
+        loop {
+            let chunk = match self.reader.fill_buf() {
+                Ok(chunk) => chunk,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            let white = chunk.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(chunk.len());
+            if white == 0 {
+                return Ok(());
+            }
+            self.reader.consume(white);
+        }
+    }
+
     /// The next byte that is neither white space nor, at the very beginning, a byte order mark.
     fn visible(&mut self) -> io::Result<Option<u8>> {
         loop {
+            self.skip_white()?;
             match self.byte()? {
                 Some(0xef | 0xbb | 0xbf) if self.place == Place::Before => {}
                 Some(byte) if byte.is_ascii_whitespace() => {}

@@ -93,6 +93,17 @@ impl Cutter {
         self.reader.fill_buf()
     }
 
+    /// The header's row; a line that names the separator stands before it.
+    fn first(&mut self, row: &mut Row) -> io::Result<bool> {
+        let found = self.next(row)?;
+        let cells: Vec<&[u8]> = row.fields().take(3).collect();
+        let line = cells.join(&self.separator);
+        match found && std::str::from_utf8(&line).is_ok_and(|line| named_separator(line).is_some()) {
+            true => self.next(row),
+            false => Ok(found),
+        }
+    }
+
     /// The next row that is not blank; false at the end. What is past [`LONGEST_RECORD`] is counted but not kept.
     fn next(&mut self, row: &mut Row) -> io::Result<bool> {
         row.bytes.clear();
@@ -157,6 +168,13 @@ impl Cutter {
                                 used += 1;
                                 cr = false;
                             }
+                            if !cr {
+                                // Of a thousand million line ends most are gone over here.
+                                let rest = chunk.get(used..).unwrap_or_default();
+                                let more = rest.iter().position(|&b| b != b'\n').unwrap_or(rest.len());
+                                used += more;
+                                line += more as u64;
+                            }
                             row.line = line;
                             if cr && used == chunk.len() {
                                 break;
@@ -199,8 +217,22 @@ impl Cutter {
     }
 }
 
+/// The separator that a first line such as `sep=;` names, which spreadsheets write and take for no header.
+pub(super) fn named_separator(line: &str) -> Option<u8> {
+    let line = line.trim_end_matches(['\r', '\n']);
+    let line = line.strip_prefix('"').and_then(|line| line.strip_suffix('"')).unwrap_or(line);
+    let (name, separator) = (line.get(..4)?, line.get(4..)?);
+    match separator.as_bytes() {
+        [c] if name.eq_ignore_ascii_case("sep=") && c.is_ascii() && *c != b'"' && !c.is_ascii_alphanumeric() => Some(*c),
+        _ => None,
+    }
+}
+
 /// The separator of a header's line: the one under which it has the columns that are asked for, of several the one that makes most columns.
 pub(super) fn separator(line: &str, reading: &Reading) -> u8 {
+    if let Some(named) = named_separator(line) {
+        return named;
+    }
     let line = line.trim_end_matches(['\r', '\n']).as_bytes().to_vec();
     let mut best = (false, 0, b',');
     for candidate in [b',', b';', b'\t'] {
@@ -225,7 +257,7 @@ pub(super) fn check(source: &Source, separator: u8, reading: &Reading) -> Result
     let bad = |line: u64, what: String| InputError::Bad(format!("{name}:{line}: {what}"));
     let mut cutter = Cutter::new(source.open()?, separator);
     let mut row = Row::default();
-    if !cutter.next(&mut row).map_err(io)? {
+    if !cutter.first(&mut row).map_err(io)? {
         if !source.is_regular() {
             return Ok(None);
         }
@@ -368,7 +400,7 @@ impl Rows {
         let mut cutter = Cutter::new(source.open()?, header.separator);
         let mut row = Row::default();
         if source.is_regular() {
-            cutter.next(&mut row).map_err(|e| InputError::Io(format!("{}: {e}", shown(source.name()))))?;
+            cutter.first(&mut row).map_err(|e| InputError::Io(format!("{}: {e}", shown(source.name()))))?;
         } else {
             (cutter.line, cutter.at_start) = (header.lines, false);
         }
@@ -469,5 +501,34 @@ impl Rows {
             usable: readable,
             below: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_separator_is_named_in_a_line_of_its_own() {
+        for (line, named) in [
+            ("sep=;", Some(b';')),
+            ("SEP=,\r\n", Some(b',')),
+            ("\"sep=|\"", Some(b'|')),
+            ("sep=\t\n", Some(b'\t')),
+            ("sep=", None),
+            ("sep=;;", None),
+            ("sep=a", None),
+            ("sep=é", None),
+            ("step=;", None),
+            ("prompt", None),
+            ("", None),
+        ] {
+            assert_eq!(named_separator(line), named, "{line:?}");
+        }
+        let mut cutter = Cutter::new(Box::new(io::Cursor::new(b"\n\n\r\n\nsep=;\r\n\na;b\n1;2\n".to_vec())), b';');
+        let mut row = Row::default();
+        assert!(cutter.first(&mut row).unwrap());
+        assert_eq!((row.fields().collect::<Vec<_>>(), row.line), (vec![&b"a"[..], b"b"], 7), "blank lines are counted");
+        assert!(cutter.next(&mut row).unwrap() && row.line == 8);
     }
 }

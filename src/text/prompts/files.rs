@@ -85,7 +85,7 @@ impl PromptFiles {
         })?;
         let mut files = Vec::with_capacity(paths.len());
         let (mut columns, mut known) = (Vec::new(), HashSet::new());
-        let mut open_ended = false;
+        let (mut open_ended, mut hoped) = (false, Vec::new());
         for ((path, mut source), label) in paths.iter().zip(sources).zip(labels) {
             source.look(&mut notices)?;
             let reading = &rules.reading;
@@ -133,9 +133,11 @@ impl PromptFiles {
         }
         if open_ended {
             // What records of a stream have is not known before they come.
-            columns.extend(rules.reading.wanted.iter().filter(|name| known.insert(name.to_string())).cloned());
+            hoped.extend(rules.reading.wanted.iter().filter(|name| known.insert(name.to_string())).cloned());
+            columns.extend(hoped.iter().cloned());
         }
-        Ok(PromptFiles { files, rules: Rules { columns: columns.into(), ..rules }, notices, ids_are_text: false })
+        let rules = Rules { columns: columns.into(), hoped: hoped.into(), ..rules };
+        Ok(PromptFiles { files, rules, notices, ids_are_text: false })
     }
 
     /// Names of the fields that are carried to columns of the output: those of CSV headers, and of the first records of JSON files where fields
@@ -212,11 +214,12 @@ fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<Strin
         return Ok(Found::Kind(Kind::Folder(Tree::new(path))));
     }
     let separated = |start: &Start| Found::Csv(reading.delimiter.unwrap_or_else(|| csv::separator(start.line(), reading)));
+    let tabs = |start: &Start| Found::Csv(reading.delimiter.or(csv::named_separator(start.line())).unwrap_or(b'\t'));
     if let Some(format) = reading.format {
         return Ok(Found::Kind(match format {
             InputFormat::Txt => Kind::Text,
             InputFormat::Csv => return Ok(separated(&Start::of(source)?)),
-            InputFormat::Tsv => return Ok(Found::Csv(b'\t')),
+            InputFormat::Tsv => return Ok(tabs(&Start::of(source)?)),
             InputFormat::Parquet => return seekable(source),
             InputFormat::Jsonl => Kind::Lines(Dialect::Record),
             InputFormat::Json => Kind::Array(dialect(source, &Start::of(source)?, true)?),
@@ -252,7 +255,7 @@ fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<Strin
                 notices.push(format!("{name} is JSON, not CSV; it is read as JSON"));
                 return start.json(source).map(Found::Kind);
             }
-            Ok(if table == "tsv" { Found::Csv(reading.delimiter.unwrap_or(b'\t')) } else { separated(&start) })
+            Ok(if table == "tsv" { tabs(&start) } else { separated(&start) })
         }
         _ => {
             let start = Start::of(source)?;
@@ -266,7 +269,7 @@ fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<Strin
                 [] => names.contains(&"prompt"),
                 wanted => wanted.iter().all(|name| names.contains(name)) && (names.len() > 1 || wanted != ["prompt"]),
             };
-            if is_header {
+            if is_header || csv::named_separator(start.line()).is_some() {
                 return Ok(separated(&start));
             }
             if &**source.name() == "-" {
@@ -534,6 +537,7 @@ impl Records {
         match self {
             Records::Text(lines) => text(lines, rules),
             Records::Lines(lines, dialect) => loop {
+                lines.skip_blank()?;
                 let Some((line, text)) = lines.next_line()? else { return Ok(None) };
                 if text.as_ref().is_ok_and(|text| text.trim().is_empty()) {
                     continue;
@@ -734,6 +738,21 @@ impl PromptReader {
     /// Warnings since the last call, one line each; each thing is said once.
     pub fn take_warnings(&mut self) -> Vec<String> {
         self.warnings.waiting.drain(..).collect()
+    }
+
+    /// What is to be said once reading has ended: columns that are asked for and that no record had.
+    pub fn take_last_warnings(&mut self) -> Vec<String> {
+        let (met, hoped) = (&self.warnings.met, std::mem::take(&mut self.rules.hoped));
+        if met.is_empty() {
+            return Vec::new();
+        }
+        let one = |name: &String| {
+            let known = self.rules.reading.own.iter().copied().chain(met.iter().map(String::as_str));
+            let meant = crate::units::did_you_mean(name, known);
+            let some: Vec<&str> = met.iter().take(8).map(String::as_str).collect();
+            format!("--columns: no record has {}; {meant}records have {}", shown(name), shown(&some.join(", ")))
+        };
+        hoped.iter().filter(|name| !met.contains(*name)).map(one).collect()
     }
 
     fn open_next(&mut self) -> Option<Result<Open, InputError>> {

@@ -146,6 +146,9 @@ pub(super) fn read(text: &str, rules: &Rules, warnings: &mut Warnings) -> Parsed
         Ok(fields) => fields,
         Err((code, message)) => return Parsed::bad(code, message),
     };
+    if !rules.hoped.is_empty() {
+        data(&fields, rules).for_each(|(name, _)| warnings.meet(name, &rules.hoped));
+    }
     let id_name = rules.reading.id_name();
     let (id, id_fault) = match fields.get(id_name).and_then(|raw| raw.map(|raw| id(id_name, raw)).transpose()) {
         Ok(id) => (id, None),

@@ -8,6 +8,14 @@ use std::io::{self, BufRead};
 /// A line so long that there will be no end to it, such as `/dev/zero`.
 const ENDLESS: u64 = 16 << 30;
 
+/// How many lines of white space alone there are at the beginning of these bytes, and where the last one of them ends.
+fn blank(bytes: &[u8]) -> (u64, usize) {
+    let white = bytes.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(bytes.len());
+    let white = bytes.get(..white).unwrap_or_default();
+    let length = white.iter().rposition(|&b| b == b'\n').map_or(0, |last| last + 1);
+    (white.iter().filter(|&&b| b == b'\n').count() as u64, length)
+}
+
 /// The lines of a file.
 pub(super) struct Lines {
     reader: Reader,
@@ -18,6 +26,23 @@ pub(super) struct Lines {
 impl Lines {
     pub fn new(reader: Reader) -> Lines {
         Lines { reader, line: 0, buffer: Vec::new() }
+    }
+
+    /// Goes over lines of nothing but white space, many at a time: a packed file may have a thousand million of them.
+    pub fn skip_blank(&mut self) -> io::Result<()> {
+        loop {
+            let chunk = match self.reader.fill_buf() {
+                Ok(chunk) => chunk,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            let (lines, length) = blank(chunk);
+            if length == 0 {
+                return Ok(());
+            }
+            self.line += lines;
+            self.reader.consume(length);
+        }
     }
 
     /// The next line's number, and its text or what is wrong with it; `None` at the end.
@@ -65,5 +90,49 @@ impl Lines {
         }
         let bytes = bytes.strip_suffix(b"\r").filter(|_| ended).unwrap_or(bytes);
         Ok(Some((self.line, utf8(bytes))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufReader, Read};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Counts how often it is looked into.
+    struct Counted(BufReader<io::Take<io::Repeat>>, Arc<AtomicU64>);
+
+    impl Read for Counted {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buffer)
+        }
+    }
+
+    impl BufRead for Counted {
+        fn fill_buf(&mut self) -> io::Result<&[u8]> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.fill_buf()
+        }
+
+        fn consume(&mut self, count: usize) {
+            self.0.consume(count);
+        }
+    }
+
+    #[test]
+    fn lines_of_nothing_cost_no_call_each_and_are_counted() {
+        let calls = Arc::new(AtomicU64::new(0));
+        let ends = BufReader::with_capacity(1 << 16, io::repeat(b'\n').take(1 << 24));
+        let reader = Counted(ends, calls.clone()).chain(io::Cursor::new(b" \t\r\n\r\n {\"a\":1}\n \n\nx"));
+        let mut lines = Lines::new(Box::new(reader));
+        lines.skip_blank().unwrap();
+        assert_eq!(lines.next_line().unwrap(), Some(((1 << 24) + 3, Ok(" {\"a\":1}"))));
+        lines.skip_blank().unwrap();
+        assert_eq!(lines.next_line().unwrap(), Some(((1 << 24) + 6, Ok("x"))));
+        lines.skip_blank().unwrap();
+        assert_eq!(lines.next_line().unwrap(), None);
+        // 256 pieces of 64 KiB.
+        assert!(calls.load(Ordering::Relaxed) < 1000, "{calls:?}");
     }
 }

@@ -30,6 +30,8 @@ pub struct Reading {
     pub setting_fields: Option<Vec<String>>,
     /// Fields that lines of answers are to have, if some record has them.
     pub wanted: Vec<String>,
+    /// Names that lines of answers have by themselves: one of them may be what was meant.
+    pub own: Vec<&'static str>,
 }
 
 impl Reading {
@@ -98,6 +100,8 @@ pub(super) struct Rules {
     pub columns: Arc<[String]>,
     /// All fields are carried together, as a JSON object.
     pub object: bool,
+    /// Columns that are asked for and that no record is known to have yet: those of streams come later, if at all.
+    pub hoped: Arc<[String]>,
 }
 
 /// What could be read of a record so far, for the line of an error too.

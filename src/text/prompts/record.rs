@@ -210,9 +210,21 @@ impl Parsed {
 pub(super) struct Warnings {
     pub said: BTreeSet<String>,
     pub waiting: VecDeque<String>,
+    /// Names of fields that were met: as many as are enough to tell what was meant, and all that are hoped for.
+    pub met: BTreeSet<String>,
 }
 
+/// Names that are kept to tell what a mistyped one was to be.
+const MAX_MET: usize = 100;
+
 impl Warnings {
+    /// A field that some record has.
+    pub fn meet(&mut self, name: &str, hoped: &[String]) {
+        if (self.met.len() < MAX_MET || hoped.iter().any(|h| h == name)) && !self.met.contains(name) {
+            self.met.insert(name.to_string());
+        }
+    }
+
     /// Whatever it is, once.
     pub fn say(&mut self, line: String) {
         self.waiting.push_back(line);

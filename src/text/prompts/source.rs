@@ -369,7 +369,7 @@ impl Frames {
 
     /// Begins the next frame; false at the end.
     fn begin(&mut self) -> io::Result<bool> {
-        use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+        use ruzstd::decoding::errors::{FrameDecoderError, FrameHeaderError, ReadFrameHeaderError};
         loop {
             if self.source.fill_buf()?.is_empty() {
                 return Ok(false);
@@ -381,6 +381,17 @@ impl Frames {
                     if io::copy(&mut (&mut self.source).take(length), &mut io::sink())? < length {
                         return Err(damaged("zstd", "it ends too soon"));
                     }
+                }
+                Err(
+                    FrameDecoderError::WindowSizeTooBig { requested: asked, .. }
+                    | FrameDecoderError::FrameHeaderError(FrameHeaderError::WindowTooBig { got: asked })
+                    | FrameDecoderError::FailedToInitialize(FrameHeaderError::WindowTooBig { got: asked }),
+                ) => {
+                    let asked = crate::units::Bytes(asked);
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("the zstd data asks for a window of {asked}, and 128 MiB is the most; pack it without --long"),
+                    ));
                 }
                 Err(error) => return Err(damaged("zstd", error)),
             }

@@ -995,3 +995,42 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_table_whose_first_line_names_its_separator_is_read_by_it() {
+    for bytes in [
+        "sep=;\nid;prompt\n1;a, b\n",
+        "\u{feff}sep=;\r\nid;prompt\r\n1;a, b\r\n",
+        "\"sep=;\"\nid;prompt\n1;a, b\n",
+        "Sep=|\nid|prompt\n1|a, b\n",
+        "sep=\t\nid\tprompt\n1\ta, b\n",
+    ] {
+        for name in ["a.csv", "a.tsv"] {
+            let got = records(name, bytes);
+            assert_eq!((told(&got), &got[0].origin.id[..], got[0].origin.line), (vec!["a, b".to_string()], "1", 3), "{bytes:?}");
+        }
+    }
+}
+
+#[test]
+fn a_packed_file_that_asks_for_a_large_window_is_refused_for_that_and_a_bomb_is_an_error_record() {
+    let frame = |window: u8, blocks: &[u8]| [b"\x28\xb5\x2f\xfd\0", &[window][..], blocks].concat();
+    let block = |kind: u32, last: u32, length: usize, data: &[u8]| {
+        [&((length as u32) << 3 | kind << 1 | last).to_le_bytes()[..3], data].concat()
+    };
+    let line = b"{\"prompt\":\"hi\"}\n";
+    let raw = block(0, 1, line.len(), line);
+    let folder = Folder::new();
+    let refused = |name: &str, bytes: Vec<u8>| PromptFiles::open(&[folder.put(name, bytes)], None).err().unwrap().to_string();
+    // 2 GiB, 3.75 TiB.
+    for window in [21 << 3, 0xff] {
+        let message = refused("w.jsonl.zst", frame(window, &raw));
+        assert!(message.contains("asks for a window of ") && message.contains("without --long"), "{message}");
+    }
+    assert_eq!(told(&records("w.jsonl.zst", frame(17 << 3, &raw))), ["hi"], "128 MiB");
+    // 64 MiB of one letter in 2 kB.
+    let letters = block(1, 0, 1 << 17, b"a").repeat(512);
+    let bomb = frame(7 << 3, &[letters, block(0, 0, 1, b"\n"), raw].concat());
+    assert!(bomb.len() < 3000);
+    assert_eq!(told(&records("b.jsonl.zst", bomb)), ["!record_too_long", "hi"]);
+}
