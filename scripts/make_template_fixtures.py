@@ -2,6 +2,12 @@
 """Writes tests/data/templates.jsonl: conversations as transformers' apply_chat_template renders and tokenizes them.
 
 usage: scripts/make_template_fixtures.py MODEL.gguf [OUT]     (needs the packages transformers, jinja2, gguf; torch is not needed)
+       scripts/make_template_fixtures.py --published FOLDER [OUT] [--every]
+
+The second form writes tests/data/templates-published.jsonl from FOLDER, vendor/llama.cpp/models/templates of llama-cpp-python's
+source package (pip download --no-binary llama-cpp-python --no-deps llama-cpp-python==0.3.36; llama.cpp is MIT): the templates of
+supported families (or all that are there), each with several conversations and the variables that it knows. Of what transformers
+renders, dated 2024-07-26, the SHA-256 is kept, one for each conversation; null where it raises.
 
 Lines are {"template": name, "source": ..., "bos": ..., "eos": ...} before those that use it:
 {"template": name, "messages": [...], "rendered": text or null where transformers raises, "ids": [...] or absent}.
@@ -12,10 +18,13 @@ import sys
 if "--help" in sys.argv or "-h" in sys.argv:
     sys.exit(print(__doc__))
 
+import hashlib
 import json
-from gguf import GGUFReader
+import os
+from datetime import datetime
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 LLAMA3 = "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 LLAMA31 = """{{- bos_token }}
@@ -123,7 +132,105 @@ def conversations():
     ]
 
 
+# File of llama.cpp's collection: the texts of its family's first and end-of-answer tokens.
+PUBLISHED = {
+    "ByteDance-Seed-OSS": ("<seed:bos>", "<seed:eos>"),
+    "HuggingFaceTB-SmolLM3-3B": (None, "<|im_end|>"),
+    "LFM2-8B-A1B": ("<|startoftext|>", "<|im_end|>"),
+    "LFM2.5-8B-A1B": ("<|startoftext|>", "<|im_end|>"),
+    "LFM2.5-Instruct": ("<|startoftext|>", "<|im_end|>"),
+    "Mistral-Small-3.2-24B-Instruct-2506": ("<s>", "</s>"),
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": ("<|begin_of_text|>", "<|im_end|>"),
+    "Qwen-QwQ-32B": (None, "<|im_end|>"),
+    "Qwen-Qwen2.5-7B-Instruct": (None, "<|im_end|>"),
+    "Qwen-Qwen3-0.6B": (None, "<|im_end|>"),
+    "Qwen3-Coder": (None, "<|im_end|>"),
+    "Qwen3.5-4B": (None, "<|im_end|>"),
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    "google-gemma-2-2b-it": ("<bos>", "<eos>"),
+    "ibm-granite-granite-3.3-2B-Instruct": ("<|end_of_text|>", "<|end_of_text|>"),
+    "ibm-granite-granite-4.0": ("<|end_of_text|>", "<|end_of_text|>"),
+    "ibm-granite-granite-4.1": ("<|end_of_text|>", "<|end_of_text|>"),
+    "meta-llama-Llama-3.1-8B-Instruct": ("<|begin_of_text|>", "<|eot_id|>"),
+    "meta-llama-Llama-3.2-3B-Instruct": ("<|begin_of_text|>", "<|eot_id|>"),
+    "meta-llama-Llama-3.3-70B-Instruct": ("<|begin_of_text|>", "<|eot_id|>"),
+    "microsoft-Phi-3.5-mini-instruct": ("<s>", "<|endoftext|>"),
+    "mistralai-Ministral-3-14B-Reasoning-2512": ("<s>", "</s>"),
+    "mistralai-Mistral-Nemo-Instruct-2407": ("<s>", "</s>"),
+    "openai-gpt-oss-120b": ("<|startoftext|>", "<|return|>"),
+    "unsloth-mistral-Devstral-Small-2507": ("<s>", "</s>"),
+}
+
+# Variables that templates ask for, with values to try.
+VARIABLES = {
+    "enable_thinking": [False, True],
+    "thinking": [False, True],
+    "reasoning_effort": ["low", "high"],
+    "thinking_budget": [0, 512],
+    "date_string": ["26 Jul 2024"],
+    "model_identity": ["You are terse."],
+    "preserve_thinking": [True],
+    "keep_past_thinking": [True],
+}
+
+
+# What tests of values say, all in one template.
+VALUES = ["none", "true", "false", "0", "1", "-2", "1.5", "''", "'ab'", "'AB'", "'aB 1'", "[]", "[1, 2]", "(1, 2)", "{}", "{'a': 1}"]
+VALUES += ["nosuch", "range(2)", "messages", "messages[0]", "tools", "messages[0].nosuch", "bos_token"]
+TESTS = ["defined", "undefined", "none", "boolean", "true", "false", "integer", "float", "number", "string", "mapping"]
+TESTS += ["sequence", "iterable"]
+
+
+class FixedDate(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2024, 7, 26, 12, tzinfo=tz)
+
+
+def published(folder, out, every):
+    chat_template_utils.datetime = FixedDate
+    thought = "<think>\nThey greet.\n</think>\n\nHello."
+    turns = [("user", "Hi"), ("assistant", thought), ("user", "And <think>now</think>?")]
+    chats = conversations()[:-1] + [[{"role": role, "content": content} for role, content in turns]]
+    inner = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+    total, raised = 0, 0
+    with open(out, "w") as file:
+
+        def write(line):
+            file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+        write({"conversations": chats})
+        source = "".join(f"{test}: " + " ".join(f"{{{{ ({v}) is {test} }}}}" for v in VALUES) + "\n" for test in TESTS)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", chat_template=source)
+        text = tokenizer.apply_chat_template(chats[0], tokenize=False)
+        write({"tests": source, "bos": "<s>", "eos": "</s>", "rendered": text})
+        names = sorted(n.removesuffix(".jinja") for n in os.listdir(folder) if n.endswith(".jinja"))
+        for name in names if every else sorted(PUBLISHED):
+            source = open(f"{folder}/{name}.jinja").read()
+            bos, eos = PUBLISHED.get(name, ("<s>", "</s>"))
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=bos, eos_token=eos, chat_template=source)
+            write({"template": name, "source": source, "bos": bos or "", "eos": eos or ""})
+            known = [{key: value} for key, values in VARIABLES.items() if key in source for value in values]
+            cases = [("new", {}), ("closed", {}), ("continued", {})] + [("new", variables) for variables in known]
+            flags = {"new": {"add_generation_prompt": True}, "closed": {}, "continued": {"continue_final_message": True}}
+            for turn, variables in cases:
+                hashes = []
+                for messages in chats:
+                    try:
+                        text = tokenizer.apply_chat_template(messages, tokenize=False, **flags[turn], **variables)
+                        hashes.append(hashlib.sha256(text.encode()).hexdigest())
+                    except Exception:
+                        hashes.append(None)
+                        raised += 1
+                    total += 1
+                write({"turn": turn, "variables": variables, "sha256": hashes})
+    print(f"{total} conversations, {raised} of them refused")
+
+
 def main():
+    from gguf import GGUFReader
+
     reader = GGUFReader(sys.argv[1])
     field = lambda name: reader.fields["tokenizer." + name].contents()
     tokens, types = field("ggml.tokens"), field("ggml.token_type")
@@ -166,4 +273,8 @@ def main():
                 write(line)
 
 
-main()
+if "--published" in sys.argv:
+    rest = [a for a in sys.argv[1:] if not a.startswith("--")]
+    published(rest[0], rest[1] if len(rest) > 1 else "tests/data/templates-published.jsonl", "--every" in sys.argv)
+else:
+    main()

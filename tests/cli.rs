@@ -47,6 +47,50 @@ fn a_record_has_the_contracts_fields_in_their_order() {
 }
 
 #[test]
+fn a_record_says_which_set_of_a_longrope_it_was_computed_with() {
+    let bench = Bench::new();
+    let tiny = process::tiny();
+    tiny.write_checkpoint(&bench.path("model"), 1);
+    let mut config = tiny.config();
+    let half = tiny.head_dim / 2;
+    let set = |step: f64| (0..half).map(|i| 1.0 + step * i as f64).collect::<Vec<_>>();
+    config["rope_scaling"] = serde_json::json!({"rope_type": "longrope", "short_factor": set(0.1), "long_factor": set(2.0)});
+    config["original_max_position_embeddings"] = 64.into();
+    std::fs::write(bench.path("model/config.json"), config.to_string()).unwrap();
+    let prompt = "a few words to go on from";
+    let line = |id: &str, tokens: usize| serde_json::json!({"id": id, "prompt": prompt, "max_tokens": tokens}).to_string() + "\n";
+    let at = |tokens: usize| bench.file("one.jsonl", line("one", tokens)).to_string();
+    let args = ["-q", "-m", "model", "--stop-on", "eos", "--temperature", "0"];
+    let run = |input: &str, more: &[&str]| bench.run(&[&[input][..], &args, more].concat()).expect(0).records();
+    // The last of the tokens is never run: so many are just short enough.
+    let prompt_tokens = run(&at(2), &[])[0]["prompt_tokens"].as_u64().unwrap() as usize;
+    let most = 64 + 1 - prompt_tokens;
+    let all: Vec<(String, usize)> = [2, most, most + 1, 100, 3].iter().map(|n| (format!("r{n}"), *n)).collect();
+    bench.file("in.jsonl", all.iter().map(|(id, n)| line(id, *n)).collect::<String>());
+    let sets = ["short", "short", "long", "long", "short"];
+    let together = run("in.jsonl", &["--ordered"]);
+    for (record, set) in together.iter().zip(sets) {
+        assert_eq!(record["rope"], set, "{record}");
+    }
+    // The other set gives other answers; neighbours change none.
+    let begins = |a: usize, b: usize| {
+        let text = |i: usize| together[i]["answer"].as_str().unwrap();
+        text(b).starts_with(text(a))
+    };
+    assert!(begins(0, 1) && begins(2, 3) && !begins(1, 2), "{together:#?}");
+    let alone = run("in.jsonl", &["--ordered", "--batch-size", "1", "--without", "shared-prefix"]);
+    for (a, b) in together.iter().zip(&alone) {
+        assert_eq!((&a["answer"], &a["rope"]), (&b["answer"], &b["rope"]));
+    }
+    let csv = bench.run(&[&["in.jsonl"][..], &args, &["--ordered", "-o", "out.csv", "--columns", "id,rope"]].concat());
+    csv.expect(0);
+    assert_eq!(bench.text("out.csv"), "id,rope\nr2,short\n".to_string() + &bench.text("out.csv")["id,rope\nr2,short\n".len()..]);
+    assert_eq!(bench.text("out.csv").matches(",long").count(), 2);
+    // A model with one set says nothing.
+    assert!(bench.run(&["in.jsonl", "-q"]).expect(0).records().iter().all(|r| r.get("rope").is_none()));
+}
+
+#[test]
 fn the_same_prompts_in_every_format_get_the_same_answers() {
     let bench = Bench::new();
     let texts = ["What is 1 & 2?", "name a colour", "ünïcode \"quoted\", comma"];

@@ -95,6 +95,8 @@ fn a_bf16_file_gives_the_same_bits_as_f32_and_int8_does_not() {
     let settings = json["settings"].as_array().unwrap();
     assert_eq!(settings.iter().map(|s| s["name"].as_str().unwrap()).collect::<Vec<_>>(), ["f32", "bf16", "q8_0"]);
     for setting in settings {
+        let weights = 320 * 64 + 2 * (2 * 64 + 64 * 64 * 2 + 2 * 32 * 64 + 3 * 96 * 64) + 64;
+        assert_eq!(setting["parameters"], serde_json::json!({"total": weights, "active": weights}));
         let names: Vec<&str> = setting["figures"].as_array().unwrap().iter().map(|f| f["measure"].as_str().unwrap()).collect();
         assert_eq!(names, MEASURES);
         for measure in MEASURES.iter().filter(|m| **m != "latency_p99_ms") {
@@ -143,6 +145,7 @@ fn a_bf16_file_gives_the_same_bits_as_f32_and_int8_does_not() {
         report.starts_with(&format!("# {}", if busy { "No verdict: other" } else { "Fastest here, times f32: " })),
         "{report}"
     );
+    assert!(report.contains(" parameters): f32 / bf16 / q8"), "{report}");
     assert!(report.contains("## Machine") && report.contains("GFLOP/s"), "{report}");
     assert_eq!(serde_json::from_str::<Value>(&std::fs::read_to_string(written.join("result.json")).unwrap()).unwrap(), json);
 

@@ -8,8 +8,8 @@ use common::{Stored, Tiny, Values};
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::decoder::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot};
 use llmopt::engine::{
-    BatchingPolicy, Engine, EngineConfig, Event, FinishReason, PaddingPolicy, PrefixPolicy, Request, Sampling, SamplingPolicy,
-    StopRules, StoppingPolicy, TextDecoder,
+    BatchingPolicy, Choices, Completion, Engine, EngineConfig, Event, Extras, FinishReason, PaddingPolicy, PrefixPolicy, Request,
+    Sampling, SamplingPolicy, StopRules, StoppingPolicy, TextDecoder,
 };
 use llmopt::kernels::{Format, KernelSet};
 use llmopt::model::{
@@ -43,9 +43,17 @@ impl Decoder for Recorder {
         self.inner.capacity()
     }
     fn open(&mut self, prompt: &[u32], positions: usize, share: bool) -> Option<Opened> {
-        let opened = self.inner.open(prompt, positions, share)?;
+        self.open_for_forks(prompt, positions, 0, share)
+    }
+    fn open_for_forks(&mut self, prompt: &[u32], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+        let opened = self.inner.open_for_forks(prompt, positions, spare, share)?;
         self.contexts.insert(opened.slot, prompt[..opened.reused].to_vec());
         Some(opened)
+    }
+    fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<Slot> {
+        let slot = self.inner.fork(parent, at, positions)?;
+        self.contexts.insert(slot, self.contexts[&parent][..at].to_vec());
+        Some(slot)
     }
     fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
         self.inner.forward(batch, outputs)?;
@@ -137,6 +145,16 @@ impl Setting {
 
     /// Runs the requests, submitted in two halves with a few steps between them; the tokens of each, and what was heard.
     fn run(&self, models: &Models, requests: &[Request]) -> (Vec<Ids>, Vec<(Ids, Output)>) {
+        let (done, heard) = self.complete(models, requests);
+        let tokens = done.into_iter().map(|completion| {
+            assert_eq!(completion.reason, FinishReason::Length);
+            completion.tokens
+        });
+        (tokens.collect(), heard)
+    }
+
+    /// The same with all that the engine tells.
+    fn complete(&self, models: &Models, requests: &[Request]) -> (Vec<Completion>, Vec<(Ids, Output)>) {
         let heard = Heard::default();
         let recorder = Recorder { inner: Box::new(self.decoder(models)), contexts: HashMap::new(), heard: heard.clone() };
         let config = EngineConfig {
@@ -164,8 +182,7 @@ impl Setting {
         for event in events {
             match event {
                 Event::Finished { ticket, completion } => {
-                    assert_eq!(completion.reason, FinishReason::Length);
-                    done.insert(ticket, completion.tokens);
+                    done.insert(ticket, completion);
                 }
                 Event::Failed { message, .. } => panic!("{message}"),
                 _ => {}
@@ -584,6 +601,84 @@ fn every_kind_of_layer_gives_the_same_bits_in_every_mixture() {
             let packed = Arc::new(PackedModel::pack(&model, plan, 2).unwrap());
             let subject = Subject::new(name, HashMap::from([(plan, packed)]), &[plan], &some, 10, Setting::alone(plan));
             mixtures(&subject, 4);
+        }
+    }
+}
+
+/// Choices with shared beginnings, one of a single token, one longer than the rows of a step.
+fn choices() -> Vec<Ids> {
+    let end = 9;
+    vec![vec![5, 6, 7, end], vec![5, 6, 8, end], vec![end], ids(20, 3, 3), vec![5, 6, end], vec![41, end]]
+}
+
+/// ln of the probability that these scores give a token.
+fn log_probability(scores: &[f32], token: u32) -> f64 {
+    let best = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = scores.iter().map(|s| f64::from(s - best).exp()).sum();
+    f64::from(scores[token as usize] - best) - total.ln()
+}
+
+#[test]
+fn choices_after_a_prompt_have_the_scores_of_prompt_and_choice_alone_also_where_layers_have_a_state() {
+    let prompts: Vec<Ids> = [1, 16, 40, 48, 65].iter().enumerate().map(|(i, len)| ids(*len, 0, i as u32)).collect();
+    for (name, spec) in kinds().into_iter().filter(|(name, _)| ["lfm", "qwen", "olmo"].contains(name)) {
+        let weights = Box::new(MadeUp(spec.clone()));
+        let (name_of, path, digest) = (name.to_string(), Default::default(), String::new());
+        let model = Model { name: name_of, path, digest, spec, vocabulary: Vocabulary::default(), weights };
+        let plan = FormatPlan::All(Format::F32);
+        let models = HashMap::from([(plan, Arc::new(PackedModel::pack(&model, plan, 2).unwrap()))]);
+        let scored = |i: usize, prompt: &Ids| {
+            let texts = choices().iter().map(|tokens| format!("{tokens:?}")).collect();
+            let choices = Some(Arc::new(Choices { texts, tokens: choices() }));
+            let longest = choices.as_ref().map_or(0, |c| c.longest());
+            Request {
+                ticket: i as u64,
+                prompt: prompt.as_slice().into(),
+                max_tokens: longest + 1,
+                sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
+                stop: Arc::new(StopRules { eos: false, strings: vec![], sentence: false, repetition: false }),
+                extras: Arc::new(Extras { choices, ..Extras::default() }),
+            }
+        };
+        let requests: Vec<Request> = prompts.iter().enumerate().map(|(i, prompt)| scored(i, prompt)).collect();
+        let alone = Setting { pages: 64, rows: 128, chunk: 128, ..Setting::alone(plan) };
+        // A decoder that is given prompt and choice as one prompt.
+        let plain = |prompt: &Ids, choice: &Ids| -> f64 {
+            let mut decoder = alone.decoder(&models);
+            let all = [&prompt[..], &choice[..choice.len() - 1]].concat();
+            let slot = decoder.open(&all, all.len(), false).unwrap().slot;
+            let (want, tokens) = (llmopt::decoder::Want::AllLogits, 0..all.len());
+            let segment = llmopt::decoder::Segment { slot, start: 0, tokens, want, padding_rows: 0, padded_context: 0 };
+            let mut outputs = Vec::new();
+            decoder.forward(&Batch { tokens: all.clone(), segments: vec![segment] }, &mut outputs).unwrap();
+            let Output::Logits(scores) = &outputs[0] else { panic!("all scores were asked for") };
+            let rows: Vec<&[f32]> = scores.chunks_exact(301).skip(prompt.len() - 1).collect();
+            rows.iter().zip(choice).map(|(row, token)| log_probability(row, *token)).sum()
+        };
+        let expected: Vec<Vec<f64>> = prompts.iter().map(|p| choices().iter().map(|c| plain(p, c)).collect()).collect();
+        let mut first: Option<Vec<Vec<(String, f64)>>> = None;
+        for setting in [
+            alone.clone(),
+            Setting { threads: 2, slots: 3, rows: 7, batch: 3, chunk: 7, prefix: PrefixPolicy::Share, ..alone.clone() },
+            Setting { threads: 3, slots: 5, rows: 64, batch: 5, chunk: 5, memory: Memory::PerStep, ..alone.clone() },
+            Setting {
+                batching: BatchingPolicy::Blocking,
+                padding: PaddingPolicy::PadToLongest,
+                slots: 2,
+                batch: 2,
+                ..alone.clone()
+            },
+        ] {
+            let (done, _) = setting.complete(&models, &requests);
+            let sums: Vec<_> = done.into_iter().map(|completion| completion.choices.unwrap()).collect();
+            for ((expected, sums), prompt) in expected.iter().zip(&sums).zip(&prompts) {
+                for (plain, (choice, sum)) in expected.iter().zip(sums) {
+                    let off = (sum - plain).abs();
+                    assert!(off < 1e-4 * plain.abs().max(1.0), "{name}: {choice} after {}: {sum} and {plain}", prompt.len());
+                }
+            }
+            let first = first.get_or_insert_with(|| sums.clone());
+            assert_eq!(*first, sums, "{name}: the same bits in {setting:?}");
         }
     }
 }

@@ -467,9 +467,16 @@ fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
             })
             .collect();
         let place = tempfile::tempdir().unwrap();
+        // One has a block that guesses further tokens, which is no part of the model.
+        let guessing = family == "qwen3_5";
+        let hidden = config["hidden_size"].as_u64().unwrap() as usize;
+        let guesses = ["mtp.fc.weight", "mtp.layers.0.input_layernorm.weight", "mtp.norm.weight"].map(|name| {
+            let shape = if name == "mtp.fc.weight" { vec![hidden, 2 * hidden] } else { vec![hidden] };
+            Stored { name: name.into(), values: vec![0.5; shape.iter().product()], shape }
+        });
         // The checkpoint.
         let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-        for Stored { name, shape, values } in &tensors {
+        for Stored { name, shape, values } in tensors.iter().chain(guesses.iter().filter(|_| guessing)) {
             let begin = data.len();
             values.iter().for_each(|v| data.extend(v.to_le_bytes()));
             let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
@@ -496,9 +503,35 @@ fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
             let (dims, data) = (vec![divisors.len() as u64], divisors.iter().flat_map(|v| v.to_le_bytes()).collect());
             all.push(Tensor { name: name.into(), dims, ggml: 0, data, offset: None });
         }
+        let layers = config["num_hidden_layers"].as_u64().unwrap() as u32;
+        if guessing {
+            // As the converter of llama.cpp writes it (`conversion/qwen.py`): behind the layers, and counted with them.
+            let names = ["nextn.eh_proj", "nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm", "attn_norm", "attn_q"];
+            all.extend(names.map(|name| {
+                let dims = if name.ends_with("proj") { vec![2 * hidden as u64, hidden as u64] } else { vec![hidden as u64] };
+                let data = 0.5f32.to_le_bytes().repeat(dims.iter().product::<u64>() as usize);
+                Tensor { name: format!("blk.{layers}.{name}.weight"), dims, ggml: 0, data, offset: None }
+            }));
+            container.set(&format!("{gguf}.block_count"), Value::U32(layers + 1));
+            container.set(&format!("{gguf}.nextn_predict_layers"), Value::U32(1));
+        }
         let file = Gguf { tensors: all, ..container };
         let path = place.path().join("model.gguf");
         std::fs::write(&path, file.bytes()).unwrap();
+        if guessing {
+            let refused = |change: &dyn for<'a> Fn(&'a mut Gguf) -> &'a mut Gguf, says: &str| {
+                let (mut other, path) = (file.clone(), place.path().join("other.gguf"));
+                change(&mut other);
+                std::fs::write(&path, other.bytes()).unwrap();
+                let error = open(&path).err().unwrap_or_else(|| panic!("accepted: {says}"));
+                assert!(error.contains(says) && !error.contains('\n'), "{error}");
+            };
+            let key = format!("{gguf}.nextn_predict_layers");
+            refused(&|f| f.set(&key, Value::U32(layers + 1)), "leaves no layers");
+            refused(&|f| f.set(&key, Value::U32(u32::MAX)), "nextn_predict_layers");
+            refused(&|f| f.set(&key, Value::U32(0)), &format!("blk.{layers}."));
+            refused(&|f| f.unset(&key), &format!("blk.{layers}."));
+        }
         let (a, b) = match (open(&checkpoint), open(&path)) {
             (Ok(a), Ok(b)) => (a, b),
             (a, b) => {

@@ -138,7 +138,14 @@ fn a_quick_bench_writes_every_file_and_a_report_of_80_columns() {
     assert_eq!(rows[2][3..5], ["inf", "inf"]);
     let result = BenchResult::read(&results).unwrap();
     assert!(result.quick && result.complete && result.rounds.len() == 2 && result.configs.len() == 7);
+    // The tiny model by hand: embedding, two layers, the last norm.
+    let weights = 320 * 64 + 2 * (2 * 64 + 64 * 64 * 2 + 2 * 32 * 64 + 3 * 96 * 64) + 64;
+    assert_eq!(result.model.parameters, Some(llmopt::model::Parameters { total: weights, active: weights }));
     let page = std::fs::read_to_string(results.join("report.html")).unwrap();
+    for text in [&out, &page, &std::fs::read_to_string(results.join("report.md")).unwrap()] {
+        let all = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(all.contains(&format!("({weights} parameters)")), "{text}");
+    }
     let charts = page.matches("<svg role=\"img\"").count();
     assert!(charts >= 4, "{charts}");
     assert!(!page.contains("http:") && !page.contains("https:") && !page.contains("<script"));

@@ -3,8 +3,10 @@
 
 use llmopt::model::{self, Model, OpenOptions};
 use llmopt::text::prompts::{InputFormat, PromptFiles};
-use llmopt::text::{ChatTemplate, Content, Message, PromptEncoder, TextSegment, Tokenizer};
+use llmopt::text::{ChatTemplate, Content, Message, PromptEncoder, RenderLimits, TextSegment, Tokenizer, Turn};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 static MODEL: LazyLock<Model> =
@@ -97,6 +99,86 @@ fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
         }
     }
     assert!(rendered >= 150 && raised >= 10 && tokenized >= 15, "{rendered} {raised} {tokenized}");
+}
+
+/// Of the conversations of `templates-published.jsonl`: equal ones, those that both refuse, those whose contents cannot be told apart
+/// (equal where that can be seen), those that transformers alone refuses, by template, and those that differ.
+fn beside_transformers(lines: &[Value]) -> (usize, usize, usize, BTreeMap<String, usize>, Vec<String>) {
+    let text = |v: &Value| v.as_str().unwrap().to_string();
+    let (first, lines) = lines.split_first().unwrap();
+    let (_, lines) = lines.split_first().unwrap();
+    let conversation = |turns: &Value| -> Vec<Message> {
+        let message = |m: &Value| Message { role: text(&m["role"]), content: text(&m["content"]) };
+        turns.as_array().unwrap().iter().map(message).collect()
+    };
+    let conversations: Vec<Vec<Message>> = first["conversations"].as_array().unwrap().iter().map(conversation).collect();
+    let (mut equal, mut refused, mut apart, mut lenient, mut wrong) = (0, 0, 0, BTreeMap::new(), Vec::new());
+    let mut template = &Value::Null;
+    for line in lines {
+        if line["source"].is_string() {
+            template = line;
+            continue;
+        }
+        let variables = line["variables"].as_object().unwrap();
+        let [source, bos, eos, name] = ["source", "bos", "eos", "template"].map(|field| text(&template[field]));
+        let compiled = match ChatTemplate::compile_with(&source, &bos, &eos, variables, RenderLimits::default()) {
+            Ok(compiled) => compiled,
+            Err(error) => {
+                wrong.push(format!("{name} {variables:?}: {error}"));
+                continue;
+            }
+        };
+        let turn = match &text(&line["turn"])[..] {
+            "new" => Turn::default(),
+            "closed" => Turn { generation_prompt: false, ..Turn::default() },
+            _ => Turn { generation_prompt: false, continue_final: true, ..Turn::default() },
+        };
+        for (messages, hash) in conversations.iter().zip(line["sha256"].as_array().unwrap()) {
+            let spliced = compiled.splice_turn(messages, &turn).map(|segments| {
+                let whole = segments.iter().map(|s| match s {
+                    TextSegment::Scaffold(t) | TextSegment::Content(t) => &t[..],
+                });
+                whole.collect::<String>()
+            });
+            // A new turn that cannot be told apart can still be rendered.
+            let told = !matches!(&spliced, Err(e) if ["leaves out", "rewrites", "repeats"].iter().any(|w| e.contains(w)));
+            let got = if !told && turn == Turn::default() { compiled.render(messages) } else { spliced };
+            let sum = |got: &String| Sha256::digest(got).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            match (&got, hash.as_str()) {
+                (Ok(got), Some(hash)) if sum(got) == hash && told => equal += 1,
+                (Ok(got), Some(hash)) if sum(got) == hash => apart += 1,
+                (Err(_), Some(_)) if !told => apart += 1,
+                (Err(_), None) => refused += 1,
+                (Ok(_), None) => *lenient.entry(name.clone()).or_default() += 1,
+                _ => wrong.push(format!("{name} {} {variables:?} {messages:?}\n  -> {got:?}", line["turn"])),
+            }
+        }
+    }
+    (equal, refused, apart, lenient, wrong)
+}
+
+#[test]
+fn tests_of_values_say_what_they_say_in_transformers() {
+    let line = &data("templates-published.jsonl")[1];
+    let text = |field: &str| line[field].as_str().unwrap();
+    let message = Message { role: "user".into(), content: "What is the capital of France?".into() };
+    // It cannot be a chat template, which has each content once.
+    let template = ChatTemplate::compile(&format!("{}{{{{ messages[0].content }}}}", text("tests")), text("bos"), text("eos"));
+    let got = template.unwrap().render(std::slice::from_ref(&message)).unwrap();
+    // The last line end of a source does not count in Jinja.
+    assert_eq!(got, format!("{}\n{}", text("rendered"), message.content));
+}
+
+#[test]
+fn published_templates_of_the_families_render_as_transformers_does() {
+    let (equal, refused, apart, lenient, wrong) = beside_transformers(&data("templates-published.jsonl"));
+    println!(
+        "{equal} equal, {refused} refused by both, {apart} whose contents cannot be told apart; transformers alone refuses {lenient:?}"
+    );
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    // A loop over no tools at all is an error in Jinja and no round here.
+    assert!(lenient.keys().all(|name| name == "NousResearch-Hermes-3-Llama-3.1-8B-tool_use"), "{lenient:?}");
+    assert!(equal >= 1990 && refused >= 60 && apart <= 60, "{equal} {refused} {apart}");
 }
 
 #[test]

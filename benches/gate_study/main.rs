@@ -89,7 +89,11 @@ fn main() -> ExitCode {
 fn record(args: &Record) -> Result<(), String> {
     let options = OpenOptions { progress: None, environment: Environment::from_process() };
     let model = model::open(&args.shared.model, &options).map_err(|e| e.to_string())?;
-    let facts = ModelFacts { name: model.name.clone(), digest: model.digest.clone() };
+    let facts = ModelFacts {
+        name: model.name.clone(),
+        digest: model.digest.clone(),
+        parameters: Some(llmopt::model::parameters(&model.spec)),
+    };
     let loaded = LoadedModel::open(model).map_err(|e| e.to_string())?;
     DELAY.store(args.delay, Ordering::Relaxed);
     let options = Options { around: (args.delay > 0).then_some(delayed), ..args.shared.options() };

@@ -133,8 +133,9 @@ pub trait Decoder: Send {
 
     /// Opens a sequence that goes on from the first `at` positions of an open one, which must have run; `positions` in all. The last of
     /// them that fill no page are copied, the rest is shared. Its pages come from what was kept when the first of the line was opened,
-    /// and go back there at its end; it is closed before the sequence that it goes on from. `None` if there is no room just now, or if
-    /// this decoder cannot fork.
+    /// and go back there at its end; it is closed before the sequence that it goes on from. Where layers have a state, `at` is where the
+    /// parent is, which has a prompt of its own, has one fork at a time and does not run meanwhile. `None` if there is no room just now,
+    /// or if this decoder cannot fork.
     fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<Slot> {
         let _ = (parent, at, positions);
         None

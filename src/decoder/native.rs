@@ -9,7 +9,7 @@ use super::page_table::PageTable;
 use super::workspace::{Step, Workspace};
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Segment, Slot};
 use crate::kernels::{KernelSet, KvArena, KvElement, PAGE, Row, StateArena, StateSegment, Team, attention_units};
-use crate::model::{LayerSpec, ModelSpec};
+use crate::model::{LayerSpec, ModelSpec, RopeSet};
 use crate::units::TokenId;
 use std::sync::Arc;
 
@@ -67,6 +67,19 @@ struct States {
     any: bool,
     /// Of each slot: how many positions its state has seen, and which of its two blocks holds it.
     slots: Vec<(usize, usize)>,
+    /// Sequences that go on from others, at most one from each.
+    forks: Vec<ForkState>,
+}
+
+/// The state of a sequence that goes on from another, which does not run meanwhile: its two blocks are the one that the other would write
+/// next, and a checkpoint's.
+struct ForkState {
+    slot: Slot,
+    root: Slot,
+    seen: usize,
+    /// Which of its blocks holds its state; `None` while that is still the other's.
+    current: Option<usize>,
+    blocks: [usize; 2],
 }
 
 impl States {
@@ -75,13 +88,49 @@ impl States {
         2 * self.slots.len() + number
     }
 
+    /// The block that holds the state of a sequence with a prompt of its own, once it has begun.
+    fn held(&self, slot: Slot) -> usize {
+        2 * slot.0 + self.slots[slot.0].1
+    }
+
+    /// Begins a fork of `parent` after `at` positions: only of one with a prompt of its own, where its state is now, and only one.
+    fn fork(&mut self, table: &PageTable, parent: Slot, at: usize, slot: Slot) {
+        let other = 2 * parent.0 + 1 - self.slots[parent.0].1;
+        let spare = table.spare_state(parent).map(|number| self.checkpoint(number));
+        let blocks = [other, spare.expect("asked before")];
+        self.forks.push(ForkState { slot, root: parent, seen: at, current: None, blocks });
+    }
+
+    /// Whether a fork of `parent` after `at` positions could begin.
+    fn can_fork(&self, table: &PageTable, parent: Slot, at: usize) -> bool {
+        let here = self.slots.get(parent.0).is_some_and(|(seen, _)| *seen == at);
+        here && self.forks.iter().all(|fork| fork.root != parent) && table.spare_state(parent).is_some()
+    }
+
+    /// A segment of this sequence has run up to `end`.
+    fn ran(&mut self, slot: Slot, end: usize) {
+        if let Some(fork) = self.forks.iter_mut().find(|fork| fork.slot == slot) {
+            (fork.seen, fork.current) = (end, Some(fork.current.map_or(0, |current| 1 - current)));
+        } else if let Some((seen, current)) = self.slots.get_mut(slot.0) {
+            (*seen, *current) = (end, 1 - *current);
+        }
+    }
+
     /// What a segment reads and writes; an error if it does not go on where the state is.
     fn segment(&self, table: &PageTable, segment: &Segment, row: usize) -> Result<StateSegment, &'static str> {
         let Segment { slot, start, ref tokens, padding_rows, .. } = *segment;
-        let (seen, current) = self.slots[slot.0];
+        let fork = self.forks.iter().find(|fork| fork.slot == slot);
+        let Some((seen, current)) = fork.map(|f| (f.seen, 0)).or_else(|| self.slots.get(slot.0).copied()) else {
+            return Err("a segment of a sequence that has no state");
+        };
         // Nothing but padding begins anywhere: it reads the state that there is and leaves it.
         if seen != start && !tokens.is_empty() {
             return Err("a segment that does not begin where the state of its sequence is");
+        }
+        if let Some(fork) = fork {
+            let from = fork.current.map_or_else(|| self.held(fork.root), |current| fork.blocks[current]);
+            let to = fork.blocks[fork.current.map_or(0, |current| 1 - current)];
+            return Ok(StateSegment { row, rows: tokens.len(), padding: padding_rows, from: Some(from), to, saves: Vec::new() });
         }
         let from = match table.resumes(slot) {
             _ if seen == 0 => None,
@@ -139,14 +188,14 @@ impl NativeDecoder {
             return Err(memory("keys and values of 16 positions (and the states of all sequences)", bytes));
         }
         let (offsets, floats) = model.state_layout();
-        // A convolution over one position is a layer with a state of nothing.
-        let any = model.spec().layers.iter().any(|layer| layer.attention().is_none());
+        let any = model.spec().has_state();
         let blocks = if any { 2 * options.slots + checkpoints } else { 0 };
         let states = States {
             arena: StateArena::new(floats, blocks).map_err(|_| memory("states", estimate.kv))?,
             offsets,
             any,
             slots: vec![(0, 0); options.slots],
+            forks: Vec::new(),
         };
         let head_dim = shape.widest_head();
         let kv = KvArena::new(shape, pages).map_err(|_| memory("keys and values", estimate.kv))?;
@@ -175,12 +224,6 @@ impl NativeDecoder {
     /// The packed model.
     pub fn model(&self) -> &Arc<PackedModel> {
         &self.model
-    }
-
-    /// Whether a sequence of so many positions turns by a longrope's second set. Keys of a long sequence are turned otherwise than those
-    /// of a short one with the same beginning.
-    fn is_long(&self, positions: usize) -> bool {
-        self.model.spec().ropes.iter().flat_map(|rope| &rope.long).any(|long| positions > long.above)
     }
 
     /// One pass over sequences that turn by the same tables.
@@ -298,7 +341,8 @@ impl Decoder for NativeDecoder {
     }
 
     fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
-        let long = self.is_long(positions);
+        // Keys of a long sequence are turned otherwise than those of a short one with the same beginning.
+        let long = self.spec().rope_set(positions) == Some(RopeSet::Long);
         let opened = self.table.open_for_forks(prompt, positions, spare, share && !long)?;
         self.long[opened.slot.0] = long;
         self.states.slots[opened.slot.0] = (opened.reused, 0);
@@ -307,7 +351,7 @@ impl Decoder for NativeDecoder {
 
     fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<Slot> {
         // A state cannot be had for earlier positions.
-        if self.states.any {
+        if self.states.any && !self.states.can_fork(&self.table, parent, at) {
             return None;
         }
         let (slot, copy) = self.table.fork(parent, at, positions)?;
@@ -317,6 +361,9 @@ impl Decoder for NativeDecoder {
         let long = self.long[parent.0];
         self.long.resize(self.long.len().max(slot.0 + 1), false);
         self.long[slot.0] = long;
+        if self.states.any {
+            self.states.fork(&self.table, parent, at, slot);
+        }
         Some(slot)
     }
 
@@ -357,11 +404,8 @@ impl Decoder for NativeDecoder {
             return passed;
         }
         for segment in &batch.segments {
-            // Forks, whose slots lie past those here, have no states.
-            if !segment.tokens.is_empty()
-                && let Some((seen, current)) = self.states.slots.get_mut(segment.slot.0)
-            {
-                (*seen, *current) = (segment.start + segment.tokens.len(), 1 - *current);
+            if !segment.tokens.is_empty() {
+                self.states.ran(segment.slot, segment.start + segment.tokens.len());
             }
             self.table.written(segment.slot, segment.start + segment.tokens.len());
         }
@@ -369,6 +413,7 @@ impl Decoder for NativeDecoder {
     }
 
     fn close(&mut self, slot: Slot) {
+        self.states.forks.retain(|fork| fork.slot != slot);
         self.table.close(slot);
     }
 

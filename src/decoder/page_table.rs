@@ -16,6 +16,9 @@ pub use crate::kernels::PAGE;
 /// No page: the parent of a prompt's first page.
 const ROOT: u32 = u32::MAX;
 
+/// No position is so late.
+const NEVER: usize = usize::MAX;
+
 /// A page's content as the trie knows it: the page before it and its own token ids. A parent leaves the trie after its children,
 /// so a page number in a key never means anything but the page that carried it when the key was made.
 type Key = (u32, [TokenId; PAGE]);
@@ -58,7 +61,7 @@ struct Checkpoint {
     page: u32,
     /// Who writes it.
     writer: Slot,
-    /// After so many positions.
+    /// After so many positions; [`NEVER`] for room that is kept for the state of a fork.
     border: usize,
     written: bool,
     /// When it was last made or used.
@@ -118,7 +121,7 @@ impl PageTable {
     fn resume(&mut self, pages: &[u32], slot: Slot) -> (usize, Option<usize>) {
         let Some(&last) = pages.last() else { return (0, None) };
         if self.checkpoint_of(last).is_none()
-            && let Some(number) = self.free_checkpoint()
+            && let Some(number) = self.free_checkpoint(None)
         {
             let ahead = self.slots.iter().position(|s| {
                 let place = s.as_ref().and_then(|s| Some((s, s.pages[s.own..].iter().position(|p| *p == last)? + s.own)));
@@ -144,11 +147,12 @@ impl PageTable {
         self.checkpoints.iter().position(|c| c.as_ref().is_some_and(|c| c.page == page))
     }
 
-    /// A checkpoint that nobody waits for: an unused one, else the one that was used least recently.
-    fn free_checkpoint(&self) -> Option<usize> {
+    /// A checkpoint that nobody waits for, and not `needed`: an unused one, else the one that was used least recently.
+    fn free_checkpoint(&self, needed: Option<usize>) -> Option<usize> {
         let unused = self.checkpoints.iter().position(Option::is_none);
         let idle = || {
             let candidates = self.checkpoints.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?)));
+            let candidates = candidates.filter(|(i, _)| Some(*i) != needed);
             candidates.filter(|(i, c)| c.written && !self.awaited(*i)).min_by_key(|(_, c)| c.stamp).map(|(i, _)| i)
         };
         unused.or_else(idle)
@@ -162,6 +166,11 @@ impl PageTable {
     /// The checkpoint that a sequence begins with; `None` once it has begun.
     pub fn resumes(&self, slot: Slot) -> Option<usize> {
         self.sequence(slot).resumes
+    }
+
+    /// The checkpoint that is kept for the states of forks of an open sequence, if it has any.
+    pub fn spare_state(&self, slot: Slot) -> Option<usize> {
+        self.checkpoints.iter().position(|c| c.as_ref().is_some_and(|c| c.writer == slot && c.border == NEVER))
     }
 
     /// The checkpoints that a sequence writes on its way from `start` to `end` positions: (after so many positions, number), ascending.
@@ -182,7 +191,7 @@ impl PageTable {
         self.open_for_forks(prompt, positions, 0, share)
     }
 
-    /// The same, and keeps pages of `spare` positions for forks.
+    /// The same, and keeps pages of `spare` positions for forks, and with states room for that of one.
     pub fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
         assert!(!prompt.is_empty() && positions >= prompt.len(), "a sequence has a prompt, and room for it");
         let slot = self.slots[..self.most_open].iter().position(Option::is_none)?;
@@ -203,6 +212,14 @@ impl PageTable {
             let (count, checkpoint) = self.resume(&pages, Slot(slot));
             pages.truncate(count);
             resumes = checkpoint;
+        }
+        if self.stateful && spare > 0 {
+            let Some(number) = self.free_checkpoint(resumes) else {
+                self.drop_unwritten(Slot(slot));
+                return None;
+            };
+            let (page, writer, border, stamp) = (ROOT, Slot(slot), NEVER, self.clock);
+            self.checkpoints[number] = Some(Checkpoint { page, writer, border, written: false, stamp });
         }
         let own = pages.len();
         for &page in &pages {
@@ -357,7 +374,7 @@ impl PageTable {
         self.trie.clear();
         self.leaves.clear();
         for number in 0..self.checkpoints.len() {
-            if !self.awaited(number) {
+            if !self.awaited(number) && self.checkpoints[number].as_ref().is_some_and(|c| c.border != NEVER) {
                 self.checkpoints[number] = None;
             } else if let Some(checkpoint) = &mut self.checkpoints[number] {
                 checkpoint.page = ROOT;

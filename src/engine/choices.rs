@@ -46,8 +46,8 @@ struct Node {
 }
 
 impl Choices {
-    /// The tree of rows.
-    pub(super) fn tree(&self) -> Tree {
+    /// The tree of rows; `apart`: without rows that choices share behind the prompt.
+    pub(super) fn tree(&self, apart: bool) -> Tree {
         // The first node stands for the prompt's last row.
         let mut nodes = vec![Node { token: 0, children: Vec::new(), predicts: Vec::new() }];
         for (choice, tokens) in self.tokens.iter().enumerate() {
@@ -58,8 +58,8 @@ impl Choices {
                     break;
                 }
                 at = match nodes[at].children.iter().copied().find(|child| nodes[*child].token == token) {
-                    Some(child) => child,
-                    None => {
+                    Some(child) if !apart => child,
+                    _ => {
                         nodes.push(Node { token, children: Vec::new(), predicts: Vec::new() });
                         let child = nodes.len() - 1;
                         nodes[at].children.push(child);
@@ -93,15 +93,15 @@ impl Choices {
         self.tokens.iter().map(|tokens| tokens.len().saturating_sub(1)).max().unwrap_or(0)
     }
 
-    /// Positions to keep for branches after a prompt of this length.
-    pub(super) fn spare(&self, prompt: usize) -> usize {
-        let tree = self.tree();
+    /// Positions to keep for branches after a prompt of this length; branches that are `apart` run one after the other.
+    pub(super) fn spare(&self, prompt: usize, apart: bool) -> usize {
+        let tree = self.tree(apart);
         let pages = |b: &Branch| (prompt + b.depth + b.tokens.len()).div_ceil(PAGE) - (prompt + b.depth) / PAGE;
         let mut path = vec![0; tree.branches.len()];
         for (i, branch) in tree.branches.iter().enumerate() {
             path[i] = pages(branch) + branch.parent.map_or(0, |parent| path[parent]);
         }
-        let all: usize = tree.branches.iter().map(pages).sum();
+        let all: usize = if apart { 0 } else { tree.branches.iter().map(pages).sum() };
         all.min(SPARE_PAGES).max(path.into_iter().max().unwrap_or(0)) * PAGE
     }
 }
@@ -124,8 +124,8 @@ pub(super) struct Scoring {
 }
 
 impl Scoring {
-    pub fn new(choices: Arc<Choices>) -> Scoring {
-        let tree = choices.tree();
+    pub fn new(choices: Arc<Choices>, apart: bool) -> Scoring {
+        let tree = choices.tree(apart);
         let count = tree.branches.len();
         let mut children = vec![0; count];
         tree.branches.iter().filter_map(|b| b.parent).for_each(|parent| children[parent] += 1);
@@ -207,7 +207,7 @@ mod tests {
         let texts = vec![String::new(); 5];
         let choices =
             Choices { texts, tokens: vec![vec![1, 2, 3, 0], vec![1, 2, 4, 0], vec![5, 0], vec![1, 2, 0], vec![1, 2, 3, 6, 0]] };
-        let tree = choices.tree();
+        let tree = choices.tree(false);
         assert_eq!(tree.first, [(0, 1), (1, 1), (2, 5), (3, 1), (4, 1)]);
         let shape: Vec<_> = tree.branches.iter().map(|b| (b.parent, b.depth, &b.tokens[..])).collect();
         assert_eq!(shape, [(None, 0, &[1, 2][..]), (Some(0), 2, &[3, 6][..]), (Some(0), 2, &[4][..]), (None, 0, &[5][..])]);
@@ -216,6 +216,15 @@ mod tests {
         let predicted: usize = tree.branches.iter().flat_map(|b| &b.predicts).map(Vec::len).sum::<usize>() + tree.first.len();
         assert_eq!(predicted, choices.tokens.iter().map(Vec::len).sum::<usize>());
         // 20 positions: the second page has room for 12 more, but every branch copies it.
-        assert_eq!(choices.spare(20), 4 * PAGE);
+        assert_eq!(choices.spare(20, false), 4 * PAGE);
+        // Apart every choice has all of its rows, and pages of the longest are enough.
+        let apart = choices.tree(true);
+        assert_eq!(apart.first, tree.first);
+        let shape: Vec<_> = apart.branches.iter().map(|b| (b.parent, b.depth, &b.tokens[..])).collect();
+        let each = [&[1, 2, 3][..], &[1, 2, 4], &[5], &[1, 2], &[1, 2, 3, 6]];
+        assert_eq!(shape, each.map(|tokens| (None, 0, tokens)));
+        let predicted: usize = apart.branches.iter().flat_map(|b| &b.predicts).map(Vec::len).sum::<usize>() + apart.first.len();
+        assert_eq!(predicted, choices.tokens.iter().map(Vec::len).sum::<usize>());
+        assert_eq!((choices.spare(20, true), choices.spare(30, true)), (PAGE, 2 * PAGE));
     }
 }

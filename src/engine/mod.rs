@@ -189,6 +189,13 @@ pub struct Request {
     pub extras: Arc<Extras>,
 }
 
+impl Request {
+    /// Most positions it needs; the last token is never run.
+    pub fn positions(&self) -> usize {
+        self.prompt.len() + self.max_tokens.max(1) - 1
+    }
+}
+
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -110,22 +110,30 @@ impl Scheduler {
             return;
         }
         let before = self.running.len();
+        let apart = decoder.spec().has_state();
         while self.running.len() < self.batch {
             let Some(Waiting { request, announced }) = self.queue.pop_front() else { break };
-            let positions = Sequence::positions(&request);
-            let spare = request.extras.choices.as_ref().map_or(0, |choices| choices.spare(request.prompt.len()));
+            let positions = request.positions();
+            let spare = request.extras.choices.as_ref().map_or(0, |choices| choices.spare(request.prompt.len(), apart));
             let share = self.prefix == PrefixPolicy::Share;
             let Some(opened) = decoder.open_for_forks(&request.prompt, positions, spare, share) else {
                 if self.running.is_empty() {
                     // Nothing runs whose end would make room for it.
-                    let message = format!(
-                        "the prompt's {} tokens and {} more need {} positions; keys and values have room for {}: \
-                         give more --kv-memory or lower --max-tokens",
-                        request.prompt.len(),
-                        request.max_tokens,
-                        positions + spare,
-                        self.capacity.positions
-                    );
+                    let message = match positions + spare <= self.capacity.positions {
+                        true => {
+                            "there is no room for the state of a choice beside those of all sequences: give more --kv-memory \
+                                 or lower --batch-size"
+                                .to_string()
+                        }
+                        false => format!(
+                            "the prompt's {} tokens and {} more need {} positions; keys and values have room for {}: \
+                             give more --kv-memory or lower --max-tokens",
+                            request.prompt.len(),
+                            request.max_tokens,
+                            positions + spare,
+                            self.capacity.positions
+                        ),
+                    };
                     events.push(Event::Failed { ticket: request.ticket, code: "no_memory", message });
                     continue;
                 }

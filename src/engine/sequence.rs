@@ -19,11 +19,6 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    /// Most positions this request needs; the last token is never run.
-    pub(super) fn positions(request: &Request) -> usize {
-        request.prompt.len() + request.max_tokens.max(1) - 1
-    }
-
     /// Whether prompt tokens are still to be run.
     pub(super) fn is_prefilling(&self) -> bool {
         self.done < self.request.prompt.len()

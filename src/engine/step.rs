@@ -216,6 +216,8 @@ impl Engine {
 
     fn admit(&mut self, events: &mut Vec<Event>) {
         self.scheduler.admit(&mut *self.decoder, events);
+        // A state cannot be shared by two that go on from it.
+        let apart = self.decoder.spec().has_state();
         for sequence in self.scheduler.running().iter().rev() {
             let generation = &mut self.generations[sequence.slot.0];
             if generation.is_some() {
@@ -246,7 +248,7 @@ impl Engine {
                 watch,
                 greedy: is_greedy(request.sampling, self.config.sampling),
                 constrained,
-                scoring: extras.choices.clone().map(Scoring::new),
+                scoring: extras.choices.clone().map(|choices| Scoring::new(choices, apart)),
                 prompt_len: request.prompt.len(),
                 logprobs: extras.logprobs,
                 scored: Vec::new(),
@@ -369,10 +371,6 @@ impl Engine {
             scoring.next += 1;
         }
         if !self.scheduler.has_forks(root) {
-            if self.decoder.spec().layers.iter().any(|layer| layer.attention().is_none()) {
-                let message = "choices cannot be scored by models whose layers have a state yet; use --regex".to_string();
-                return self.fail_with(root, "unsupported", message, events);
-            }
             let message = "the choices do not fit into the memory for keys and values: give more --kv-memory".to_string();
             return self.fail_with(root, "no_memory", message, events);
         }

@@ -276,7 +276,7 @@ proptest! {
         for request in &mix.requests {
             let got = &early[&request.ticket];
             let needs = request.prompt.len() + request.max_tokens - 1;
-            let spare = request.extras.choices.as_ref().map_or(0, |choices| choices.spare(request.prompt.len()));
+            let spare = request.extras.choices.as_ref().map_or(0, |choices| choices.spare(request.prompt.len(), false));
             if needs.div_ceil(16) + spare / 16 > mix.pages {
                 prop_assert!(got.as_ref().unwrap_err().contains("--kv-memory"), "{:?}", got);
             } else {

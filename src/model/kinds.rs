@@ -571,7 +571,7 @@ pub fn matrices(spec: &ModelSpec) -> impl Iterator<Item = Role> + '_ {
 
 /// Weights of a model: all of them, and those that a token passes through (the experts that are used, everything else; of the embedding
 /// one row is read, which counts as all of it, as model cards count).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Parameters {
     /// All.
     pub total: u64,
@@ -705,15 +705,6 @@ impl ModelSpec {
         }
         let missed = (1.0 - used as f64 / experts as f64).powi(rows.min(1 << 20) as i32);
         (experts, experts as f64 * (1.0 - missed))
-    }
-
-    /// Weights of all matrices, and of those that one row is multiplied with: (total, active). The embedding counts once.
-    pub fn parameters(&self) -> (u64, u64) {
-        let count = |(role, (rows, columns)): (Role, Shape)| {
-            let (all, experts) = (rows as u64 * columns as u64, self.experts_of(role) as u64);
-            (all, all / experts * self.experts_used(role) as u64)
-        };
-        roles(self).map(count).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
     }
 
     /// Rows and columns of a weight: outputs × inputs of a matrix; a vector is one row. (0, 0) for a weight that the model has not.

@@ -277,9 +277,47 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a list of cases")]
     fn a_split_set_that_does_not_hold_together_is_refused_in_one_line_that_says_why() {
         use crate::tiny::{Gguf, Value};
         type Damage = fn(&std::path::Path, &mut Vec<Gguf>);
+        fn all(parts: &mut [Gguf], key: &str, value: Value) {
+            parts.iter_mut().for_each(|part| {
+                part.set(key, value.clone());
+            });
+        }
+        let huge: [(Damage, &str); 10] = [
+            (|_, p| all(p, "split.count", Value::U64(u64::MAX)), "'split.count' is 18446744073709551615; it must be an integer"),
+            (|_, p| all(p, "split.count", Value::U32(65_535)), "'split.count' is 65535; it must be an integer from 1 to 512"),
+            (|_, p| all(p, "split.count", Value::I32(-3)), "'split.count' is -3; it must be an integer"),
+            (|_, p| all(p, "split.count", Value::U32(0)), "'split.count' is 0; it must be an integer"),
+            (|_, p| all(p, "split.count", Value::U32(400)), "it must be called NAME-00001-of-00400.gguf"),
+            (|_, p| all(p, "split.tensors.count", Value::U64(u64::MAX)), "'split.tensors.count' is 18446744073709551615"),
+            (|_, p| all(p, "split.tensors.count", Value::I32(-1)), "'split.tensors.count' is -1"),
+            (
+                |_, p| {
+                    p[2].tensor_count = Some(1 << 40);
+                },
+                "00003-of-00003.gguf",
+            ),
+            // A tensor less, everywhere: the set holds together, the model does not.
+            (
+                |_, p| {
+                    let lost = p[2].tensors.pop().expect("one").name;
+                    assert_eq!(lost, "output_norm.weight");
+                    let total = p.iter().map(|part| part.tensors.len()).sum::<usize>();
+                    all(p, "split.tensors.count", Value::U32(total as u32));
+                },
+                "output_norm.weight",
+            ),
+            // A part of another model, as long as this one.
+            (
+                |_, p| {
+                    p[1].set("general.architecture", Value::Str("qwen2".into()));
+                },
+                "'general.architecture' is not the one of the first part",
+            ),
+        ];
         let cases: [(Damage, &str); 12] = [
             (|f, _| std::fs::remove_file(part_path(f, 1, 3)).expect("remove"), "tiny-Q8-00002-of-00003.gguf is missing"),
             (|f, _| std::fs::write(part_path(f, 2, 3), b"").expect("write"), "00003-of-00003.gguf: the file is empty"),
@@ -341,7 +379,7 @@ mod tests {
                 "'split.count' is a text; it must be an integer",
             ),
         ];
-        for (damage, expected) in cases {
+        for (damage, expected) in cases.into_iter().chain(huge) {
             let folder = tempfile::tempdir().expect("temporary folder");
             let mut parts = split(folder.path(), 3);
             let before: Vec<Vec<u8>> = parts.iter().map(Gguf::bytes).collect();
@@ -353,6 +391,7 @@ mod tests {
             let error = open(path.to_str().expect("path"), &OpenOptions::default()).err();
             let error = error.unwrap_or_else(|| panic!("accepted: {expected}")).to_string();
             assert!(error.contains(expected) && !error.contains('\n'), "{error} does not say {expected}");
+            assert!(error.contains("tiny-Q8-0000"), "{error} names no part");
         }
         // Renamed: the others cannot be found.
         let folder = tempfile::tempdir().expect("temporary folder");
@@ -361,6 +400,43 @@ mod tests {
         std::fs::rename(part_path(folder.path(), 1, 3), &path).expect("rename");
         let error = open(path.to_str().expect("path"), &OpenOptions::default()).err().expect("renamed").to_string();
         assert!(error.contains("part 2 of 3") && error.contains("NAME-00002-of-00003.gguf"), "{error}");
+    }
+
+    #[test]
+    fn a_split_set_with_any_byte_changed_is_loaded_or_refused_in_one_line() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let parts: Vec<Vec<u8>> = split(folder.path(), 3).iter().map(crate::tiny::Gguf::bytes).collect();
+        let named = part_path(folder.path(), 0, 3);
+        let (mut state, mut refused) = (7u64, 0);
+        let mut random = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        for _ in 0..600 {
+            let number = random(3);
+            // Most changes where the keys of the set and the list of tensors are.
+            let mut bytes = parts[number].clone();
+            let len = bytes.len();
+            match random(4) {
+                0 => bytes.truncate(random(len)),
+                1 => bytes[random(len.min(900))] ^= 1 << random(8),
+                2 => {
+                    let at = random(len.min(900) - 8);
+                    bytes[at..at + 8].fill(0xff);
+                }
+                _ => bytes[len - 1 - random(len.min(900))] ^= 1 << random(8),
+            }
+            let path = part_path(folder.path(), number, 3);
+            std::fs::write(&path, &bytes).expect("write");
+            if let Err(error) = open(named.to_str().expect("path"), &OpenOptions::default()) {
+                let line = error.to_string();
+                assert!(line.contains("tiny-Q8-0000") && !line.contains('\n') && line.len() < 600, "{line:?}");
+                assert!(matches!(error, crate::model::ModelError::Invalid(_)), "{line:?}");
+                refused += 1;
+            }
+            std::fs::write(&path, &parts[number]).expect("write");
+        }
+        assert!(open(named.to_str().expect("path"), &OpenOptions::default()).is_ok() && refused > 250, "{refused} refused");
     }
 
     #[test]

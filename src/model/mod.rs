@@ -39,7 +39,7 @@ pub use opening::{OpenOptions, OpeningProgress, OpeningStage};
 pub use pretokenizers::{Cut, PreTokenizer};
 pub use spec::{
     Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms,
-    Plain, QkNorm, QueryGrowth, Rope, Routing, Shared,
+    Plain, QkNorm, QueryGrowth, Rope, RopeSet, Routing, Shared,
 };
 #[cfg(test)]
 pub(crate) use vocabulary::example;

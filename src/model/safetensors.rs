@@ -144,7 +144,8 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, ModelError> {
 fn is_harmless(name: &str) -> bool {
     let other = ["vision_tower.", "multi_modal_projector.", "embed_vision.", "model.visual."];
     // Qwen 3.5 has a part that guesses further tokens.
-    name.starts_with("mtp.") || name.ends_with(".rotary_emb.inv_freq") || other.iter().any(|part| name.contains(part))
+    let guesses = name.starts_with("mtp.") || name.starts_with("model.mtp.");
+    guesses || name.ends_with(".rotary_emb.inv_freq") || other.iter().any(|part| name.contains(part))
 }
 
 /// The architecture that a config names.

@@ -288,6 +288,25 @@ pub struct LongRope {
     pub magnitude: f32,
 }
 
+/// Which of two sets turns a request (longrope). It depends on the request alone, so that an answer does not change with its neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RopeSet {
+    /// [`Rope::factors`]: all positions fit into [`LongRope::above`].
+    Short,
+    /// [`LongRope::factors`].
+    Long,
+}
+
+impl RopeSet {
+    /// Its name in a record.
+    pub fn name(self) -> &'static str {
+        match self {
+            RopeSet::Short => "short",
+            RopeSet::Long => "long",
+        }
+    }
+}
+
 /// Scale of queries that grows with their position (`attention.temperature_scale`).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct QueryGrowth {
@@ -341,6 +360,19 @@ impl ModelSpec {
             output_bias: false,
             tied_embeddings: true,
         }
+    }
+
+    /// Whether layers have a state that a sequence carries from position to position.
+    pub fn has_state(&self) -> bool {
+        // A convolution over one position is a layer with a state of nothing.
+        self.layers.iter().any(|layer| layer.attention().is_none())
+    }
+
+    /// Which set of its ropes turns a request that takes so many positions, prompt and answer together; `None` where there is one only.
+    pub fn rope_set(&self, positions: usize) -> Option<RopeSet> {
+        let mut borders = self.ropes.iter().filter_map(|rope| rope.long.as_ref()).map(|long| long.above).peekable();
+        borders.peek()?;
+        Some(if borders.any(|above| positions > above) { RopeSet::Long } else { RopeSet::Short })
     }
 
     /// The attention of all layers that have any, to be changed.

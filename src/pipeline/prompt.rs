@@ -2,6 +2,7 @@
 //! Plain data; no file formats (those are `text`'s and `cli`'s).
 
 use crate::engine::{FinishReason, Penalties, Sampling, StopRules};
+use crate::model::RopeSet;
 use crate::text::prompts::RecordError;
 use crate::text::{Constraint, Content, Turn};
 use crate::units::TokenId;
@@ -151,6 +152,8 @@ pub struct Answer {
     pub finish_reason: FinishReason,
     /// Argmax was used.
     pub greedy: bool,
+    /// Which set of a longrope's divisors it was computed with; `None` for models that have one only, and without an answer.
+    pub rope: Option<RopeSet>,
     /// Tokens of the prompt, template included.
     pub prompt_tokens: usize,
     /// Tokens of the answer (of all where several were asked for), an end-of-sequence token included if one was generated.

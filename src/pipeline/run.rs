@@ -9,6 +9,7 @@ use super::{
     Alternative, Answer, Control, Form, Input, PipelineError, Prompt, RecordError, RunReport, Stopping, TokenLogprob, clipped,
 };
 use crate::engine::{BatchingPolicy, Completion, Engine, Event, Extras, FinishReason, Request, Stage, StoppingPolicy, Ticket};
+use crate::model::RopeSet;
 use crate::text::Constraint;
 use crate::units::TokenId;
 use std::collections::{BTreeMap, HashMap};
@@ -126,6 +127,7 @@ struct Pending<T> {
     with: T,
     accepted: Instant,
     prompt_tokens: usize,
+    rope: Option<RopeSet>,
     /// The answers it asks for, as far as they are there.
     parts: Vec<Option<Part>>,
     /// One that is cut is an answer.
@@ -311,6 +313,7 @@ impl Run<'_> {
             with,
             accepted: at,
             prompt_tokens: 0,
+            rope: None,
             parts: Vec::new(),
             accepts_cut: false,
         };
@@ -331,6 +334,7 @@ impl Run<'_> {
             Ok(request) => request,
             Err(error) => return state.emit(failed(pending, error), self.control),
         };
+        pending.rope = self.engine.decoder().spec().rope_set(request.positions());
         let (json, n) =
             (prompt.generation.form.constraint.as_ref().is_some_and(Constraint::is_json), prompt.generation.form.n.max(1));
         pending.parts.resize_with(n, || None);
@@ -614,6 +618,7 @@ fn answered<T>(mut pending: Pending<T>) -> (Answer, T) {
         tokens: chosen.tokens.clone(),
         finish_reason: if incomplete.is_some() { FinishReason::Error } else { chosen.reason },
         greedy: chosen.greedy,
+        rope: pending.rope,
         prompt_tokens: pending.prompt_tokens,
         completion_tokens: all().map(|kept| kept.tokens.len()).sum(),
         cached,
@@ -641,6 +646,7 @@ fn failed<T>(pending: Pending<T>, error: RecordError) -> (Answer, T) {
         tokens: Vec::new(),
         finish_reason: FinishReason::Error,
         greedy: false,
+        rope: None,
         prompt_tokens: pending.prompt_tokens,
         completion_tokens: 0,
         cached: false,

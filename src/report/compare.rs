@@ -17,7 +17,9 @@ pub fn report(comparison: &Comparison, recommendations: &[Recommendation]) -> Re
     let alone = comparison.settings.len() == 1;
     let quick = if comparison.quick { " (quick: speed only)" } else { "" };
     let names: Vec<&str> = comparison.settings.iter().map(|s| s.name.as_str()).collect();
-    let what = format!("{}: {}{quick}", comparison.model, names.join(" / "));
+    let weights = comparison.settings.first().and_then(|s| s.parameters);
+    let shown = weights.map_or_else(String::new, |parameters| format!(" ({parameters})"));
+    let what = format!("{}{shown}: {}{quick}", comparison.model, names.join(" / "));
     let mut said = sentences(comparison, recommendations).into_iter();
     let title = said.next().unwrap_or_default();
     let mut sections = vec![
@@ -36,7 +38,10 @@ pub fn report(comparison: &Comparison, recommendations: &[Recommendation]) -> Re
             vec![Block::Table(quality_table(comparison)), Block::Notes(quality_notes(comparison))],
         ));
     }
-    let reasons = comparison.settings.iter().map(|s| format!("{}: {} ({})", s.name, s.dtype, s.dtype_reason));
+    let reasons = comparison.settings.iter().map(|s| {
+        let other = s.parameters.filter(|own| Some(*own) != weights).map_or_else(String::new, |own| format!(", {own}"));
+        format!("{}: {} ({}){other}", s.name, s.dtype, s.dtype_reason)
+    });
     sections.push(Section::new("Settings", vec![Block::Table(settings_table(comparison)), Block::Notes(reasons.collect())]));
     sections.push(super::machine::section(&comparison.machine, Some(&comparison.limits)));
     if !comparison.notes.is_empty() {
@@ -703,6 +708,13 @@ mod tests {
         for format in [ReportFormat::Table, ReportFormat::Md, ReportFormat::Csv, ReportFormat::Json] {
             assert!(report.render(format, 100).contains("bf16"));
         }
+        // How many weights the model has; another one's where a setting has another model.
+        let mut c = example();
+        c.settings[1].parameters = Some(crate::model::Parameters { total: 30_532_122_624, active: 3_345_000_000 });
+        let page = super::report(&c, &recommendations(&c)).render(ReportFormat::Md, 100);
+        assert!(page.contains("m (134.5 million parameters): f32 / bf16 / q4"), "{page}");
+        assert!(page.contains("bf16: bf16 (), 30.53 billion parameters, 3.35 billion active"), "{page}");
+        assert_eq!(page.matches("parameters").count(), 2, "{page}");
         assert_eq!((percent(0.9999), percent(1.0), percent(0.5)), ("99.9 %".into(), "100 %".into(), "50 %".into()));
     }
 }

@@ -618,7 +618,7 @@ fn program(result: &BenchResult) -> Vec<(String, String)> {
         ("Started".to_string(), result.started.clone()),
         (
             "Model".to_string(),
-            format!("{} (sha256 {})", result.model.name, result.model.digest.chars().take(16).collect::<String>()),
+            format!("{}, sha256 {}", result.model.shown(), result.model.digest.chars().take(16).collect::<String>()),
         ),
     ];
     if let Some(config) = everything {
@@ -661,7 +661,7 @@ pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]
     sections.push(Section::new("Workload", vec![Block::Facts(workload(result))]));
     sections.push(super::machine::section(&result.machine, result.limits.as_ref()));
     sections.push(Section::new("Program", vec![Block::Facts(program(result))]));
-    let title = format!("llmopt bench --phase {}: {} on {}", result.phases.name(), result.model.name, result.machine.cpu);
+    let title = format!("llmopt bench --phase {}: {} on {}", result.phases.name(), result.model.shown(), result.machine.cpu);
     Report { title, sections, data: data(analysis) }
 }
 
@@ -678,6 +678,6 @@ pub fn summary(result: &BenchResult, analysis: &Analysis, gate: &[String]) -> Re
         blocks.push(Block::Text("Gate:".into()));
         blocks.push(Block::Notes(gate.to_vec()));
     }
-    let title = format!("llmopt bench --phase {}: {}", result.phases.name(), result.model.name);
+    let title = format!("llmopt bench --phase {}: {}", result.phases.name(), result.model.shown());
     Report { title, sections: vec![Section { title: String::new(), blocks }], data: data(analysis) }
 }

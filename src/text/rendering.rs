@@ -81,6 +81,10 @@ impl Template {
         environment.add_filter("tojson", tojson);
         environment.add_filter("string", string);
         environment.add_filter("reverse", reversed);
+        environment.add_test("iterable", |value: &Value| is_iterable(value));
+        environment.add_test("sequence", |value: &Value| {
+            is_iterable(value) && (value.kind() != ValueKind::Iterable || value.len().is_some())
+        });
         // They are lazy, and Jinja has none of them.
         for filter in ["chain", "pprint", "zip"] {
             environment.remove_filter(filter);
@@ -113,6 +117,12 @@ impl Template {
     pub fn asks_for_date(&self) -> bool {
         self.asks_for_date.load(Ordering::Relaxed)
     }
+}
+
+/// Whether Python goes through it: texts, lists, maps, what is not there; not `none`, which the crate takes for an empty list.
+fn is_iterable(value: &Value) -> bool {
+    use ValueKind::{Bytes, Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Bytes | Iterable | Map | Seq | String | Undefined)
 }
 
 /// A JSON value as templates see it. JSON that was read from a text is at most 128 levels deep.

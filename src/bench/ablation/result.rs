@@ -5,6 +5,7 @@ use super::answers::Tally;
 use super::plan::{Pair, Phases, Plan, PlanRow};
 use crate::bench::workload::WorkloadFacts;
 use crate::machine::Machine;
+use crate::model::Parameters;
 use crate::pipeline::StageTimes;
 use crate::roofline::{Limits, ReferenceRates};
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,16 @@ pub struct ModelFacts {
     pub name: String,
     /// SHA-256.
     pub digest: String,
+    /// Its weights; files of earlier versions do not say.
+    #[serde(default)]
+    pub parameters: Option<Parameters>,
+}
+
+impl ModelFacts {
+    /// The name with the number of weights, where it is known.
+    pub fn shown(&self) -> String {
+        self.parameters.map_or_else(|| self.name.clone(), |parameters| format!("{} ({parameters})", self.name))
+    }
 }
 
 /// One configuration.

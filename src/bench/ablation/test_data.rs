@@ -50,7 +50,11 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
         commit: None,
         machine: Machine::detect(),
         limits: None,
-        model: ModelFacts { name: "tiny".into(), digest: "abc".into() },
+        model: ModelFacts {
+            name: "tiny".into(),
+            digest: "abc".into(),
+            parameters: Some(crate::model::Parameters { total: 30_532_122_624, active: 3_345_000_000 }),
+        },
         workload: WorkloadFacts {
             name: "built-in".into(),
             digest: "def".into(),

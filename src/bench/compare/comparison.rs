@@ -4,6 +4,7 @@
 use super::quality::{Agreement, Quality};
 use crate::bench::statistics::Interval;
 use crate::machine::{Busy, Machine};
+use crate::model::Parameters;
 use crate::roofline::{Bound, Limits};
 use serde::{Deserialize, Serialize};
 
@@ -184,6 +185,9 @@ pub struct MeasuredSetting {
     pub name: String,
     /// The flags to use for it with `run`.
     pub flags: String,
+    /// Weights of its model; files of earlier versions do not say.
+    #[serde(default)]
+    pub parameters: Option<Parameters>,
     /// The storage that the model ran with.
     pub dtype: String,
     /// What chose it, and what was converted.
@@ -322,6 +326,7 @@ mod tests {
         let mut setting = MeasuredSetting {
             name: "x".into(),
             flags: String::new(),
+            parameters: None,
             dtype: "f32".into(),
             dtype_reason: String::new(),
             threads: 1,

@@ -259,6 +259,7 @@ pub(crate) mod tests {
         MeasuredSetting {
             name: name.into(),
             flags: format!("--dtype {dtype}"),
+            parameters: Some(crate::model::Parameters { total: 134_515_008, active: 134_515_008 }),
             dtype: dtype.into(),
             dtype_reason: String::new(),
             threads: 2,

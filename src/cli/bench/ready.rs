@@ -57,7 +57,11 @@ impl Ready {
         let signals = Signals::watch(control.clone())?;
         let model = open_model(&args.shared, console.level)?;
         let machine = Machine::detect();
-        let facts = ModelFacts { name: model.name.clone(), digest: model.digest.clone() };
+        let facts = ModelFacts {
+            name: model.name.clone(),
+            digest: model.digest.clone(),
+            parameters: Some(crate::model::parameters(&model.spec)),
+        };
         if let Some(before) = &baseline {
             refuse_early(before, &facts, &workload, args, &machine)?;
         }

@@ -105,6 +105,7 @@ fn load(job: &CompareJob, console: &mut Console) -> Result<(Vec<comparison::Meas
         found.push(comparison::MeasuredSetting {
             name: s.name.clone(),
             flags: s.flags(),
+            parameters: Some(crate::model::parameters(&loaded.model.spec)),
             dtype: dtype.name,
             dtype_reason: reason,
             threads: sizes.threads,

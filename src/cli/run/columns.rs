@@ -88,6 +88,7 @@ pub const TABLE: &[OutputColumn] = &[
         None => text(if l.answer.greedy { "greedy" } else { "sampled" }),
         Some(_) => Value::Null,
     }),
+    asked("rope", Type::Text, |l| l.answer.rope.map_or(Value::Absent, |set| text(set.name()))),
     usual("prompt_tokens", Type::Whole, |l| whole(l.answer.prompt_tokens)),
     usual("completion_tokens", Type::Whole, |l| whole(l.answer.completion_tokens)),
     usual("cached", Type::Flag, |l| Value::Json(Cow::Borrowed(if l.answer.cached { "true" } else { "false" }))),

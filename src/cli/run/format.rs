@@ -588,6 +588,7 @@ pub(super) mod tests {
             tokens: vec![1, 2],
             finish_reason: FinishReason::Stop,
             greedy: true,
+            rope: None,
             prompt_tokens: 5,
             completion_tokens: 2,
             cached: false,

@@ -2,8 +2,8 @@
 //! leaves whole and `--resume` goes on with; at the end the file is made from it at once. In: a journal, a format. Out: the file.
 
 use super::format::{Kind, LineFormat};
-use super::ledger;
 use super::output::{self, lines};
+use super::resume_index;
 use crate::cli::Failure;
 use crate::units::{counted, shown};
 use std::fs::File;
@@ -67,7 +67,7 @@ impl Goal {
             return Err(refuse("is no file"));
         }
         let file = File::open(&journal).map_err(|e| refuse(&format!("cannot be read ({e})")))?;
-        match ledger::is_journal(BufReader::new(file))? {
+        match resume_index::is_journal(BufReader::new(file))? {
             true => Ok(()),
             false => Err(refuse("is no journal of llmopt")),
         }

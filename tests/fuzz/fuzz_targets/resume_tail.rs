@@ -46,6 +46,7 @@ fn line(format: &LineFormat, id: &str, prompt: &str) -> Vec<u8> {
         tokens: vec![],
         finish_reason: if failed { FinishReason::Error } else { FinishReason::Stop },
         greedy: true,
+        rope: None,
         prompt_tokens: 5,
         completion_tokens: 2,
         cached: false,
