@@ -10,9 +10,6 @@ VOCAB: such as models/ggml-vocab-qwen2.gguf of llama.cpp. Needs numpy and gguf (
 """
 import argparse
 
-import gguf
-import numpy as np
-
 
 def copy_field(w, name, f):
     value = lambda i: f.parts[i].tolist()[0]
@@ -97,6 +94,10 @@ def main():
     for name, default in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     a = parser.parse_args()
+    global gguf, np
+    import gguf
+    import numpy as np
+
     {"make": make, "repeat": repeat}[a.what](a)
 
 
