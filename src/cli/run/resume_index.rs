@@ -162,8 +162,9 @@ fn holds_a_record(format: &LineFormat, tail: &[u8]) -> bool {
 /// Whether bytes without a line end can be the beginning of a record of ours that a kill cut off; zeros at their end are a power cut's.
 fn may_be_torn(format: &LineFormat, bytes: &[u8]) -> bool {
     let (bytes, beginning) = (without_zeros(bytes), format.beginning().as_bytes());
-    // What is whole is not torn.
-    (bytes.starts_with(beginning) || beginning.starts_with(bytes)) && serde_json::from_slice::<IgnoredAny>(bytes).is_err()
+    // What is whole is not torn, but for a record to which a power cut gave zeros instead of its line end.
+    format.read(bytes).is_ok()
+        || (bytes.starts_with(beginning) || beginning.starts_with(bytes)) && serde_json::from_slice::<IgnoredAny>(bytes).is_err()
 }
 
 /// Whether a file can be a journal of ours: it is empty, or its first line is a record with its settings or its error, or the torn beginning of

@@ -273,7 +273,8 @@ fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<Strin
                 return Ok(separated(&start));
             }
             if &**source.name() == "-" {
-                return Ok(Found::Kind(Kind::Text));
+                // Of an empty stream nothing is known that a flag could contradict.
+                return Ok(Found::Kind(if start.nothing { Kind::Lines(Dialect::Record) } else { Kind::Text }));
             }
             Err(InputError::Bad(format!(
                 "{name}: the format can be told neither from the extension nor from its beginning; give --input-format jsonl, json, csv, tsv, txt or openai"
@@ -341,7 +342,11 @@ fn dialect(source: &Source, start: &Start, array: bool) -> Result<Dialect, Input
 }
 
 /// The first line of a file that is not blank; a stream is read no further, and gives it again.
-struct Start(Vec<u8>);
+struct Start {
+    line: Vec<u8>,
+    /// Not even a blank line is there.
+    nothing: bool,
+}
 
 impl Start {
     fn of(source: &Source) -> Result<Start, InputError> {
@@ -357,21 +362,22 @@ impl Start {
                 break;
             }
         }
+        let nothing = all.is_empty();
         if !source.is_regular() {
             source.put_back(Box::new(Cursor::new(all).chain(reader)));
         }
-        Ok(Start(line))
+        Ok(Start { line, nothing })
     }
 
     /// The line without white space around it; empty if it is no text.
     fn text(&self) -> &str {
-        let bytes = self.0.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.0);
+        let bytes = self.line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.line);
         std::str::from_utf8(bytes).unwrap_or_default().trim()
     }
 
     /// The line with the white space around it, which may separate columns.
     fn line(&self) -> &str {
-        let bytes = self.0.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.0);
+        let bytes = self.line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.line);
         std::str::from_utf8(bytes).unwrap_or_default()
     }
 
