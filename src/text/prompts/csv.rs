@@ -1,6 +1,8 @@
 //! CSV to records, as RFC 4180 has it, with any line ends. The reader is our own because it must know on which line a quote opened that
 //! is never closed: other readers swallow the rest of the file without a word. Such a file is refused before any work, a header without
 //! `prompt` too. A row of another length than the header is one bad record. Blank lines are none.
+//!
+//! Over 500 lines: the reader of bytes and what a row means share the states that a quote, a line end and a header leave behind.
 
 use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
 use super::fields::GenerationFields;
