@@ -191,8 +191,12 @@ fn allocations(layers: usize, hidden: usize, more: &[&str]) -> (f64, f64) {
     bench.file("p.txt", "Say it.\n");
     let run = |tokens: usize| {
         let tokens = tokens.to_string();
-        let mut command = bench.command(&["run", "p.txt", "-q", "--threads", "1", "--temperature", "0", "--max-tokens", &tokens]);
-        command.args(["--without", "early-stop", "-m"]).arg(&model).args(more);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_llmopt"));
+        command
+            .current_dir(bench.path(""))
+            .args(["run", "p.txt", "-q", "--threads", "1", "--temperature", "0", "-m"])
+            .arg(&model);
+        command.args(["--max-tokens", &tokens, "--without", "early-stop"]).args(more);
         command.env("LD_PRELOAD", &counting).env("ALLOCATIONS", bench.path("allocations"));
         let ran = process::finish(bench.start(command)).expect(0);
         assert_eq!(ran.records()[0]["completion_tokens"].to_string(), tokens);

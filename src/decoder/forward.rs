@@ -136,6 +136,8 @@ pub(super) struct Pass<'a> {
     pub state_offsets: &'a [usize],
     /// Each segment's pages.
     pub pages: Vec<&'a [u32]>,
+    /// The same as attention takes them, made once for all layers.
+    pub contexts: Vec<Context<'a>>,
     /// Keys and values are copied before attention reads them (the audit's growing cache).
     pub copies: bool,
 }
@@ -388,13 +390,11 @@ impl Pass<'_> {
                 copy[0] = kv.copy_layer(l, &pages[s][..used]);
             });
         }
-        let contexts: Vec<Context> = match self.copies {
-            false => self.pages.iter().map(|p| Context::Pages(p)).collect(),
-            true => copies.iter().map(|c| Context::Copy(c)).collect(),
-        };
+        let copied: Vec<Context> = copies.iter().map(|c| Context::Copy(c)).collect();
+        let contexts = if self.copies { &copied } else { &self.contexts };
         let by = Attending { heads, window, cap: softcap, sinks: layer.sinks.as_deref() };
         let out = if gate { &mut *ungated } else { &mut *attended };
-        self.team.attention(step.units_of(spec), &step.rows, &contexts, self.kv, l, by, queries, out);
+        self.team.attention(step.units_of(spec), &step.rows, contexts, self.kv, l, by, queries, out);
         if gate {
             self.team.activate(Some(gates), ungated.rows(), kernels::ActivationFn::Sigmoid, step.rows.len(), attended);
         }

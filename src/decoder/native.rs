@@ -8,7 +8,7 @@ use super::forward::{Pass, Rotations};
 use super::page_table::PageTable;
 use super::workspace::{Step, Workspace};
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Segment, Slot};
-use crate::kernels::{KernelSet, KvArena, KvElement, PAGE, Row, StateArena, StateSegment, Team, attention_units};
+use crate::kernels::{Context, KernelSet, KvArena, KvElement, PAGE, Row, StateArena, StateSegment, Team, attention_units};
 use crate::model::{LayerSpec, ModelSpec, RopeSet};
 use crate::units::TokenId;
 use std::sync::Arc;
@@ -251,6 +251,7 @@ impl NativeDecoder {
             rotations,
             states: &mut self.states.arena,
             state_offsets: &self.states.offsets,
+            contexts: batch.segments.iter().map(|s| Context::Pages(self.table.pages(s.slot))).collect(),
             pages: batch.segments.iter().map(|s| self.table.pages(s.slot)).collect(),
             copies: self.options.memory == Memory::PerStep,
         };
