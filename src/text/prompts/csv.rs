@@ -47,6 +47,15 @@ struct Row {
 }
 
 impl Row {
+    /// Empty, and without the room of a long one.
+    fn begin(&mut self, line: u64) {
+        self.bytes.clear();
+        self.bytes.shrink_to(1 << 16);
+        self.ends.clear();
+        self.ends.shrink_to(1 << 12);
+        (self.length, self.unclosed, self.line) = (0, None, line);
+    }
+
     fn fields(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, &end)| self.bytes.get(start..end).unwrap_or_default())
@@ -106,22 +115,21 @@ impl Cutter {
         }
     }
 
+    /// Goes over a byte order mark at the beginning of the file.
+    fn skip_mark(&mut self) -> io::Result<()> {
+        // Pipes may give three bytes in pieces; a mark in pieces is then part of the first name and reported as such.
+        if std::mem::take(&mut self.at_start) && self.fill()?.starts_with(b"\xef\xbb\xbf") {
+            self.reader.consume(3);
+        }
+        Ok(())
+    }
+
     /// The next row that is not blank; false at the end. What is past [`LONGEST_RECORD`] is counted but not kept.
     fn next(&mut self, row: &mut Row) -> io::Result<bool> {
-        row.bytes.clear();
-        row.bytes.shrink_to(1 << 16);
-        row.ends.clear();
-        row.ends.shrink_to(1 << 12);
-        (row.length, row.unclosed, row.line) = (0, None, self.line);
+        row.begin(self.line);
+        self.skip_mark()?;
         let (mut state, mut opened) = (State::Start, 0);
         let separator = self.separator;
-        if self.at_start {
-            self.at_start = false;
-            // Pipes may give three bytes in pieces; a mark in pieces is then part of the first name and reported as such.
-            if self.fill()?.starts_with(b"\xef\xbb\xbf") {
-                self.reader.consume(3);
-            }
-        }
         loop {
             let skip = self.skip_lf;
             let mut line = self.line;
