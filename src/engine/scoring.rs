@@ -2,6 +2,7 @@
 //! fixed order.
 
 use super::Penalties;
+use super::sampler::highest;
 use crate::units::TokenId;
 use std::collections::HashMap;
 
@@ -21,7 +22,7 @@ pub(super) fn log_sum_exp(scores: &[f32]) -> f64 {
     const LANES: usize = 16;
     /// Chunks that are summed in f32 before they join the f64 sum.
     const CHUNKS: usize = 64;
-    let best = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let best = highest(scores);
     let mut sum = 0.0f64;
     for block in scores.chunks(LANES * CHUNKS) {
         let mut lanes = [0.0f32; LANES];
