@@ -105,7 +105,22 @@ impl Drop for Lock {
     }
 }
 
-/// Copies `from` to `to` through a temporary file in `scratch` (of the same file system), if its SHA-256 is `sha256`.
+/// Moves what stands at `to` to the first free name `….kept-1`, `….kept-2` beside it: it is not what was asked for, and may be the user's.
+fn set_aside(to: &Path) -> std::io::Result<()> {
+    if to.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let kept = (1u32..).map(|n| {
+        let mut name = to.as_os_str().to_os_string();
+        name.push(format!(".kept-{n}"));
+        PathBuf::from(name)
+    });
+    let mut free = kept.filter(|path| path.symlink_metadata().is_err());
+    free.next().map_or(Ok(()), |path| std::fs::rename(to, path))
+}
+
+/// Copies `from` to `to` through a temporary file in `scratch` (of the same file system), if its SHA-256 is `sha256`; another file that has this name is kept
+/// beside it.
 pub(super) fn install(from: &mut dyn Read, scratch: &Path, to: &Path, sha256: &str) -> Result<(), String> {
     let part = scratch.join("verified.part");
     let failed = |e: std::io::Error| format!("{}: {e}", shown(&part));
@@ -130,7 +145,7 @@ pub(super) fn install(from: &mut dyn Read, scratch: &Path, to: &Path, sha256: &s
     }
     file.sync_all().map_err(failed)?;
     drop(file);
-    std::fs::rename(&part, to).map_err(|e| format!("{}: {e}", shown(to)))?;
+    set_aside(to).and_then(|()| std::fs::rename(&part, to)).map_err(|e| format!("{}: {e}", shown(to)))?;
     // The name is durable once the folder is; where folders cannot be opened (Windows) there is nothing to do.
     if let Some(folder) = to.parent().and_then(|p| File::open(p).ok()) {
         let _ = folder.sync_all();
@@ -151,4 +166,27 @@ pub(super) fn is_plain_name(name: &str) -> bool {
 /// Whether a relative path with `/` from elsewhere may be joined to a folder: all its components are plain names.
 pub(super) fn is_plain_path(path: &str) -> bool {
     path.len() <= 1024 && path.split('/').count() <= 16 && path.split('/').all(is_plain_name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_same_name_is_kept_where_another_is_installed() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let (to, scratch) = (folder.path().join("m.gguf"), folder.path().join("scratch"));
+        std::fs::create_dir(&scratch).expect("scratch");
+        let sha256 = hex(&Sha256::digest(b"right"));
+        for mine in ["mine", "mine too"] {
+            std::fs::write(&to, mine).expect("write");
+            // What is not as promised changes nothing.
+            install(&mut &b"wrong"[..], &scratch, &to, &sha256).expect_err("another digest");
+            assert_eq!(std::fs::read(&to).expect("there"), mine.as_bytes());
+            install(&mut &b"right"[..], &scratch, &to, &sha256).expect("installed");
+            assert_eq!(std::fs::read(&to).expect("there"), b"right");
+        }
+        let kept = ["m.gguf.kept-1", "m.gguf.kept-2"].map(|name| std::fs::read(folder.path().join(name)).expect("kept"));
+        assert_eq!(kept, [&b"mine"[..], b"mine too"]);
+    }
 }
