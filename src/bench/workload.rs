@@ -153,18 +153,9 @@ fn text(prompt: &Prompt) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Sampling, StopRules};
 
     fn generation() -> Generation {
-        Generation {
-            max_tokens: 24,
-            sampling: Sampling { temperature: 0.2, top_p: 0.95, top_k: 50, seed: 0 },
-            stop: StopRules { eos: true, strings: vec![], sentence: true, repetition: true },
-            system: None,
-            raw: false,
-            turn: crate::text::Turn::default(),
-            form: Box::default(),
-        }
+        Generation { max_tokens: 24, ..Generation::usual() }
     }
 
     fn prompt(id: usize, text: &str) -> Prompt {

@@ -26,6 +26,22 @@ pub struct Generation {
     pub form: Box<Form>,
 }
 
+#[cfg(test)]
+impl Generation {
+    /// The command line's defaults, for tests.
+    pub(crate) fn usual() -> Generation {
+        Generation {
+            max_tokens: 128,
+            sampling: Sampling { temperature: 0.2, top_p: 0.95, top_k: 50, seed: 0 },
+            stop: StopRules { eos: true, strings: vec![], sentence: true, repetition: true },
+            system: None,
+            raw: false,
+            turn: Turn::default(),
+            form: Box::default(),
+        }
+    }
+}
+
 /// Tokens of an answer to a prompt of `prompt` tokens for which `max_tokens` are asked: what the context leaves of them, at least 1.
 pub fn clipped(max_tokens: usize, prompt: usize, context: usize) -> usize {
     max_tokens.min(context.saturating_sub(prompt)).max(1)

@@ -79,25 +79,12 @@ fn digest<const N: usize>(parts: [&str; N]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Sampling, StopRules};
     use crate::text::Constraint;
-
-    fn generation() -> Generation {
-        Generation {
-            max_tokens: 128,
-            sampling: Sampling { temperature: 0.2, top_p: 0.95, top_k: 50, seed: 0 },
-            stop: StopRules { eos: true, strings: vec![], sentence: true, repetition: true },
-            system: None,
-            raw: false,
-            turn: NEW_TURN.clone(),
-            form: Box::default(),
-        }
-    }
 
     #[test]
     fn every_generation_setting_changes_the_second_half() {
         let half = |g: &Generation| Settings::generation_half(g, SamplingPolicy::GreedyBelow(0.3), StoppingPolicy::Early);
-        let base = generation();
+        let base = Generation::usual();
         let edits: [fn(&mut Generation); 23] = [
             |g| g.form.constraint = Some(Constraint::Object),
             |g| g.form.constraint = Some(Constraint::Regex("a".into())),

@@ -760,16 +760,8 @@ mod tests {
 
     #[test]
     fn the_changed_setting_is_named() {
-        use crate::engine::{Sampling, SamplingPolicy::*, StopRules, StoppingPolicy::*};
-        let now = crate::pipeline::Generation {
-            max_tokens: 128,
-            sampling: Sampling { temperature: 0.2, top_p: 0.95, top_k: 50, seed: 0 },
-            stop: StopRules { eos: true, strings: vec![], sentence: true, repetition: true },
-            system: None,
-            raw: false,
-            turn: crate::text::Turn::default(),
-            form: Box::default(),
-        };
+        use crate::engine::{SamplingPolicy::*, StoppingPolicy::*};
+        let now = crate::pipeline::Generation::usual();
         let half = |g: &crate::pipeline::Generation| Settings::generation_half(g, GreedyBelow(0.3), Early);
         let explain = |digest| what_differs(&now, GreedyBelow(0.3), Early, digest).unwrap_or_default();
         let mut then = now.clone();
