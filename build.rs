@@ -11,14 +11,18 @@ fn main() {
     println!("cargo::rerun-if-env-changed=LLMOPT_COMMIT");
     let given = std::env::var("LLMOPT_COMMIT").ok().filter(|c| !c.is_empty());
     if let Some(commit) = given.or_else(published).or_else(by_git).or_else(by_files) {
-        println!("cargo::rustc-env=LLMOPT_COMMIT={}", commit.chars().filter(|c| !c.is_control()).collect::<String>());
+        println!(
+            "cargo::rustc-env=LLMOPT_COMMIT={}",
+            commit.chars().filter(|c| !c.is_control()).collect::<String>()
+        );
     }
 }
 
 /// Twelve digits of a commit's hash.
 fn short(hash: &str) -> Option<String> {
     let hash = hash.trim();
-    (hash.len() >= 40 && hash.bytes().all(|b| b.is_ascii_hexdigit())).then(|| hash[..12].to_string())
+    (hash.len() >= 40 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
+        .then(|| hash[..12].to_string())
 }
 
 /// An archive made by `cargo package` says where it comes from.
@@ -34,15 +38,27 @@ fn by_git() -> Option<String> {
     }
     let git = |arguments: &[&str]| {
         let mut command = Command::new("git");
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GIT_")) {
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GIT_"))
+        {
             command.env_remove(name);
         }
-        let output = command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+        let output =
+            command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let commit = short(&git(&["rev-parse", "HEAD"])?)?;
-    let changed =
-        !git(&["status", "--porcelain", "--untracked-files=no", "--", "src", "Cargo.toml", "Cargo.lock"])?.trim().is_empty();
+    let changed = !git(&[
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        "src",
+        "Cargo.toml",
+        "Cargo.lock",
+    ])?
+    .trim()
+    .is_empty();
     Some(commit + if changed { "+" } else { "" })
 }
 
@@ -50,12 +66,17 @@ fn by_git() -> Option<String> {
 fn by_files() -> Option<String> {
     let mut folder = Path::new(".git").to_path_buf();
     // A worktree has a file that names its folder.
-    if let Some(to) = std::fs::read_to_string(&folder).ok().as_deref().and_then(|text| text.trim().strip_prefix("gitdir: ")) {
+    if let Some(to) = std::fs::read_to_string(&folder)
+        .ok()
+        .as_deref()
+        .and_then(|text| text.trim().strip_prefix("gitdir: "))
+    {
         folder = to.into();
     }
     let head = std::fs::read_to_string(folder.join("HEAD")).ok()?;
     let Some(name) = head.trim().strip_prefix("ref: ") else { return short(&head) };
-    let common = std::fs::read_to_string(folder.join("commondir")).map_or(folder.clone(), |to| folder.join(to.trim()));
+    let common = std::fs::read_to_string(folder.join("commondir"))
+        .map_or(folder.clone(), |to| folder.join(to.trim()));
     let packed = || {
         let all = std::fs::read_to_string(common.join("packed-refs")).ok()?;
         all.lines().find_map(|line| line.strip_suffix(name)?.strip_suffix(' ').map(String::from))

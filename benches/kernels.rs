@@ -14,10 +14,13 @@ use clap::Parser;
 use llmopt::bench::speed;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::kernels::{
-    ActivationFn, Activations, Arena, Attending, COLUMNS, Context, Format, KernelSet, KvArena, KvElement, KvShape, NormWeights,
-    PAGE, Panels, Rotation, Row, Rows, ScoreRequest, Scoring, Team, attention_units, pack_panel, padded, panel_bytes,
+    ActivationFn, Activations, Arena, Attending, COLUMNS, Context, Format, KernelSet, KvArena,
+    KvElement, KvShape, NormWeights, PAGE, Panels, Rotation, Row, Rows, ScoreRequest, Scoring,
+    Team, attention_units, pack_panel, padded, panel_bytes,
 };
-use llmopt::model::{self, Model, ModelError, ModelSpec, OpenOptions, Plain, Role, Vocabulary, Weights};
+use llmopt::model::{
+    self, Model, ModelError, ModelSpec, OpenOptions, Plain, Role, Vocabulary, Weights,
+};
 use llmopt::roofline::{Effort, Formats, Limits, Rates, Work};
 use std::ops::Range;
 use std::sync::Arc;
@@ -83,7 +86,13 @@ impl Weights for MadeUp {
         self.format(role).map(|f| f.name().to_string()).unwrap_or_default()
     }
 
-    fn read(&self, role: Role, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn read(
+        &self,
+        role: Role,
+        rows: Range<usize>,
+        format: Format,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         rows.for_each(|row| row_of(format, self.shape(role).1, row, out));
         Ok(())
     }
@@ -95,7 +104,8 @@ fn row_of(format: Format, k: usize, row: usize, out: &mut Vec<u8>) {
         let mixed = (row * k + i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let value = ((mixed >> 40) as f32 / (1u64 << 24) as f32 - 0.5) / 16.0;
         let scale = half::f16::from_f32(1.0 / 4096.0).to_le_bytes();
-        let bytes = |n: u64| (0..n).map(move |b| (mixed as u64).wrapping_mul(2 * b + 1).to_be_bytes()[0]);
+        let bytes =
+            |n: u64| (0..n).map(move |b| (mixed as u64).wrapping_mul(2 * b + 1).to_be_bytes()[0]);
         match format {
             Format::F32 => out.extend(value.to_le_bytes()),
             Format::Bf16 => out.extend(half::bf16::from_f32(value).to_le_bytes()),
@@ -113,8 +123,15 @@ fn row_of(format: Format, k: usize, row: usize, out: &mut Vec<u8>) {
                 let begin = out.len();
                 out.extend(bytes(format.block_bytes() as u64));
                 // Types with factors of six bits and more: smaller steps.
-                let step = if format.block() > 32 { half::f16::from_f32(1.0 / 131072.0).to_le_bytes() } else { scale };
-                format.half_offsets().iter().for_each(|at| out[begin + at..][..2].copy_from_slice(&step));
+                let step = if format.block() > 32 {
+                    half::f16::from_f32(1.0 / 131072.0).to_le_bytes()
+                } else {
+                    scale
+                };
+                format
+                    .half_offsets()
+                    .iter()
+                    .for_each(|at| out[begin + at..][..2].copy_from_slice(&step));
             }
         }
     }
@@ -143,7 +160,11 @@ impl Cost {
 
     /// The least time, and what takes it.
     fn limit(&self, rates: &Rates) -> (f64, &'static str) {
-        let int8 = if self.int8_ops > 0.0 { self.int8_ops / rates.int8.unwrap_or(f64::INFINITY) } else { 0.0 };
+        let int8 = if self.int8_ops > 0.0 {
+            self.int8_ops / rates.int8.unwrap_or(f64::INFINITY)
+        } else {
+            0.0
+        };
         [(self.memory / rates.read, "memory"), (self.f32_ops / rates.fma, "f32"), (int8, "int8")]
             .into_iter()
             .max_by(|a, b| a.0.total_cmp(&b.0))
@@ -163,7 +184,10 @@ struct Table<'a> {
 
 impl Table<'_> {
     fn head(&self, title: &str) {
-        println!("\n{title}\n{:44} {:>4} {:>9} {:>6} {:>7} {:>6} {:>7}", "", "rows", "µs", "GB/s", "Gop/s", "limit", "share");
+        println!(
+            "\n{title}\n{:44} {:>4} {:>9} {:>6} {:>7} {:>6} {:>7}",
+            "", "rows", "µs", "GB/s", "Gop/s", "limit", "share"
+        );
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -178,7 +202,11 @@ impl Table<'_> {
             _ if units / seconds < 1e10 => format!("{:>width$.2}", units / seconds / 1e9),
             _ => format!("{:>width$.1}", units / seconds / 1e9),
         };
-        let share = if least > 0.0 { format!("{:>5.1} %", 100.0 * least / seconds) } else { format!("{:>7}", "–") };
+        let share = if least > 0.0 {
+            format!("{:>5.1} %", 100.0 * least / seconds)
+        } else {
+            format!("{:>7}", "–")
+        };
         let bound = if least > 0.0 { bound } else { "–" };
         println!(
             "{name:44} {rows:>4} {:>9.1} {} {} {bound:>6} {share}{more}",
@@ -210,7 +238,8 @@ impl Table<'_> {
         // The first call meets cold buffers; the second says how many make a batch of about a millisecond.
         batch(1);
         let calls = ((1e-3 / batch(1)) as usize).clamp(1, 10_000);
-        let (budget, begin, mut times) = (if self.full { 0.15 } else { 0.015 }, Instant::now(), Vec::new());
+        let (budget, begin, mut times) =
+            (if self.full { 0.15 } else { 0.015 }, Instant::now(), Vec::new());
         while times.len() < 3 || begin.elapsed().as_secs_f64() < budget {
             times.push(batch(calls));
         }
@@ -234,7 +263,10 @@ fn activations(team: &mut Team, rows: usize, width: usize, quantized: bool) -> A
 fn made_up_rows(rows: usize, width: usize) -> Rows {
     let mut x = Rows::new(rows, width);
     for r in 0..rows {
-        x.row_mut(r)[..width].iter_mut().enumerate().for_each(|(i, x)| *x = ((r * 31 + i * 17) % 64) as f32 / 32.0 - 1.0);
+        x.row_mut(r)[..width]
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, x)| *x = ((r * 31 + i * 17) % 64) as f32 / 32.0 - 1.0);
     }
     x
 }
@@ -261,7 +293,9 @@ fn fill(region: &mut Arena, team: &mut Team, format: Format, k: usize) {
             panel
         })
         .collect();
-    team.chunks(region.bytes_mut(), bytes, |i, to| to.copy_from_slice(&panels[i % DIFFERENT][..to.len()]));
+    team.chunks(region.bytes_mut(), bytes, |i, to| {
+        to.copy_from_slice(&panels[i % DIFFERENT][..to.len()])
+    });
 }
 
 /// A matrix of `n` columns and one row in f32 panels.
@@ -277,7 +311,13 @@ fn one_row(n: usize) -> Vec<u8> {
 }
 
 /// Matrices of these many columns side by side: the i-th of the copies that the region holds.
-fn copies<const N: usize>(region: &Arena, format: Format, n: [usize; N], k: usize, i: usize) -> [Panels<'_>; N] {
+fn copies<const N: usize>(
+    region: &Arena,
+    format: Format,
+    n: [usize; N],
+    k: usize,
+    i: usize,
+) -> [Panels<'_>; N] {
     let bytes = n.map(|n| n.div_ceil(COLUMNS) * panel_bytes(format, k));
     let all: usize = bytes.iter().sum();
     let mut rest = &region.bytes()[i % (REGION / all).max(1) * all..][..all];
@@ -297,7 +337,9 @@ fn copy(region: &Arena, format: Format, n: usize, k: usize, i: usize) -> Panels<
 
 fn rotation_table(positions: usize, head_dim: usize) -> Vec<f32> {
     (0..positions * 2 * head_dim)
-        .map(|i| if (i / head_dim).is_multiple_of(2) { 0.8 } else { 0.6 * (1.0 - 2.0 * (i % 2) as f32) })
+        .map(|i| {
+            if (i / head_dim).is_multiple_of(2) { 0.8 } else { 0.6 * (1.0 - 2.0 * (i % 2) as f32) }
+        })
         .collect()
 }
 
@@ -313,15 +355,24 @@ fn kv_shape(spec: &ModelSpec, layers: usize, half: bool) -> KvShape {
 }
 
 /// The products of a layer and the head, with what is fused to them.
-fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format, region: &mut Arena) {
+fn products(
+    table: &mut Table,
+    team: &mut Team,
+    spec: &ModelSpec,
+    format: Format,
+    region: &mut Arena,
+) {
     let attention = spec.layers[0].attention().expect("attention");
-    let (h, q, kv, f) = (spec.hidden, attention.query_width(), attention.kv_width(), spec.layers[0].ffn.width());
+    let (h, q, kv, f) =
+        (spec.hidden, attention.query_width(), attention.kv_width(), spec.layers[0].ffn.width());
     if ![h, q, f].iter().all(|k| k.is_multiple_of(format.block())) {
         println!("{format}: rows of {h}, {q}, {f} are no multiples of {}", format.block());
         return;
     }
     let quantized = format.is_quantized();
-    let name = |what: &str, n: usize, k: usize| format!("{what:24} {:>13} {format:>5}", format!("{n} x {k}"));
+    let name = |what: &str, n: usize, k: usize| {
+        format!("{what:24} {:>13} {format:>5}", format!("{n} x {k}"))
+    };
     let sizes = [1, 2, 4, 16, 64];
     let names = [
         name("q·k·v, RoPE, pages", q + 2 * kv, h),
@@ -337,20 +388,37 @@ fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format
     fill(region, team, format, h);
     for m in sizes {
         let input = activations(team, m, h, quantized);
-        let mut pages = KvArena::new(kv_shape(spec, 1, quantized), m.div_ceil(PAGE)).expect("memory");
-        let (rotation, rows, mut queries) = (rotation_table(m, attention.head_dim), places(m), Rows::new(m, q));
+        let mut pages =
+            KvArena::new(kv_shape(spec, 1, quantized), m.div_ceil(PAGE)).expect("memory");
+        let (rotation, rows, mut queries) =
+            (rotation_table(m, attention.head_dim), places(m), Rows::new(m, q));
         let rotation = Rotation { table: &rotation, scale: 0.125 };
         // The three matrices lie side by side, as in the model.
         table.time(&names[0], m, Cost::product(format, m, q + 2 * kv, h), |i| {
             let [query, key, value] = copies(region, format, [q, kv, kv], h, i);
-            team.qkv([&query, &key, &value], [None; 3], &input, &rows, &rotation, &mut pages, 0, &mut queries);
+            team.qkv(
+                [&query, &key, &value],
+                [None; 3],
+                &input,
+                &rows,
+                &rotation,
+                &mut pages,
+                0,
+                &mut queries,
+            );
         });
     }
     for m in sizes {
         let input = activations(team, m, h, quantized);
         let mut out = Activations::new(m, f, quantized);
         table.time(&names[2], m, Cost::product(format, m, 2 * padded(f), h), |i| {
-            team.gate_up(&copy(region, format, 2 * padded(f), h, i), &input, m, ActivationFn::Silu, &mut out);
+            team.gate_up(
+                &copy(region, format, 2 * padded(f), h, i),
+                &input,
+                m,
+                ActivationFn::Silu,
+                &mut out,
+            );
         });
     }
     for m in sizes {
@@ -384,16 +452,24 @@ fn products(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format
 /// What works on rows in the caches; epilogues of products are timed with one multiply-add an output in front of them.
 fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
     let attention = spec.layers[0].attention().expect("attention");
-    let (h, q, kv, f) = (spec.hidden, attention.query_width(), attention.kv_width(), spec.layers[0].ffn.width());
+    let (h, q, kv, f) =
+        (spec.hidden, attention.query_width(), attention.kv_width(), spec.layers[0].ffn.width());
     let elements = |m: usize, n: usize, bytes: f64, ops: f64| {
         let count = (m * n) as f64;
         Cost { touched: count * bytes, f32_ops: count * ops, ..Cost::default() }
     };
-    table.time(&format!("an empty phase: {threads} workers start and meet"), 0, Cost::default(), |_| team.each(threads, |_| {}));
+    table.time(
+        &format!("an empty phase: {threads} workers start and meet"),
+        0,
+        Cost::default(),
+        |_| team.each(threads, |_| {}),
+    );
     for m in [1, 16, 256] {
         let (x, w) = (made_up_rows(m, h), ones(h));
         // Square and add, times the scale, times the weight.
-        for (name, quantized, bytes) in [("RMS norm", false, 12.0), ("RMS norm, to int8", true, 13.5)] {
+        for (name, quantized, bytes) in
+            [("RMS norm", false, 12.0), ("RMS norm, to int8", true, 13.5)]
+        {
             let mut out = Activations::new(m, h, quantized);
             let ops = if quantized { 7.0 } else { 4.0 };
             table.time(&format!("{name} of {h}"), m, elements(m, h, bytes, ops), |_| {
@@ -402,31 +478,52 @@ fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
         }
         // Magnitude, times the scale, sum.
         let mut quantized = activations(team, m, f, true);
-        table.time(&format!("activations to int8 of {f}"), m, elements(m, f, 5.5, 3.0), |_| team.quantize(&mut quantized, m));
+        table.time(&format!("activations to int8 of {f}"), m, elements(m, f, 5.5, 3.0), |_| {
+            team.quantize(&mut quantized, m)
+        });
     }
     let data = [one_row(q), one_row(kv), one_row(kv)];
     for half in [false, true] {
         for m in [1, 16, 256] {
             let input = activations(team, m, 1, false);
-            let mut pages = KvArena::new(kv_shape(spec, 1, half), m.div_ceil(PAGE)).expect("memory");
-            let (rotation, rows, mut queries) = (rotation_table(m, attention.head_dim), places(m), Rows::new(m, q));
+            let mut pages =
+                KvArena::new(kv_shape(spec, 1, half), m.div_ceil(PAGE)).expect("memory");
+            let (rotation, rows, mut queries) =
+                (rotation_table(m, attention.head_dim), places(m), Rows::new(m, q));
             let rotation = Rotation { table: &rotation, scale: 0.125 };
-            let [query, key, value] = [0, 1, 2].map(|i| Panels::new(Format::F32, [q, kv, kv][i], 1, &data[i]));
-            let name = format!("RoPE, scale, {} pages of {}", if half { "f16" } else { "f32" }, q + 2 * kv);
+            let [query, key, value] =
+                [0, 1, 2].map(|i| Panels::new(Format::F32, [q, kv, kv][i], 1, &data[i]));
+            let name = format!(
+                "RoPE, scale, {} pages of {}",
+                if half { "f16" } else { "f32" },
+                q + 2 * kv
+            );
             // One multiply-add of the product, three operations of the rotation, one of the scale.
             table.time(&name, m, elements(m, q + 2 * kv, 16.0, 6.0), |_| {
-                team.qkv([&query, &key, &value], [None; 3], &input, &rows, &rotation, &mut pages, 0, &mut queries);
+                team.qkv(
+                    [&query, &key, &value],
+                    [None; 3],
+                    &input,
+                    &rows,
+                    &rotation,
+                    &mut pages,
+                    0,
+                    &mut queries,
+                );
             });
         }
     }
     let data = one_row(2 * padded(f));
     for quantized in [false, true] {
         for m in [1, 16, 256] {
-            let (input, mut out) = (activations(team, m, 1, false), Activations::new(m, f, quantized));
+            let (input, mut out) =
+                (activations(team, m, 1, false), Activations::new(m, f, quantized));
             let panels = Panels::new(Format::F32, 2 * padded(f), 1, &data);
             // Two multiply-adds of the product; the exponential takes 24, the rest of silu and the product with up 4.
             let name = format!("silu · up{} of {f}", if quantized { ", to int8" } else { "" });
-            table.time(&name, m, elements(m, f, 12.0, 32.0), |_| team.gate_up(&panels, &input, m, ActivationFn::Silu, &mut out));
+            table.time(&name, m, elements(m, f, 12.0, 32.0), |_| {
+                team.gate_up(&panels, &input, m, ActivationFn::Silu, &mut out)
+            });
         }
     }
     let data = one_row(spec.vocab);
@@ -436,20 +533,33 @@ fn rows(table: &mut Table, team: &mut Team, spec: &ModelSpec, threads: usize) {
             let input = activations(team, m, 1, false);
             let mut scores = vec![0.0; m * spec.vocab];
             // A multiply-add of the product, one to find what is not finite, one comparison.
-            table.time(&format!("{name} of {}", spec.vocab), m, elements(m, spec.vocab, 8.0, 5.0), |_| {
-                let mut wants: Vec<ScoreRequest> = match k {
-                    0 => (0..m).map(|_| ScoreRequest::Argmax).collect(),
-                    usize::MAX => scores.chunks_mut(spec.vocab).map(ScoreRequest::All).collect(),
-                    k => (0..m).map(|_| ScoreRequest::TopK(k)).collect(),
-                };
-                team.head(&panels, &input, &Scoring::PLAIN, &mut wants);
-            });
+            table.time(
+                &format!("{name} of {}", spec.vocab),
+                m,
+                elements(m, spec.vocab, 8.0, 5.0),
+                |_| {
+                    let mut wants: Vec<ScoreRequest> = match k {
+                        0 => (0..m).map(|_| ScoreRequest::Argmax).collect(),
+                        usize::MAX => {
+                            scores.chunks_mut(spec.vocab).map(ScoreRequest::All).collect()
+                        }
+                        k => (0..m).map(|_| ScoreRequest::TopK(k)).collect(),
+                    };
+                    team.head(&panels, &input, &Scoring::PLAIN, &mut wants);
+                },
+            );
         }
     }
 }
 
 /// The token's row of the embedding, widened to f32: read from memory, each call other rows.
-fn embedding(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Format, region: &mut Arena) {
+fn embedding(
+    table: &mut Table,
+    team: &mut Team,
+    spec: &ModelSpec,
+    format: Format,
+    region: &mut Arena,
+) {
     let h = spec.hidden;
     let name = format!("embedding rows {h} {format}");
     if !table.wants(&name) || !h.is_multiple_of(format.block()) {
@@ -469,7 +579,15 @@ fn embedding(table: &mut Table, team: &mut Team, spec: &ModelSpec, format: Forma
 /// Attention over pages that come from memory: (sequences, rows of each, positions before them).
 fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, threads: usize) {
     let kind = if half { "f16" } else { "f32" };
-    let cases = [(1, 1, 127), (1, 1, 511), (1, 1, 2047), (16, 1, 127), (16, 1, 511), (1, 256, 0), (1, 256, 1792)];
+    let cases = [
+        (1, 1, 127),
+        (1, 1, 511),
+        (1, 1, 2047),
+        (16, 1, 127),
+        (16, 1, 511),
+        (1, 256, 0),
+        (1, 256, 1792),
+    ];
     let name = |&(sequences, rows, before): &(usize, usize, usize)| match (sequences, rows) {
         (1, 1) => format!("attention decode, {} positions, {kind}", before + 1),
         (n, 1) => format!("attention decode, {n} of {} positions, {kind}", before + 1),
@@ -487,17 +605,30 @@ fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, t
     let positions = pages * PAGE;
     let (data, table_of) = (one_row(q), rotation_table(positions, first.head_dim));
     let rotation = Rotation { table: &table_of, scale: 0.125 };
-    let [query, key, value] =
-        [q, kv, kv].map(|n| Panels::new(Format::F32, n, 1, &data[..n.div_ceil(COLUMNS) * panel_bytes(Format::F32, 1)]));
-    let (input, all, mut queries) = (activations(&mut filler, positions, 1, false), places(positions), Rows::new(positions, q));
+    let [query, key, value] = [q, kv, kv].map(|n| {
+        Panels::new(Format::F32, n, 1, &data[..n.div_ceil(COLUMNS) * panel_bytes(Format::F32, 1)])
+    });
+    let (input, all, mut queries) =
+        (activations(&mut filler, positions, 1, false), places(positions), Rows::new(positions, q));
     for layer in 0..layers {
-        filler.qkv([&query, &key, &value], [None; 3], &input, &all, &rotation, &mut arena, layer, &mut queries);
+        filler.qkv(
+            [&query, &key, &value],
+            [None; 3],
+            &input,
+            &all,
+            &rotation,
+            &mut arena,
+            layer,
+            &mut queries,
+        );
     }
     for case in cases {
         let (sequences, rows, before) = case;
         let positions = before + rows;
         let (each, total) = (positions.div_ceil(PAGE), sequences * rows);
-        let row: Vec<Row> = (0..total).map(|r| Row { position: (before + r % rows) as u32, page: Row::NOWHERE }).collect();
+        let row: Vec<Row> = (0..total)
+            .map(|r| Row { position: (before + r % rows) as u32, page: Row::NOWHERE })
+            .collect();
         let apart = total < 64 && sequences * first.kv_heads < 3 * threads;
         let mut units = Vec::new();
         for s in 0..sequences {
@@ -515,8 +646,9 @@ fn attention(table: &mut Table, team: &mut Team, spec: &ModelSpec, half: bool, t
         table.time(&name(&case), total, cost, |i| {
             let windows = pages / (sequences * each);
             let first = i / layers % windows * sequences * each;
-            let lists: Vec<Vec<u32>> =
-                (0..sequences).map(|s| ((first + s * each) as u32..(first + (s + 1) * each) as u32).collect()).collect();
+            let lists: Vec<Vec<u32>> = (0..sequences)
+                .map(|s| ((first + s * each) as u32..(first + (s + 1) * each) as u32).collect())
+                .collect();
             let contexts: Vec<Context> = lists.iter().map(|l| Context::Pages(l)).collect();
             team.attention(
                 &units,
@@ -544,7 +676,8 @@ fn steps(table: &mut Table, set: KernelSet, threads: usize, packed: &[(Format, A
             kv_bytes: model.kv_bytes_per_position() * 16 * 160,
             memory: Memory::Preallocated,
         };
-        let mut decoder = NativeDecoder::new(model.clone(), options).unwrap_or_else(|e| panic!("{e}"));
+        let mut decoder =
+            NativeDecoder::new(model.clone(), options).unwrap_or_else(|e| panic!("{e}"));
         let formats: Formats = model.storage(model.usual_kv());
         // The portable set only decodes a few tokens: the rest would take minutes.
         let slow = set == KernelSet::portable() && KernelSet::available().len() > 1 && !table.full;
@@ -555,7 +688,12 @@ fn steps(table: &mut Table, set: KernelSet, threads: usize, packed: &[(Format, A
         };
         let cases = [
             ("decode of one sequence", 1, tokens, Work::decode(&spec, &formats, tokens)),
-            ("decode of a batch of 16", 16, tokens, Work::decode_batch(&spec, &formats, 16, 64, tokens)),
+            (
+                "decode of a batch of 16",
+                16,
+                tokens,
+                Work::decode_batch(&spec, &formats, 16, 64, tokens),
+            ),
             ("prefill of 512 tokens", 512, 1, Work::prefill(&spec, &formats, 512)),
         ];
         for (what, rows, steps, work) in cases {
@@ -584,7 +722,13 @@ fn steps(table: &mut Table, set: KernelSet, threads: usize, packed: &[(Format, A
                 f32_ops: each(work.f32_ops),
                 int8_ops: each(work.int8_ops),
             };
-            table.line(&name, rows, each(seconds), cost, &format!(" {:.0} tok/s", work.tokens / seconds));
+            table.line(
+                &name,
+                rows,
+                each(seconds),
+                cost,
+                &format!(" {:.0} tok/s", work.tokens / seconds),
+            );
         }
     }
 }
@@ -594,9 +738,15 @@ fn main() {
     let formats: Vec<Format> = args
         .formats
         .split(',')
-        .map(|name| *Format::ALL.iter().find(|f| f.name() == name).unwrap_or_else(|| panic!("'{name}' is no format")))
+        .map(|name| {
+            *Format::ALL
+                .iter()
+                .find(|f| f.name() == name)
+                .unwrap_or_else(|| panic!("'{name}' is no format"))
+        })
         .collect();
-    let limits = Limits::measure(args.threads, if args.full { Effort::Thorough } else { Effort::Quick });
+    let limits =
+        Limits::measure(args.threads, if args.full { Effort::Thorough } else { Effort::Quick });
     let rates = *limits.at(args.threads).expect("rates");
     let machine = llmopt::machine::Machine::detect();
     println!(
@@ -606,12 +756,20 @@ fn main() {
         rates.read / 1e9,
         rates.fma / 1e9,
         limits.fma_isa,
-        rates.int8.map_or(String::new(), |r| format!(", int8 {:.0} Gop/s ({:?})", r / 1e9, limits.int8_isa.expect("a probe")))
+        rates.int8.map_or(String::new(), |r| format!(
+            ", int8 {:.0} Gop/s ({:?})",
+            r / 1e9,
+            limits.int8_isa.expect("a probe")
+        ))
     );
-    let file = args.model.as_ref().map(|m| model::open(m, &OpenOptions::default()).unwrap_or_else(|e| panic!("{e}")));
+    let file = args
+        .model
+        .as_ref()
+        .map(|m| model::open(m, &OpenOptions::default()).unwrap_or_else(|e| panic!("{e}")));
     let spec = file.as_ref().map_or_else(smollm2, |m| m.spec.clone());
     let step = ["decode of one sequence", "decode of a batch of 16", "prefill of 512 tokens"];
-    let wanted = |f: &&Format| step.iter().any(|s| format!("{s} {:>5}", f.name()).contains(&args.only));
+    let wanted =
+        |f: &&Format| step.iter().any(|s| format!("{s} {:>5}", f.name()).contains(&args.only));
     let packed: Vec<(Format, Arc<PackedModel>)> = formats
         .iter()
         .filter(wanted)
@@ -627,14 +785,33 @@ fn main() {
             let model = file.as_ref().unwrap_or(&made_up);
             let stored = model.weights.format(Role::Gate(0)) == Some(format);
             let plan = if stored { FormatPlan::AsStored } else { FormatPlan::All(format) };
-            (format, Arc::new(PackedModel::pack(model, plan, args.threads).unwrap_or_else(|e| panic!("{e}"))))
+            (
+                format,
+                Arc::new(
+                    PackedModel::pack(model, plan, args.threads).unwrap_or_else(|e| panic!("{e}")),
+                ),
+            )
         })
         .collect();
-    let mut region = Arena::new(REGION.max(spec.vocab.next_multiple_of(COLUMNS) * spec.hidden * 4)).expect("memory");
-    for set in KernelSet::available().into_iter().rev().filter(|s| args.kernels.is_none_or(|k| k == *s)) {
-        let mut team =
-            Team::new(set, args.threads, spec.layers[0].attention().expect("attention").head_dim, false).expect("threads");
-        let mut table = Table { rates: &rates, only: &args.only, full: args.full, left_out: 0, pace: f64::INFINITY };
+    let mut region = Arena::new(REGION.max(spec.vocab.next_multiple_of(COLUMNS) * spec.hidden * 4))
+        .expect("memory");
+    for set in
+        KernelSet::available().into_iter().rev().filter(|s| args.kernels.is_none_or(|k| k == *s))
+    {
+        let mut team = Team::new(
+            set,
+            args.threads,
+            spec.layers[0].attention().expect("attention").head_dim,
+            false,
+        )
+        .expect("threads");
+        let mut table = Table {
+            rates: &rates,
+            only: &args.only,
+            full: args.full,
+            left_out: 0,
+            pace: f64::INFINITY,
+        };
         table.head(&format!("{}: products, weights from memory", set.name()));
         for &format in &formats {
             products(&mut table, &mut team, &spec, format, &mut region);

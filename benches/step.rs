@@ -48,8 +48,12 @@ fn plan(name: &str) -> Result<FormatPlan, String> {
     match name {
         "native" => Ok(FormatPlan::AsStored),
         "bf16-emulated" => Ok(FormatPlan::WidenedBf16Emulated),
-        _ => format()
-            .ok_or_else(|| format!("no type; known are native, bf16-emulated, {}", Format::ALL.map(|f| f.name()).join(", "))),
+        _ => format().ok_or_else(|| {
+            format!(
+                "no type; known are native, bf16-emulated, {}",
+                Format::ALL.map(|f| f.name()).join(", ")
+            )
+        }),
     }
 }
 
@@ -77,7 +81,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut out = Map::new();
     out.insert("load_s".into(), json!(load_s));
     let mut shares = Map::new();
-    let limits = args.what.iter().any(|w| w == "limits").then(|| Limits::measure(args.threads, Effort::Thorough));
+    let limits = args
+        .what
+        .iter()
+        .any(|w| w == "limits")
+        .then(|| Limits::measure(args.threads, Effort::Thorough));
     let rates = limits.as_ref().and_then(|l| l.at(args.threads));
     for what in args.what.iter().filter(|w| *w != "limits") {
         let mut best: Vec<f64> = Vec::new();

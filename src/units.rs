@@ -8,7 +8,19 @@ use std::str::FromStr;
 pub type TokenId = u32;
 
 /// A size in bytes. Prints in binary units (`1.5 GiB`), parses `512M`, `2GiB`, `1000000`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
@@ -34,7 +46,11 @@ impl FromStr for Bytes {
 
     /// Accepts a number with an optional unit `K`, `M`, `G`, `T` (with or without `B` or `iB`; all binary).
     fn from_str(text: &str) -> Result<Self, String> {
-        let help = || format!("'{text}' is not a size; write bytes or a number with K, M, G or T, such as 512M or 2G");
+        let help = || {
+            format!(
+                "'{text}' is not a size; write bytes or a number with K, M, G or T, such as 512M or 2G"
+            )
+        };
         let text_ = text.trim();
         let split = text_.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text_.len());
         let (number, unit) = text_.split_at(split);
@@ -48,7 +64,11 @@ impl FromStr for Bytes {
             _ => return Err(help()),
         };
         let bytes = number * (1u64 << shift) as f64;
-        if !bytes.is_finite() || bytes >= u64::MAX as f64 { Err(help()) } else { Ok(Bytes(bytes as u64)) }
+        if !bytes.is_finite() || bytes >= u64::MAX as f64 {
+            Err(help())
+        } else {
+            Ok(Bytes(bytes as u64))
+        }
     }
 }
 
@@ -62,7 +82,11 @@ pub fn did_you_mean<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -
         let begins = typed.chars().count() >= 3 && plain(name).starts_with(&typed);
         if begins { 1 } else { edits(&typed, &plain(name)) }
     };
-    let best = known.into_iter().map(|name| (near(name), name)).filter(|(d, _)| *d <= most).min_by_key(|(d, _)| *d);
+    let best = known
+        .into_iter()
+        .map(|name| (near(name), name))
+        .filter(|(d, _)| *d <= most)
+        .min_by_key(|(d, _)| *d);
     best.filter(|_| (2..=MAX_TYPED).contains(&typed.chars().count()))
         .map_or(String::new(), |(_, name)| format!("did you mean '{name}'? "))
 }
@@ -127,7 +151,9 @@ pub fn counted(count: u64, thing: &str) -> String {
 
 /// Text that may be shown on a terminal or in a log: control characters become visible escapes, one line only.
 pub fn shown(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
 }
 
 #[cfg(test)]
@@ -171,7 +197,10 @@ mod tests {
     #[test]
     fn one_thing_is_not_two() {
         assert_eq!(["0 prompts", "1 prompt", "2 prompts"], [0, 1, 2].map(|n| counted(n, "prompt")));
-        assert_eq!((counted(1, "process"), counted(3, "process")), ("1 process".to_string(), "3 processes".to_string()));
+        assert_eq!(
+            (counted(1, "process"), counted(3, "process")),
+            ("1 process".to_string(), "3 processes".to_string())
+        );
     }
 
     #[test]

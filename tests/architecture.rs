@@ -37,13 +37,18 @@ impl Source {
         };
         self.lines()
             .flat_map(|(n, line)| {
-                words.iter().filter(move |w| word_at(line, w)).map(move |w| format!("src/{}:{n}: {w}", self.path))
+                words
+                    .iter()
+                    .filter(move |w| word_at(line, w))
+                    .map(move |w| format!("src/{}:{n}: {w}", self.path))
             })
             .collect()
     }
 
     fn is_below(&self, folders: &[&str]) -> bool {
-        folders.iter().any(|f| self.path == *f || self.path.strip_prefix(f).is_some_and(|rest| rest.starts_with('/')))
+        folders.iter().any(|f| {
+            self.path == *f || self.path.strip_prefix(f).is_some_and(|rest| rest.starts_with('/'))
+        })
     }
 }
 
@@ -53,7 +58,8 @@ fn code_only(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut i = 0;
     let at = |i: usize| bytes.get(i).copied().unwrap_or('\0');
-    let keep_breaks = |out: &mut String, part: &[char]| out.extend(part.iter().filter(|c| **c == '\n'));
+    let keep_breaks =
+        |out: &mut String, part: &[char]| out.extend(part.iter().filter(|c| **c == '\n'));
     while i < bytes.len() {
         let start = i;
         match at(i) {
@@ -70,7 +76,9 @@ fn code_only(text: &str) -> String {
                 i += 2;
                 keep_breaks(&mut out, &bytes[start..i.min(bytes.len())]);
             }
-            'r' if matches!(at(i + 1), '"' | '#') && !(i > 0 && (at(i - 1).is_alphanumeric() || at(i - 1) == '_')) => {
+            'r' if matches!(at(i + 1), '"' | '#')
+                && !(i > 0 && (at(i - 1).is_alphanumeric() || at(i - 1) == '_')) =>
+            {
                 let hashes = bytes[i + 1..].iter().take_while(|c| **c == '#').count();
                 if at(i + 1 + hashes) != '"' {
                     out.push('r');
@@ -114,7 +122,8 @@ fn code_only(text: &str) -> String {
 
 /// The modules of lib.rs, in order.
 fn layers(lib: &str) -> Vec<String> {
-    let module = |line: &str| line.trim().strip_prefix("pub mod ")?.strip_suffix(';').map(String::from);
+    let module =
+        |line: &str| line.trim().strip_prefix("pub mod ")?.strip_suffix(';').map(String::from);
     code_only(lib).lines().filter_map(module).collect()
 }
 
@@ -129,7 +138,12 @@ fn paths_after(source: &Source, prefix: &str) -> Vec<(usize, String)> {
     for (at, _) in source.code.match_indices(prefix) {
         let line = source.code[..at].matches('\n').count() + 1;
         let rest = &source.code[at + prefix.len()..];
-        let name = |text: &str| text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let name = |text: &str| {
+            text.trim_start()
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect::<String>()
+        };
         if let Some(group) = rest.strip_prefix('{') {
             let mut depth = 0;
             let mut start = 0;
@@ -167,7 +181,10 @@ fn down_the_list(layers: &[String], sources: &[Source]) -> Vec<String> {
         };
         for (line, used) in crate_paths(source) {
             if place(&used).is_some_and(|p| p > own) {
-                found.push(format!("src/{}:{line}: {module} uses {used}, which stands below it", source.path));
+                found.push(format!(
+                    "src/{}:{line}: {module} uses {used}, which stands below it",
+                    source.path
+                ));
             }
         }
     }
@@ -179,9 +196,14 @@ const WITHOUT_CIRCLES: [&str; 1] = ["text/prompts"];
 
 /// Circles among the files of a folder, and files that use what stands in the folder's `mod.rs`, which uses them all.
 fn circles(folder: &str, sources: &[Source]) -> Vec<String> {
-    let stem = |s: &Source| Some(s.path.strip_prefix(folder)?.strip_prefix('/')?.strip_suffix(".rs")?.to_string());
-    let files: Vec<(String, &Source)> =
-        sources.iter().filter_map(|s| Some((stem(s)?, s))).filter(|(n, _)| n != "mod" && n != "tests").collect();
+    let stem = |s: &Source| {
+        Some(s.path.strip_prefix(folder)?.strip_prefix('/')?.strip_suffix(".rs")?.to_string())
+    };
+    let files: Vec<(String, &Source)> = sources
+        .iter()
+        .filter_map(|s| Some((stem(s)?, s)))
+        .filter(|(n, _)| n != "mod" && n != "tests")
+        .collect();
     let mut found = Vec::new();
     let mut uses: Vec<(String, Vec<String>)> = Vec::new();
     for (name, source) in &files {
@@ -191,7 +213,10 @@ fn circles(folder: &str, sources: &[Source]) -> Vec<String> {
                 true => used.push(path),
                 // `use super::*` of a test module has no name.
                 false if path.is_empty() || path == "super" || path == "tests" => {}
-                false => found.push(format!("src/{}:{line}: uses {path} of its folder's mod.rs", source.path)),
+                false => found.push(format!(
+                    "src/{}:{line}: uses {path} of its folder's mod.rs",
+                    source.path
+                )),
             }
         }
         uses.push((name.clone(), used));
@@ -205,10 +230,12 @@ fn circles(folder: &str, sources: &[Source]) -> Vec<String> {
             break;
         }
     }
-    found.extend(
-        (!uses.is_empty())
-            .then(|| format!("src/{folder}: {} go round", uses.iter().map(|(n, _)| &n[..]).collect::<Vec<_>>().join(", "))),
-    );
+    found.extend((!uses.is_empty()).then(|| {
+        format!(
+            "src/{folder}: {} go round",
+            uses.iter().map(|(n, _)| &n[..]).collect::<Vec<_>>().join(", ")
+        )
+    }));
     found
 }
 
@@ -272,7 +299,9 @@ fn paths(code: &str) -> Vec<Vec<&str>> {
     for first in ["crate", "self", "super"] {
         for (at, _) in code.match_indices(&format!("{first}::")) {
             let before = &code[..at];
-            if !before.ends_with("::") && !before.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+            if !before.ends_with("::")
+                && !before.ends_with(|c: char| c.is_alphanumeric() || c == '_')
+            {
                 walk(&code[at + first.len() + 2..], vec![first], &mut found);
             }
         }
@@ -285,7 +314,11 @@ fn paths(code: &str) -> Vec<Vec<&str>> {
 fn file_uses(sources: &[Source]) -> BTreeMap<&str, BTreeSet<&str>> {
     let files: Vec<(Vec<&str>, &Source)> = sources
         .iter()
-        .filter(|s| s.module().is_some() && !s.path.ends_with("tests.rs") && !s.path.ends_with("test_data.rs"))
+        .filter(|s| {
+            s.module().is_some()
+                && !s.path.ends_with("tests.rs")
+                && !s.path.ends_with("test_data.rs")
+        })
         .map(|s| (module_path(&s.path), s))
         .collect();
     let place = |path: &[&str]| files.iter().position(|(p, _)| p == path);
@@ -326,7 +359,8 @@ fn file_uses(sources: &[Source]) -> BTreeMap<&str, BTreeSet<&str>> {
     };
     let uses = |i: usize| -> BTreeSet<&str> {
         let (own, source) = &files[i];
-        let targets = paths(without_tests(&source.code)).into_iter().filter_map(|path| target(own, &path));
+        let targets =
+            paths(without_tests(&source.code)).into_iter().filter_map(|path| target(own, &path));
         targets.filter(|t| *t != i && !is_folder(*t)).map(|t| &files[t].1.path[..]).collect()
     };
     (0..files.len()).filter(|i| !is_folder(*i)).map(|i| (&files[i].1.path[..], uses(i))).collect()
@@ -339,7 +373,8 @@ fn file_cycles(uses: &BTreeMap<&str, BTreeSet<&str>>) -> Vec<Vec<String>> {
         let before: usize = reached.values().map(BTreeSet::len).sum();
         let now = reached.clone();
         for files in reached.values_mut() {
-            let more: Vec<&str> = files.iter().filter_map(|f| now.get(f)).flatten().copied().collect();
+            let more: Vec<&str> =
+                files.iter().filter_map(|f| now.get(f)).flatten().copied().collect();
             files.extend(more);
         }
         if reached.values().map(BTreeSet::len).sum::<usize>() == before {
@@ -348,8 +383,9 @@ fn file_cycles(uses: &BTreeMap<&str, BTreeSet<&str>>) -> Vec<Vec<String>> {
     }
     let leads = |from: &str, to: &str| reached.get(from).is_some_and(|files| files.contains(to));
     let round = reached.keys().filter(|f| leads(f, f));
-    let mut cycles: Vec<Vec<String>> =
-        round.map(|f| reached[f].iter().filter(|g| leads(g, f)).map(|g| g.to_string()).collect()).collect();
+    let mut cycles: Vec<Vec<String>> = round
+        .map(|f| reached[f].iter().filter(|g| leads(g, f)).map(|g| g.to_string()).collect())
+        .collect();
     cycles.sort();
     cycles.dedup();
     cycles
@@ -360,7 +396,10 @@ fn drawn(layers: &[String], sources: &[Source], folder: &str) -> String {
     let mut modules = BTreeMap::<&str, BTreeSet<String>>::new();
     for source in sources {
         if let Some(module) = source.module() {
-            let used = crate_paths(source).into_iter().map(|(_, name)| name).filter(|n| layers.contains(n) && n != module);
+            let used = crate_paths(source)
+                .into_iter()
+                .map(|(_, name)| name)
+                .filter(|n| layers.contains(n) && n != module);
             modules.entry(module).or_default().extend(used);
         }
     }
@@ -368,13 +407,17 @@ fn drawn(layers: &[String], sources: &[Source], folder: &str) -> String {
         .iter()
         .filter_map(|l| Some((l, modules.get(&l[..])?)))
         .map(|(l, used)| {
-            let in_order: Vec<&str> = layers.iter().filter(|u| used.contains(*u)).map(|u| &u[..]).collect();
+            let in_order: Vec<&str> =
+                layers.iter().filter(|u| used.contains(*u)).map(|u| &u[..]).collect();
             format!("{l} → {}", in_order.join(" "))
         })
         .collect();
     for (file, used) in file_uses(sources).into_iter().filter(|(f, _)| f.starts_with(folder)) {
-        let short = |f: &str| f.trim_start_matches(folder).trim_start_matches('/').trim_end_matches(".rs").to_string();
-        let within: Vec<String> = used.into_iter().filter(|f| f.starts_with(folder)).map(short).collect();
+        let short = |f: &str| {
+            f.trim_start_matches(folder).trim_start_matches('/').trim_end_matches(".rs").to_string()
+        };
+        let within: Vec<String> =
+            used.into_iter().filter(|f| f.starts_with(folder)).map(short).collect();
         lines.push(format!("{file} → {}", within.join(" ")));
     }
     lines.join("\n")
@@ -391,9 +434,14 @@ fn shared_type_names(sources: &[Source]) -> Vec<String> {
     let mut homes = BTreeMap::<String, Vec<&str>>::new();
     for source in sources {
         for line in without_tests(&source.code).lines() {
-            let words: Vec<&str> = line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect();
+            let words: Vec<&str> = line
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .filter(|w| !w.is_empty())
+                .collect();
             let declared = line.trim_start().starts_with("pub ");
-            if let (true, ["pub", "struct" | "enum" | "trait" | "type" | "union", name, ..]) = (declared, &words[..]) {
+            if let (true, ["pub", "struct" | "enum" | "trait" | "type" | "union", name, ..]) =
+                (declared, &words[..])
+            {
                 homes.entry(name.to_string()).or_default().push(&source.path);
             }
         }
@@ -411,7 +459,11 @@ fn outside(sources: &[Source], folders: &[&str], words: &[&str]) -> Vec<String> 
 }
 
 fn stray_candle(sources: &[Source]) -> Vec<String> {
-    outside(sources, &["model", "decoder/candle.rs"], &["candle_core", "candle_nn", "candle_transformers"])
+    outside(
+        sources,
+        &["model", "decoder/candle.rs"],
+        &["candle_core", "candle_nn", "candle_transformers"],
+    )
 }
 
 /// Test modules may print: the harness shows it when it is asked to.
@@ -424,7 +476,11 @@ fn stray_printing(sources: &[Source]) -> Vec<String> {
 }
 
 fn stray_clocks(sources: &[Source]) -> Vec<String> {
-    outside(sources, &["roofline", "bench", "pipeline", "cli"], &["Instant::now", "SystemTime::now", ".elapsed()"])
+    outside(
+        sources,
+        &["roofline", "bench", "pipeline", "cli"],
+        &["Instant::now", "SystemTime::now", ".elapsed()"],
+    )
 }
 
 fn sources() -> Vec<Source> {
@@ -452,7 +508,8 @@ fn none(found: Vec<String>) {
 
 #[test]
 fn a_module_uses_only_modules_above_it_in_lib_rs() {
-    let lib = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let lib =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let layers = layers(&lib);
     let expected = "units machine kernels model roofline text decoder engine pipeline optimizations bench report cli";
     assert_eq!(layers.join(" "), expected);
@@ -464,18 +521,26 @@ fn a_module_uses_only_modules_above_it_in_lib_rs() {
     let bad = [
         Source::new("engine/x.rs", "use crate::{units::Bytes, pipeline::{A, B}, decoder};"),
         Source::new("kernels/mod.rs", "fn f() { crate::cli::main() } // crate::bench"),
-        Source::new("text/mod.rs", "let a = \"crate::cli\"; /* crate::cli */ use crate::units::TokenId;"),
+        Source::new(
+            "text/mod.rs",
+            "let a = \"crate::cli\"; /* crate::cli */ use crate::units::TokenId;",
+        ),
         Source::new("attic/mod.rs", ""),
     ];
     let found = down_the_list(&layers, &bad);
     assert_eq!(found.len(), 3, "{found:?}");
-    assert!(found[0].contains("engine uses pipeline") && found[1].contains("kernels uses cli") && found[2].contains("attic"));
+    assert!(
+        found[0].contains("engine uses pipeline")
+            && found[1].contains("kernels uses cli")
+            && found[2].contains("attic")
+    );
 }
 
 #[test]
 fn unsafe_stays_in_kernels() {
     none(stray_unsafe(&sources()));
-    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let manifest =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     assert!(manifest.contains("[lints.rust]") && manifest.contains("unsafe_code = \"deny\""));
 
     let bad = [
@@ -504,9 +569,15 @@ fn only_the_command_line_prints() {
         Source::new("engine/x.rs", "fn f() {\n    eprintln!(\"x\");\n}"),
         Source::new("cli/run.rs", "println!();"),
         Source::new("kernels/tests.rs", "println!();"),
-        Source::new("pipeline/x.rs", "use std::io::stdout; let o = stdout(); let my_stdout = 1; // println!"),
+        Source::new(
+            "pipeline/x.rs",
+            "use std::io::stdout; let o = stdout(); let my_stdout = 1; // println!",
+        ),
     ];
-    assert_eq!(stray_printing(&bad), ["src/engine/x.rs:2: eprintln!", "src/pipeline/x.rs:1: stdout()"]);
+    assert_eq!(
+        stray_printing(&bad),
+        ["src/engine/x.rs:2: eprintln!", "src/pipeline/x.rs:1: stdout()"]
+    );
 }
 
 #[test]
@@ -541,7 +612,8 @@ fn readers_of_files_cannot_index_unwrap_or_panic() {
     ];
     let sources = sources();
     for reader in readers {
-        let source = sources.iter().find(|s| s.path == reader).unwrap_or_else(|| panic!("{reader} is gone"));
+        let source =
+            sources.iter().find(|s| s.path == reader).unwrap_or_else(|| panic!("{reader} is gone"));
         let code = source.code.split_whitespace().collect::<Vec<_>>().join(" ").replace("( ", "(");
         assert!(code.contains(denied), "{reader}");
     }
@@ -568,7 +640,15 @@ fn files_of_a_folder_use_one_another_without_a_circle() {
     }
     let shown = |b: &str| {
         let a = Source::new("x/a.rs", "use super::{b::B, c};");
-        circles("x", &[a, Source::new("x/b.rs", b), Source::new("x/c.rs", ""), Source::new("x/mod.rs", "mod a; use super::a;")])
+        circles(
+            "x",
+            &[
+                a,
+                Source::new("x/b.rs", b),
+                Source::new("x/c.rs", ""),
+                Source::new("x/mod.rs", "mod a; use super::a;"),
+            ],
+        )
     };
     assert_eq!(shown("use super::c::C;"), Vec::<String>::new());
     assert_eq!(shown("use super::a::A;"), ["src/x: a, b go round"]);
@@ -582,8 +662,12 @@ fn files_do_not_go_round() {
     let shown = |b: &str| {
         let a = Source::new("x/a.rs", "use crate::{units::Bytes, x::{C, b::{self, B}}};");
         let tests = "fn f() {}\n#[cfg(test)]\nmod tests {\n    use super::super::a::A;\n}";
-        let files =
-            [a, Source::new("x/b.rs", b), Source::new("x/c.rs", tests), Source::new("x/mod.rs", "mod a; pub use c::{C};")];
+        let files = [
+            a,
+            Source::new("x/b.rs", b),
+            Source::new("x/c.rs", tests),
+            Source::new("x/mod.rs", "mod a; pub use c::{C};"),
+        ];
         file_cycles(&file_uses(&files))
     };
     assert_eq!(shown("use super::c::C;"), Vec::<Vec<String>>::new());
@@ -598,7 +682,10 @@ fn a_public_type_has_a_name_of_its_own_except_those_listed() {
     assert_eq!(shared_type_names(&sources()), SHARED_NAMES.map(|(name, _)| name.to_string()));
     let found = shared_type_names(&[
         Source::new("a.rs", "pub struct Row {}\npub enum Cell<T> {}\npub(super) struct Line;"),
-        Source::new("b.rs", "pub trait Row {}\nstruct Cell;\nstruct Line;\n#[cfg(test)]\nmod tests {\n    pub struct Column;\n}"),
+        Source::new(
+            "b.rs",
+            "pub trait Row {}\nstruct Cell;\nstruct Line;\n#[cfg(test)]\nmod tests {\n    pub struct Column;\n}",
+        ),
         Source::new("c.rs", "pub type Column = u8;"),
     ]);
     assert_eq!(found, ["Row"]);
@@ -611,7 +698,10 @@ const LONG_FILE: usize = 500;
 fn long_files_without_a_reason(files: &[(String, String)]) -> Vec<String> {
     let wrong = |(_, text): &&(String, String)| {
         let code = code_only(text);
-        let argues = text.lines().take_while(|l| l.starts_with("//!")).any(|l| l.starts_with("//! Over 500 lines: "));
+        let argues = text
+            .lines()
+            .take_while(|l| l.starts_with("//!"))
+            .any(|l| l.starts_with("//! Over 500 lines: "));
         (without_tests(&code).lines().count() > LONG_FILE) != argues
     };
     let tests = |path: &str| path.ends_with("tests.rs");

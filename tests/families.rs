@@ -22,7 +22,9 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// As the script makes them: splitmix64 seeded by FNV-1a of the tensor's name.
 fn values(name: &str, count: usize, offset: f32, scale: f32) -> Vec<f32> {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let value = |i: u64| {
         let mut z = seed.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -36,10 +38,12 @@ fn values(name: &str, count: usize, offset: f32, scale: f32) -> Vec<f32> {
 /// The fixtures, by name.
 fn fixtures() -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families");
-    let mut all: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut all: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     all.sort();
     let read = |path: PathBuf| {
-        let fixture: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let fixture: Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         (fixture["family"].as_str().unwrap().to_string(), fixture)
     };
     all.into_iter().map(read).collect()
@@ -50,10 +54,14 @@ fn write(fixture: &Value, folder: &Path) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for tensor in fixture["tensors"].as_array().unwrap() {
         let name = tensor[0].as_str().unwrap();
-        let shape: Vec<usize> = tensor[1].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
-        let (offset, scale) = (tensor[2].as_f64().unwrap() as f32, tensor[3].as_f64().unwrap() as f32);
+        let shape: Vec<usize> =
+            tensor[1].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+        let (offset, scale) =
+            (tensor[2].as_f64().unwrap() as f32, tensor[3].as_f64().unwrap() as f32);
         let begin = data.len();
-        values(name, shape.iter().product(), offset, scale).iter().for_each(|v| data.extend(v.to_le_bytes()));
+        values(name, shape.iter().product(), offset, scale)
+            .iter()
+            .for_each(|v| data.extend(v.to_le_bytes()));
         let place = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
         header.insert(name.into(), place);
     }
@@ -73,19 +81,31 @@ fn decoder(model: &Model, plan: FormatPlan, kernels: KernelSet, memory: Memory) 
 }
 
 /// Scores behind a prompt run in chunks, then greedy ids, `count` of them.
-fn answer(decoder: &mut dyn Decoder, prompt: &[u32], chunk: usize, count: usize) -> (Vec<f32>, Vec<u32>) {
+fn answer(
+    decoder: &mut dyn Decoder,
+    prompt: &[u32],
+    chunk: usize,
+    count: usize,
+) -> (Vec<f32>, Vec<u32>) {
     let slot = decoder.open(prompt, prompt.len() + count, false).unwrap().slot;
     let (mut next, mut start, mut ids, mut first) = (prompt.to_vec(), 0, Vec::new(), Vec::new());
     while ids.len() < count {
         let rows = next.len().min(chunk);
         let want = if rows == next.len() { Want::Logits } else { Want::Nothing };
-        let segment = Segment { slot, start, tokens: 0..rows, want, padding_rows: 0, padded_context: 0 };
+        let segment =
+            Segment { slot, start, tokens: 0..rows, want, padding_rows: 0, padded_context: 0 };
         let mut outputs = Vec::new();
-        decoder.forward(&Batch { tokens: next[..rows].to_vec(), segments: vec![segment] }, &mut outputs).unwrap();
+        decoder
+            .forward(
+                &Batch { tokens: next[..rows].to_vec(), segments: vec![segment] },
+                &mut outputs,
+            )
+            .unwrap();
         start += rows;
         next.drain(..rows);
         let Output::Logits(scores) = &outputs[0] else { continue };
-        let best = (0..scores.len()).rev().max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap() as u32;
+        let best = (0..scores.len()).rev().max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap()
+            as u32;
         if ids.is_empty() {
             first = scores.clone();
         }
@@ -125,28 +145,41 @@ fn every_family_gives_the_ids_and_scores_of_transformers() {
                 continue;
             }
         };
-        let mut decoder = decoder(&model, FormatPlan::All(Format::F32), KernelSet::best(), Memory::Preallocated);
+        let mut decoder =
+            decoder(&model, FormatPlan::All(Format::F32), KernelSet::best(), Memory::Preallocated);
         let mut worst = 0f32;
         for case in fixture["cases"].as_array().unwrap() {
-            let list =
-                |key: &str| -> Vec<u32> { case[key].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect() };
+            let list = |key: &str| -> Vec<u32> {
+                case[key].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect()
+            };
             let (prompt, greedy) = (list("prompt"), list("greedy"));
             let largest = case["largest"].as_f64().unwrap() as f32;
             let (scores, ids) = answer(&mut decoder, &prompt, 64, greedy.len());
-            let expected = case["scores"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap() as f32);
-            let off = expected.zip(&scores).map(|(e, s)| (e - s).abs()).fold(0.0, f32::max) / largest;
+            let expected =
+                case["scores"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap() as f32);
+            let off =
+                expected.zip(&scores).map(|(e, s)| (e - s).abs()).fold(0.0, f32::max) / largest;
             worst = worst.max(off);
             if off.is_nan() || off > ROUNDING {
-                faults.push(format!("{name}: prompt of {}: a score is off by {off:.1e} of the largest", prompt.len()));
+                faults.push(format!(
+                    "{name}: prompt of {}: a score is off by {off:.1e} of the largest",
+                    prompt.len()
+                ));
             }
             // A margin within rounding is a tie: the first id that differs proves nothing then.
             let tie = (case["margin"].as_f64().unwrap() as f32) < TIE * largest;
             if ids != greedy && !tie {
-                faults.push(format!("{name}: prompt of {}: {ids:?}, transformers has {greedy:?}", prompt.len()));
+                faults.push(format!(
+                    "{name}: prompt of {}: {ids:?}, transformers has {greedy:?}",
+                    prompt.len()
+                ));
             }
         }
         right += 1;
-        table.push(format!("{name:18} {} right, scores within {worst:.1e}", model.spec.architecture));
+        table.push(format!(
+            "{name:18} {} right, scores within {worst:.1e}",
+            model.spec.architecture
+        ));
     }
     println!("{}\n{right} right, {} refused", table.join("\n"), REFUSED.len());
     assert!(faults.is_empty(), "{}", faults.join("\n"));
@@ -159,9 +192,17 @@ fn every_family_has_the_same_bits_whatever_the_chunks_threads_memory_and_kernels
     for (name, fixture) in fixtures() {
         let folder = tempfile::tempdir().unwrap();
         write(&fixture, folder.path());
-        let Ok(model) = model::open(folder.path().to_str().unwrap(), &OpenOptions::default()) else { continue };
+        let Ok(model) = model::open(folder.path().to_str().unwrap(), &OpenOptions::default())
+        else {
+            continue;
+        };
         let counted = model::parameters(&model.spec);
-        let spared = model.spec.layers.iter().filter_map(|layer| layer.ffn.mixture()).any(|m| m.used < m.experts);
+        let spared = model
+            .spec
+            .layers
+            .iter()
+            .filter_map(|layer| layer.ffn.mixture())
+            .any(|m| m.used < m.experts);
         assert_eq!(counted.active < counted.total, spared, "{name}: {counted}");
         let prompt: Vec<u32> = (0..45u32).map(|i| (i * i * 31 + i * 7 + 5) % 301).collect();
         for format in [Format::F32, Format::Bf16] {
@@ -170,8 +211,11 @@ fn every_family_has_the_same_bits_whatever_the_chunks_threads_memory_and_kernels
             let (scores, ids) = answer(&mut reference, &prompt, 64, 4);
             let bits = |scores: &[f32]| scores.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
             for kernels in KernelSet::available() {
-                for (chunk, memory) in [(1, Memory::Preallocated), (7, Memory::PerStep), (64, Memory::Preallocated)] {
-                    let (again, same) = answer(&mut decoder(&model, plan, kernels, memory), &prompt, chunk, 4);
+                for (chunk, memory) in
+                    [(1, Memory::Preallocated), (7, Memory::PerStep), (64, Memory::Preallocated)]
+                {
+                    let (again, same) =
+                        answer(&mut decoder(&model, plan, kernels, memory), &prompt, chunk, 4);
                     let equal = bits(&scores) == bits(&again) && ids == same;
                     assert!(equal, "{name} {format} {kernels:?} chunks of {chunk} {memory:?}");
                 }
@@ -204,24 +248,47 @@ fn families_that_are_not_computed_are_refused_by_name() {
         fixture["config"]["model_type"] = kind.into();
         fixture["config"]["architectures"] = serde_json::json!([class]);
         write(&fixture, folder.path());
-        let line = model::open(folder.path().to_str().unwrap(), &OpenOptions::default()).err().expect(kind).to_string();
-        assert!(line.contains(&format!("'{kind}'")) && line.contains("is not supported") && !line.contains('\n'), "{line}");
+        let line = model::open(folder.path().to_str().unwrap(), &OpenOptions::default())
+            .err()
+            .expect(kind)
+            .to_string();
+        assert!(
+            line.contains(&format!("'{kind}'"))
+                && line.contains("is not supported")
+                && !line.contains('\n'),
+            "{line}"
+        );
     }
 }
 
 /// `scripts/models_table.py` was run after the last fixture.
 #[test]
 fn the_table_of_models_has_every_fixture_and_the_counts_of_ids() {
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/models.md")).unwrap();
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/models.md"))
+            .unwrap();
     let (mut right, mut ids) = (0, 0);
     for (name, fixture) in fixtures() {
         let kind = fixture["config"]["model_type"].as_str().unwrap();
         let row = text.lines().find(|line| line.starts_with(&format!("| {name} | `{kind}` |")));
-        let row = row.unwrap_or_else(|| panic!("{name} is not in docs/models.md: run scripts/models_table.py"));
-        let count: usize = fixture["cases"].as_array().unwrap().iter().map(|c| c["greedy"].as_array().unwrap().len()).sum();
+        let row = row.unwrap_or_else(|| {
+            panic!("{name} is not in docs/models.md: run scripts/models_table.py")
+        });
+        let count: usize = fixture["cases"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| c["greedy"].as_array().unwrap().len())
+            .sum();
         let refused = REFUSED.iter().any(|(family, _)| *family == name);
-        assert!(row.contains(&if refused { "refused".to_string() } else { format!("{count} ids") }), "{row}");
+        assert!(
+            row.contains(&if refused { "refused".to_string() } else { format!("{count} ids") }),
+            "{row}"
+        );
         (right, ids) = if refused { (right, ids) } else { (right + 1, ids + count) };
     }
-    assert!(text.contains(&format!("{right} right with {ids} greedy ids")), "run scripts/models_table.py");
+    assert!(
+        text.contains(&format!("{right} right with {ids} greedy ids")),
+        "run scripts/models_table.py"
+    );
 }

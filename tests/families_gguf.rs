@@ -60,12 +60,23 @@ const NAMES: &[(&str, &str)] = &[
 ];
 
 /// Families whose query and key rows the converter brings into the interleaved order.
-const PERMUTED: &[&str] = &["llama", "mistral", "ministral3", "smollm3", "granite", "olmo", "arcee", "mixtral", "granitemoe"];
+const PERMUTED: &[&str] = &[
+    "llama",
+    "mistral",
+    "ministral3",
+    "smollm3",
+    "granite",
+    "olmo",
+    "arcee",
+    "mixtral",
+    "granitemoe",
+];
 
 /// Families where the llama name of the feed-forward norm is that of attention's output.
 const SANDWICH: &[&str] = &["gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "seed_oss"];
 
-const LESS_ONE: &[&str] = &["gemma", "gemma2", "gemma3_text", "nemotron", "qwen3_5_text", "qwen3_5_moe_text"];
+const LESS_ONE: &[&str] =
+    &["gemma", "gemma2", "gemma3_text", "nemotron", "qwen3_5_text", "qwen3_5_moe_text"];
 
 fn gguf_name(kind: &str, name: &str) -> String {
     let parts = [
@@ -121,7 +132,9 @@ fn gguf_name(kind: &str, name: &str) -> String {
         ("linear_attn.norm", "ssm_norm"),
         ("linear_attn.out_proj", "ssm_out"),
     ];
-    for (end, own) in [(".A_log", "ssm_a"), (".dt_bias", "ssm_dt.bias"), (".expert_bias", "exp_probs_b.bias")] {
+    for (end, own) in
+        [(".A_log", "ssm_a"), (".dt_bias", "ssm_dt.bias"), (".expert_bias", "exp_probs_b.bias")]
+    {
         if name.ends_with(end) {
             return format!("blk.{}.{own}", name.split('.').nth(2).unwrap());
         }
@@ -135,9 +148,14 @@ fn gguf_name(kind: &str, name: &str) -> String {
         "model.embedding_norm" => "token_embd_norm".to_string(),
         "lm_head" => "output".to_string(),
         _ => {
-            let (layer, part) = stem.strip_prefix("model.layers.").unwrap().split_once('.').unwrap();
+            let (layer, part) =
+                stem.strip_prefix("model.layers.").unwrap().split_once('.').unwrap();
             let part = match part {
-                "post_attention_layernorm" if SANDWICH.contains(&kind) || kind == "gpt_oss" || kind.starts_with("qwen3_5") => {
+                "post_attention_layernorm"
+                    if SANDWICH.contains(&kind)
+                        || kind == "gpt_oss"
+                        || kind.starts_with("qwen3_5") =>
+                {
                     "post_attention_norm"
                 }
                 "post_attention_layernorm" => "ffn_norm",
@@ -156,9 +174,12 @@ type Factors = (&'static str, Vec<f32>);
 #[allow(clippy::too_many_lines, reason = "a list of keys")]
 fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Vec<Factors>) {
     let number = |name: &str| config[name].as_f64();
-    let int = |name: &str| Value::U32(config[name].as_u64().unwrap_or_else(|| panic!("{kind}: {name}")) as u32);
+    let int = |name: &str| {
+        Value::U32(config[name].as_u64().unwrap_or_else(|| panic!("{kind}: {name}")) as u32)
+    };
     let heads = config["num_attention_heads"].as_u64().unwrap();
-    let head_dim = config["head_dim"].as_u64().unwrap_or(config["hidden_size"].as_u64().unwrap() / heads);
+    let head_dim =
+        config["head_dim"].as_u64().unwrap_or(config["hidden_size"].as_u64().unwrap() / heads);
     let kv = config["num_key_value_heads"].as_u64().unwrap_or(heads);
     let mut all: Vec<(&str, Value)> = vec![
         ("block_count", int("num_hidden_layers")),
@@ -193,16 +214,28 @@ fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Vec
     let original = rope["original_max_position_embeddings"].as_f64();
     let mut divisors = Vec::new();
     match rope["rope_type"].as_str().unwrap() {
-        "linear" => all.extend([("rope.scaling.type", Value::Str("linear".into())), ("rope.scaling.factor", float(factor))]),
+        "linear" => all.extend([
+            ("rope.scaling.type", Value::Str("linear".into())),
+            ("rope.scaling.factor", float(factor)),
+        ]),
         "yarn" => {
-            all.extend([("rope.scaling.type", Value::Str("yarn".into())), ("rope.scaling.factor", float(factor))]);
-            all.push(("rope.scaling.original_context_length", Value::U32(original.unwrap() as u32)));
+            all.extend([
+                ("rope.scaling.type", Value::Str("yarn".into())),
+                ("rope.scaling.factor", float(factor)),
+            ]);
+            all.push((
+                "rope.scaling.original_context_length",
+                Value::U32(original.unwrap() as u32),
+            ));
             if let Some(all_dim) = rope["mscale_all_dim"].as_f64() {
                 all.push(("rope.scaling.yarn_log_multiplier", float(all_dim)));
             }
         }
         "llama3" => {
-            let (low, high) = (rope["low_freq_factor"].as_f64().unwrap(), rope["high_freq_factor"].as_f64().unwrap());
+            let (low, high) = (
+                rope["low_freq_factor"].as_f64().unwrap(),
+                rope["high_freq_factor"].as_f64().unwrap(),
+            );
             let of = |i: usize| {
                 let wave = 2.0 * std::f64::consts::PI * theta.powf(2.0 * i as f64 / dims as f64);
                 let smooth = ((original.unwrap() / wave - low) / (high - low)).clamp(0.0, 1.0);
@@ -212,25 +245,34 @@ fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Vec
         }
         // The converter of phi 3 writes no type.
         "longrope" => {
-            let set = |name: &str| rope[name].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+            let set = |name: &str| {
+                rope[name].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+            };
             divisors.push(("rope_factors_short.weight", set("short_factor")));
             divisors.push(("rope_factors_long.weight", set("long_factor")));
             let original = original.or(number("original_max_position_embeddings")).unwrap();
             let scale = number("max_position_embeddings").unwrap() / original;
             all.push(("rope.scaling.original_context_length", Value::U32(original as u32)));
-            all.push(("rope.scaling.attn_factor", float((1.0 + scale.ln() / original.ln()).sqrt())));
+            all.push((
+                "rope.scaling.attn_factor",
+                float((1.0 + scale.ln() / original.ln()).sqrt()),
+            ));
         }
         _ => {}
     }
     if let Some(beta) = rope["llama_4_scaling_beta"].as_f64() {
         all.push(("attention.temperature_scale", float(beta)));
     }
-    if let Some(window) = config["sliding_window"].as_u64().filter(|_| config["use_sliding_window"] != false) {
+    if let Some(window) =
+        config["sliding_window"].as_u64().filter(|_| config["use_sliding_window"] != false)
+    {
         all.push(("attention.sliding_window", Value::U32(window as u32)));
         let local = |kind: &Json| u8::from(kind == "sliding_attention");
         if let Some(types) = config["layer_types"].as_array() {
             let flags: Vec<u8> = types.iter().map(local).collect();
-            let array = [7u32.to_le_bytes().to_vec(), (flags.len() as u64).to_le_bytes().to_vec(), flags].concat();
+            let array =
+                [7u32.to_le_bytes().to_vec(), (flags.len() as u64).to_le_bytes().to_vec(), flags]
+                    .concat();
             all.push(("attention.sliding_window_pattern", Value::Raw(9, array)));
         }
     }
@@ -246,26 +288,44 @@ fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Vec
     all.extend(scales.iter().filter_map(|(key, name)| Some((*key, float(number(name)?)))));
     let list = |numbers: Vec<u32>| {
         let numbers: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
-        Value::Raw(9, [4u32.to_le_bytes().to_vec(), (numbers.len() as u64 / 4).to_le_bytes().to_vec(), numbers].concat())
+        Value::Raw(
+            9,
+            [
+                4u32.to_le_bytes().to_vec(),
+                (numbers.len() as u64 / 4).to_le_bytes().to_vec(),
+                numbers,
+            ]
+            .concat(),
+        )
     };
     if kind.starts_with("lfm2") {
         let kinds = config["layer_types"].as_array().unwrap();
         let heads = kinds.iter().map(|k| if k == "conv" { 0 } else { kv as u32 }).collect();
         all.retain(|(key, _)| *key != "attention.head_count_kv");
-        all.extend([("attention.head_count_kv", list(heads)), ("shortconv.l_cache", int("conv_L_cache"))]);
+        all.extend([
+            ("attention.head_count_kv", list(heads)),
+            ("shortconv.l_cache", int("conv_L_cache")),
+        ]);
     }
     if kind == "lfm2" && config["block_auto_adjust_ff_dim"] == true {
         // As the converter works it out.
-        let (cut, of) = (2 * config["intermediate_size"].as_u64().unwrap() / 3, config["block_multiple_of"].as_u64().unwrap());
+        let (cut, of) = (
+            2 * config["intermediate_size"].as_u64().unwrap() / 3,
+            config["block_multiple_of"].as_u64().unwrap(),
+        );
         all.retain(|(key, _)| *key != "feed_forward_length");
         all.push(("feed_forward_length", Value::U32(cut.next_multiple_of(of) as u32)));
     }
     if kind == "lfm2_moe" {
-        all.extend([("leading_dense_block_count", int("num_dense_layers")), ("expert_gating_func", Value::U32(2))]);
+        all.extend([
+            ("leading_dense_block_count", int("num_dense_layers")),
+            ("expert_gating_func", Value::U32(2)),
+        ]);
         all.push(("expert_weights_scale", float(number("routed_scaling_factor").unwrap())));
     }
     if kind.starts_with("qwen3_5") {
-        let inner = config["linear_num_value_heads"].as_u64().unwrap() * config["linear_value_head_dim"].as_u64().unwrap();
+        let inner = config["linear_num_value_heads"].as_u64().unwrap()
+            * config["linear_value_head_dim"].as_u64().unwrap();
         all.extend([
             ("ssm.conv_kernel", int("linear_conv_kernel_dim")),
             ("ssm.state_size", int("linear_key_head_dim")),
@@ -282,7 +342,12 @@ fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Vec
         ("expert_feed_forward_length", "moe_intermediate_size"),
         ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
     ];
-    all.extend(experts.iter().filter(|(_, name)| config[name].is_u64()).map(|(key, name)| (*key, int(name))));
+    all.extend(
+        experts
+            .iter()
+            .filter(|(_, name)| config[name].is_u64())
+            .map(|(key, name)| (*key, int(name))),
+    );
     (all.into_iter().map(|(key, value)| (format!("{gguf}.{key}"), value)).collect(), divisors)
 }
 
@@ -290,13 +355,19 @@ fn metadata(kind: &str, gguf: &str, config: &Json) -> (Vec<(String, Value)>, Vec
 fn with_experts_together(tensors: &[Stored]) -> Vec<Stored> {
     let mut all: Vec<Stored> = Vec::new();
     let mut singles: Vec<(String, Vec<&Stored>)> = Vec::new();
-    let mut push = |name: String, shape: Vec<usize>, values: Vec<f32>| all.push(Stored { name, shape, values });
+    let mut push = |name: String, shape: Vec<usize>, values: Vec<f32>| {
+        all.push(Stored { name, shape, values })
+    };
     for t in tensors {
         let layer = t.name.split('.').take(3).collect::<Vec<_>>().join(".");
         let part = |name: &str, end: &str| format!("{layer}.mlp.experts.{name}.{end}");
         let last = t.name.rsplit('.').next().unwrap();
         let stacked = t.name.contains(".experts.") || t.name.contains("_linear.");
-        let number = t.name.split(".experts.").nth(1).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        let number = t
+            .name
+            .split(".experts.")
+            .nth(1)
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
         match () {
             _ if number => {
                 let own = t.name.rsplit('.').nth(1).unwrap();
@@ -316,21 +387,28 @@ fn with_experts_together(tensors: &[Stored]) -> Vec<Stored> {
             _ if t.name.contains("input_linear") => {
                 let (e, rows, columns) = (t.shape[0], t.shape[1], t.shape[2]);
                 for (half, name) in ["gate_proj", "up_proj"].into_iter().enumerate() {
-                    let own = t
-                        .values
-                        .chunks(rows * columns)
-                        .flat_map(|v| v[half * rows / 2 * columns..][..rows / 2 * columns].to_vec());
+                    let own = t.values.chunks(rows * columns).flat_map(|v| {
+                        v[half * rows / 2 * columns..][..rows / 2 * columns].to_vec()
+                    });
                     push(part(name, "weight"), vec![e, rows / 2, columns], own.collect());
                 }
             }
-            _ if t.name.contains("output_linear") => push(part("down_proj", "weight"), t.shape.clone(), t.values.clone()),
+            _ if t.name.contains("output_linear") => {
+                push(part("down_proj", "weight"), t.shape.clone(), t.values.clone())
+            }
             _ => {
                 // gpt-oss: [experts, inputs, outputs], gate and up in turn; biases [experts, outputs].
-                let (e, inputs, outputs) =
-                    if t.shape.len() == 3 { (t.shape[0], t.shape[1], t.shape[2]) } else { (t.shape[0], 1, t.shape[1]) };
+                let (e, inputs, outputs) = if t.shape.len() == 3 {
+                    (t.shape[0], t.shape[1], t.shape[2])
+                } else {
+                    (t.shape[0], 1, t.shape[1])
+                };
                 let end = if t.shape.len() == 3 { "weight" } else { "bias" };
-                let (names, step): (&[&str], usize) =
-                    if last.starts_with("gate_up") { (&["gate_proj", "up_proj"], 2) } else { (&["down_proj"], 1) };
+                let (names, step): (&[&str], usize) = if last.starts_with("gate_up") {
+                    (&["gate_proj", "up_proj"], 2)
+                } else {
+                    (&["down_proj"], 1)
+                };
                 for (phase, name) in names.iter().enumerate() {
                     let of_one = |v: &[f32]| -> Vec<f32> {
                         (0..outputs / step)
@@ -339,19 +417,39 @@ fn with_experts_together(tensors: &[Stored]) -> Vec<Stored> {
                             .collect()
                     };
                     let own = t.values.chunks(inputs * outputs).flat_map(of_one).collect();
-                    let shape = if t.shape.len() == 3 { vec![e, outputs / step, inputs] } else { vec![e, outputs / step] };
+                    let shape = if t.shape.len() == 3 {
+                        vec![e, outputs / step, inputs]
+                    } else {
+                        vec![e, outputs / step]
+                    };
                     push(part(name, end), shape, own);
                 }
             }
         }
     }
     for (name, mut list) in singles {
-        list.sort_by_key(|t| t.name.split(".experts.").nth(1).unwrap().split('.').next().unwrap().parse::<usize>().unwrap());
+        list.sort_by_key(|t| {
+            t.name
+                .split(".experts.")
+                .nth(1)
+                .unwrap()
+                .split('.')
+                .next()
+                .unwrap()
+                .parse::<usize>()
+                .unwrap()
+        });
         let shape = [vec![list.len()], list[0].shape.clone()].concat();
-        all.push(Stored { name, shape, values: list.iter().flat_map(|t| t.values.clone()).collect() });
+        all.push(Stored {
+            name,
+            shape,
+            values: list.iter().flat_map(|t| t.values.clone()).collect(),
+        });
     }
     // The converter squeezes the vector of a shared expert's share.
-    all.iter_mut().filter(|t| t.name.contains("shared_expert_gate")).for_each(|t| t.shape.retain(|n| *n != 1));
+    all.iter_mut()
+        .filter(|t| t.name.contains("shared_expert_gate"))
+        .for_each(|t| t.shape.retain(|n| *n != 1));
     all
 }
 
@@ -360,7 +458,9 @@ fn converted(kind: &str, config: &Json, tensor: &Stored) -> Tensor {
     let mut values = tensor.values.clone();
     let columns = *tensor.shape.last().unwrap();
     // Value heads from the order of groups into the tiled one.
-    if let Some((groups, of)) = config["linear_num_key_heads"].as_u64().zip(config["linear_num_value_heads"].as_u64()) {
+    if let Some((groups, of)) =
+        config["linear_num_key_heads"].as_u64().zip(config["linear_num_value_heads"].as_u64())
+    {
         let (groups, heads) = (groups as usize, of as usize);
         let dim = config["linear_value_head_dim"].as_u64().unwrap() as usize;
         let keys = 2 * groups * config["linear_key_head_dim"].as_u64().unwrap() as usize;
@@ -388,9 +488,12 @@ fn converted(kind: &str, config: &Json, tensor: &Stored) -> Tensor {
         }
     }
     let heads = ["q_proj", "k_proj"].iter().zip(["num_attention_heads", "num_key_value_heads"]);
-    if let Some((_, count)) = heads.into_iter().find(|(part, _)| PERMUTED.contains(&kind) && tensor.name.contains(**part)) {
+    if let Some((_, count)) =
+        heads.into_iter().find(|(part, _)| PERMUTED.contains(&kind) && tensor.name.contains(**part))
+    {
         let heads = config[count].as_u64().unwrap() as usize;
-        let (rows, width) = if tensor.shape.len() == 1 { (columns, 1) } else { (tensor.shape[0], columns) };
+        let (rows, width) =
+            if tensor.shape.len() == 1 { (columns, 1) } else { (tensor.shape[0], columns) };
         let d = rows / heads;
         for row in 0..rows {
             // Row 2i + j of a head is row i + j * d / 2 of the checkpoint.
@@ -407,7 +510,8 @@ fn converted(kind: &str, config: &Json, tensor: &Stored) -> Tensor {
         values.iter_mut().for_each(|v| *v += 1.0);
     }
     let squeezed = tensor.name.contains("conv");
-    let dims = tensor.shape.iter().rev().filter(|n| !squeezed || **n != 1).map(|n| *n as u64).collect();
+    let dims =
+        tensor.shape.iter().rev().filter(|n| !squeezed || **n != 1).map(|n| *n as u64).collect();
     let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     Tensor { name: gguf_name(kind, &tensor.name), dims, ggml: 0, data, offset: None }
 }
@@ -431,7 +535,14 @@ fn scores(model: &Model) -> Vec<f32> {
     let mut decoder = NativeDecoder::new(packed, options).unwrap();
     let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 200).collect();
     let slot = decoder.open(&tokens, tokens.len(), false).unwrap().slot;
-    let segment = Segment { slot, start: 0, tokens: 0..tokens.len(), want: Want::Logits, padding_rows: 0, padded_context: 0 };
+    let segment = Segment {
+        slot,
+        start: 0,
+        tokens: 0..tokens.len(),
+        want: Want::Logits,
+        padding_rows: 0,
+        padded_context: 0,
+    };
     let mut outputs = Vec::new();
     decoder.forward(&Batch { tokens, segments: vec![segment] }, &mut outputs).unwrap();
     let Output::Logits(scores) = outputs.remove(0) else { panic!("logits were asked for") };
@@ -460,7 +571,8 @@ fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
             .iter()
             .map(|t| {
                 let name = t[0].as_str().unwrap().to_string();
-                let shape: Vec<usize> = t[1].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
+                let shape: Vec<usize> =
+                    t[1].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
                 let mut random = Random::new(1, &name);
                 let values = (0..shape.iter().product()).map(|_| random.normal()).collect();
                 Stored { name, shape, values }
@@ -470,13 +582,17 @@ fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
         // One has a block that guesses further tokens, which is no part of the model.
         let guessing = family == "qwen3_5";
         let hidden = config["hidden_size"].as_u64().unwrap() as usize;
-        let guesses = ["mtp.fc.weight", "mtp.layers.0.input_layernorm.weight", "mtp.norm.weight"].map(|name| {
-            let shape = if name == "mtp.fc.weight" { vec![hidden, 2 * hidden] } else { vec![hidden] };
-            Stored { name: name.into(), values: vec![0.5; shape.iter().product()], shape }
-        });
+        let guesses = ["mtp.fc.weight", "mtp.layers.0.input_layernorm.weight", "mtp.norm.weight"]
+            .map(|name| {
+                let shape =
+                    if name == "mtp.fc.weight" { vec![hidden, 2 * hidden] } else { vec![hidden] };
+                Stored { name: name.into(), values: vec![0.5; shape.iter().product()], shape }
+            });
         // The checkpoint.
         let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-        for Stored { name, shape, values } in tensors.iter().chain(guesses.iter().filter(|_| guessing)) {
+        for Stored { name, shape, values } in
+            tensors.iter().chain(guesses.iter().filter(|_| guessing))
+        {
             let begin = data.len();
             values.iter().for_each(|v| data.extend(v.to_le_bytes()));
             let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
@@ -489,7 +605,8 @@ fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
         std::fs::write(checkpoint.join("config.json"), config.to_string()).unwrap();
         let vocab = config["vocab_size"].as_u64().unwrap() as usize;
         let tiny = Tiny { vocab, ..Tiny::default() };
-        std::fs::write(checkpoint.join("tokenizer.json"), tiny.tokenizer_json().to_string()).unwrap();
+        std::fs::write(checkpoint.join("tokenizer.json"), tiny.tokenizer_json().to_string())
+            .unwrap();
         // The GGUF file.
         let mut container = tiny.container();
         container.metadata.retain(|(key, _)| !key.starts_with("llama."));
@@ -498,19 +615,40 @@ fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
             container.set(&key, value);
         }
         container.set("general.architecture", Value::Str(gguf.to_string()));
-        let mut all: Vec<Tensor> = with_experts_together(&tensors).iter().map(|t| converted(kind, config, t)).collect();
+        let mut all: Vec<Tensor> =
+            with_experts_together(&tensors).iter().map(|t| converted(kind, config, t)).collect();
         for (name, divisors) in divisors {
-            let (dims, data) = (vec![divisors.len() as u64], divisors.iter().flat_map(|v| v.to_le_bytes()).collect());
+            let (dims, data) = (
+                vec![divisors.len() as u64],
+                divisors.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            );
             all.push(Tensor { name: name.into(), dims, ggml: 0, data, offset: None });
         }
         let layers = config["num_hidden_layers"].as_u64().unwrap() as u32;
         if guessing {
             // As the converter of llama.cpp writes it (`conversion/qwen.py`): behind the layers, and counted with them.
-            let names = ["nextn.eh_proj", "nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm", "attn_norm", "attn_q"];
+            let names = [
+                "nextn.eh_proj",
+                "nextn.enorm",
+                "nextn.hnorm",
+                "nextn.shared_head_norm",
+                "attn_norm",
+                "attn_q",
+            ];
             all.extend(names.map(|name| {
-                let dims = if name.ends_with("proj") { vec![2 * hidden as u64, hidden as u64] } else { vec![hidden as u64] };
+                let dims = if name.ends_with("proj") {
+                    vec![2 * hidden as u64, hidden as u64]
+                } else {
+                    vec![hidden as u64]
+                };
                 let data = 0.5f32.to_le_bytes().repeat(dims.iter().product::<u64>() as usize);
-                Tensor { name: format!("blk.{layers}.{name}.weight"), dims, ggml: 0, data, offset: None }
+                Tensor {
+                    name: format!("blk.{layers}.{name}.weight"),
+                    dims,
+                    ggml: 0,
+                    data,
+                    offset: None,
+                }
             }));
             container.set(&format!("{gguf}.block_count"), Value::U32(layers + 1));
             container.set(&format!("{gguf}.nextn_predict_layers"), Value::U32(1));
@@ -535,7 +673,9 @@ fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
         let (a, b) = match (open(&checkpoint), open(&path)) {
             (Ok(a), Ok(b)) => (a, b),
             (a, b) => {
-                faults.extend([a.err(), b.err()].into_iter().flatten().map(|e| format!("{family}: {e}")));
+                faults.extend(
+                    [a.err(), b.err()].into_iter().flatten().map(|e| format!("{family}: {e}")),
+                );
                 continue;
             }
         };
@@ -554,7 +694,11 @@ fn a_gguf_file_of_every_family_is_the_model_of_its_checkpoint() {
             spec
         };
         if plain(&a.spec) != plain(&b.spec) {
-            faults.push(format!("{family}: other specs:\n{:?}\n{:?}", plain(&a.spec), plain(&b.spec)));
+            faults.push(format!(
+                "{family}: other specs:\n{:?}\n{:?}",
+                plain(&a.spec),
+                plain(&b.spec)
+            ));
             continue;
         }
         for (role, _) in model::roles(&a.spec) {

@@ -19,8 +19,12 @@ fn shim() -> &'static Path {
         process::shared(|folder| {
             let library = folder.join("faults.so");
             let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/faults.c");
-            let done =
-                Command::new("cc").args(["-shared", "-fPIC", "-O1", "-Wall", "-o"]).arg(&library).arg(source).status().unwrap();
+            let done = Command::new("cc")
+                .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
+                .arg(&library)
+                .arg(source)
+                .status()
+                .unwrap();
             assert!(done.success());
             library
         })
@@ -30,12 +34,18 @@ fn shim() -> &'static Path {
 /// A run with a fault at the `at`-th time that a file whose name has `file` in it comes to `point`.
 fn faulty(bench: &Bench, point: &str, file: &str, at: usize, arguments: &[&str]) -> Ran {
     let mut command = bench.command(arguments);
-    command.env("LD_PRELOAD", shim()).env("FAULT", point).env("FAULT_AT", at.to_string()).env("FAULT_FILE", file);
+    command
+        .env("LD_PRELOAD", shim())
+        .env("FAULT", point)
+        .env("FAULT_AT", at.to_string())
+        .env("FAULT_FILE", file);
     finish(bench.start(command))
 }
 
 fn prompts(count: usize) -> String {
-    (0..count).map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"What is {} & {i}?\"}}\n", i % 9)).collect()
+    (0..count)
+        .map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"What is {} & {i}?\"}}\n", i % 9))
+        .collect()
 }
 
 #[test]
@@ -72,10 +82,17 @@ fn killed_at_every_named_point_nothing_is_lost_and_nothing_doubled() {
                     _ => 12,
                 };
                 assert_eq!(before.matches('\n').count(), lines, "{point} {at}");
-                assert_eq!(before.ends_with('\n') || before.is_empty(), point != "mid-write", "{point} {at}");
+                assert_eq!(
+                    before.ends_with('\n') || before.is_empty(),
+                    point != "mid-write",
+                    "{point} {at}"
+                );
                 bench.run(&args).expect(0);
                 let after = bench.text("out.jsonl");
-                assert!(after.starts_with(&before[..before.rfind('\n').map_or(0, |i| i + 1)]), "{point} {at}");
+                assert!(
+                    after.starts_with(&before[..before.rfind('\n').map_or(0, |i| i + 1)]),
+                    "{point} {at}"
+                );
                 assert_eq!(essences(&after), essences(&whole), "{point} {at}");
             }
         }
@@ -135,7 +152,8 @@ fn killed_while_an_old_output_is_replaced_it_is_the_old_or_the_new_one() {
         ("after-sync", &folder, true),
     ] {
         bench.file("out.jsonl", old);
-        faulty(&bench, point, file, 1, &[input, "-q", "-o", "out.jsonl", "--overwrite"]).expect(1009);
+        faulty(&bench, point, file, 1, &[input, "-q", "-o", "out.jsonl", "--overwrite"])
+            .expect(1009);
         assert_eq!(bench.text("out.jsonl"), if renamed { "" } else { old }, "{point} {file}");
         let way = if renamed { "--resume" } else { "--overwrite" };
         bench.run(&[input, "-q", "-o", "out.jsonl", way]).expect(0);
@@ -147,7 +165,8 @@ fn killed_while_an_old_output_is_replaced_it_is_the_old_or_the_new_one() {
 fn a_file_system_without_locks_is_named_and_nothing_is_written() {
     let bench = Bench::new();
     let input = bench.file("in.jsonl", prompts(2));
-    let ran = faulty(&bench, "no-lock", "", 1, &[input, "-o", "out.jsonl"]).refused("another file system");
+    let ran = faulty(&bench, "no-lock", "", 1, &[input, "-o", "out.jsonl"])
+        .refused("another file system");
     assert!(ran.stderr.contains("out.jsonl"), "{}", ran.stderr);
     assert!(!bench.path("out.jsonl").exists() || bench.text("out.jsonl").is_empty());
     // Nothing was left in the way.
@@ -165,7 +184,10 @@ fn calls_that_are_interrupted_are_made_again() {
         }
     }
     assert_eq!(essences(&bench.text("out.jsonl")), essences(&whole));
-    assert_eq!(essences(&faulty(&bench, "interrupt", "", 1, &[input, "-q"]).expect(0).stdout), essences(&whole));
+    assert_eq!(
+        essences(&faulty(&bench, "interrupt", "", 1, &[input, "-q"]).expect(0).stdout),
+        essences(&whole)
+    );
 }
 
 #[test]
@@ -173,8 +195,14 @@ fn a_wall_clock_that_runs_backwards_gives_no_negative_time_and_the_same_answers(
     let bench = Bench::new();
     let input = bench.file("in.jsonl", prompts(8));
     let whole = bench.run(&[input, "-q"]).expect(0).stdout;
-    let ran =
-        faulty(&bench, "clock-back", "", 1, &[input, "-o", "out.jsonl", "--stats", "stats.json", "--max-time", "600"]).expect(0);
+    let ran = faulty(
+        &bench,
+        "clock-back",
+        "",
+        1,
+        &[input, "-o", "out.jsonl", "--stats", "stats.json", "--max-time", "600"],
+    )
+    .expect(0);
     let text = bench.text("out.jsonl");
     assert_eq!(essences(&text), essences(&whole));
     for record in records(&text) {
@@ -184,5 +212,9 @@ fn a_wall_clock_that_runs_backwards_gives_no_negative_time_and_the_same_answers(
         }
     }
     let stats = bench.text("stats.json");
-    assert!(!stats.contains(":-") && !stats.contains(": -") && !ran.stderr.contains(" -"), "{stats} {}", ran.stderr);
+    assert!(
+        !stats.contains(":-") && !stats.contains(": -") && !ran.stderr.contains(" -"),
+        "{stats} {}",
+        ran.stderr
+    );
 }

@@ -3,7 +3,10 @@
 
 mod common;
 
-use common::{CHATML, Gguf, Matrix, Stored, Tensor, Tiny, Value, byte_char, encode, safetensors, safetensors_file};
+use common::{
+    CHATML, Gguf, Matrix, Stored, Tensor, Tiny, Value, byte_char, encode, safetensors,
+    safetensors_file,
+};
 use llmopt::model::{Model, ModelError, OpenOptions, open};
 use llmopt::text::PromptEncoder;
 use serde_json::json;
@@ -102,7 +105,11 @@ fn container_cases(c: &mut Cases) {
         ("magic_lower", b"gguf", "not a GGUF file"),
         ("magic_zero", &[0; 600], "begins with zeros"),
         ("html_page", b"<!DOCTYPE html><html><body>404</body></html>", "web page"),
-        ("lfs_pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS"),
+        (
+            "lfs_pointer",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+            "Git LFS",
+        ),
         ("zip", b"PK\x03\x04\x14\0\0\0", "zip"),
         ("gzip", b"\x1f\x8b\x08\0\0\0\0\0", "gzip"),
         ("pickle", b"\x80\x02}q\0X\x05\0", "pickle"),
@@ -112,7 +119,11 @@ fn container_cases(c: &mut Cases) {
     ] {
         c.bytes(name, says, begin.to_vec());
     }
-    c.bytes("safetensors", "safetensors file", safetensors(&base().stored(Stored::F32).checkpoint_tensors()));
+    c.bytes(
+        "safetensors",
+        "safetensors file",
+        safetensors(&base().stored(Stored::F32).checkpoint_tensors()),
+    );
     for (name, version, says) in [
         ("version_0", 0, "version"),
         ("version_1", 1, "version"),
@@ -123,9 +134,17 @@ fn container_cases(c: &mut Cases) {
         c.change(name, says, |f| f.version = version);
     }
     let true_count = base().container().tensors.len() as u64;
-    for (name, count) in [("max", u64::MAX), ("2p63", 1 << 63), ("2p59", 1 << 59), ("2p32", 1 << 32), ("1M", 1 << 20)] {
+    for (name, count) in [
+        ("max", u64::MAX),
+        ("2p63", 1 << 63),
+        ("2p59", 1 << 59),
+        ("2p32", 1 << 32),
+        ("1M", 1 << 20),
+    ] {
         c.change(format!("tensor_count_{name}"), "tensor count", |f| f.tensor_count = Some(count));
-        c.change(format!("metadata_count_{name}"), "metadata count", |f| f.metadata_count = Some(count));
+        c.change(format!("metadata_count_{name}"), "metadata count", |f| {
+            f.metadata_count = Some(count)
+        });
     }
     c.change("tensor_count_0", "", |f| f.tensor_count = Some(0));
     c.change("tensor_count_less", "", |f| f.tensor_count = Some(true_count - 1));
@@ -140,13 +159,21 @@ fn container_cases(c: &mut Cases) {
         file[at..at + bytes.len()].copy_from_slice(bytes);
         file
     };
-    for (name, len) in [("max", u64::MAX), ("2p63", 1 << 63), ("2p32", 1 << 32), ("64k", 1 << 16), ("past", whole.len() as u64)] {
+    for (name, len) in [
+        ("max", u64::MAX),
+        ("2p63", 1 << 63),
+        ("2p32", 1 << 32),
+        ("64k", 1 << 16),
+        ("past", whole.len() as u64),
+    ] {
         c.bytes(format!("key_len_{name}"), "metadata key 0", patched(24, &len.to_le_bytes()));
     }
     c.bytes("key_not_utf8", "metadata key 0", patched(34, &[0xff, 0xfe]));
     c.bytes("key_zero_byte", "metadata key 0", patched(34, &[0]));
     c.change("key_empty", "metadata key", |f| f.metadata.push((String::new(), Value::U8(1))));
-    c.change("key_twice", "twice", |f| f.metadata.push(("llama.block_count".into(), Value::U32(2))));
+    c.change("key_twice", "twice", |f| {
+        f.metadata.push(("llama.block_count".into(), Value::U32(2)))
+    });
     c.change("key_twice_unused", "twice", |f| {
         f.metadata.push(("x".into(), Value::U32(2)));
         f.metadata.push(("x".into(), Value::U32(2)));
@@ -157,7 +184,9 @@ fn container_cases(c: &mut Cases) {
     }
     c.set("bool_2", "x.y", Value::Raw(7, vec![2]));
     c.set("array_nested", "x.y", array(9, 1, &[4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
-    for (name, len) in [("max", u64::MAX), ("2p63", 1 << 63), ("2p40", 1 << 40), ("past", whole.len() as u64 + 1)] {
+    for (name, len) in
+        [("max", u64::MAX), ("2p63", 1 << 63), ("2p40", 1 << 40), ("past", whole.len() as u64 + 1)]
+    {
         c.set(format!("string_len_{name}"), "x.y", text_of_len(len, b"abc"));
         for (kind, of) in [(0, "u8"), (4, "u32"), (6, "f32"), (8, "strings"), (10, "u64")] {
             c.set(format!("array_len_{of}_{name}"), "x.y", array(kind, len, &[0; 16]));
@@ -169,9 +198,16 @@ fn container_cases(c: &mut Cases) {
     c.set("array_string_len_max", "element 0", array(8, 1, &u64::MAX.to_le_bytes()));
     c.set("name_not_utf8", "general.name", Value::Bytes(vec![b'a', 0xff]));
 
-    for (name, n) in
-        [("0", 0), ("1", 1), ("3", 3), ("4", 4), ("48", 48), ("2p17", 1 << 17), ("2p31", 1 << 31), ("max", u64::from(u32::MAX))]
-    {
+    for (name, n) in [
+        ("0", 0),
+        ("1", 1),
+        ("3", 3),
+        ("4", 4),
+        ("48", 48),
+        ("2p17", 1 << 17),
+        ("2p31", 1 << 31),
+        ("max", u64::from(u32::MAX)),
+    ] {
         c.set(format!("alignment_{name}"), "general.alignment", Value::U32(n as u32));
         c.set(format!("alignment_u64_{name}"), "general.alignment", Value::U64(n));
     }
@@ -195,11 +231,13 @@ fn tensor_cases(c: &mut Cases) {
     c.change("name_long", "name of tensor", |f| f.tensor(T).name = "x".repeat(64));
     c.change("name_control", "name", |f| f.tensor(T).name = "blk.0\n.attn_q.weight".into());
     c.change("name_unknown", "nobody", |f| {
-        let extra = Tensor { name: "nobody.knows".into(), ..f.tensor("output_norm.weight").clone() };
+        let extra =
+            Tensor { name: "nobody.knows".into(), ..f.tensor("output_norm.weight").clone() };
         f.tensors.push(extra);
     });
     c.change("name_bias", "attn_k.bias is missing", |f| {
-        let extra = Tensor { name: "blk.0.attn_q.bias".into(), ..f.tensor("output_norm.weight").clone() };
+        let extra =
+            Tensor { name: "blk.0.attn_q.bias".into(), ..f.tensor("output_norm.weight").clone() };
         f.tensors.push(extra);
     });
     for name in [
@@ -215,13 +253,25 @@ fn tensor_cases(c: &mut Cases) {
         "blk.1.ffn_up",
         "blk.0.ffn_down",
     ] {
-        c.change(format!("missing_{name}"), name, |f| f.tensors.retain(|t| t.name != format!("{name}.weight")));
-        c.change(format!("renamed_{name}"), name, |f| f.tensor(&format!("{name}.weight")).name = format!("{name}.weighu"));
-        c.change(format!("rows_less_{name}"), name, |f| *f.tensor(&format!("{name}.weight")).dims.last_mut().expect("dims") -= 1);
-        c.change(format!("extra_dim_{name}"), name, |f| f.tensor(&format!("{name}.weight")).dims.extend([1, 1]));
+        c.change(format!("missing_{name}"), name, |f| {
+            f.tensors.retain(|t| t.name != format!("{name}.weight"))
+        });
+        c.change(format!("renamed_{name}"), name, |f| {
+            f.tensor(&format!("{name}.weight")).name = format!("{name}.weighu")
+        });
+        c.change(format!("rows_less_{name}"), name, |f| {
+            *f.tensor(&format!("{name}.weight")).dims.last_mut().expect("dims") -= 1
+        });
+        c.change(format!("extra_dim_{name}"), name, |f| {
+            f.tensor(&format!("{name}.weight")).dims.extend([1, 1])
+        });
     }
-    c.change("norm_as_column", "output_norm.weight", |f| f.tensor("output_norm.weight").dims = vec![1, 64]);
-    c.change("norm_as_matrix", "output_norm.weight", |f| f.tensor("output_norm.weight").dims = vec![64, 1]);
+    c.change("norm_as_column", "output_norm.weight", |f| {
+        f.tensor("output_norm.weight").dims = vec![1, 64]
+    });
+    c.change("norm_as_matrix", "output_norm.weight", |f| {
+        f.tensor("output_norm.weight").dims = vec![64, 1]
+    });
     c.change("transposed", "ffn_down", |f| f.tensor("blk.0.ffn_down.weight").dims.reverse());
     for (name, dims) in [
         ("none", vec![]),
@@ -272,7 +322,9 @@ fn tensor_cases(c: &mut Cases) {
     c.change("output_weight_offset", O, |f| f.tensor(O).offset = Some(1 << 40));
     c.change("output_weight_dims", O, |f| f.tensor(O).dims[1] -= 1);
     c.change("output_weight_name", "output.weighu", |f| f.tensor(O).name = "output.weighu".into());
-    c.change("output_weight_nan", O, |f| f.tensor(O).data[..4].copy_from_slice(&f32::NAN.to_le_bytes()));
+    c.change("output_weight_nan", O, |f| {
+        f.tensor(O).data[..4].copy_from_slice(&f32::NAN.to_le_bytes())
+    });
     c.change("output_weight_bias", "output.bias", |f| f.tensor(O).name = "output.bias".into());
 }
 
@@ -280,7 +332,9 @@ fn weight_cases(c: &mut Cases) {
     // Values that are no finite numbers, first and last, in every format and in norms.
     let f16 = |x: f32| half::f16::from_f32(x).to_le_bytes().to_vec();
     let bf16 = |x: f32| half::bf16::from_f32(x).to_le_bytes().to_vec();
-    for (bad_name, bad) in [("nan", f32::NAN), ("inf", f32::INFINITY), ("minus_inf", f32::NEG_INFINITY)] {
+    for (bad_name, bad) in
+        [("nan", f32::NAN), ("inf", f32::INFINITY), ("minus_inf", f32::NEG_INFINITY)]
+    {
         for (stored, bytes, places) in [
             (Stored::F32, bad.to_le_bytes().to_vec(), [0usize, 4]),
             (Stored::F16, f16(bad), [0, 2]),
@@ -294,7 +348,11 @@ fn weight_cases(c: &mut Cases) {
                 let data = &mut file.tensor("blk.1.ffn_up.weight").data;
                 let at = if place == 0 { places[0] } else { data.len() - places[1] };
                 data[at..at + bytes.len()].copy_from_slice(&bytes);
-                c.bytes(format!("weight_{bad_name}_{stored:?}_{name}").to_lowercase(), "blk.1.ffn_up.weight", file.bytes());
+                c.bytes(
+                    format!("weight_{bad_name}_{stored:?}_{name}").to_lowercase(),
+                    "blk.1.ffn_up.weight",
+                    file.bytes(),
+                );
             }
         }
         c.change(format!("norm_{bad_name}"), "blk.0.attn_norm.weight", |f| {
@@ -314,7 +372,13 @@ fn weight_cases(c: &mut Cases) {
 
 fn rope_freqs(factors: &[f32]) -> Tensor {
     let data = encode(factors, Stored::F32, None);
-    Tensor { name: "rope_freqs.weight".into(), dims: vec![factors.len() as u64], ggml: 0, data, offset: None }
+    Tensor {
+        name: "rope_freqs.weight".into(),
+        dims: vec![factors.len() as u64],
+        ggml: 0,
+        data,
+        offset: None,
+    }
 }
 
 #[allow(clippy::too_many_lines, reason = "a list of cases")]
@@ -329,7 +393,11 @@ fn parameter_cases(c: &mut Cases) {
         "llama.attention.key_length",
         "llama.rope.dimension_count",
     ];
-    let optional = ["llama.attention.head_count_kv", "llama.attention.key_length", "llama.rope.dimension_count"];
+    let optional = [
+        "llama.attention.head_count_kv",
+        "llama.attention.key_length",
+        "llama.rope.dimension_count",
+    ];
     for key in integers {
         let short = key.rsplit('.').next().expect("a name");
         c.set(format!("{short}_0"), key, Value::U32(0));
@@ -384,9 +452,18 @@ fn parameter_cases(c: &mut Cases) {
             f.set(key, Value::U32(n));
         });
     }
-    for (name, x) in [("nan", f32::NAN), ("inf", f32::INFINITY), ("negative", -1.0), ("minus_inf", f32::NEG_INFINITY)] {
+    for (name, x) in [
+        ("nan", f32::NAN),
+        ("inf", f32::INFINITY),
+        ("negative", -1.0),
+        ("minus_inf", f32::NEG_INFINITY),
+    ] {
         c.set(format!("eps_{name}"), "llama.attention.layer_norm_rms_epsilon", Value::F32(x));
-        c.set(format!("eps_f64_{name}"), "llama.attention.layer_norm_rms_epsilon", Value::F64(x.into()));
+        c.set(
+            format!("eps_f64_{name}"),
+            "llama.attention.layer_norm_rms_epsilon",
+            Value::F64(x.into()),
+        );
         c.set(format!("theta_{name}"), "llama.rope.freq_base", Value::F32(x));
         c.set(format!("rope_factor_{name}"), "llama.rope.scaling.factor", Value::F32(x));
         c.set(format!("scale_{name}"), "llama.logit_scale", Value::F32(x));
@@ -452,14 +529,17 @@ fn vocabulary_cases(c: &mut Cases) {
     let pieces = |f: &mut Gguf, scores: Value| {
         f.set("tokenizer.ggml.model", Value::Str("llama".into())).set(s, scores);
     };
-    let with = |bad: f32| Value::F32s((0..320).map(|i| if i == 300 { bad } else { -(i as f32) }).collect());
+    let with = |bad: f32| {
+        Value::F32s((0..320).map(|i| if i == 300 { bad } else { -(i as f32) }).collect())
+    };
     c.change("spm_scores_missing", s, |f| {
         f.set("tokenizer.ggml.model", Value::Str("llama".into()));
     });
     c.change("spm_scores_short", s, |f| pieces(f, Value::F32s(vec![0.0; 319])));
     c.change("spm_scores_long", s, |f| pieces(f, Value::F32s(vec![0.0; 321])));
     c.change("spm_scores_texts", s, |f| pieces(f, Value::Strings(vec!["1".into(); 320])));
-    for (name, bad) in [("nan", f32::NAN), ("inf", f32::INFINITY), ("minus_inf", f32::NEG_INFINITY)] {
+    for (name, bad) in [("nan", f32::NAN), ("inf", f32::INFINITY), ("minus_inf", f32::NEG_INFINITY)]
+    {
         c.change(format!("spm_scores_{name}"), "element 300", |f| pieces(f, with(bad)));
     }
     for bad in ["<0x-1>", "<0x1>", "<0x100>", "<0xff>", "<0xGG>", "<0x 1>", "x"] {
@@ -494,7 +574,9 @@ fn vocabulary_cases(c: &mut Cases) {
     c.change("tokens_control_twice", "twice", |f| tokens(f)[1] = "<|im_end|>".into());
     c.change("token_empty", "element 310", |f| tokens(f)[310] = String::new());
     // Unreachable as a token (Command R has such), but a merge names what stood there.
-    c.change("token_outside_alphabet", "tokenizer.ggml.merges", |f| *tokens(f).last_mut().expect("tokens") = "a b".into());
+    c.change("token_outside_alphabet", "tokenizer.ggml.merges", |f| {
+        *tokens(f).last_mut().expect("tokens") = "a b".into()
+    });
     c.change("token_negative_byte", t, |f| {
         tokens(f)[319] = "<0x-1>".into();
         types(f)[319] = 6;
@@ -504,7 +586,10 @@ fn vocabulary_cases(c: &mut Cases) {
         f.set(t, array(8, 1, &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe]));
     });
     c.change("token_len_max", "element 1", |f| {
-        f.set(t, array(8, 2, &[&[1, 0, 0, 0, 0, 0, 0, 0, b'a'][..], &u64::MAX.to_le_bytes()].concat()));
+        f.set(
+            t,
+            array(8, 2, &[&[1, 0, 0, 0, 0, 0, 0, 0, b'a'][..], &u64::MAX.to_le_bytes()].concat()),
+        );
     });
     c.change("types_fewer", "token_type", |f| types(f).truncate(319));
     c.change("types_more", "token_type", |f| types(f).push(1));
@@ -526,11 +611,20 @@ fn vocabulary_cases(c: &mut Cases) {
     ] {
         c.change(format!("merges_{name}"), m, |f| strings(f, m)[0] = merge.into());
     }
-    c.change("merge_too_long", m, |f| strings(f, m)[0] = format!("{} {}", "h".repeat(5000), "e".repeat(5000)));
+    c.change("merge_too_long", m, |f| {
+        strings(f, m)[0] = format!("{} {}", "h".repeat(5000), "e".repeat(5000))
+    });
     c.change("merges_not_utf8", m, |f| {
         f.set(m, array(8, 1, &[3, 0, 0, 0, 0, 0, 0, 0, 0xff, b' ', b'a']));
     });
-    for key in ["bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id", "padding_token_id"] {
+    for key in [
+        "bos_token_id",
+        "eos_token_id",
+        "eot_token_id",
+        "eom_token_id",
+        "unknown_token_id",
+        "padding_token_id",
+    ] {
         let key = format!("tokenizer.ggml.{key}");
         c.set(format!("{key}_past"), &key, Value::U32(320));
         c.set(format!("{key}_max"), &key, Value::U32(u32::MAX));
@@ -538,13 +632,17 @@ fn vocabulary_cases(c: &mut Cases) {
         c.set(format!("{key}_text"), &key, Value::Str("2".into()));
     }
     c.change("add_bos_without_bos", "bos_token_id", |f| {
-        f.unset("tokenizer.ggml.bos_token_id").set("tokenizer.ggml.add_bos_token", Value::Bool(true));
+        f.unset("tokenizer.ggml.bos_token_id")
+            .set("tokenizer.ggml.add_bos_token", Value::Bool(true));
     });
 }
 
 fn template_cases(c: &mut Cases) {
-    let nested = |open: &str, inner: &str, close: &str, n: usize| format!("{}{inner}{}", open.repeat(n), close.repeat(n));
-    let loops = |n: usize, body: &str| nested("{% for i in range(1000) %}", body, "{% endfor %}", n);
+    let nested = |open: &str, inner: &str, close: &str, n: usize| {
+        format!("{}{inner}{}", open.repeat(n), close.repeat(n))
+    };
+    let loops =
+        |n: usize, body: &str| nested("{% for i in range(1000) %}", body, "{% endfor %}", n);
     for (name, template) in [
         ("syntax", "{% for m in messages %}".to_string()),
         ("syntax_close", "{{ messages[0]['content'] }".into()),
@@ -587,7 +685,10 @@ fn template_cases(c: &mut Cases) {
 fn controls(c: &mut Cases) {
     for stored in Stored::ALL {
         c.good(&format!("{stored:?}").to_lowercase(), base().stored(stored).container());
-        c.good(&format!("tied_{stored:?}").to_lowercase(), Tiny::default().stored(stored).container());
+        c.good(
+            &format!("tied_{stored:?}").to_lowercase(),
+            Tiny::default().stored(stored).container(),
+        );
     }
     let with = |change: &dyn Fn(&mut Gguf)| {
         let mut file = base().container();
@@ -643,8 +744,11 @@ fn controls(c: &mut Cases) {
     c.good(
         "unknown_metadata",
         with(&|f| {
-            f.set("x.a", Value::F64(f64::NAN)).set("x.b", Value::Strings(vec!["a".into(), String::new()]));
-            f.set("x.c", array(10, 2, &[0; 16])).set("x.d", array(7, 3, &[1, 0, 1])).set("x.e", array(8, 0, &[]));
+            f.set("x.a", Value::F64(f64::NAN))
+                .set("x.b", Value::Strings(vec!["a".into(), String::new()]));
+            f.set("x.c", array(10, 2, &[0; 16]))
+                .set("x.d", array(7, 3, &[1, 0, 1]))
+                .set("x.e", array(8, 0, &[]));
             f.set("x.f", Value::Raw(1, vec![255]))
                 .set("x.g", Value::Raw(3, vec![255; 2]))
                 .set("x.h", Value::Raw(11, vec![255; 8]));
@@ -658,7 +762,10 @@ fn controls(c: &mut Cases) {
         }),
     );
     c.good("wide_heads", Tiny { head_dim: 32, tied: false, ..Tiny::default() }.container());
-    c.good("rope_freqs", with(&|f| f.tensors.push(rope_freqs(&[1.0, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0]))));
+    c.good(
+        "rope_freqs",
+        with(&|f| f.tensors.push(rope_freqs(&[1.0, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0]))),
+    );
     c.good(
         "missing_rare_bytes",
         with(&|f| {
@@ -747,7 +854,11 @@ fn every_malformed_gguf_file_is_refused_in_one_line_and_every_control_is_accepte
         std::fs::remove_file(&path).expect("remove");
     }
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
-    println!("{bad} faults refused, {} controls accepted, peak memory {} MiB", cases.len() - bad, peak_mib());
+    println!(
+        "{bad} faults refused, {} controls accepted, peak memory {} MiB",
+        cases.len() - bad,
+        peak_mib()
+    );
 }
 
 #[test]
@@ -756,7 +867,11 @@ fn the_program_ends_with_status_2_and_one_line_and_writes_nothing() {
     let prompts = folder.path().join("prompts.txt");
     std::fs::write(&prompts, "hello\n").expect("write");
     // Every 12th fault: each costs a process.
-    let cases = all().into_iter().enumerate().filter(|(i, case)| i % 12 == 0 || case.refused.is_none()).map(|(_, case)| case);
+    let cases = all()
+        .into_iter()
+        .enumerate()
+        .filter(|(i, case)| i % 12 == 0 || case.refused.is_none())
+        .map(|(_, case)| case);
     for case in cases {
         let path = folder.path().join(format!("{}.gguf", case.name));
         let out = folder.path().join(format!("{}.jsonl", case.name));
@@ -780,7 +895,11 @@ fn the_program_ends_with_status_2_and_one_line_and_writes_nothing() {
             continue;
         }
         assert_eq!(run.status.code(), Some(2), "{}: {said}", case.name);
-        assert!(said.lines().count() == 1 && said.contains(&*format!("{}.gguf", case.name)), "{}: {said}", case.name);
+        assert!(
+            said.lines().count() == 1 && said.contains(&*format!("{}.gguf", case.name)),
+            "{}: {said}",
+            case.name
+        );
         assert!(run.stdout.is_empty() && !out.exists(), "{}", case.name);
     }
 }
@@ -793,7 +912,8 @@ fn files_that_only_claim_to_be_large_and_things_that_are_no_files_are_refused() 
     let path = |name: &str| folder.path().join(name);
     // Sparse files: the lengths and counts hold within the file, and nothing is behind them.
     let bomb = |name: &str, metadata: Option<(&str, Value)>, tensors: u64, keys: u64, len: u64| {
-        let mut file = Gguf { tensor_count: Some(tensors), metadata_count: Some(keys), ..Gguf::default() };
+        let mut file =
+            Gguf { tensor_count: Some(tensors), metadata_count: Some(keys), ..Gguf::default() };
         if let Some((key, value)) = metadata {
             file.metadata.push((key.into(), value));
         }
@@ -821,7 +941,13 @@ fn files_that_only_claim_to_be_large_and_things_that_are_no_files_are_refused() 
     bomb("tokens_4m.gguf", Some(("tokenizer.ggml.tokens", array(8, 4 << 20, &[]))), 0, 1, GIB);
     bomb("types_4m.gguf", Some(("tokenizer.ggml.token_type", array(5, 4 << 20, &[]))), 0, 1, GIB);
     bomb("text.gguf", Some(("x", text_of_len(512 << 20, b""))), 0, 1, GIB);
-    bomb("template.gguf", Some(("tokenizer.chat_template", text_of_len(512 << 20, b""))), 0, 1, GIB);
+    bomb(
+        "template.gguf",
+        Some(("tokenizer.chat_template", text_of_len(512 << 20, b""))),
+        0,
+        1,
+        GIB,
+    );
     bomb("zeros.gguf", None, 0, 0, GIB);
 
     std::fs::create_dir(path("folder")).expect("folder");
@@ -830,7 +956,10 @@ fn files_that_only_claim_to_be_large_and_things_that_are_no_files_are_refused() 
     std::os::unix::fs::symlink("loop.gguf", path("loop.gguf")).expect("link");
     std::os::unix::fs::symlink("/dev/zero", path("endless.gguf")).expect("link");
     std::os::unix::fs::symlink("/dev/null", path("null.gguf")).expect("link");
-    let made = std::process::Command::new("mkfifo").arg(path("fifo.gguf")).status().is_ok_and(|s| s.success());
+    let made = std::process::Command::new("mkfifo")
+        .arg(path("fifo.gguf"))
+        .status()
+        .is_ok_and(|s| s.success());
     assert!(made, "mkfifo");
     let before = peak_mib();
     let mut wrong = Vec::new();
@@ -850,20 +979,24 @@ type Change = Box<dyn Fn(&Path)>;
 #[allow(clippy::too_many_lines, reason = "a list of cases")]
 fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
     let mut all: Vec<(String, &'static str, usize, Change)> = Vec::new();
-    let mut add = |name: &str, says: &'static str, shards: usize, change: Change| all.push((name.into(), says, shards, change));
+    let mut add = |name: &str, says: &'static str, shards: usize, change: Change| {
+        all.push((name.into(), says, shards, change))
+    };
     let write = |file: &'static str, bytes: Vec<u8>| -> Change {
         Box::new(move |folder| std::fs::write(folder.join(file), &bytes).expect("write"))
     };
     let edit = |file: &'static str, edit: fn(&mut serde_json::Value)| -> Change {
         Box::new(move |folder| {
             let path = folder.join(file);
-            let mut value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+            let mut value =
+                serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
             edit(&mut value);
             std::fs::write(&path, value.to_string()).expect("write");
         })
     };
-    let remove =
-        |file: &'static str| -> Change { Box::new(move |folder| std::fs::remove_file(folder.join(file)).expect("remove")) };
+    let remove = |file: &'static str| -> Change {
+        Box::new(move |folder| std::fs::remove_file(folder.join(file)).expect("remove"))
+    };
 
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
         add(&format!("missing_{file}"), file, 1, remove(file));
@@ -873,10 +1006,17 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
             file,
             1,
             Box::new(move |folder| {
-                std::fs::remove_file(folder.join(file)).and_then(|()| std::fs::create_dir(folder.join(file))).expect("folder");
+                std::fs::remove_file(folder.join(file))
+                    .and_then(|()| std::fs::create_dir(folder.join(file)))
+                    .expect("folder");
             }),
         );
-        add(&format!("noise_{file}"), file, 1, write(file, (0..5000u32).map(|i| (i * i % 251) as u8).collect()));
+        add(
+            &format!("noise_{file}"),
+            file,
+            1,
+            write(file, (0..5000u32).map(|i| (i * i % 251) as u8).collect()),
+        );
     }
     add("config_deep", "config.json", 1, write("config.json", "[".repeat(100_000).into_bytes()));
     add("config_list", "config.json", 1, write("config.json", b"[]".to_vec()));
@@ -916,49 +1056,156 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
             );
         }
     }
-    add("config_more_layers", "model.layers.2", 1, edit("config.json", |c| c["num_hidden_layers"] = json!(3)));
-    add("config_fewer_layers", "model.layers.1", 1, edit("config.json", |c| c["num_hidden_layers"] = json!(1)));
-    add("config_kv_heads_3", "config.json", 1, edit("config.json", |c| c["num_key_value_heads"] = json!(3)));
-    add("config_head_dim_odd", "config.json", 1, edit("config.json", |c| c["head_dim"] = json!(15)));
-    add("config_vocab_less", "tokenizer.json", 1, edit("config.json", |c| c["vocab_size"] = json!(100)));
-    add("config_vocab_more", "embed_tokens", 1, edit("config.json", |c| c["vocab_size"] = json!(321)));
+    add(
+        "config_more_layers",
+        "model.layers.2",
+        1,
+        edit("config.json", |c| c["num_hidden_layers"] = json!(3)),
+    );
+    add(
+        "config_fewer_layers",
+        "model.layers.1",
+        1,
+        edit("config.json", |c| c["num_hidden_layers"] = json!(1)),
+    );
+    add(
+        "config_kv_heads_3",
+        "config.json",
+        1,
+        edit("config.json", |c| c["num_key_value_heads"] = json!(3)),
+    );
+    add(
+        "config_head_dim_odd",
+        "config.json",
+        1,
+        edit("config.json", |c| c["head_dim"] = json!(15)),
+    );
+    add(
+        "config_vocab_less",
+        "tokenizer.json",
+        1,
+        edit("config.json", |c| c["vocab_size"] = json!(100)),
+    );
+    add(
+        "config_vocab_more",
+        "embed_tokens",
+        1,
+        edit("config.json", |c| c["vocab_size"] = json!(321)),
+    );
     add("config_eps_0", "rms_norm_eps", 1, edit("config.json", |c| c["rms_norm_eps"] = json!(0.0)));
-    add("config_eps_huge", "rms_norm_eps", 1, edit("config.json", |c| c["rms_norm_eps"] = json!(1e30)));
-    add("config_eps_missing", "rms_norm_eps", 1, edit("config.json", |c| c["rms_norm_eps"] = json!(null)));
+    add(
+        "config_eps_huge",
+        "rms_norm_eps",
+        1,
+        edit("config.json", |c| c["rms_norm_eps"] = json!(1e30)),
+    );
+    add(
+        "config_eps_missing",
+        "rms_norm_eps",
+        1,
+        edit("config.json", |c| c["rms_norm_eps"] = json!(null)),
+    );
     add("config_theta_0", "rope_theta", 1, edit("config.json", |c| c["rope_theta"] = json!(0)));
-    add("config_theta_1e300", "rope_theta", 1, edit("config.json", |c| c["rope_theta"] = json!(1e300)));
-    add("config_type_qwen", "known: llama", 1, edit("config.json", |c| c["model_type"] = json!("qwen9")));
-    add("config_type_missing", "known: llama", 1, edit("config.json", |c| c["model_type"] = json!(null)));
+    add(
+        "config_theta_1e300",
+        "rope_theta",
+        1,
+        edit("config.json", |c| c["rope_theta"] = json!(1e300)),
+    );
+    add(
+        "config_type_qwen",
+        "known: llama",
+        1,
+        edit("config.json", |c| c["model_type"] = json!("qwen9")),
+    );
+    add(
+        "config_type_missing",
+        "known: llama",
+        1,
+        edit("config.json", |c| c["model_type"] = json!(null)),
+    );
     add(
         "config_class",
         "architectures",
         1,
         edit("config.json", |c| c["architectures"] = json!(["LlamaForSequenceClassification"])),
     );
-    add("config_bias", "q_proj.bias is missing", 1, edit("config.json", |c| c["attention_bias"] = json!(true)));
-    add("config_mlp_bias", "gate_proj.bias is missing", 1, edit("config.json", |c| c["mlp_bias"] = json!(true)));
+    add(
+        "config_bias",
+        "q_proj.bias is missing",
+        1,
+        edit("config.json", |c| c["attention_bias"] = json!(true)),
+    );
+    add(
+        "config_mlp_bias",
+        "gate_proj.bias is missing",
+        1,
+        edit("config.json", |c| c["mlp_bias"] = json!(true)),
+    );
     add("config_gelu", "hidden_act", 1, edit("config.json", |c| c["hidden_act"] = json!("mish")));
-    add("config_quantized", "quantization_config", 1, edit("config.json", |c| c["quantization_config"] = json!({"bits": 4})));
-    add("config_yarn", "factor", 1, edit("config.json", |c| c["rope_scaling"] = json!({"rope_type": "yarn"})));
-    add("config_linear_0", "factor", 1, edit("config.json", |c| c["rope_scaling"] = json!({"type": "linear", "factor": 0.0})));
+    add(
+        "config_quantized",
+        "quantization_config",
+        1,
+        edit("config.json", |c| c["quantization_config"] = json!({"bits": 4})),
+    );
+    add(
+        "config_yarn",
+        "factor",
+        1,
+        edit("config.json", |c| c["rope_scaling"] = json!({"rope_type": "yarn"})),
+    );
+    add(
+        "config_linear_0",
+        "factor",
+        1,
+        edit("config.json", |c| c["rope_scaling"] = json!({"type": "linear", "factor": 0.0})),
+    );
     add(
         "config_llama3_partial",
         "low_freq_factor",
         1,
         edit("config.json", |c| c["rope_scaling"] = json!({"rope_type": "llama3", "factor": 8.0})),
     );
-    add("config_eos_past", "eos_token_id", 1, edit("generation_config.json", |c| c["eos_token_id"] = json!(320)));
-    add("config_eos_negative", "eos_token_id", 1, edit("generation_config.json", |c| c["eos_token_id"] = json!([2, -1])));
-    add("config_eos_text", "eos_token_id", 1, edit("generation_config.json", |c| c["eos_token_id"] = json!("2")));
-    add("template_number", "chat_template", 1, edit("tokenizer_config.json", |c| c["chat_template"] = json!(1)));
+    add(
+        "config_eos_past",
+        "eos_token_id",
+        1,
+        edit("generation_config.json", |c| c["eos_token_id"] = json!(320)),
+    );
+    add(
+        "config_eos_negative",
+        "eos_token_id",
+        1,
+        edit("generation_config.json", |c| c["eos_token_id"] = json!([2, -1])),
+    );
+    add(
+        "config_eos_text",
+        "eos_token_id",
+        1,
+        edit("generation_config.json", |c| c["eos_token_id"] = json!("2")),
+    );
+    add(
+        "template_number",
+        "chat_template",
+        1,
+        edit("tokenizer_config.json", |c| c["chat_template"] = json!(1)),
+    );
     add(
         "template_unnamed",
         "chat_template",
         1,
-        edit("tokenizer_config.json", |c| c["chat_template"] = json!([{"name": "x", "template": ""}])),
+        edit("tokenizer_config.json", |c| {
+            c["chat_template"] = json!([{"name": "x", "template": ""}])
+        }),
     );
     add("template_not_utf8", "chat_template.jinja", 1, write("chat_template.jinja", vec![0xff]));
-    add("template_huge", "chat_template.jinja", 1, write("chat_template.jinja", vec![b'x'; 2 << 20]));
+    add(
+        "template_huge",
+        "chat_template.jinja",
+        1,
+        write("chat_template.jinja", vec![b'x'; 2 << 20]),
+    );
 
     // The header of a safetensors file.
     let tensors = || -> Vec<Matrix> { base().checkpoint_tensors() };
@@ -974,7 +1221,13 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
             }),
         );
     }
-    for (name, len) in [("2p63", 1u64 << 63), ("max", u64::MAX), ("100m", 100_000_000), ("0", 0), ("past", 1 << 20)] {
+    for (name, len) in [
+        ("2p63", 1u64 << 63),
+        ("max", u64::MAX),
+        ("100m", 100_000_000),
+        ("0", 0),
+        ("past", 1 << 20),
+    ] {
         add(
             &format!("header_len_{name}"),
             "model.safetensors",
@@ -989,19 +1242,34 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
     }
     let whole = safetensors(&tensors());
     add("data_short", "cut off", 1, write("model.safetensors", whole[..whole.len() - 1].to_vec()));
-    add("data_long", "model.safetensors", 1, write("model.safetensors", [&whole[..], &[0]].concat()));
+    add(
+        "data_long",
+        "model.safetensors",
+        1,
+        write("model.safetensors", [&whole[..], &[0]].concat()),
+    );
     let header_len = u64::from_le_bytes(whole[..8].try_into().expect("8 bytes")) as usize;
-    let header: serde_json::Value = serde_json::from_slice(&whole[8..8 + header_len]).expect("JSON");
+    let header: serde_json::Value =
+        serde_json::from_slice(&whole[8..8 + header_len]).expect("JSON");
     let data = whole[8 + header_len..].to_vec();
     const NORM: &str = "model.norm.weight";
     let embed = "model.embed_tokens.weight";
-    let mut change_header = |name: &str, says: &'static str, key: &str, entry: serde_json::Value| {
-        let mut header = header.clone();
-        header[key] = entry;
-        add(name, says, 1, write("model.safetensors", safetensors_file(&header.to_string(), &data)));
-    };
+    let mut change_header =
+        |name: &str, says: &'static str, key: &str, entry: serde_json::Value| {
+            let mut header = header.clone();
+            header[key] = entry;
+            add(
+                name,
+                says,
+                1,
+                write("model.safetensors", safetensors_file(&header.to_string(), &data)),
+            );
+        };
     let norm = header[NORM].clone();
-    let (begin, end) = (norm["data_offsets"][0].as_u64().expect("offset"), norm["data_offsets"][1].as_u64().expect("offset"));
+    let (begin, end) = (
+        norm["data_offsets"][0].as_u64().expect("offset"),
+        norm["data_offsets"][1].as_u64().expect("offset"),
+    );
     for (name, offsets) in [
         ("overlap", json!([begin - 4, end])),
         ("gap", json!([begin + 4, end])),
@@ -1029,7 +1297,12 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
         ("shape_wraps", "F32", json!([1u64 << 62, 1u64 << 2, 64])),
         ("shape_negative", "F32", json!([-64])),
     ] {
-        change_header(name, "model", NORM, json!({"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}));
+        change_header(
+            name,
+            "model",
+            NORM,
+            json!({"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}),
+        );
     }
     change_header("entry_null", "model.safetensors", embed, json!(null));
     change_header("entry_unknown", "model.safetensors", "x", norm.clone());
@@ -1037,18 +1310,46 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
     let mut renamed = header.clone();
     let moved = renamed.as_object_mut().expect("object").remove(NORM).expect("norm");
     renamed["model.norm.weighu"] = moved;
-    add("tensor_renamed", NORM, 1, write("model.safetensors", safetensors_file(&renamed.to_string(), &data)));
+    add(
+        "tensor_renamed",
+        NORM,
+        1,
+        write("model.safetensors", safetensors_file(&renamed.to_string(), &data)),
+    );
     let twice = header.to_string().replacen('{', &format!("{{\"{embed}\":{},", header[embed]), 1);
-    add("header_name_twice", "twice", 1, write("model.safetensors", safetensors_file(&twice, &data)));
-    add("header_deep", "model.safetensors", 1, write("model.safetensors", safetensors_file(&"[".repeat(100_000), &[])));
-    add("header_not_utf8", "model.safetensors", 1, write("model.safetensors", [&4u64.to_le_bytes()[..], b"{\"\xff\""].concat()));
+    add(
+        "header_name_twice",
+        "twice",
+        1,
+        write("model.safetensors", safetensors_file(&twice, &data)),
+    );
+    add(
+        "header_deep",
+        "model.safetensors",
+        1,
+        write("model.safetensors", safetensors_file(&"[".repeat(100_000), &[])),
+    );
+    add(
+        "header_not_utf8",
+        "model.safetensors",
+        1,
+        write("model.safetensors", [&4u64.to_le_bytes()[..], b"{\"\xff\""].concat()),
+    );
     for (name, bad) in [("nan", f32::NAN), ("inf", f32::INFINITY)] {
         let mut tensors = tensors();
         tensors.iter_mut().find(|t| t.name.contains("1.mlp.up_proj")).expect("up").values[77] = bad;
-        add(&format!("weight_{name}"), "model.layers.1.mlp.up_proj", 1, write("model.safetensors", safetensors(&tensors)));
+        add(
+            &format!("weight_{name}"),
+            "model.layers.1.mlp.up_proj",
+            1,
+            write("model.safetensors", safetensors(&tensors)),
+        );
     }
     let mut extra = tensors();
-    extra.push(Matrix { name: "model.layers.0.self_attn.q_proj.bias".into(), ..extra.last().expect("tensors").clone() });
+    extra.push(Matrix {
+        name: "model.layers.0.self_attn.q_proj.bias".into(),
+        ..extra.last().expect("tensors").clone()
+    });
     add("tensor_bias", "q_proj.bias", 1, write("model.safetensors", safetensors(&extra)));
     let mut untied = tensors();
     untied.retain(|t| t.name != "lm_head.weight");
@@ -1095,7 +1396,8 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
             3,
             Box::new(move |folder| {
                 let path = folder.join(INDEX);
-                let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+                let mut index: serde_json::Value =
+                    serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
                 index["weight_map"][NORM] = json!(target);
                 std::fs::write(&path, index.to_string()).expect("write");
             }),
@@ -1107,26 +1409,71 @@ fn folder_cases() -> Vec<(String, &'static str, usize, Change)> {
         3,
         Box::new(|folder| {
             // The second shard's file holds what the first holds.
-            std::fs::copy(folder.join("model-00001-of-00003.safetensors"), folder.join("model-00002-of-00003.safetensors"))
-                .expect("copy");
+            std::fs::copy(
+                folder.join("model-00001-of-00003.safetensors"),
+                folder.join("model-00002-of-00003.safetensors"),
+            )
+            .expect("copy");
         }),
     );
 
     // The tokenizer: what the crate panics on or takes silently.
-    add("tokenizer_no_model", "tokenizer.json", 1, edit("tokenizer.json", |t| t["model"] = json!(null)));
-    add("tokenizer_vocab_past", "tokenizer.json", 1, edit("tokenizer.json", |t| t["model"]["vocab"]["zzz"] = json!(9999)));
-    add("tokenizer_vocab_max", "tokenizer.json", 1, edit("tokenizer.json", |t| t["model"]["vocab"]["zzz"] = json!(u32::MAX)));
-    add("tokenizer_vocab_negative", "tokenizer.json", 1, edit("tokenizer.json", |t| t["model"]["vocab"]["zzz"] = json!(-1)));
-    add("tokenizer_added_past", "tokenizer.json", 1, edit("tokenizer.json", |t| t["added_tokens"][0]["id"] = json!(4000)));
+    add(
+        "tokenizer_no_model",
+        "tokenizer.json",
+        1,
+        edit("tokenizer.json", |t| t["model"] = json!(null)),
+    );
+    add(
+        "tokenizer_vocab_past",
+        "tokenizer.json",
+        1,
+        edit("tokenizer.json", |t| t["model"]["vocab"]["zzz"] = json!(9999)),
+    );
+    add(
+        "tokenizer_vocab_max",
+        "tokenizer.json",
+        1,
+        edit("tokenizer.json", |t| t["model"]["vocab"]["zzz"] = json!(u32::MAX)),
+    );
+    add(
+        "tokenizer_vocab_negative",
+        "tokenizer.json",
+        1,
+        edit("tokenizer.json", |t| t["model"]["vocab"]["zzz"] = json!(-1)),
+    );
+    add(
+        "tokenizer_added_past",
+        "tokenizer.json",
+        1,
+        edit("tokenizer.json", |t| t["added_tokens"][0]["id"] = json!(4000)),
+    );
     add(
         "tokenizer_merge_too_long",
         "",
         1,
-        edit("tokenizer.json", |t| t["model"]["merges"][0] = json!(format!("{} e", "h".repeat(9000)))),
+        edit("tokenizer.json", |t| {
+            t["model"]["merges"][0] = json!(format!("{} e", "h".repeat(9000)))
+        }),
     );
-    add("tokenizer_merge_unknown", "", 1, edit("tokenizer.json", |t| t["model"]["merges"][0] = json!("qzq qzq")));
-    add("tokenizer_merge_no_space", "", 1, edit("tokenizer.json", |t| t["model"]["merges"][0] = json!("he")));
-    add("tokenizer_model_type", "", 1, edit("tokenizer.json", |t| t["model"]["type"] = json!("Nosuch")));
+    add(
+        "tokenizer_merge_unknown",
+        "",
+        1,
+        edit("tokenizer.json", |t| t["model"]["merges"][0] = json!("qzq qzq")),
+    );
+    add(
+        "tokenizer_merge_no_space",
+        "",
+        1,
+        edit("tokenizer.json", |t| t["model"]["merges"][0] = json!("he")),
+    );
+    add(
+        "tokenizer_model_type",
+        "",
+        1,
+        edit("tokenizer.json", |t| t["model"]["type"] = json!("Nosuch")),
+    );
     all
 }
 
@@ -1146,7 +1493,9 @@ fn every_malformed_checkpoint_folder_is_refused_in_one_line_and_controls_are_acc
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 
     for (i, (shards, tied, stored)) in
-        [(1, true, Stored::F32), (2, false, Stored::Bf16), (5, true, Stored::F16)].into_iter().enumerate()
+        [(1, true, Stored::F32), (2, false, Stored::Bf16), (5, true, Stored::F16)]
+            .into_iter()
+            .enumerate()
     {
         let folder = root.path().join(format!("control_{i}"));
         Tiny { tied, ..Tiny::default() }.stored(stored).write_checkpoint(&folder, shards);
@@ -1195,7 +1544,8 @@ fn every_fuzz_seed_and_every_past_finding_is_loaded_or_refused() {
             let path = match target {
                 "gguf" => entry.path(),
                 _ => {
-                    std::fs::copy(entry.path(), around.path().join("model.safetensors")).expect("copy");
+                    std::fs::copy(entry.path(), around.path().join("model.safetensors"))
+                        .expect("copy");
                     around.path().into()
                 }
             };

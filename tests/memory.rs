@@ -25,10 +25,29 @@ fn run(model: &str, dtype: &str, prompts: &str, max_tokens: usize) -> (u64, u64)
     let bench = Bench::new();
     bench.file("p.txt", prompts);
     let mut command = Command::new(env!("CARGO_BIN_EXE_llmopt"));
-    command.current_dir(&bench.folder).args(["run", "p.txt", "-q", "-m", model, "--dtype", dtype, "--threads", "2"]);
-    command.args(["--stop-on", "eos", "--stats", "s.json", "--max-tokens", &max_tokens.to_string()]);
+    command.current_dir(&bench.folder).args([
+        "run",
+        "p.txt",
+        "-q",
+        "-m",
+        model,
+        "--dtype",
+        dtype,
+        "--threads",
+        "2",
+    ]);
+    command.args([
+        "--stop-on",
+        "eos",
+        "--stats",
+        "s.json",
+        "--max-tokens",
+        &max_tokens.to_string(),
+    ]);
     let ran = process::finish(bench.start(command)).expect(0);
-    let count = |r: &serde_json::Value| r["prompt_tokens"].as_u64().unwrap() + r["completion_tokens"].as_u64().unwrap();
+    let count = |r: &serde_json::Value| {
+        r["prompt_tokens"].as_u64().unwrap() + r["completion_tokens"].as_u64().unwrap()
+    };
     let stats: serde_json::Value = serde_json::from_str(&bench.text("s.json")).unwrap();
     (stats["peak_rss_bytes"].as_u64().unwrap(), ran.records().iter().map(count).sum())
 }
@@ -42,10 +61,12 @@ fn packed(model: &Model, dtype: &str) -> (u64, u64) {
     let format = Format::ALL.into_iter().find(|f| f.name() == dtype);
     let half = format.or(model.weights.format(Role::Gate(0))).is_some_and(Format::is_quantized);
     let attention = model.spec.layers[0].attention().unwrap();
-    let (layers, kv_heads, head_dim) = (model.spec.layers.len(), attention.kv_heads, attention.head_dim);
+    let (layers, kv_heads, head_dim) =
+        (model.spec.layers.len(), attention.kv_heads, attention.head_dim);
     let element = if half { KvElement::F16 } else { KvElement::F32 };
     let shape = KvShape::uniform(layers, kv_heads, head_dim, element);
-    let weights = PackedModel::estimate(model, format.map_or(FormatPlan::AsStored, FormatPlan::All));
+    let weights =
+        PackedModel::estimate(model, format.map_or(FormatPlan::AsStored, FormatPlan::All));
     (weights, (shape.page_bytes() / PAGE) as u64)
 }
 
@@ -68,7 +89,10 @@ fn holds(name: &str, prompts: &str, max_tokens: usize, slack: u64) {
             mb(slack)
         );
         assert!(peak > weights, "{dtype}: the weights are in memory");
-        assert!(peak <= weights + touched + slack, "{dtype}: {peak} bytes, weights {weights}, pages {touched}, more {slack}");
+        assert!(
+            peak <= weights + touched + slack,
+            "{dtype}: {peak} bytes, weights {weights}, pages {touched}, more {slack}"
+        );
     }
 }
 
@@ -114,14 +138,25 @@ fn resident(id: u32) -> u64 {
 fn growth(more: &[&str]) -> (u64, u64) {
     let bench = Bench::new();
     let folder = tempfile::tempdir().unwrap();
-    let path = Tiny { chat_template: process::tiny().chat_template, ..Tiny::fuzzed() }.write(folder.path());
+    let path = Tiny { chat_template: process::tiny().chat_template, ..Tiny::fuzzed() }
+        .write(folder.path());
     let mut command = Command::new(env!("CARGO_BIN_EXE_llmopt"));
-    command.current_dir(&bench.folder).args(["run", "-", "-q", "--input-format", "txt", "-m"]).arg(path);
+    command
+        .current_dir(&bench.folder)
+        .args(["run", "-", "-q", "--input-format", "txt", "-m"])
+        .arg(path);
     command.args(["--threads", "2", "--max-tokens", "2", "--kv-memory", "1MB"]).args(more);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let (mut input, mut answers) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, mut answers) =
+        (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()).lines());
     let mut take = |from: usize, to: usize| {
-        let lines: String = (from..to).map(|i| format!("{i} bottles, {i} songs, {i} more to go\n")).collect();
+        let lines: String =
+            (from..to).map(|i| format!("{i} bottles, {i} songs, {i} more to go\n")).collect();
         std::thread::scope(|scope| {
             // A thread writes while this one reads: neither pipe holds this many lines.
             scope.spawn(|| input.write_all(lines.as_bytes()).unwrap());
@@ -137,7 +172,11 @@ fn growth(more: &[&str]) -> (u64, u64) {
     let mut said = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
     assert_eq!(process::wait(&mut child), 0, "{said}");
-    println!("{more:?}: {:.2} MB resident after 1,000 prompts, {:.2} MB after 10,000", early as f64 / 1e6, late as f64 / 1e6);
+    println!(
+        "{more:?}: {:.2} MB resident after 1,000 prompts, {:.2} MB after 10,000",
+        early as f64 / 1e6,
+        late as f64 / 1e6
+    );
     (early, late)
 }
 
@@ -156,11 +195,17 @@ fn a_claimed_context_costs_nothing_until_it_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let peak = |context: usize| {
         let name = format!("claims{context}");
-        let path = Tiny { name, context, chat_template: process::tiny().chat_template, ..Tiny::fuzzed() }.write(folder.path());
+        let path =
+            Tiny { name, context, chat_template: process::tiny().chat_template, ..Tiny::fuzzed() }
+                .write(folder.path());
         run(path.to_str().unwrap(), "native", "Say it.\n", 2).0
     };
     let (small, large) = (peak(512), peak(1 << 27));
-    println!("{:.1} MB with a context of 512, {:.1} MB with one of 2^27", small as f64 / 1e6, large as f64 / 1e6);
+    println!(
+        "{:.1} MB with a context of 512, {:.1} MB with one of 2^27",
+        small as f64 / 1e6,
+        large as f64 / 1e6
+    );
     assert!(large < small + 16 * MB, "{small} {large}");
 }
 
@@ -169,8 +214,12 @@ fn counting() -> PathBuf {
     process::shared(|folder| {
         let library = folder.join("allocations.so");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/allocations.c");
-        let done =
-            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-Wall", "-o"]).arg(&library).arg(source).status().unwrap();
+        let done = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
+            .arg(&library)
+            .arg(source)
+            .status()
+            .unwrap();
         assert!(done.success());
         library
     })
@@ -212,9 +261,14 @@ fn allocations(layers: usize, hidden: usize, more: &[&str]) -> (f64, f64) {
 fn a_step_allocates_little_and_the_same_for_every_model() {
     let (small, large) = (allocations(2, 64, &[]), allocations(12, 128, &[]));
     let anew = allocations(12, 128, &["--without", "static-memory"]);
-    println!("allocations and bytes of a step: {small:?} with 2 layers, {large:?} with 12, {anew:?} without static-memory");
+    println!(
+        "allocations and bytes of a step: {small:?} with 2 layers, {large:?} with 12, {anew:?} without static-memory"
+    );
     // What a layer or a row of it needs is never allocated in a step: no count or size follows from the model's.
-    assert!((small.0 - large.0).abs() < 4.0 && (small.1 - large.1).abs() < 256.0, "{small:?} {large:?}");
+    assert!(
+        (small.0 - large.0).abs() < 4.0 && (small.1 - large.1).abs() < 256.0,
+        "{small:?} {large:?}"
+    );
     assert!(large.0 < 24.0 && large.1 < 2048.0, "{large:?}");
     assert!(anew.1 > 4.0 * large.1, "{anew:?}: buffers made anew would be noticed");
 }

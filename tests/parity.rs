@@ -41,10 +41,18 @@ fn scores(decoder: &mut dyn Decoder, tokens: &[u32], chunk: usize) -> Vec<Vec<f3
     let slot = decoder.open(tokens, tokens.len(), false).unwrap().slot;
     let mut all = Vec::new();
     for (i, part) in tokens.chunks(chunk).enumerate() {
-        let segment =
-            Segment { slot, start: i * chunk, tokens: 0..part.len(), want: Want::AllLogits, padding_rows: 0, padded_context: 0 };
+        let segment = Segment {
+            slot,
+            start: i * chunk,
+            tokens: 0..part.len(),
+            want: Want::AllLogits,
+            padding_rows: 0,
+            padded_context: 0,
+        };
         let mut outputs = Vec::new();
-        decoder.forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs).unwrap();
+        decoder
+            .forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs)
+            .unwrap();
         let Output::Logits(rows) = &outputs[0] else { panic!("asked for logits") };
         all.extend(rows.chunks(vocab).map(<[f32]>::to_vec));
     }
@@ -76,7 +84,16 @@ fn odd_models() -> Vec<Tiny> {
     let fine = Tiny { values: Values::Fine, ..Tiny::default() };
     vec![
         Tiny { name: "plain".into(), ..fine.clone() },
-        Tiny { name: "gqa3".into(), hidden: 96, heads: 6, kv_heads: 2, head_dim: 16, ffn: 160, layers: 3, ..fine.clone() },
+        Tiny {
+            name: "gqa3".into(),
+            hidden: 96,
+            heads: 6,
+            kv_heads: 2,
+            head_dim: 16,
+            ffn: 160,
+            layers: 3,
+            ..fine.clone()
+        },
         Tiny {
             name: "untied".into(),
             tied: false,
@@ -88,7 +105,16 @@ fn odd_models() -> Vec<Tiny> {
             ffn: 50,
             ..fine.clone()
         },
-        Tiny { name: "wide".into(), hidden: 576, heads: 9, kv_heads: 3, head_dim: 64, ffn: 200, layers: 1, ..fine },
+        Tiny {
+            name: "wide".into(),
+            hidden: 576,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            ffn: 200,
+            layers: 1,
+            ..fine
+        },
     ]
 }
 
@@ -106,8 +132,16 @@ fn our_decoder_and_candle_give_nearly_the_same_scores() {
         for kernels in KernelSet::available() {
             let got = scores(&mut native(&model, kernels), &tokens, 61);
             let difference = largest_difference(&expected, &got);
-            assert!(difference < ROUNDING * spread, "{} {kernels:?}: |Δscore| {difference} of {spread}", tiny.name);
-            assert!(expected.iter().zip(&got).all(|(a, b)| argmax(a) == argmax(b)), "{} {kernels:?}", tiny.name);
+            assert!(
+                difference < ROUNDING * spread,
+                "{} {kernels:?}: |Δscore| {difference} of {spread}",
+                tiny.name
+            );
+            assert!(
+                expected.iter().zip(&got).all(|(a, b)| argmax(a) == argmax(b)),
+                "{} {kernels:?}",
+                tiny.name
+            );
         }
     }
 }
@@ -118,7 +152,14 @@ fn greedy(decoder: &mut dyn Decoder, prompt: &[u32], count: usize) -> (Vec<u32>,
     let (mut tokens, mut all) = (Vec::new(), Vec::new());
     let (mut next, mut start) = (prompt.to_vec(), 0);
     while tokens.len() < count {
-        let segment = Segment { slot, start, tokens: 0..next.len(), want: Want::Logits, padding_rows: 0, padded_context: 0 };
+        let segment = Segment {
+            slot,
+            start,
+            tokens: 0..next.len(),
+            want: Want::Logits,
+            padding_rows: 0,
+            padded_context: 0,
+        };
         start += next.len();
         let mut outputs = Vec::new();
         decoder.forward(&Batch { tokens: next, segments: vec![segment] }, &mut outputs).unwrap();
@@ -171,7 +212,14 @@ fn second_half(decoder: &mut dyn Decoder, window: &[u32]) -> Vec<Vec<f32>> {
     for start in (0..end).step_by(64) {
         let part = window[start..end.min(start + 64)].to_vec();
         let want = if start < window.len() / 2 { Want::Nothing } else { Want::AllLogits };
-        let segment = Segment { slot, start, tokens: 0..part.len(), want, padding_rows: 0, padded_context: 0 };
+        let segment = Segment {
+            slot,
+            start,
+            tokens: 0..part.len(),
+            want,
+            padding_rows: 0,
+            padded_context: 0,
+        };
         let mut outputs = Vec::new();
         decoder.forward(&Batch { tokens: part, segments: vec![segment] }, &mut outputs).unwrap();
         if let Output::Logits(rows) = &outputs[0] {
@@ -213,7 +261,9 @@ fn divergence_of_quantized_weights_from_f32_on_a_text() {
             let got = second_half(&mut decoder, window);
             let next = &window[window.len() / 2 + 1..];
             assert_eq!((expected.len(), got.len()), (next.len(), next.len()));
-            rows.extend(expected.iter().zip(&got).zip(next).map(|((a, b), &next)| compare_rows(a, b, next)));
+            rows.extend(
+                expected.iter().zip(&got).zip(next).map(|((a, b), &next)| compare_rows(a, b, next)),
+            );
         }
         let n = rows.len() as f64;
         let mean = rows.iter().map(|r| r.kl).sum::<f64>() / n;
@@ -231,8 +281,12 @@ fn divergence_of_quantized_weights_from_f32_on_a_text() {
 fn gemma_3_goes_on_as_transformers_does() {
     let model = model::open("gemma3-270m", &OpenOptions::default()).unwrap();
     let mut ids = vec![2, 818, 5279, 529, 7001, 563];
-    let expected = [506, 5279, 529, 506, 2891, 529, 7001, 236761, 1030, 563, 506, 7488, 3207, 528, 7001, 532];
-    assert_eq!(Tokenizer::build(&model.vocabulary).unwrap().encode("The capital of France is").unwrap(), ids[1..]);
+    let expected =
+        [506, 5279, 529, 506, 2891, 529, 7001, 236761, 1030, 563, 506, 7488, 3207, 528, 7001, 532];
+    assert_eq!(
+        Tokenizer::build(&model.vocabulary).unwrap().encode("The capital of France is").unwrap(),
+        ids[1..]
+    );
     let mut decoder = native(&model, KernelSet::best());
     for id in expected {
         let scores = scores(&mut decoder, &ids, 64);

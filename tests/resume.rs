@@ -17,7 +17,11 @@ use std::time::Duration;
 fn prompts(count: usize) -> String {
     // Some repeat and some begin alike, so that the cache and shared prefixes have work.
     let line = |i: usize| {
-        format!("{{\"id\":\"r{i}\",\"prompt\":\"What is {} & {}?\"}}\n", i % 50, if i.is_multiple_of(7) { 0 } else { i })
+        format!(
+            "{{\"id\":\"r{i}\",\"prompt\":\"What is {} & {}?\"}}\n",
+            i % 50,
+            if i.is_multiple_of(7) { 0 } else { i }
+        )
     };
     (0..count).map(line).collect()
 }
@@ -46,7 +50,11 @@ fn an_output_cut_at_every_byte_of_its_last_three_lines_is_completed() {
                 for cut in (from + half..=whole.len()).step_by(2) {
                     // Every 16th time a power cut left zeros behind as well.
                     let nuls = if cut % 16 < 2 { cut % 5000 } else { 0 };
-                    std::fs::write(bench.path(&out), [&whole.as_bytes()[..cut], &vec![0; nuls]].concat()).unwrap();
+                    std::fs::write(
+                        bench.path(&out),
+                        [&whole.as_bytes()[..cut], &vec![0; nuls]].concat(),
+                    )
+                    .unwrap();
                     bench.run(&[&args[..], &["-o", &out, "--resume"]].concat()).expect(0);
                     resumed(&bench.text(&out), whole, &whole[..cut]);
                 }
@@ -58,15 +66,18 @@ fn an_output_cut_at_every_byte_of_its_last_three_lines_is_completed() {
 #[test]
 fn a_csv_output_cut_at_every_byte_of_its_last_three_rows_is_completed() {
     let bench = Bench::new();
-    let rows: String = (0..5).map(|i| format!("r{i},\"line one {i}\nline \"\"two\"\", {i}\",topic\n")).collect();
+    let rows: String =
+        (0..5).map(|i| format!("r{i},\"line one {i}\nline \"\"two\"\", {i}\",topic\n")).collect();
     let input = bench.file("in.csv", format!("id,prompt,topic\n{rows}"));
     bench.run(&[input, "-o", "whole.csv", "-q"]).expect(0);
     let answers = |text: &str| -> BTreeMap<String, Vec<String>> {
         let mut reader = csv::Reader::from_reader(text.as_bytes());
         let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
         let unchanging = [1, 2, 3, 4, 5, 6, 11, 12, 13, 14, 15];
-        let all: BTreeMap<_, _> =
-            rows.iter().map(|r| (r[0].to_string(), unchanging.map(|i| r[i].to_string()).to_vec())).collect();
+        let all: BTreeMap<_, _> = rows
+            .iter()
+            .map(|r| (r[0].to_string(), unchanging.map(|i| r[i].to_string()).to_vec()))
+            .collect();
         assert_eq!(all.len(), rows.len(), "each id once");
         all
     };
@@ -75,11 +86,13 @@ fn a_csv_output_cut_at_every_byte_of_its_last_three_rows_is_completed() {
     assert_eq!(expected.len(), 5);
     // Every byte of the last three rows, which take six lines each, and some before them.
     let mut reader = csv::Reader::from_reader(whole.as_bytes());
-    let starts: Vec<usize> = reader.records().map(|r| r.unwrap().position().unwrap().byte() as usize).collect();
+    let starts: Vec<usize> =
+        reader.records().map(|r| r.unwrap().position().unwrap().byte() as usize).collect();
     let cuts: Vec<usize> = (0..starts[2]).step_by(19).chain(starts[2]..whole.len()).collect();
     std::thread::scope(|scope| {
         for half in 0..2 {
-            let (bench, cuts, expected, whole, answers) = (&bench, &cuts, &expected, &whole, &answers);
+            let (bench, cuts, expected, whole, answers) =
+                (&bench, &cuts, &expected, &whole, &answers);
             scope.spawn(move || {
                 let out = format!("out{half}.csv");
                 for cut in cuts.iter().skip(half).step_by(2) {
@@ -129,7 +142,18 @@ fn other_settings_prompts_models_and_broken_files_are_refused_and_left_alone() {
     }
     // What never changes an answer never blocks a resume.
     bench
-        .run(&[input, "-o", "out.jsonl", "--resume", "--batch-size", "2", "--threads", "1", "--without", "mask,queue"])
+        .run(&[
+            input,
+            "-o",
+            "out.jsonl",
+            "--resume",
+            "--batch-size",
+            "2",
+            "--threads",
+            "1",
+            "--without",
+            "mask,queue",
+        ])
         .expect(0);
     assert!(bench.text("out.jsonl").starts_with(&before));
     assert_eq!(essences(&bench.text("out.jsonl")), essences(&bench.run(&[input]).expect(0).stdout));
@@ -145,7 +169,8 @@ fn a_complete_output_is_left_as_it_is_and_no_model_is_loaded() {
     // So much memory is not there: whoever loads the model ends with 75.
     let no_room = ["--kv-memory", "900T"];
     bench.run(&[&[input, "-o", "other.jsonl"][..], &no_room].concat()).expect(75);
-    let ran = bench.run(&[&[input, "-o", "out.jsonl", "--resume"][..], &no_room].concat()).expect(4);
+    let ran =
+        bench.run(&[&[input, "-o", "out.jsonl", "--resume"][..], &no_room].concat()).expect(4);
     assert!(ran.stderr.contains("complete"), "{}", ran.stderr);
     assert_eq!((stamp(bench.path("out.jsonl")), bench.text("out.jsonl")), (before, text));
     bench.file("in.jsonl", prompts(6));
@@ -167,7 +192,8 @@ fn a_complete_output_is_compared_with_model_dtype_and_settings_all_the_same() {
     let before = bench.text("out.jsonl");
     let other = common::Tiny { seed: 9, name: "tiny".into(), ..tiny() }.write(&bench.path("."));
     let template = Some("{% for m in messages %}{{ m['content'] }}!{% endfor %}".to_string());
-    let templated = common::Tiny { chat_template: template, name: "templated".into(), ..tiny() }.write(&bench.path("."));
+    let templated = common::Tiny { chat_template: template, name: "templated".into(), ..tiny() }
+        .write(&bench.path("."));
     for (args, word) in [
         (&["-m", "no-such-model.gguf"][..], "no-such-model.gguf"),
         (&["-m", other.to_str().unwrap()], "model"),
@@ -193,7 +219,9 @@ fn an_output_of_other_prompts_is_refused_and_one_by_another_spelling_is_not() {
     bench.file("q.txt", "uno\ndue\ntre\n");
     bench.run(&["p.txt", "-o", "out.jsonl", "-q", "--limit", "2"]).expect(0);
     let before = bench.text("out.jsonl");
-    let ran = bench.run(&["q.txt", "-o", "out.jsonl", "--resume"]).refused("none of its 2 records is of these prompts");
+    let ran = bench
+        .run(&["q.txt", "-o", "out.jsonl", "--resume"])
+        .refused("none of its 2 records is of these prompts");
     assert!(ran.stderr.contains("'p.txt:1'") && ran.stderr.contains("'q.txt:1'"), "{}", ran.stderr);
     assert_eq!(bench.text("out.jsonl"), before);
     // What an earlier version wrote under the path as typed is found, its errors are replaced.
@@ -220,18 +248,28 @@ fn error_records_are_retried_once_and_replaced() {
     let long = "y".repeat(300);
     let input = bench.file(
         "in.jsonl",
-        format!("{}{{\"id\":\"long\",\"prompt\":\"{long}\"}}\n{{\"id\":\"z\",\"prompt\":\"z\"}}\n", prompts(2)),
+        format!(
+            "{}{{\"id\":\"long\",\"prompt\":\"{long}\"}}\n{{\"id\":\"z\",\"prompt\":\"z\"}}\n",
+            prompts(2)
+        ),
     );
     bench.run(&[input, "-o", "out.jsonl", "-q", "--kv-memory", "80K"]).expect(4);
-    let failed: Vec<_> = records(&bench.text("out.jsonl")).into_iter().filter(|r| !r["error"].is_null()).collect();
+    let failed: Vec<_> =
+        records(&bench.text("out.jsonl")).into_iter().filter(|r| !r["error"].is_null()).collect();
     assert_eq!((failed.len(), failed[0]["id"].as_str()), (1, Some("long")), "{failed:?}");
     let before = bench.text("out.jsonl");
     let whole = bench.run(&[input]).expect(0).stdout;
-    let good = |text: &str| text.lines().filter(|l| !l.contains("\"id\":\"long\"")).map(String::from).collect::<Vec<_>>();
+    let good = |text: &str| {
+        text.lines()
+            .filter(|l| !l.contains("\"id\":\"long\""))
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
     // From a file, and from a pipe, where nothing is known before the record comes.
     for (from, stdin) in [(input, ""), ("-", bench.text("in.jsonl").as_str())] {
         bench.file("out.jsonl", &before);
-        let mut command = bench.command(&[from, "--input-format", "jsonl", "-o", "out.jsonl", "--resume", "-q"]);
+        let mut command =
+            bench.command(&[from, "--input-format", "jsonl", "-o", "out.jsonl", "--resume", "-q"]);
         command.stdin(Stdio::piped());
         let mut child = bench.start(command);
         let mut pipe = child.stdin.take().unwrap();
@@ -258,18 +296,31 @@ fn an_ordered_output_has_its_errors_replaced_in_place() {
         let whole = bench.run(&[input, "-o", &format!("whole-{out}"), "--ordered", "-q"]).expect(0);
         assert!(whole.stdout.is_empty());
         let whole = bench.text(&format!("whole-{out}"));
-        bench.run(&[input, "-o", out, "--ordered", "-q", "--kv-memory", "80K", "--limit", "17"]).expect(4);
+        bench
+            .run(&[input, "-o", out, "--ordered", "-q", "--kv-memory", "80K", "--limit", "17"])
+            .expect(4);
         let before = bench.text(out);
-        assert_eq!(before.matches("yyyy\"").count() + before.matches("yyyy,").count(), 4, "{before}");
+        assert_eq!(
+            before.matches("yyyy\"").count() + before.matches("yyyy,").count(),
+            4,
+            "{before}"
+        );
         // It is gone on with twice: stopped half-way, then to the end.
         bench.run(&[input, "-o", out, "--ordered", "-q", "--resume", "--limit", "9"]).expect(0);
         bench.run(&[input, "-o", out, "--ordered", "-q", "--resume"]).expect(0);
         if out.ends_with("jsonl") {
-            let ids = |text: &str| records(text).iter().map(|r| r["id"].as_str().unwrap().to_string()).collect::<Vec<_>>();
+            let ids = |text: &str| {
+                records(text)
+                    .iter()
+                    .map(|r| r["id"].as_str().unwrap().to_string())
+                    .collect::<Vec<_>>()
+            };
             assert_eq!(ids(&bench.text(out)), ids(&whole));
             assert_eq!(essences(&bench.text(out)), essences(&whole));
         } else {
-            let ids = |text: &str| text.lines().map(|l| l.split(',').next().unwrap().to_string()).collect::<Vec<_>>();
+            let ids = |text: &str| {
+                text.lines().map(|l| l.split(',').next().unwrap().to_string()).collect::<Vec<_>>()
+            };
             assert_eq!(ids(&bench.text(out)), ids(&whole));
             assert!(!bench.text(out).contains("error,"), "{}", bench.text(out));
         }
@@ -309,7 +360,10 @@ fn a_second_run_is_kept_out_and_let_in_after_the_first_was_killed() {
     }
     for flag in ["--resume", "--overwrite"] {
         // The file is there a moment before it is locked.
-        let ran = (0..100).map(|_| bench.run(&[input, "-o", "out.jsonl", flag])).find(|r| r.status == 2).unwrap();
+        let ran = (0..100)
+            .map(|_| bench.run(&[input, "-o", "out.jsonl", flag]))
+            .find(|r| r.status == 2)
+            .unwrap();
         assert!(ran.stderr.contains(&format!("process {}", first.id())), "{}", ran.stderr);
     }
     first.kill().unwrap();
@@ -321,15 +375,29 @@ fn a_second_run_is_kept_out_and_let_in_after_the_first_was_killed() {
 #[test]
 fn an_interrupted_run_says_how_to_go_on_and_is_whole() {
     let bench = Bench::new();
-    let args =
-        ["-", "--input-format", "jsonl", "-o", "out.jsonl", "--without", "cache", "--max-tokens", "60", "--stop-on", "none"];
+    let args = [
+        "-",
+        "--input-format",
+        "jsonl",
+        "-o",
+        "out.jsonl",
+        "--without",
+        "cache",
+        "--max-tokens",
+        "60",
+        "--stop-on",
+        "none",
+    ];
     // Under nohup SIGHUP is ignored, and stays so in the processes started here.
     let ignored = std::fs::read_to_string("/proc/self/status").ok().and_then(|s| {
         let mask = s.lines().find_map(|l| l.strip_prefix("SigIgn:"))?.trim().to_string();
         u64::from_str_radix(&mask, 16).ok()
     });
     let nohup = ignored.is_some_and(|mask| mask & 1 != 0);
-    for (name, status) in [("INT", 130), ("TERM", 143), ("HUP", 143)].into_iter().filter(|(name, _)| !nohup || *name != "HUP") {
+    for (name, status) in [("INT", 130), ("TERM", 143), ("HUP", 143)]
+        .into_iter()
+        .filter(|(name, _)| !nohup || *name != "HUP")
+    {
         let _ = std::fs::remove_file(bench.path("out.jsonl"));
         let mut command = bench.command(&args);
         command.stdin(Stdio::piped());
@@ -341,7 +409,12 @@ fn an_interrupted_run_says_how_to_go_on_and_is_whole() {
         }
         signal(&child, name);
         let ran = finish(child).expect(status);
-        assert!(ran.stderr.contains(&format!("interrupted by SIG{name}")) && ran.stderr.contains("--resume"), "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains(&format!("interrupted by SIG{name}"))
+                && ran.stderr.contains("--resume"),
+            "{}",
+            ran.stderr
+        );
         let text = bench.text("out.jsonl");
         assert!(text.ends_with('\n') && !records(&text).is_empty());
     }
@@ -352,10 +425,15 @@ fn an_ordered_output_stays_a_beginning_of_the_input() {
     let bench = Bench::new();
     let input = bench.file("in.jsonl", prompts(30));
     let whole = bench.run(&[input, "--ordered", "-q"]).expect(0).stdout;
-    let ids = |text: &str| records(text).iter().map(|r| r["id"].as_str().unwrap().to_string()).collect::<Vec<_>>();
+    let ids = |text: &str| {
+        records(text).iter().map(|r| r["id"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
     assert_eq!(ids(&whole), (0..30).map(|i| format!("r{i}")).collect::<Vec<_>>());
     for lines in [0, 1, 17, 29] {
-        bench.file("out.jsonl", whole.split_inclusive('\n').take(lines).collect::<String>() + "{\"id\":");
+        bench.file(
+            "out.jsonl",
+            whole.split_inclusive('\n').take(lines).collect::<String>() + "{\"id\":",
+        );
         bench.run(&[input, "-o", "out.jsonl", "--resume", "--ordered", "-q"]).expect(0);
         assert_eq!(ids(&bench.text("out.jsonl")), ids(&whole));
         assert_eq!(essences(&bench.text("out.jsonl")), essences(&whole));
@@ -371,20 +449,25 @@ fn an_ordered_output_stays_a_beginning_of_the_input() {
 fn runs_killed_at_random_moments_lose_nothing_and_double_nothing() {
     let bench = Bench::new();
     let input = bench.file("in.jsonl", prompts(200));
-    let kills: usize = std::env::var("LLMOPT_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let kills: usize =
+        std::env::var("LLMOPT_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     let common = ["--max-tokens", "24", "-q"];
-    let whole: BTreeMap<String, String> = records(&bench.run(&[&[input][..], &common].concat()).expect(0).stdout)
-        .iter()
-        .map(|r| (r["id"].as_str().unwrap().to_string(), essence(r)))
-        .collect();
+    let whole: BTreeMap<String, String> =
+        records(&bench.run(&[&[input][..], &common].concat()).expect(0).stdout)
+            .iter()
+            .map(|r| (r["id"].as_str().unwrap().to_string(), essence(r)))
+            .collect();
     assert_eq!(whole.len(), 200);
     let mut random = common::Random::new(std::process::id() as u64, "kills");
     let (mut killed, mut rounds) = (0, 0u64);
     while killed < kills {
         // Cache, prefix sharing and order, on and off in turn.
         let mut args = [&[input, "-o", "out.jsonl", "--resume"][..], &common].concat();
-        let off =
-            [(1, "cache"), (2, "shared-prefix")].iter().filter(|(bit, _)| rounds & bit != 0).map(|(_, n)| *n).collect::<Vec<_>>();
+        let off = [(1, "cache"), (2, "shared-prefix")]
+            .iter()
+            .filter(|(bit, _)| rounds & bit != 0)
+            .map(|(_, n)| *n)
+            .collect::<Vec<_>>();
         let off = off.join(",");
         args.extend(["--without", &off]);
         let ordered = rounds & 4 != 0;
@@ -398,8 +481,9 @@ fn runs_killed_at_random_moments_lose_nothing_and_double_nothing() {
             child.kill().unwrap();
             let ran = finish(child);
             killed += (ran.status == 1009) as usize;
-            let text =
-                std::fs::read(bench.path("out.jsonl")).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+            let text = std::fs::read(bench.path("out.jsonl"))
+                .map(|b| String::from_utf8_lossy(&b).into_owned())
+                .unwrap_or_default();
             let kept = &before[..before.rfind('\n').map_or(0, |at| at + 1)];
             assert!(text.starts_with(kept), "a line that was written is gone");
             before = text;
@@ -431,7 +515,9 @@ fn hub(file: Vec<u8>, silent: Arc<AtomicBool>) -> String {
         let request = lines.next()?.ok()?;
         while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
         let body = match () {
-            _ if request.contains("/revision/") => serde_json::json!({"id": "org/name", "sha": commit}).to_string().into_bytes(),
+            _ if request.contains("/revision/") => {
+                serde_json::json!({"id": "org/name", "sha": commit}).to_string().into_bytes()
+            }
             _ if request.contains("/tree/") => {
                 let lfs = serde_json::json!({"oid": digest, "size": file.len()});
                 serde_json::json!([{"type": "file", "oid": commit, "size": file.len(), "path": "a.gguf", "lfs": lfs}])
@@ -468,7 +554,8 @@ fn hub(file: Vec<u8>, silent: Arc<AtomicBool>) -> String {
 /// Every file below a folder but locks.
 fn below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return vec![] };
-    let (folders, files): (Vec<_>, Vec<_>) = entries.flatten().map(|e| e.path()).partition(|p| p.is_dir());
+    let (folders, files): (Vec<_>, Vec<_>) =
+        entries.flatten().map(|e| e.path()).partition(|p| p.is_dir());
     let files = files.into_iter().filter(|p| p.extension().is_none_or(|e| e != "lock"));
     files.chain(folders.iter().flat_map(|f| below(f))).collect()
 }
@@ -481,18 +568,25 @@ fn a_run_killed_while_its_model_is_fetched_leaves_no_half_model_and_the_next_one
     let address = hub(std::fs::read(process::model()).unwrap(), silent.clone());
     let command = |patience: &str| {
         let mut command = bench.command(&[input, "-o", "out.jsonl", "-m", "org/name", "-q"]);
-        command.env("HF_HOME", bench.path("hf")).env("HF_ENDPOINT", &address).env("HF_HUB_DOWNLOAD_TIMEOUT", patience);
+        command
+            .env("HF_HOME", bench.path("hf"))
+            .env("HF_ENDPOINT", &address)
+            .env("HF_HUB_DOWNLOAD_TIMEOUT", patience);
         command
     };
     let mut first = bench.start(command("600"));
-    while !below(&bench.path("hf")).iter().any(|p| std::fs::metadata(p).is_ok_and(|m| m.len() > 0)) {
+    while !below(&bench.path("hf")).iter().any(|p| std::fs::metadata(p).is_ok_and(|m| m.len() > 0))
+    {
         assert!(first.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(Duration::from_millis(2));
     }
     first.kill().unwrap();
     wait(&mut first);
     let left = below(&bench.path("hf"));
-    assert!(left.iter().all(|p| p.components().any(|c| c.as_os_str() == ".llmopt.fetch")), "under no final name: {left:?}");
+    assert!(
+        left.iter().all(|p| p.components().any(|c| c.as_os_str() == ".llmopt.fetch")),
+        "under no final name: {left:?}"
+    );
     std::fs::remove_file(bench.path("out.jsonl")).unwrap();
     // A server that stays silent: one line, and nothing is left.
     let ran = finish(bench.start(command("0.3"))).refused("sent nothing for");
@@ -512,13 +606,17 @@ fn two_processes_that_fetch_one_model_at_once_both_get_it_whole() {
     let address = hub(std::fs::read(process::model()).unwrap(), silent.clone());
     let start = |out: &str| {
         let mut command = bench.command(&[input, "-o", out, "-m", "org/name", "-q"]);
-        command.env("HF_HOME", bench.path("hf")).env("HF_ENDPOINT", &address).env("HF_HUB_DOWNLOAD_TIMEOUT", "600");
+        command
+            .env("HF_HOME", bench.path("hf"))
+            .env("HF_ENDPOINT", &address)
+            .env("HF_HUB_DOWNLOAD_TIMEOUT", "600");
         bench.start(command)
     };
     let first = start("first.jsonl");
     let second = start("second.jsonl");
     // One of them is in the middle of the file, the other one waits for it or is there too.
-    while !below(&bench.path("hf")).iter().any(|p| std::fs::metadata(p).is_ok_and(|m| m.len() > 0)) {
+    while !below(&bench.path("hf")).iter().any(|p| std::fs::metadata(p).is_ok_and(|m| m.len() > 0))
+    {
         std::thread::sleep(Duration::from_millis(2));
     }
     std::thread::sleep(Duration::from_millis(300));
@@ -527,7 +625,10 @@ fn two_processes_that_fetch_one_model_at_once_both_get_it_whole() {
     finish(second).expect(0);
     assert_eq!(essences(&bench.text("first.jsonl")), essences(&bench.text("second.jsonl")));
     let left = below(&bench.path("hf"));
-    assert!(left.iter().all(|p| p.components().all(|c| c.as_os_str() != ".llmopt.fetch")), "nothing half stays: {left:?}");
+    assert!(
+        left.iter().all(|p| p.components().all(|c| c.as_os_str() != ".llmopt.fetch")),
+        "nothing half stays: {left:?}"
+    );
 }
 
 #[test]
@@ -539,12 +640,30 @@ fn a_bench_killed_while_it_writes_leaves_whole_files_only() {
     for kill in 0..6 {
         let out = bench.path(&format!("results{kill}"));
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_llmopt"));
-        command.current_dir(&bench.folder).arg("bench").arg("-m").arg(&model).arg("--out").arg(&out);
-        command.args(["--phase", "3", "--rounds", "9999", "--time-budget", "300", "--max-tokens", "2", "--limit", "4"]);
+        command
+            .current_dir(&bench.folder)
+            .arg("bench")
+            .arg("-m")
+            .arg(&model)
+            .arg("--out")
+            .arg(&out);
+        command.args([
+            "--phase",
+            "3",
+            "--rounds",
+            "9999",
+            "--time-budget",
+            "300",
+            "--max-tokens",
+            "2",
+            "--limit",
+            "4",
+        ]);
         command.args(["--concurrency", "none", "--threads", "2"]).stdin(Stdio::null());
         let mut child = bench.start(command);
         // The first time before anything can be written, then at some moment of the rounds, or of the report after an interruption.
-        let written = || below(&out).iter().any(|p| p.file_name().is_some_and(|n| n == "result.json"));
+        let written =
+            || below(&out).iter().any(|p| p.file_name().is_some_and(|n| n == "result.json"));
         while kill > 0 && !written() {
             assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
             std::thread::sleep(Duration::from_millis(1));
@@ -565,7 +684,9 @@ fn a_bench_killed_while_it_writes_leaves_whole_files_only() {
                     let result = llmopt::bench::ablation::result::BenchResult::read(&path).unwrap();
                     kept += result.rounds.len();
                 }
-                _ if name.ends_with(".json") => assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{name}"),
+                _ if name.ends_with(".json") => {
+                    assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{name}")
+                }
                 _ => assert!(text.ends_with('\n'), "{name} is whole: {text}"),
             }
         }
@@ -599,8 +720,19 @@ fn a_run_without_terminal_goes_on_after_a_hangup_that_is_ignored() {
 #[test]
 fn a_second_signal_leaves_at_once_and_the_output_is_whole() {
     let bench = Bench::new();
-    let args =
-        ["-", "--input-format", "jsonl", "-o", "out.jsonl", "--without", "cache", "--max-tokens", "400", "--stop-on", "none"];
+    let args = [
+        "-",
+        "--input-format",
+        "jsonl",
+        "-o",
+        "out.jsonl",
+        "--without",
+        "cache",
+        "--max-tokens",
+        "400",
+        "--stop-on",
+        "none",
+    ];
     let mut command = bench.command(&args);
     command.stdin(Stdio::piped());
     let mut child = bench.start(command);

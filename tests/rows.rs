@@ -38,19 +38,34 @@ fn a_table_of_tickets_comes_back_with_an_answer_to_each() {
         let input = serde_json::json!({"customer": format!("c, {i}"), "ticket_text": format!("it \"fails\"\nagain {i}"), "model": format!("m{i}")});
         assert_eq!(line["input"], input);
     }
-    bench.run(&[&args[..], &["-o", "out.csv", "--columns", "id,customer,answer,model,llmopt.model"]].concat()).expect(0);
+    bench
+        .run(
+            &[&args[..], &["-o", "out.csv", "--columns", "id,customer,answer,model,llmopt.model"]]
+                .concat(),
+        )
+        .expect(0);
     let (header, out) = rows(&bench.text("out.csv"));
     assert_eq!(header, ["id", "customer", "answer", "model", "llmopt.model"]);
     for (i, row) in out.iter().enumerate() {
         let model = lines[i]["model"].as_str().unwrap();
         assert_eq!(
             row[..],
-            [format!("T{i}"), format!("c, {i}"), lines[i]["answer"].as_str().unwrap().into(), format!("m{i}"), model.into()]
+            [
+                format!("T{i}"),
+                format!("c, {i}"),
+                lines[i]["answer"].as_str().unwrap().into(),
+                format!("m{i}"),
+                model.into()
+            ]
         );
     }
     assert!(!bench.path("out.csv.journal.jsonl").exists(), "nothing is missing");
-    bench.run(&[&args[..], &["-o", "out.csv", "--columns", "id,answer"]].concat()).refused("--resume");
-    bench.run(&[&args[..], &["-o", "out.csv", "--columns", "id,answer", "--resume"]].concat()).expect(0);
+    bench
+        .run(&[&args[..], &["-o", "out.csv", "--columns", "id,answer"]].concat())
+        .refused("--resume");
+    bench
+        .run(&[&args[..], &["-o", "out.csv", "--columns", "id,answer", "--resume"]].concat())
+        .expect(0);
     // Fewer rows than records, and nothing to go on with.
     bench.file("short.csv", "id,answer\nT0,x\n");
     bench
@@ -60,12 +75,18 @@ fn a_table_of_tickets_comes_back_with_an_answer_to_each() {
     bench.file("semi.csv", "id;text;answer\na;\"x;y\";old\n");
     bench.run(&["semi.csv", "-q", "--prompt-field", "text", "-o", "all.csv"]).expect(0);
     let text = bench.text("all.csv");
-    assert!(text.starts_with("id;prompt;llmopt.answer;finish_reason;") && text.contains(";error;text;answer\n"), "{text}");
+    assert!(
+        text.starts_with("id;prompt;llmopt.answer;finish_reason;")
+            && text.contains(";error;text;answer\n"),
+        "{text}"
+    );
     bench.run(&["semi.csv", "-q", "--prompt-field", "text", "-o", "all.tsv"]).expect(0);
     assert!(bench.text("all.tsv").starts_with("id\tprompt\tllmopt.answer\t"));
     // JSON lines with chosen fields; those that failed say so.
     bench.file("some.jsonl", "{\"n\":1,\"t\":\"x\"}\n{\"n\":[2],\"t\":\"\"}\n");
-    let ran = bench.run(&["some.jsonl", "-q", "--ordered", "--template", "{{ t }}", "--columns", "n,answer"]).expect(4);
+    let ran = bench
+        .run(&["some.jsonl", "-q", "--ordered", "--template", "{{ t }}", "--columns", "n,answer"])
+        .expect(4);
     let text = ran.stdout;
     assert!(
         text.starts_with("{\"n\":1,\"answer\":\"")
@@ -100,7 +121,8 @@ fn mistakes_in_fields_are_told_before_the_model_is_looked_for() {
 fn a_prompt_can_be_typed_and_packed_files_and_folders_be_read() {
     let bench = Bench::new();
     let ran = bench.run(&["-p", "one", "-p", "two", "-q", "--ordered"]).expect(0);
-    let ids: Vec<String> = ran.records().iter().map(|r| format!("{} {}", r["id"], r["prompt"])).collect();
+    let ids: Vec<String> =
+        ran.records().iter().map(|r| format!("{} {}", r["id"], r["prompt"])).collect();
     assert_eq!(ids, ["\"prompt:1\" \"one\"", "\"prompt:2\" \"two\""]);
     std::fs::create_dir(bench.path("letters")).unwrap();
     bench.file("letters/a.txt", "A");
@@ -109,25 +131,43 @@ fn a_prompt_can_be_typed_and_packed_files_and_folders_be_read() {
     packer.write_all(b"{\"prompt\":\"C\"}\n").unwrap();
     bench.file("c.jsonl.gz", packer.finish().unwrap());
     let ran = bench.run(&["letters", "c.jsonl.gz", "-q", "--ordered"]).expect(0);
-    let ids: Vec<String> = ran.records().iter().map(|r| format!("{} {}", r["id"], r["prompt"])).collect();
+    let ids: Vec<String> =
+        ran.records().iter().map(|r| format!("{} {}", r["id"], r["prompt"])).collect();
     assert_eq!(ids, ["\"letters/a.txt\" \"A\"", "\"letters/b.md\" \"B\"", "\"c.jsonl:1\" \"C\""]);
     let shown = bench.run(&["letters", "--dry-run", "--template", "Say {{ prompt }}"]).expect(0);
-    assert!(shown.stderr.contains("the first prompt, letters/a.txt:\n    Say A\n"), "{}", shown.stderr);
+    assert!(
+        shown.stderr.contains("the first prompt, letters/a.txt:\n    Say A\n"),
+        "{}",
+        shown.stderr
+    );
 }
 
 #[test]
-fn answers_that_lie_among_the_texts_of_a_folder_are_gone_on_with_and_links_in_circles_are_no_texts() {
+fn answers_that_lie_among_the_texts_of_a_folder_are_gone_on_with_and_links_in_circles_are_no_texts()
+{
     let bench = Bench::new();
     std::fs::create_dir_all(bench.path("letters/sub")).unwrap();
     bench.file("letters/a.txt", "A");
     bench.file("letters/sub/b.md", "B");
-    (0..10).for_each(|n| std::os::unix::fs::symlink(".", bench.path(&format!("letters/sub/round{n}"))).unwrap());
+    (0..10).for_each(|n| {
+        std::os::unix::fs::symlink(".", bench.path(&format!("letters/sub/round{n}"))).unwrap()
+    });
     bench.run(&["letters", "-q", "-o", "letters/out.csv", "--columns", "id,answer"]).expect(0);
-    bench.run(&["letters", "-q", "-o", "letters/out.csv", "--columns", "id,answer", "--resume"]).expect(0);
+    bench
+        .run(&["letters", "-q", "-o", "letters/out.csv", "--columns", "id,answer", "--resume"])
+        .expect(0);
     bench.run(&["letters", "-q", "-o", "letters/out.jsonl"]).expect(0);
     bench.run(&["letters", "-q", "-o", "letters/out.jsonl", "--resume"]).expect(0);
-    assert_eq!((rows(&bench.text("letters/out.csv")).1.len(), records(&bench.text("letters/out.jsonl")).len()), (2, 2));
-    bench.run(&["letters", "-q", "--stats", "letters/sub/b.md", "--overwrite"]).refused("letters/sub/b.md, which is read");
+    assert_eq!(
+        (
+            rows(&bench.text("letters/out.csv")).1.len(),
+            records(&bench.text("letters/out.jsonl")).len()
+        ),
+        (2, 2)
+    );
+    bench
+        .run(&["letters", "-q", "--stats", "letters/sub/b.md", "--overwrite"])
+        .refused("letters/sub/b.md, which is read");
     // What cannot be read has its place told, in a folder of thousands.
     std::os::unix::fs::symlink("nowhere", bench.path("letters/sub/Broken.txt")).unwrap();
     bench.run(&["letters", "-m", "none.gguf"]).refused("letters/sub/Broken.txt: no such file");
@@ -139,13 +179,27 @@ fn columns_of_json_records_hold_what_they_are_called_by_or_are_refused() {
     let schema = r#"{"properties": {"kind": {"enum": ["ab", "cd"]}}, "required": ["kind"], "additionalProperties": false}"#;
     let shape = ["-q", "--json-schema", schema, "--max-tokens", "40"];
     let line = |n: usize| format!("{{\"id\":\"r{n}\",\"prompt\":\"number {n}\"}}\n");
-    bench.file("in.jsonl", (0..150).map(line).collect::<String>() + "{\"prompt\":\"last\",\"note\":\"N\"}\n");
+    bench.file(
+        "in.jsonl",
+        (0..150).map(line).collect::<String>() + "{\"prompt\":\"last\",\"note\":\"N\"}\n",
+    );
     bench.file("two.jsonl", line(0) + &line(1));
-    bench.run(&[&["two.jsonl", "-o", "out.csv", "--columns", "id,answer.kind,llmopt.answer"], &shape[..]].concat()).expect(0);
+    bench
+        .run(
+            &[
+                &["two.jsonl", "-o", "out.csv", "--columns", "id,answer.kind,llmopt.answer"],
+                &shape[..],
+            ]
+            .concat(),
+        )
+        .expect(0);
     let (header, table) = rows(&bench.text("out.csv"));
     assert_eq!(header, ["id", "answer.kind", "llmopt.answer"]);
     for row in &table {
-        assert!(["ab", "cd"].contains(&&row[1][..]) && row[2] == format!("{{\"kind\":\"{}\"}}", row[1]), "{row:?}");
+        assert!(
+            ["ab", "cd"].contains(&&row[1][..]) && row[2] == format!("{{\"kind\":\"{}\"}}", row[1]),
+            "{row:?}"
+        );
     }
     // Columns of the input that are called like ours keep their names, and no two have one.
     bench.file("t.csv", "id,prompt,answer,answer.kind,llmopt.answer\n1,hi,A,K,L\n");
@@ -154,41 +208,69 @@ fn columns_of_json_records_hold_what_they_are_called_by_or_are_refused() {
     let (header, table) = rows(&bench.text("same.csv"));
     let row: BTreeMap<String, String> = header.iter().cloned().zip(table[0].clone()).collect();
     assert!(row.len() == header.len() && table.len() == 1, "{header:?}");
-    assert_eq!((&row["answer"][..], &row["answer.kind"][..], &row["llmopt.answer"][..]), ("A", "K", "L"));
-    assert_eq!(row["llmopt.llmopt.answer"], format!("{{\"kind\":\"{}\"}}", row["llmopt.answer.kind"]));
+    assert_eq!(
+        (&row["answer"][..], &row["answer.kind"][..], &row["llmopt.answer"][..]),
+        ("A", "K", "L")
+    );
+    assert_eq!(
+        row["llmopt.llmopt.answer"],
+        format!("{{\"kind\":\"{}\"}}", row["llmopt.answer.kind"])
+    );
     // Of a stream too, whose records are not known before they come.
-    let mut command = bench.command(&[&["-", "--input-format", "jsonl", "--columns", "id,answer.kind"], &shape[..]].concat());
+    let mut command = bench.command(
+        &[&["-", "--input-format", "jsonl", "--columns", "id,answer.kind"], &shape[..]].concat(),
+    );
     command.stdin(Stdio::piped());
     let mut child = bench.start(command);
     process::feed(&mut child, &line(0));
     let streamed = finish(child).expect(0).records();
     assert!(["ab", "cd"].contains(&streamed[0]["answer.kind"].as_str().unwrap()), "{streamed:?}");
     // A name that no record has would be a column of nothing, and the answers gone; one that a late record has is a column.
-    bench.run(&["in.jsonl", "-m", "none.gguf", "--columns", "id,anser", "-o", "x.csv"]).refused("anser is neither");
-    bench.run(&["in.jsonl", "-q", "--columns", "id,note", "-o", "late.csv", "--max-tokens", "1"]).expect(0);
+    bench
+        .run(&["in.jsonl", "-m", "none.gguf", "--columns", "id,anser", "-o", "x.csv"])
+        .refused("anser is neither");
+    bench
+        .run(&["in.jsonl", "-q", "--columns", "id,note", "-o", "late.csv", "--max-tokens", "1"])
+        .expect(0);
     let (_, late) = rows(&bench.text("late.csv"));
-    assert!(late.len() == 151 && late[150] == ["in.jsonl:151", "N"] && late[0] == ["r0", ""], "{late:?}");
+    assert!(
+        late.len() == 151 && late[150] == ["in.jsonl:151", "N"] && late[0] == ["r0", ""],
+        "{late:?}"
+    );
 }
 
 #[test]
 fn a_killed_run_into_chosen_columns_goes_on_from_its_journal() {
     let bench = Bench::new();
     bench.file("tickets.csv", tickets(400));
-    let args = ["tickets.csv", "-q", "--template", TEMPLATE, "--max-tokens", "12", "--columns", "id,customer,answer"];
+    let args = [
+        "tickets.csv",
+        "-q",
+        "--template",
+        TEMPLATE,
+        "--max-tokens",
+        "12",
+        "--columns",
+        "id,customer,answer",
+    ];
     bench.run(&[&args[..], &["-o", "whole.csv"]].concat()).expect(0);
     let mut random = common::Random::new(7, "journal kills");
     let mut killed = 0;
     for round in 0..3 {
         let name = format!("out{round}.csv");
         let journal = bench.path(&format!("{name}.journal.jsonl"));
-        let lines = || std::fs::read_to_string(&journal).map_or(0, |text| text.matches('\n').count());
+        let lines =
+            || std::fs::read_to_string(&journal).map_or(0, |text| text.matches('\n').count());
         let args = [&args[..], &["-o", &name, "--resume"]].concat();
         let mut kept = 0;
         loop {
             // Each is killed some answers further on, wherever it is then.
             let wanted = kept + random.below(90) as usize;
             let mut child = bench.start(bench.command(&args));
-            while lines() < wanted && child.try_wait().unwrap().is_none() && !bench.path(&name).exists() {
+            while lines() < wanted
+                && child.try_wait().unwrap().is_none()
+                && !bench.path(&name).exists()
+            {
                 std::thread::sleep(Duration::from_millis(2));
             }
             std::thread::sleep(Duration::from_millis(random.below(20)));
@@ -202,7 +284,10 @@ fn a_killed_run_into_chosen_columns_goes_on_from_its_journal() {
                 break;
             }
             ran.expect(1009);
-            assert!(lines() >= kept || bench.path(&name).exists(), "a line that was written is gone");
+            assert!(
+                lines() >= kept || bench.path(&name).exists(),
+                "a line that was written is gone"
+            );
             kept = lines();
             killed += 1;
         }
@@ -216,11 +301,15 @@ fn a_killed_run_into_chosen_columns_goes_on_from_its_journal() {
 fn errors_get_a_column_and_their_journal_stays_for_another_try() {
     let bench = Bench::new();
     bench.file("in.csv", "id,text\na,x\nb,\nc,z\n");
-    let args = ["in.csv", "-q", "--template", "{{ text }}", "-o", "out.csv", "--columns", "id,answer"];
+    let args =
+        ["in.csv", "-q", "--template", "{{ text }}", "-o", "out.csv", "--columns", "id,answer"];
     bench.run(&args).expect(4);
     let (header, out) = rows(&bench.text("out.csv"));
     assert_eq!(header, ["id", "answer", "error"]);
-    assert!(out[1][2].starts_with("empty_prompt: ") && out[0][2].is_empty() && !out[2][1].is_empty(), "{out:?}");
+    assert!(
+        out[1][2].starts_with("empty_prompt: ") && out[0][2].is_empty() && !out[2][1].is_empty(),
+        "{out:?}"
+    );
     assert!(bench.path("out.csv.journal.jsonl").exists());
     bench.run(&[&args[..], &["--resume"]].concat()).expect(4);
     // Another setting's journal, and what is none of ours.
@@ -238,8 +327,10 @@ fn errors_get_a_column_and_their_journal_stays_for_another_try() {
 #[test]
 fn parts_of_a_run_are_those_of_the_whole_and_are_joined_without_the_model_being_kept() {
     let bench = Bench::new();
-    let input: String =
-        (0..24).map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"question {i}\"}}\n")).collect::<String>() + "{\"prompt\":\"\"}\n";
+    let input: String = (0..24)
+        .map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"question {i}\"}}\n"))
+        .collect::<String>()
+        + "{\"prompt\":\"\"}\n";
     bench.file("in.jsonl", input);
     let whole = bench.run(&["in.jsonl", "-q", "--ordered"]).expect(4).stdout;
     let part = |i: usize| {
@@ -259,7 +350,11 @@ fn parts_of_a_run_are_those_of_the_whole_and_are_joined_without_the_model_being_
     for kept in [vec![2, 0, 1], vec![1], vec![0, 2]] {
         bench.file("all.jsonl", kept.iter().map(|&i| &parts[i][..]).collect::<String>());
         bench.run(&resume).expect(4);
-        assert_eq!(essences_in_order(&bench.text("all.jsonl")), essences_in_order(&whole), "{kept:?}");
+        assert_eq!(
+            essences_in_order(&bench.text("all.jsonl")),
+            essences_in_order(&whole),
+            "{kept:?}"
+        );
     }
     let again = bench.run(&resume).expect(4);
     assert!(again.stderr.contains("complete"), "{}", again.stderr);
@@ -275,7 +370,12 @@ fn parts_of_a_run_are_those_of_the_whole_and_are_joined_without_the_model_being_
     bench.run(&resume).refused("'s1' is no record of these prompts");
     // The limit is counted before the part is taken.
     let limited: Vec<String> = (0..3)
-        .flat_map(|i| bench.run(&["in.jsonl", "-q", "--limit", "5", "--shard", &format!("{i}/3")]).expect(0).records())
+        .flat_map(|i| {
+            bench
+                .run(&["in.jsonl", "-q", "--limit", "5", "--shard", &format!("{i}/3")])
+                .expect(0)
+                .records()
+        })
         .map(|r| r["id"].as_str().unwrap().to_string())
         .collect();
     assert_eq!(limited.iter().collect::<std::collections::BTreeSet<_>>().len(), 5);
@@ -329,37 +429,62 @@ mod parquet {
     use ::parquet::file::reader::{FileReader, SerializedFileReader};
 
     fn read(bench: &Bench, name: &str) -> Vec<String> {
-        let reader = SerializedFileReader::new(std::fs::File::open(bench.path(name)).unwrap()).unwrap();
+        let reader =
+            SerializedFileReader::new(std::fs::File::open(bench.path(name)).unwrap()).unwrap();
         reader.get_row_iter(None).unwrap().map(|row| row.unwrap().to_string()).collect()
     }
 
     #[test]
     fn a_parquet_file_is_written_by_journal_and_read_with_its_types() {
         let bench = Bench::new();
-        let lines: String =
-            (0..7).map(|i| format!("{{\"id\":{i},\"text\":\"t{i}\",\"x\":{i}.5,\"ok\":true,\"tags\":[{i}]}}\n")).collect();
+        let lines: String = (0..7)
+            .map(|i| {
+                format!("{{\"id\":{i},\"text\":\"t{i}\",\"x\":{i}.5,\"ok\":true,\"tags\":[{i}]}}\n")
+            })
+            .collect();
         bench.file("in.jsonl", lines);
-        let args = ["in.jsonl", "-q", "--ordered", "--template", "say {{ text }}", "--columns", "id,text,x,ok,tags,answer"];
+        let args = [
+            "in.jsonl",
+            "-q",
+            "--ordered",
+            "--template",
+            "say {{ text }}",
+            "--columns",
+            "id,text,x,ok,tags,answer",
+        ];
         let answers = bench.run(&args).expect(0).records();
         bench.run(&[&args[..], &["-o", "a.parquet"]].concat()).expect(0);
         assert!(!bench.path("a.parquet.journal.jsonl").exists());
         let rows = read(&bench, "a.parquet");
         assert_eq!(rows.len(), 7);
-        assert!(rows[3].starts_with("{id: 3, text: \"t3\", x: 3.5, ok: true, tags: \"[3]\", answer: \""), "{}", rows[3]);
+        assert!(
+            rows[3]
+                .starts_with("{id: 3, text: \"t3\", x: 3.5, ok: true, tags: \"[3]\", answer: \""),
+            "{}",
+            rows[3]
+        );
         // Read again as input: the same prompts, the same answers, numbers as numbers.
-        let again = ["a.parquet", "-q", "--template", "say {{ text }}", "--columns", "id,text,x,ok,tags"];
+        let again =
+            ["a.parquet", "-q", "--template", "say {{ text }}", "--columns", "id,text,x,ok,tags"];
         let seen = bench.run(&again).expect(0).records();
         for (record, answer) in seen.iter().zip(&answers) {
-            assert_eq!((&record["id"], &record["x"], &record["ok"]), (&answer["id"], &answer["x"], &answer["ok"]));
+            assert_eq!(
+                (&record["id"], &record["x"], &record["ok"]),
+                (&answer["id"], &answer["x"], &answer["ok"])
+            );
         }
-        bench.run(&["a.parquet", "--prompt-field", "txt", "-m", "none.gguf"]).refused("asks for txt");
+        bench
+            .run(&["a.parquet", "--prompt-field", "txt", "-m", "none.gguf"])
+            .refused("asks for txt");
         bench.run(&[&args[..], &["-o", "a.parquet", "--resume"]].concat()).expect(0);
         // A damaged file ends in one line.
         let bytes = std::fs::read(bench.path("a.parquet")).unwrap();
         let mut random = common::Random::new(3, "parquet");
         for cut in [5, bytes.len() / 2, bytes.len() - 9] {
             bench.file("cut.parquet", &bytes[..cut]);
-            bench.run(&["cut.parquet", "--prompt-field", "text", "-m", "none.gguf"]).refused("cut.parquet");
+            bench
+                .run(&["cut.parquet", "--prompt-field", "text", "-m", "none.gguf"])
+                .refused("cut.parquet");
         }
         for _ in 0..20 {
             let mut bytes = bytes.clone();
@@ -367,7 +492,10 @@ mod parquet {
             bytes[at] ^= 1 << random.below(8);
             bench.file("bad.parquet", bytes);
             let ran = bench.run(&["bad.parquet", "-q", "--prompt-field", "text"]);
-            assert!([0, 1, 2, 4].contains(&ran.status) && !ran.stderr.contains("panicked"), "{ran:?}");
+            assert!(
+                [0, 1, 2, 4].contains(&ran.status) && !ran.stderr.contains("panicked"),
+                "{ran:?}"
+            );
         }
     }
 
@@ -376,12 +504,22 @@ mod parquet {
         let bench = Bench::new();
         bench.file("tickets.csv", tickets(60));
         let schema = r#"{"properties": {"kind": {"enum": ["ab", "cd"]}, "n": {"enum": [1, 2]}}, "required": ["kind", "n"]}"#;
-        let form = ["tickets.csv", "-q", "--template", TEMPLATE, "--json-schema", schema, "--max-tokens", "30"];
+        let form = [
+            "tickets.csv",
+            "-q",
+            "--template",
+            TEMPLATE,
+            "--json-schema",
+            schema,
+            "--max-tokens",
+            "30",
+        ];
         let args = [&form[..], &["--columns", "id,customer,answer.kind,answer.n,answer"]].concat();
         bench.run(&[&args[..], &["-o", "whole.parquet"]].concat()).expect(0);
         let args = [&args[..], &["-o", "out.parquet", "--resume"]].concat();
         let journal = bench.path("out.parquet.journal.jsonl");
-        let lines = || std::fs::read_to_string(&journal).map_or(0, |text| text.matches('\n').count());
+        let lines =
+            || std::fs::read_to_string(&journal).map_or(0, |text| text.matches('\n').count());
         let mut kept = 0;
         for _ in 0..3 {
             let mut child = bench.start(bench.command(&args));
@@ -391,17 +529,27 @@ mod parquet {
             child.kill().unwrap();
             finish(child);
             assert!(!bench.path("out.parquet").exists() || read(&bench, "out.parquet").len() == 60);
-            assert!(lines() >= kept || bench.path("out.parquet").exists(), "a line that was written is gone");
+            assert!(
+                lines() >= kept || bench.path("out.parquet").exists(),
+                "a line that was written is gone"
+            );
             kept = lines();
         }
         bench.run(&args).expect(0);
         let rows = read(&bench, "out.parquet");
         assert!(
-            rows.len() == 60 && rows.iter().enumerate().all(|(i, row)| row.starts_with(&format!("{{id: \"T{i}\", "))),
+            rows.len() == 60
+                && rows
+                    .iter()
+                    .enumerate()
+                    .all(|(i, row)| row.starts_with(&format!("{{id: \"T{i}\", "))),
             "{rows:?}"
         );
         let bytes = |name: &str| std::fs::read(bench.path(name)).unwrap();
-        assert!(bytes("out.parquet") == bytes("whole.parquet"), "the bytes of a run that was not killed");
+        assert!(
+            bytes("out.parquet") == bytes("whole.parquet"),
+            "the bytes of a run that was not killed"
+        );
         assert!(!journal.exists());
     }
 }
@@ -427,21 +575,34 @@ fn a_column_that_no_record_of_a_stream_has_is_told() {
         finish(child)
     };
     // A header is known before the model is.
-    let refused = run(&["id,anser", "-m", "none.gguf"], "id,prompt,town\n1,x,Ulm\n").refused("--columns: anser is neither");
+    let refused = run(&["id,anser", "-m", "none.gguf"], "id,prompt,town\n1,x,Ulm\n")
+        .refused("--columns: anser is neither");
     assert!(refused.stderr.contains("town"), "{}", refused.stderr);
-    run(&["id,twon", "-m", "none.gguf", "--input-format", "txt"], "x\n").refused("--columns: twon is neither");
+    run(&["id,twon", "-m", "none.gguf", "--input-format", "txt"], "x\n")
+        .refused("--columns: twon is neither");
     // What records of a stream have shows as they come.
-    let line = |n: usize, field: &str| format!("{{\"id\":{n},\"prompt\":\"x\",\"{field}\":\"Ulm\"}}\n");
+    let line =
+        |n: usize, field: &str| format!("{{\"id\":{n},\"prompt\":\"x\",\"{field}\":\"Ulm\"}}\n");
     let ran = run(&["id,anser,twon,town"], &(line(1, "town") + &line(2, "land"))).expect(0);
     assert_eq!(ran.records()[0]["town"], "Ulm");
     let said: Vec<&str> = ran.stderr.lines().filter(|line| line.contains("--columns")).collect();
     assert_eq!(said.len(), 2, "{}", ran.stderr);
-    assert!(said[0].contains("no record has anser; did you mean 'answer'? records have land, town"), "{said:?}");
+    assert!(
+        said[0].contains("no record has anser; did you mean 'answer'? records have land, town"),
+        "{said:?}"
+    );
     assert!(said[1].contains("no record has twon; did you mean 'town'?"), "{said:?}");
-    let ran = run(&["id,land"], &(0..300).map(|n| line(n, if n == 299 { "land" } else { "town" })).collect::<String>());
+    let ran = run(
+        &["id,land"],
+        &(0..300).map(|n| line(n, if n == 299 { "land" } else { "town" })).collect::<String>(),
+    );
     assert!(!ran.expect(0).stderr.contains("--columns"), "a late record has it");
     let ran = run(&["id,anser"], "").expect(0);
-    assert!(!ran.stderr.contains("--columns") && ran.stderr.contains("standard input is empty"), "{}", ran.stderr);
+    assert!(
+        !ran.stderr.contains("--columns") && ran.stderr.contains("standard input is empty"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
@@ -449,11 +610,18 @@ fn the_line_in_which_a_spreadsheet_names_its_separator_is_no_header() {
     let bench = Bench::new();
     bench.file("t.csv", "sep=;\r\nid;prompt;town\r\n1;a, b;Ulm\r\n");
     bench.run(&["t.csv", "-q", "-o", "out.csv", "--columns", "id,town,answer"]).expect(0);
-    assert!(bench.text("out.csv").starts_with("id;town;answer\n1;Ulm;"), "{}", bench.text("out.csv"));
+    assert!(
+        bench.text("out.csv").starts_with("id;town;answer\n1;Ulm;"),
+        "{}",
+        bench.text("out.csv")
+    );
     let mut command = bench.command(&["-", "-q"]);
     command.stdin(Stdio::piped());
     let mut child = bench.start(command);
     process::feed(&mut child, "sep=;\nid;prompt\n1;a, b\n");
     let records = finish(child).expect(0).records();
-    assert!(records.len() == 1 && records[0]["prompt"] == "a, b" && records[0]["id"] == "1", "{records:?}");
+    assert!(
+        records.len() == 1 && records[0]["prompt"] == "a, b" && records[0]["id"] == "1",
+        "{records:?}"
+    );
 }

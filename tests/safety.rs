@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 fn prompts(count: usize) -> String {
-    (0..count).map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"the {i} {}\"}}\n", "x".repeat(200))).collect()
+    (0..count)
+        .map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"the {i} {}\"}}\n", "x".repeat(200)))
+        .collect()
 }
 
 fn mkfifo(path: &Path) {
@@ -24,7 +26,9 @@ fn everything(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         match entry.file_type().unwrap() {
             kind if kind.is_dir() => all.extend(everything(&entry.path())),
-            kind if kind.is_file() => all.push((entry.path(), std::fs::read(entry.path()).unwrap())),
+            kind if kind.is_file() => {
+                all.push((entry.path(), std::fs::read(entry.path()).unwrap()))
+            }
             _ => all.push((entry.path(), Vec::new())),
         }
     }
@@ -64,16 +68,28 @@ fn no_file_is_written_that_is_read_or_written_otherwise() {
         assert!(everything(bench.folder.path()) == before, "{args:?} touched something");
     }
     // Standard streams that are files.
-    for redirected in ["q.jsonl >> q.jsonl", "- --input-format jsonl -o q.jsonl --overwrite < q.jsonl"] {
-        let run = format!("exec {} run -m {} {redirected}", env!("CARGO_BIN_EXE_llmopt"), model().display());
+    for redirected in
+        ["q.jsonl >> q.jsonl", "- --input-format jsonl -o q.jsonl --overwrite < q.jsonl"]
+    {
+        let run = format!(
+            "exec {} run -m {} {redirected}",
+            env!("CARGO_BIN_EXE_llmopt"),
+            model().display()
+        );
         let mut shell = Command::new("sh");
-        shell.current_dir(&bench.folder).args(["-c", &run]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        shell
+            .current_dir(&bench.folder)
+            .args(["-c", &run])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         finish(shell.spawn().unwrap()).refused("is the same file as");
         assert!(everything(bench.folder.path()) == before, "{redirected}");
     }
     // What is no regular file may be given twice.
     bench.run(&["q.jsonl", "-q", "-o", "/dev/null", "--stats", "/dev/null"]).expect(0);
-    assert!(!Path::new("/dev/null.latency.csv").exists() && !Path::new("/dev/null.queue.hgrm").exists());
+    assert!(
+        !Path::new("/dev/null.latency.csv").exists() && !Path::new("/dev/null.queue.hgrm").exists()
+    );
 }
 
 #[test]
@@ -98,7 +114,11 @@ fn bench_and_compare_write_over_nothing_that_they_read() {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let ran = finish(shell.spawn().unwrap()).expect(2);
-        assert!(ran.stderr.contains("is the same file as") || ran.stderr.contains("a.json"), "{command}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains("is the same file as") || ran.stderr.contains("a.json"),
+            "{command}: {}",
+            ran.stderr
+        );
         assert!(everything(bench.folder.path()) == before, "{command}");
     }
 }
@@ -109,14 +129,20 @@ fn stats_refuse_what_exists_unless_it_may_be_replaced() {
     let input = bench.file("in.jsonl", prompts(2));
     bench.file("s.queue.csv", "mine\n");
     bench.run(&[input, "-o", "out.jsonl", "--stats", "s.json"]).refused("s.queue.csv: exists");
-    assert!(!bench.path("out.jsonl").exists() && !bench.path("s.json").exists() && bench.text("s.queue.csv") == "mine\n");
+    assert!(
+        !bench.path("out.jsonl").exists()
+            && !bench.path("s.json").exists()
+            && bench.text("s.queue.csv") == "mine\n"
+    );
     std::fs::remove_file(bench.path("s.queue.csv")).unwrap();
     bench.run(&[input, "-q", "-o", "out.jsonl", "--stats", "s.json"]).expect(0);
     let first = bench.text("s.json");
     bench.run(&[input, "--stats", "s.json"]).refused("s.json: exists");
     assert_eq!(bench.text("s.json"), first);
     bench.run(&[input, "-q", "-o", "out.jsonl", "--overwrite", "--stats", "s.json"]).expect(0);
-    bench.run(&[input, "-q", "-o", "out.jsonl", "--resume", "--limit", "1", "--stats", "s.json"]).expect(0);
+    bench
+        .run(&[input, "-q", "-o", "out.jsonl", "--resume", "--limit", "1", "--stats", "s.json"])
+        .expect(0);
 }
 
 #[test]
@@ -125,11 +151,15 @@ fn a_prompt_file_that_changes_before_it_is_read_is_status_1() {
     let changes: [Change; 4] = [
         |path| std::fs::write(path, "").unwrap(),
         |path| {
-            std::io::Write::write_all(&mut std::fs::File::options().append(true).open(path).unwrap(), b"{\"prompt\":\"x\"}\n")
-                .unwrap()
+            std::io::Write::write_all(
+                &mut std::fs::File::options().append(true).open(path).unwrap(),
+                b"{\"prompt\":\"x\"}\n",
+            )
+            .unwrap()
         },
         |path| {
-            std::fs::write(path.with_extension("new"), "{\"id\":\"r0\",\"prompt\":\"other\"}\n").unwrap();
+            std::fs::write(path.with_extension("new"), "{\"id\":\"r0\",\"prompt\":\"other\"}\n")
+                .unwrap();
             std::fs::rename(path.with_extension("new"), path).unwrap();
         },
         |path| std::fs::remove_file(path).unwrap(),
@@ -146,7 +176,12 @@ fn a_prompt_file_that_changes_before_it_is_read_is_status_1() {
         let ran = finish(child).expect(1);
         let mut answers = String::new();
         pipe.read_to_string(&mut answers).unwrap();
-        assert!(ran.stderr.contains("in.jsonl") && ran.stderr.lines().count() == 1 && answers.is_empty(), "{ran:?} {answers}");
+        assert!(
+            ran.stderr.contains("in.jsonl")
+                && ran.stderr.lines().count() == 1
+                && answers.is_empty(),
+            "{ran:?} {answers}"
+        );
     }
 }
 
@@ -165,7 +200,12 @@ fn a_pipe_that_nobody_reads_is_status_1_after_ten_seconds() {
     signal(&child, "TERM");
     let since = Instant::now();
     let ran = finish(child).expect(143);
-    assert!(since.elapsed().as_secs() < 2 && !ran.stderr.contains("--resume"), "{:?} {}", since.elapsed(), ran.stderr);
+    assert!(
+        since.elapsed().as_secs() < 2 && !ran.stderr.contains("--resume"),
+        "{:?} {}",
+        since.elapsed(),
+        ran.stderr
+    );
 }
 
 #[test]
@@ -205,7 +245,11 @@ fn a_reader_that_leaves_is_noticed_while_nothing_is_written() {
     drop(pipe);
     let since = Instant::now();
     let ran = finish(child).expect(1);
-    assert!(since.elapsed() < Duration::from_secs(2) && ran.stderr.contains("0 answers delivered"), "{}", ran.stderr);
+    assert!(
+        since.elapsed() < Duration::from_secs(2) && ran.stderr.contains("0 answers delivered"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
@@ -213,11 +257,14 @@ fn sigterm_ends_a_run_whose_reader_does_not_read() {
     let bench = Bench::new();
     mkfifo(&bench.path("pipe"));
     for output in [&["-o", "pipe"][..], &[]] {
-        let mut command = bench.command(&[&["-", "--input-format", "jsonl", "-q", "--max-tokens", "2"], output].concat());
+        let mut command = bench.command(
+            &[&["-", "--input-format", "jsonl", "-q", "--max-tokens", "2"], output].concat(),
+        );
         command.stdin(Stdio::piped());
         let mut child = bench.start(command);
         // It is open, and nobody reads: the run waits in a write once the pipe is full.
-        let stalled = (!output.is_empty()).then(|| std::fs::File::open(bench.path("pipe")).unwrap());
+        let stalled =
+            (!output.is_empty()).then(|| std::fs::File::open(bench.path("pipe")).unwrap());
         let unread = if output.is_empty() { child.stdout.take() } else { None };
         feed_without_end(&mut child);
         std::thread::sleep(Duration::from_secs(2));
@@ -248,12 +295,21 @@ fn numbers_that_no_machine_has_are_refused_with_what_would_work() {
     ] {
         let since = Instant::now();
         let ran = bench.run(&[&[input], args].concat()).expect(2);
-        assert!(ran.stderr.contains(word) && !ran.stderr.contains("'-- -"), "{args:?}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains(word) && !ran.stderr.contains("'-- -"),
+            "{args:?}: {}",
+            ran.stderr
+        );
         assert!(ran.stdout.is_empty() && since.elapsed().as_secs() < 5, "{args:?}");
     }
     for size in ["0", "1", "8191"] {
-        let ran = bench.run(&[input, "--kv-memory", size, "-o", "out.jsonl"]).refused("16 positions");
-        assert!(ran.stderr.contains("--kv-memory") && !ran.stderr.contains("system"), "{}", ran.stderr);
+        let ran =
+            bench.run(&[input, "--kv-memory", size, "-o", "out.jsonl"]).refused("16 positions");
+        assert!(
+            ran.stderr.contains("--kv-memory") && !ran.stderr.contains("system"),
+            "{}",
+            ran.stderr
+        );
         assert!(!bench.path("out.jsonl").exists());
     }
     bench.run(&[input, "--kv-memory", "8192", "--max-tokens", "1", "--raw"]).expect(0);
@@ -271,7 +327,12 @@ fn too_few_open_files_are_told_as_such() {
             model().display()
         );
         let mut shell = Command::new("bash");
-        shell.current_dir(&bench.folder).args(["-c", &run]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        shell
+            .current_dir(&bench.folder)
+            .args(["-c", &run])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let ran = finish(shell.spawn().unwrap());
         if ran.status == 0 {
             worked = true;
@@ -282,8 +343,14 @@ fn too_few_open_files_are_told_as_such() {
             continue;
         }
         assert!(!worked, "with more it does not fail again: {ran:?}");
-        assert!([1, 2, 75].contains(&ran.status) && !ran.stderr.contains("memory"), "{limit}: {ran:?}");
-        assert!(ran.stderr.contains("ulimit -n") || ran.stderr.to_lowercase().contains("open files"), "{limit}: {ran:?}");
+        assert!(
+            [1, 2, 75].contains(&ran.status) && !ran.stderr.contains("memory"),
+            "{limit}: {ran:?}"
+        );
+        assert!(
+            ran.stderr.contains("ulimit -n") || ran.stderr.to_lowercase().contains("open files"),
+            "{limit}: {ran:?}"
+        );
     }
     assert!(worked);
 }
@@ -309,7 +376,11 @@ fn an_output_whose_name_is_of_no_known_format_is_refused() {
 fn a_pipe_of_the_shell_is_an_output_like_another() {
     let bench = Bench::new();
     let input = bench.file("in.txt", "hello\nthere\n");
-    let run = format!("{} run {input} -q -m {} --max-tokens 2 -o", env!("CARGO_BIN_EXE_llmopt"), model().display());
+    let run = format!(
+        "{} run {input} -q -m {} --max-tokens 2 -o",
+        env!("CARGO_BIN_EXE_llmopt"),
+        model().display()
+    );
     for (command, answers) in [
         (format!("{run} >(cat); wait $!"), 2),
         (format!("{run} /dev/fd/1 | cat"), 2),
@@ -341,7 +412,11 @@ fn raw_prompts_are_no_messages() {
         assert!(bad["error"]["message"].as_str().unwrap().contains("leave --raw out"), "{bad}");
     }
     assert!(all[1]["error"].is_null());
-    assert!(ran.stderr.contains("2 with errors") && ran.stderr.contains("2 times, first at in.jsonl:1"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("2 with errors") && ran.stderr.contains("2 times, first at in.jsonl:1"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
@@ -350,7 +425,11 @@ fn a_resumed_run_says_how_much_is_done_of_all() {
     let input = bench.file("in.jsonl", prompts(5) + "not json\n");
     bench.run(&[input, "-o", "out.jsonl", "--limit", "2"]).expect(0);
     let ran = bench.run(&[input, "-o", "out.jsonl", "--resume"]).expect(4);
-    assert!(ran.stderr.contains("6 / 6 prompts done (2 kept, 4 now), 1 with an error"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("6 / 6 prompts done (2 kept, 4 now), 1 with an error"),
+        "{}",
+        ran.stderr
+    );
     assert!(ran.stderr.contains("error: bad_json, once, at in.jsonl:6"), "{}", ran.stderr);
     let ran = bench.run(&[input, "--limit", "1"]).expect(0);
     assert!(ran.stderr.contains("llmopt: 1 prompt, 0 with errors"), "{}", ran.stderr);
@@ -359,14 +438,17 @@ fn a_resumed_run_says_how_much_is_done_of_all() {
 #[test]
 fn advice_to_resume_is_given_only_where_there_is_something_to_go_on_with() {
     let bench = Bench::new();
-    for (output, advised) in [(&["-o", "out.jsonl"][..], true), (&["-o", "/dev/null"], false), (&[], false)] {
+    for (output, advised) in
+        [(&["-o", "out.jsonl"][..], true), (&["-o", "/dev/null"], false), (&[], false)]
+    {
         let args = [&["-", "--input-format", "jsonl", "--without", "cache", "-q"], output].concat();
         let mut command = bench.command(&args);
         command.stdin(Stdio::piped());
         let mut child = bench.start(command);
         feed_without_end(&mut child);
-        let drained =
-            child.stdout.take().map(|mut out| std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink())));
+        let drained = child.stdout.take().map(|mut out| {
+            std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()))
+        });
         std::thread::sleep(Duration::from_millis(800));
         signal(&child, "INT");
         let ran = finish(child).expect(130);
@@ -396,11 +478,16 @@ fn an_interrupted_compare_says_so_and_leaves_nothing() {
     let since = Instant::now();
     let ran = finish(child).expect(130);
     assert!(
-        ran.stderr.contains("interrupted by SIGINT; nothing was measured") && since.elapsed().as_secs() < 3,
+        ran.stderr.contains("interrupted by SIGINT; nothing was measured")
+            && since.elapsed().as_secs() < 3,
         "{}",
         ran.stderr
     );
-    assert_eq!(std::fs::read_dir(bench.path("results")).unwrap().count(), 0, "no empty folder stays");
+    assert_eq!(
+        std::fs::read_dir(bench.path("results")).unwrap().count(),
+        0,
+        "no empty folder stays"
+    );
     assert!(ran.stdout.is_empty());
 }
 
@@ -411,16 +498,39 @@ fn an_interrupted_bench_with_a_gate_judges_nothing() {
     let run = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_llmopt"));
         command.current_dir(&bench.folder).arg("bench").arg("-m").arg(&own);
-        command.args(["--phase", "3", "--max-tokens", "2", "--limit", "4", "--concurrency", "none", "--threads", "2"]);
+        command.args([
+            "--phase",
+            "3",
+            "--max-tokens",
+            "2",
+            "--limit",
+            "4",
+            "--concurrency",
+            "none",
+            "--threads",
+            "2",
+        ]);
         command.args(more).stdin(Stdio::null());
         bench.start(command)
     };
     finish(run(&["--rounds", "2", "--out", "before"])).expect(0);
-    let baseline = std::fs::read_dir(bench.path("before")).unwrap().flatten().next().unwrap().path();
-    let child = run(&["--rounds", "9999", "--time-budget", "300", "--out", "now", "--baseline", baseline.to_str().unwrap()]);
+    let baseline =
+        std::fs::read_dir(bench.path("before")).unwrap().flatten().next().unwrap().path();
+    let child = run(&[
+        "--rounds",
+        "9999",
+        "--time-budget",
+        "300",
+        "--out",
+        "now",
+        "--baseline",
+        baseline.to_str().unwrap(),
+    ]);
     let written = || {
         let folders = std::fs::read_dir(bench.path("now")).into_iter().flatten().flatten();
-        folders.filter_map(|f| std::fs::read_to_string(f.path().join("result.json")).ok()).any(|t| t.contains("\"samples\""))
+        folders
+            .filter_map(|f| std::fs::read_to_string(f.path().join("result.json")).ok())
+            .any(|t| t.contains("\"samples\""))
     };
     let since = Instant::now();
     while !written() {
@@ -444,12 +554,23 @@ fn a_bench_on_a_full_disk_is_status_1_with_the_path_and_its_files_are_whole() {
         own.display()
     );
     let mut shell = Command::new("bash");
-    shell.current_dir(&bench.folder).args(["-c", &run]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    shell
+        .current_dir(&bench.folder)
+        .args(["-c", &run])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let ran = finish(shell.spawn().unwrap()).expect(1);
-    assert!(ran.stderr.lines().last().unwrap().contains("result.json: cannot be written"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.lines().last().unwrap().contains("result.json: cannot be written"),
+        "{}",
+        ran.stderr
+    );
     let left = everything(&bench.path("out"));
     assert_eq!(left.len(), 1, "{left:?}");
-    assert!(!llmopt::bench::ablation::result::BenchResult::read(&left[0].0).unwrap().rounds.is_empty());
+    assert!(
+        !llmopt::bench::ablation::result::BenchResult::read(&left[0].0).unwrap().rounds.is_empty()
+    );
 }
 
 #[test]
@@ -458,7 +579,10 @@ fn what_stands_under_the_name_of_a_journal_and_is_none_is_left_alone() {
     let input = bench.file("in.jsonl", prompts(2));
     let chosen = [input, "-q", "-o", "out.csv", "--columns", "id,answer"];
     // A journal of ours, as a failed record leaves it, whole and torn.
-    bench.file("bad.jsonl", "{\"id\":\"r0\",\"prompt\":7}\n".to_string() + &prompts(2)[prompts(1).len()..]);
+    bench.file(
+        "bad.jsonl",
+        "{\"id\":\"r0\",\"prompt\":7}\n".to_string() + &prompts(2)[prompts(1).len()..],
+    );
     bench.run(&["bad.jsonl", "-q", "-o", "ours.csv", "--columns", "id,answer"]).expect(4);
     let ours = bench.text("ours.csv.journal.jsonl");
     assert_eq!(ours.lines().count(), 2, "{ours}");
@@ -476,7 +600,9 @@ fn what_stands_under_the_name_of_a_journal_and_is_none_is_left_alone() {
     for mine in mine {
         bench.file(journal, mine);
         for flags in [&[][..], &["--overwrite"], &["--resume"]] {
-            bench.run(&[&chosen[..], flags].concat()).refused("out.csv.journal.jsonl: is no journal of llmopt");
+            bench
+                .run(&[&chosen[..], flags].concat())
+                .refused("out.csv.journal.jsonl: is no journal of llmopt");
             assert_eq!(bench.text(journal), mine);
         }
     }
@@ -491,7 +617,11 @@ fn what_stands_under_the_name_of_a_journal_and_is_none_is_left_alone() {
         }
         std::fs::remove_file(bench.path(journal)).unwrap();
     }
-    assert!(bench.text("notes.txt") == "mine\n" && bench.text("journal.jsonl") == ours && !bench.path("nothing.txt").exists());
+    assert!(
+        bench.text("notes.txt") == "mine\n"
+            && bench.text("journal.jsonl") == ours
+            && !bench.path("nothing.txt").exists()
+    );
     std::fs::create_dir(bench.path(journal)).unwrap();
     bench.run(&[&chosen[..], &["--overwrite"]].concat()).refused("is no file");
     std::fs::remove_dir(bench.path(journal)).unwrap();
@@ -503,19 +633,32 @@ fn what_stands_under_the_name_of_a_journal_and_is_none_is_left_alone() {
     for left in [&ours[..], &ours[..40], "{\"i", "", "\0\0\0"] {
         bench.file(journal, left);
         bench.run(&[&chosen[..], &["--overwrite"]].concat()).expect(0);
-        assert!(!bench.path(journal).exists() && bench.text("out.csv").lines().count() == 3, "{left}");
+        assert!(
+            !bench.path(journal).exists() && bench.text("out.csv").lines().count() == 3,
+            "{left}"
+        );
     }
     bench.file(journal, &ours);
-    bench.run(&["bad.jsonl", "-q", "-o", "out.csv", "--columns", "id,answer", "--resume"]).expect(4);
+    bench
+        .run(&["bad.jsonl", "-q", "-o", "out.csv", "--columns", "id,answer", "--resume"])
+        .expect(4);
 }
 
 #[test]
 fn the_only_line_of_a_strangers_file_is_no_torn_record() {
     let bench = Bench::new();
     let input = bench.file("in.jsonl", prompts(1));
-    for mine in ["my notes", "[{\"id\":\"1\",\"prompt\":\"x\"}]", "{\"id\":\"1\",\"prompt\":\"x\"}", "{\"text\": \"x", "7"] {
+    for mine in [
+        "my notes",
+        "[{\"id\":\"1\",\"prompt\":\"x\"}]",
+        "{\"id\":\"1\",\"prompt\":\"x\"}",
+        "{\"text\": \"x",
+        "7",
+    ] {
         bench.file("out.jsonl", mine);
-        bench.run(&[input, "-o", "out.jsonl", "--resume"]).refused("line 1 is no record of this format");
+        bench
+            .run(&[input, "-o", "out.jsonl", "--resume"])
+            .refused("line 1 is no record of this format");
         assert_eq!(bench.text("out.jsonl"), mine);
     }
     for torn in ["{\"id\":\"r0\",\"prom", "{\"id\"", "\0\0"] {
@@ -556,10 +699,18 @@ fn a_file_that_comes_to_be_while_the_run_goes_on_is_left_alone() {
     assert!(status == 0 && bench.text("out.csv").starts_with("id,answer\na,"), "{said}");
     std::fs::remove_file(bench.path("out.csv")).unwrap();
     let (status, said) = run(&["--stats", "s.json"], "s.json");
-    assert!(status == 1 && said.contains("--stats s.json: ") && bench.text("s.json") == "mine\n", "{said}");
+    assert!(
+        status == 1 && said.contains("--stats s.json: ") && bench.text("s.json") == "mine\n",
+        "{said}"
+    );
     std::fs::remove_file(bench.path("out.csv")).unwrap();
     // A link that leads nowhere yet stays one.
     std::os::unix::fs::symlink("there.json", bench.path("link.json")).unwrap();
     let (status, said) = run(&["--stats", "link.json"], "other.csv");
-    assert!(status == 0 && bench.path("link.json").is_symlink() && bench.text("there.json").contains("schema"), "{said}");
+    assert!(
+        status == 0
+            && bench.path("link.json").is_symlink()
+            && bench.text("there.json").contains("schema"),
+        "{said}"
+    );
 }

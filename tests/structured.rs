@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 /// 0 ends an answer, 1 to 256 are bytes, then some words.
 const WORDS: [&str; 24] = [
-    "{\"", "\":", "\",\"", "\"}", "\":\"", "},{", "true", "false", "null", "ab", "name", "summary", "[{\"", "\"]", ":{\"", "12",
-    "00", "-0", ".5", "é", "日本", " the", "\":[", ",\"",
+    "{\"", "\":", "\",\"", "\"}", "\":\"", "},{", "true", "false", "null", "ab", "name", "summary",
+    "[{\"", "\"]", ":{\"", "12", "00", "-0", ".5", "é", "日本", " the", "\":[", ",\"",
 ];
 
 fn words() -> Words {
@@ -30,7 +30,9 @@ fn words() -> Words {
     let encode = move |text: &str| {
         let (mut ids, mut rest) = (Vec::new(), text.as_bytes());
         while !rest.is_empty() {
-            let fitting = (1..known.len()).filter(|id| rest.starts_with(&known[*id])).max_by_key(|id| known[*id].len());
+            let fitting = (1..known.len())
+                .filter(|id| rest.starts_with(&known[*id]))
+                .max_by_key(|id| known[*id].len());
             let id = fitting.expect("every byte is a token");
             ids.push(id as u32);
             rest = &rest[known[id].len()..];
@@ -68,7 +70,9 @@ fn validator(schema: &Value) -> jsonschema::Validator {
 }
 
 fn compile(grammars: &Grammars, schema: &Value) -> std::sync::Arc<Grammar> {
-    grammars.compile(&Constraint::Schema(schema.to_string())).unwrap_or_else(|e| panic!("{schema}: {e}"))
+    grammars
+        .compile(&Constraint::Schema(schema.to_string()))
+        .unwrap_or_else(|e| panic!("{schema}: {e}"))
 }
 
 /// Whether a text is an answer in this form.
@@ -87,17 +91,27 @@ fn walk(grammar: &Grammar, random: &mut common::Random, most: usize) -> Option<S
         if matching.has_ended() {
             break;
         }
-        let mask = matching.mask().unwrap_or_else(|e| panic!("{}: {e}", String::from_utf8_lossy(&text)));
+        let mask =
+            matching.mask().unwrap_or_else(|e| panic!("{}: {e}", String::from_utf8_lossy(&text)));
         let allowed: Vec<u32> = (0..bytes.len() as u32).filter(|id| mask.allows(*id)).collect();
         let closing: Vec<u32> = allowed
             .iter()
             .copied()
             .filter(|id| *id == 0 || bytes[*id as usize].iter().all(|b| b"\"}]:,{[".contains(b)))
             .collect();
-        let pick = |from: &[u32], random: &mut common::Random| from[random.below(from.len() as u64) as usize];
-        let token = if !closing.is_empty() && random.below(3) > 0 { pick(&closing, random) } else { pick(&allowed, random) };
+        let pick = |from: &[u32], random: &mut common::Random| {
+            from[random.below(from.len() as u64) as usize]
+        };
+        let token = if !closing.is_empty() && random.below(3) > 0 {
+            pick(&closing, random)
+        } else {
+            pick(&allowed, random)
+        };
         if let Some(forced) = matching.forced() {
-            assert!(mask.count() == 1 && mask.allows(forced), "the mask of forced text is its next token");
+            assert!(
+                mask.count() == 1 && mask.allows(forced),
+                "the mask of forced text is its next token"
+            );
         }
         if token == 0 {
             assert!(matching.is_complete(), "an end where the form is complete");
@@ -116,7 +130,8 @@ fn one_token_alone_is_told_as_the_mask_of_all_tells_it() {
     let ids = || 0..bytes.len() as u32;
     let mut random = common::Random::new(11, "alone");
     let (mut told, mut allowed) = (0, 0);
-    let regexes = ["(?s:.){5,}", "[a-c]+(the|na\u{ef}ve)?", "abc|abd|xyz"].map(|r| Constraint::Regex(r.into()));
+    let regexes = ["(?s:.){5,}", "[a-c]+(the|na\u{ef}ve)?", "abc|abd|xyz"]
+        .map(|r| Constraint::Regex(r.into()));
     let schemas = cases().into_iter().map(|case| Constraint::Schema(case.schema.to_string()));
     for constraint in regexes.into_iter().chain(schemas) {
         let grammar = grammars.compile(&constraint).unwrap();
@@ -127,13 +142,20 @@ fn one_token_alone_is_told_as_the_mask_of_all_tells_it() {
                     break;
                 }
                 // Before the mask is made, and after.
-                let early: Vec<_> =
-                    if (step + walk) % 2 == 0 { ids().map(|id| matching.allows(id)).collect() } else { Vec::new() };
+                let early: Vec<_> = if (step + walk) % 2 == 0 {
+                    ids().map(|id| matching.allows(id)).collect()
+                } else {
+                    Vec::new()
+                };
                 let mask = matching.mask().unwrap();
                 let late: Vec<_> = ids().map(|id| matching.allows(id)).collect();
                 for (id, alone) in ids().zip(&early).chain(ids().zip(&late)) {
                     if let Some(alone) = *alone {
-                        assert_eq!(alone, mask.allows(id), "{constraint:?}: token {id} at step {step}");
+                        assert_eq!(
+                            alone,
+                            mask.allows(id),
+                            "{constraint:?}: token {id} at step {step}"
+                        );
                         told += 1;
                         allowed += usize::from(alone);
                     }
@@ -167,7 +189,8 @@ fn every_finished_walk_validates_and_what_is_not_valid_is_not_allowed() {
         for _ in 0..40 {
             let Some(text) = walk(&grammar, &mut random, 300) else { continue };
             finished += 1;
-            let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {text}: {e}", case.name));
+            let value: Value = serde_json::from_str(&text)
+                .unwrap_or_else(|e| panic!("{}: {text}: {e}", case.name));
             assert!(validator.is_valid(&value), "{}: {text}", case.name);
             let mut inside = false;
             let mut before = ' ';
@@ -234,7 +257,8 @@ const REFUSED: [&str; 9] = [
 
 /// The JSON-Schema-Test-Suite as far as it is about keywords that are claimed (`scripts/make_schema_suite.py`).
 #[test]
-fn of_the_json_schema_test_suite_no_invalid_instance_is_allowed_and_valid_ones_are_but_for_those_listed() {
+fn of_the_json_schema_test_suite_no_invalid_instance_is_allowed_and_valid_ones_are_but_for_those_listed()
+ {
     let grammars = Grammars::new(words);
     let (mut compiled, mut refused, mut allowed, mut rejected) = (0, 0, 0, 0);
     let (mut wrong, mut used) = (Vec::new(), [0; NARROWER.len()]);
@@ -244,20 +268,27 @@ fn of_the_json_schema_test_suite_no_invalid_instance_is_allowed_and_valid_ones_a
         let grammar = match grammars.compile(&Constraint::Schema(of["schema"].to_string())) {
             Ok(grammar) => grammar,
             Err(error) => {
-                assert!(REFUSED.iter().any(|word| error.contains(word)), "{file}, {group}: {error}");
+                assert!(
+                    REFUSED.iter().any(|word| error.contains(word)),
+                    "{file}, {group}: {error}"
+                );
                 refused += 1;
                 continue;
             }
         };
         compiled += 1;
         for test in of["tests"].as_array().unwrap() {
-            let (valid, name, data) = (test[0].as_bool().unwrap(), test[1].as_str().unwrap(), &test[2]);
-            let intent = NARROWER.iter().position(|(f, start, _)| *f == file && name.starts_with(start));
+            let (valid, name, data) =
+                (test[0].as_bool().unwrap(), test[1].as_str().unwrap(), &test[2]);
+            let intent =
+                NARROWER.iter().position(|(f, start, _)| *f == file && name.starts_with(start));
             match (valid, accepts(&grammar, &data.to_string()), intent) {
                 (true, true, _) => allowed += 1,
                 (false, false, _) => rejected += 1,
                 (true, false, Some(n)) => used[n] += 1,
-                (_, accepted, _) => wrong.push(format!("{file}, {group}, {name}: {data} is allowed: {accepted}")),
+                (_, accepted, _) => {
+                    wrong.push(format!("{file}, {group}, {name}: {data} is allowed: {accepted}"))
+                }
             }
         }
     }
@@ -298,20 +329,27 @@ fn compiling_again_or_beside_others_gives_the_same_masks() {
     }
     assert_eq!(masks(&used), fresh);
     let once = compile(&used, &case.schema);
-    assert!(std::sync::Arc::ptr_eq(&once, &compile(&used, &case.schema)), "compiled once for one content");
+    assert!(
+        std::sync::Arc::ptr_eq(&once, &compile(&used, &case.schema)),
+        "compiled once for one content"
+    );
 }
 
 #[test]
 fn other_forms_are_kept_too() {
     let grammars = Grammars::new(words);
-    let fits = |constraint: Constraint, text: &str| accepts(&grammars.compile(&constraint).unwrap(), text);
+    let fits =
+        |constraint: Constraint, text: &str| accepts(&grammars.compile(&constraint).unwrap(), text);
     let regex = |re: &str, text: &str| fits(Constraint::Regex(re.into()), text);
     assert!(regex("(yes|no)( really)?", "no really") && !regex("(yes|no)( really)?", "maybe"));
     assert!(regex("a/b\\d+", "a/b12") && !regex("a/b\\d+", "a/b"));
-    assert!(fits(Constraint::Object, "{\"a\":[1,{\"b\":null}]}") && !fits(Constraint::Object, "[1]"));
+    assert!(
+        fits(Constraint::Object, "{\"a\":[1,{\"b\":null}]}") && !fits(Constraint::Object, "[1]")
+    );
     let one = || Constraint::OneOf(vec!["a \"b\"".into(), "c\\d".into(), "é".into()]);
     assert!(fits(one(), "a \"b\"") && fits(one(), "c\\d") && fits(one(), "é") && !fits(one(), "a"));
-    let lark = || Constraint::Lark("start: sum\nsum: NUMBER (\"+\" NUMBER)*\nNUMBER: /[0-9]+/\n".into());
+    let lark =
+        || Constraint::Lark("start: sum\nsum: NUMBER (\"+\" NUMBER)*\nNUMBER: /[0-9]+/\n".into());
     assert!(fits(lark(), "1+22+3") && !fits(lark(), "1+"));
     for (bad, word) in [
         (Constraint::Regex("(a".into()), "regular expression"),
@@ -326,10 +364,16 @@ fn other_forms_are_kept_too() {
         (Constraint::Schema("{\"oneOf\":[{\"minimum\":1},{\"maximum\":3}]}".into()), "oneOf"),
         (Constraint::Schema("{\"type\":\"string\",\"pattern\":\"(?=a)b\"}".into()), "schema"),
         (Constraint::Schema("{\"type\":\"integer\",\"minimum\":3,\"maximum\":2}".into()), "schema"),
-        (Constraint::Schema("{\"allOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]}".into()), "schema"),
+        (
+            Constraint::Schema("{\"allOf\":[{\"type\":\"string\"},{\"type\":\"null\"}]}".into()),
+            "schema",
+        ),
     ] {
         let error = grammars.compile(&bad).map(|_| ()).unwrap_err();
-        assert!(error.contains(word) && !error.contains('\n') && error.len() < 500, "{bad:?}: {error}");
+        assert!(
+            error.contains(word) && !error.contains('\n') && error.len() < 500,
+            "{bad:?}: {error}"
+        );
     }
 }
 
@@ -337,8 +381,9 @@ fn other_forms_are_kept_too() {
 fn hostile_forms_end_within_their_limits() {
     let nested = |n: usize| format!("{}{}", "(".repeat(n), ")".repeat(n));
     let wide = (0..60_000).map(|i| format!("\"v{i}\"")).collect::<Vec<_>>().join(",");
-    let chain: serde_json::Map<String, Value> =
-        (0..3_000).map(|i| (format!("d{i}"), json!({"$ref": format!("#/$defs/d{}", (i + 1) % 3_000)}))).collect();
+    let chain: serde_json::Map<String, Value> = (0..3_000)
+        .map(|i| (format!("d{i}"), json!({"$ref": format!("#/$defs/d{}", (i + 1) % 3_000)})))
+        .collect();
     let product = json!({"allOf": (0..14).map(|i| json!({"anyOf": [{"minimum": i}, {"maximum": 100 - i}]})).collect::<Vec<_>>()});
     let circle = json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b", "minimum": 1}, "b": {"$ref": "#/$defs/a", "maximum": 2}}});
     let forms = [
@@ -375,7 +420,10 @@ fn hostile_forms_end_within_their_limits() {
             }
         }
         if let Err(error) = &outcome {
-            assert!(!error.is_empty() && !error.contains('\n') && error.len() < 500, "{name}: {error}");
+            assert!(
+                !error.is_empty() && !error.contains('\n') && error.len() < 500,
+                "{name}: {error}"
+            );
         }
         // Work is counted, so this holds a computer of any speed to account for loops that count nothing; the bound is generous.
         assert!(since.elapsed() < Duration::from_secs(60), "{name}: {:?}", since.elapsed());
@@ -397,7 +445,8 @@ fn every_finished_answer_of_a_model_validates_and_an_unfinished_one_is_an_error_
     bench.file("in.jsonl", schema_records(60));
     let ran = bench.run(&["in.jsonl", "-o", "out.jsonl"]);
     assert!([0, 4].contains(&ran.status), "{}", ran.stderr);
-    let schemas: BTreeMap<String, Value> = cases().into_iter().map(|c| (c.name, c.schema)).collect();
+    let schemas: BTreeMap<String, Value> =
+        cases().into_iter().map(|c| (c.name, c.schema)).collect();
     let answers = records(&bench.text("out.jsonl"));
     assert_eq!(answers.len(), schemas.len());
     let mut finished = 0;
@@ -406,31 +455,53 @@ fn every_finished_answer_of_a_model_validates_and_an_unfinished_one_is_an_error_
         match record["error"]["code"].as_str() {
             None => {
                 finished += 1;
-                assert_eq!(record["parsed"], serde_json::from_str::<Value>(record["answer"].as_str().unwrap()).unwrap());
+                assert_eq!(
+                    record["parsed"],
+                    serde_json::from_str::<Value>(record["answer"].as_str().unwrap()).unwrap()
+                );
                 assert!(validator(&schemas[name]).is_valid(&record["parsed"]), "{record}");
             }
-            Some("incomplete") => assert!(record["answer"].is_string() && record["parsed"].is_null(), "{record}"),
+            Some("incomplete") => {
+                assert!(record["answer"].is_string() && record["parsed"].is_null(), "{record}")
+            }
             Some(_) => panic!("{record}"),
         }
     }
     assert!(finished >= 15, "{finished} finished");
     // The same request has the same answer in any company.
-    for arguments in [["--batch-size", "1", "--threads", "1"], ["--batch-size", "5", "--threads", "2"]] {
-        bench.run(&[&["in.jsonl", "-o", "again.jsonl", "--overwrite"][..], &arguments[..]].concat());
-        assert_eq!(essences(&bench.text("again.jsonl")), essences(&bench.text("out.jsonl")), "{arguments:?}");
+    for arguments in
+        [["--batch-size", "1", "--threads", "1"], ["--batch-size", "5", "--threads", "2"]]
+    {
+        bench
+            .run(&[&["in.jsonl", "-o", "again.jsonl", "--overwrite"][..], &arguments[..]].concat());
+        assert_eq!(
+            essences(&bench.text("again.jsonl")),
+            essences(&bench.text("out.jsonl")),
+            "{arguments:?}"
+        );
     }
-    bench.run(&["in.jsonl", "-o", "again.jsonl", "--overwrite", "--without", "queue,mask,static-memory,shared-prefix,cache"]);
+    bench.run(&[
+        "in.jsonl",
+        "-o",
+        "again.jsonl",
+        "--overwrite",
+        "--without",
+        "queue,mask,static-memory,shared-prefix,cache",
+    ]);
     assert_eq!(essences(&bench.text("again.jsonl")), essences(&bench.text("out.jsonl")));
 }
 
 #[test]
-fn forms_of_flags_are_checked_before_the_model_is_looked_for_and_those_of_records_are_their_errors() {
+fn forms_of_flags_are_checked_before_the_model_is_looked_for_and_those_of_records_are_their_errors()
+{
     let bench = Bench::new();
     bench.file("in.txt", "hello\n");
     bench.file("bad.json", r#"{"type": "array", "uniqueItems": true}"#);
     bench.file("gbnf.lark", "root ::= \"a\"");
     let lost = |arguments: &[&str], word: &str| {
-        bench.run(&[&["in.txt", "-m", "none.gguf", "-o", "out.jsonl"][..], arguments].concat()).refused(word);
+        bench
+            .run(&[&["in.txt", "-m", "none.gguf", "-o", "out.jsonl"][..], arguments].concat())
+            .refused(word);
     };
     lost(&["--json-schema", "bad.json"], "uniqueItems");
     lost(&["--json-schema", "none.json"], "none.json");
@@ -463,7 +534,10 @@ fn forms_of_flags_are_checked_before_the_model_is_looked_for_and_those_of_record
             _ => Some("bad_field"),
         };
         assert_eq!(error["code"].as_str(), code, "{answer}");
-        assert!(id != "unique" || error["message"].as_str().unwrap().contains("'uniqueItems'"), "{answer}");
+        assert!(
+            id != "unique" || error["message"].as_str().unwrap().contains("'uniqueItems'"),
+            "{answer}"
+        );
         assert!(id != "fine" || answer["answer"].as_str().unwrap().len() == 2, "{answer}");
     }
 }
@@ -474,7 +548,9 @@ fn a_records_form_takes_the_place_of_the_flags_and_both_are_part_of_its_settings
     let line = |id: &str, more: &str| format!("{{\"id\":\"{id}\",\"prompt\":\"x\"{more}}}\n");
     bench.file(
         "in.jsonl",
-        line("a", "") + &line("b", ",\"choices\":[\"left\",\"right\"]") + &line("c", ",\"json_schema\":{\"const\":5}"),
+        line("a", "")
+            + &line("b", ",\"choices\":[\"left\",\"right\"]")
+            + &line("c", ",\"json_schema\":{\"const\":5}"),
     );
     let run = |arguments: &[&str]| -> BTreeMap<String, Value> {
         let ran = bench.run(&[&["in.jsonl"][..], arguments].concat()).expect(0);
@@ -487,7 +563,10 @@ fn a_records_form_takes_the_place_of_the_flags_and_both_are_part_of_its_settings
     assert_eq!(with["c"]["parsed"], 5);
     let plain = run(&[]);
     assert_ne!(plain["a"]["settings"], with["a"]["settings"]);
-    assert_eq!((&plain["b"]["settings"], &plain["c"]["settings"]), (&with["b"]["settings"], &with["c"]["settings"]));
+    assert_eq!(
+        (&plain["b"]["settings"], &plain["c"]["settings"]),
+        (&with["b"]["settings"], &with["c"]["settings"])
+    );
     assert!(plain["a"]["parsed"].is_null() && plain["a"].get("choice_probs").is_none());
 }
 
@@ -496,20 +575,31 @@ fn choices_are_scored_by_the_log_probabilities_that_the_model_tells_of_their_tok
     let bench = Bench::new();
     bench.file("in.jsonl", "{\"id\":\"s\",\"prompt\":\"Is it so?\"}\n");
     let choices = ["ab", "abc", "b", "abd e"];
-    let scored = bench.run(&["in.jsonl", "--choices", &choices.join(",")]).expect(0).records().remove(0);
-    assert_eq!((&scored["finish_reason"], &scored["completion_tokens"]), (&json!("choice"), &json!(0)), "{scored}");
+    let scored =
+        bench.run(&["in.jsonl", "--choices", &choices.join(",")]).expect(0).records().remove(0);
+    assert_eq!(
+        (&scored["finish_reason"], &scored["completion_tokens"]),
+        (&json!("choice"), &json!(0)),
+        "{scored}"
+    );
     // By a forward pass in f64 that shares nothing with the decoder.
-    let model = llmopt::model::open(process::model().to_str().unwrap(), &Default::default()).unwrap();
+    let model =
+        llmopt::model::open(process::model().to_str().unwrap(), &Default::default()).unwrap();
     let prompt_encoder = llmopt::text::PromptEncoder::new(&model).unwrap();
-    let prompt = prompt_encoder.prompt_ids(&llmopt::text::Content::Text("Is it so?".into()), None, false).unwrap();
+    let prompt = prompt_encoder
+        .prompt_ids(&llmopt::text::Content::Text("Is it so?".into()), None, false)
+        .unwrap();
     let end = prompt_encoder.tokenizer().special("<|im_end|>").unwrap();
     let sum = |choice: &str| -> f64 {
-        let said = [prompt_encoder.tokenizer().encode_continued(choice).unwrap(), vec![end]].concat();
+        let said =
+            [prompt_encoder.tokenizer().encode_continued(choice).unwrap(), vec![end]].concat();
         let ids = [&prompt[..], &said].concat();
         let rows = textbook::logits(&model.spec, &*model.weights, &ids, ids.len());
         said.iter()
             .zip(&rows[prompt.len() - 1..])
-            .map(|(token, row)| row[*token as usize] - row.iter().map(|x| x.exp()).sum::<f64>().ln())
+            .map(|(token, row)| {
+                row[*token as usize] - row.iter().map(|x| x.exp()).sum::<f64>().ln()
+            })
             .sum()
     };
     let sums = choices.map(sum);
@@ -517,7 +607,11 @@ fn choices_are_scored_by_the_log_probabilities_that_the_model_tells_of_their_tok
     assert_eq!(probs.keys().collect::<Vec<_>>(), choices.iter().collect::<Vec<_>>());
     let total: f64 = probs.values().map(|p| p.as_f64().unwrap()).sum();
     assert!((total - 1.0).abs() < 1e-9, "{scored}");
-    let best = probs.iter().max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap())).unwrap().0;
+    let best = probs
+        .iter()
+        .max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap()))
+        .unwrap()
+        .0;
     assert_eq!(scored["answer"], *best);
     let all: f64 = sums.iter().map(|sum| sum.exp()).sum();
     for (choice, sum) in choices.iter().zip(sums) {
@@ -526,13 +620,22 @@ fn choices_are_scored_by_the_log_probabilities_that_the_model_tells_of_their_tok
     }
     // In any company the same bits.
     let crowd: String = (0..9)
-        .map(|i| json!({"id": i, "prompt": format!("Is it {i}?"), "choices": choices, "max_tokens": 3}).to_string() + "\n")
+        .map(|i| {
+            json!({"id": i, "prompt": format!("Is it {i}?"), "choices": choices, "max_tokens": 3})
+                .to_string()
+                + "\n"
+        })
         .collect();
     bench.file("crowd.jsonl", crowd + "{\"id\":\"s\",\"prompt\":\"Is it so?\",\"choices\":[\"ab\",\"abc\",\"b\",\"abd e\"]}\n");
-    for arguments in [["--batch-size", "1", "--threads", "1"], ["--batch-size", "6", "--threads", "2"]] {
+    for arguments in
+        [["--batch-size", "1", "--threads", "1"], ["--batch-size", "6", "--threads", "2"]]
+    {
         let ran = bench.run(&[&["crowd.jsonl"][..], &arguments[..]].concat()).expect(0).records();
         let same = ran.iter().find(|r| r["id"] == "s").unwrap();
-        assert_eq!((&same["choice_probs"], &same["settings"]), (&scored["choice_probs"], &scored["settings"]));
+        assert_eq!(
+            (&same["choice_probs"], &same["settings"]),
+            (&scored["choice_probs"], &scored["settings"])
+        );
     }
 }
 
@@ -542,10 +645,13 @@ fn choices_cost_the_rows_of_the_prompt_and_of_their_own_tokens_shared_beginnings
     let bench = Bench::new();
     let choices = ["the billing", "the bug", "the bug report", "a question", "a quote", "other"];
     let record = |i: usize| {
-        json!({"id": i, "prompt": format!("Ticket {i}: what is this about? {}", "x".repeat(3 * i))}).to_string() + "\n"
+        json!({"id": i, "prompt": format!("Ticket {i}: what is this about? {}", "x".repeat(3 * i))})
+            .to_string()
+            + "\n"
     };
     bench.file("in.jsonl", (0..9).map(record).collect::<String>());
-    let model = llmopt::model::open(process::model().to_str().unwrap(), &Default::default()).unwrap();
+    let model =
+        llmopt::model::open(process::model().to_str().unwrap(), &Default::default()).unwrap();
     let prompt_encoder = llmopt::text::PromptEncoder::new(&model).unwrap();
     let tokens = choices.map(|choice| prompt_encoder.tokenizer().encode_continued(choice).unwrap());
     let beginnings: std::collections::HashSet<&[u32]> =
@@ -553,10 +659,24 @@ fn choices_cost_the_rows_of_the_prompt_and_of_their_own_tokens_shared_beginnings
     let all: usize = tokens.iter().map(Vec::len).sum();
     assert!(beginnings.len() + 8 < all, "they share beginnings: {} of {all}", beginnings.len());
     for arguments in [["--batch-size", "1"], ["--batch-size", "4"]] {
-        let given = ["in.jsonl", "--choices", &choices.join(","), "--stats", "s.json", "--overwrite", "-o", "out.jsonl"];
-        bench.run(&[&given[..], &arguments[..], &["--without", "shared-prefix,cache"]].concat()).expect(0);
+        let given = [
+            "in.jsonl",
+            "--choices",
+            &choices.join(","),
+            "--stats",
+            "s.json",
+            "--overwrite",
+            "-o",
+            "out.jsonl",
+        ];
+        bench
+            .run(&[&given[..], &arguments[..], &["--without", "shared-prefix,cache"]].concat())
+            .expect(0);
         let records = records(&bench.text("out.jsonl"));
-        let own: u64 = records.iter().map(|r| r["prompt_tokens"].as_u64().unwrap() + beginnings.len() as u64).sum();
+        let own: u64 = records
+            .iter()
+            .map(|r| r["prompt_tokens"].as_u64().unwrap() + beginnings.len() as u64)
+            .sum();
         let stats: Value = serde_json::from_str(&bench.text("s.json")).unwrap();
         let rows = stats["prefill_rows"].as_u64().unwrap() + stats["decode_rows"].as_u64().unwrap();
         assert_eq!((records.len(), rows), (9, own), "{arguments:?}");
@@ -576,8 +696,7 @@ fn openai_requests_are_answered_n_times_in_their_form_with_log_probabilities() {
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         request(id, "/v1/chat/completions", body)
     };
-    let schema =
-        json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": {"enum": ["aa", "bb", "ab"]}}});
+    let schema = json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": {"enum": ["aa", "bb", "ab"]}}});
     bench.file(
         "in.jsonl",
         chat("n", json!({"n": 4}))
@@ -597,34 +716,55 @@ fn openai_requests_are_answered_n_times_in_their_form_with_log_probabilities() {
     );
     let ran = bench.run(&["in.jsonl", "-o", "out.jsonl"]).expect(4);
     assert!(ran.stderr.contains("constraint"), "{}", ran.stderr);
-    let out: BTreeMap<String, Value> =
-        records(&bench.text("out.jsonl")).into_iter().map(|r| (r["custom_id"].as_str().unwrap().to_string(), r)).collect();
+    let out: BTreeMap<String, Value> = records(&bench.text("out.jsonl"))
+        .into_iter()
+        .map(|r| (r["custom_id"].as_str().unwrap().to_string(), r))
+        .collect();
     let body = |id: &str| &out[id]["response"]["body"];
-    let said = |id: &str, n: usize| body(id)["choices"][n]["message"]["content"].as_str().unwrap().to_string();
+    let said = |id: &str, n: usize| {
+        body(id)["choices"][n]["message"]["content"].as_str().unwrap().to_string()
+    };
     let four: Vec<String> = (0..4).map(|n| said("n", n)).collect();
     assert_eq!(body("n")["choices"].as_array().unwrap().len(), 4);
-    assert!(four.iter().collect::<std::collections::HashSet<_>>().len() > 1, "different seeds: {four:?}");
+    assert!(
+        four.iter().collect::<std::collections::HashSet<_>>().len() > 1,
+        "different seeds: {four:?}"
+    );
     assert_eq!(said("second", 0), four[1], "choice i draws with seed + i");
     let tokens = body("n")["usage"]["completion_tokens"].as_u64().unwrap();
     assert!(tokens > 8, "all of them count: {tokens}");
     assert!(["\"aa\"", "\"bb\"", "\"ab\""].contains(&said("schema", 0).as_str()));
     let content = body("schema")["choices"][0]["logprobs"]["content"].as_array().unwrap();
-    assert!(content.iter().all(|t| t["top_logprobs"].as_array().unwrap().len() == 2 && t["logprob"].as_f64().unwrap() <= 0.0));
-    assert_eq!(content.iter().map(|t| t["token"].as_str().unwrap()).collect::<String>(), said("schema", 0));
-    assert!(["left", "right"].contains(&said("choice", 0).as_str()) && body("choice")["choices"][0]["finish_reason"] == "stop");
+    assert!(content.iter().all(|t| t["top_logprobs"].as_array().unwrap().len() == 2
+        && t["logprob"].as_f64().unwrap() <= 0.0));
+    assert_eq!(
+        content.iter().map(|t| t["token"].as_str().unwrap()).collect::<String>(),
+        said("schema", 0)
+    );
+    assert!(
+        ["left", "right"].contains(&said("choice", 0).as_str())
+            && body("choice")["choices"][0]["finish_reason"] == "stop"
+    );
     let cut = &body("cut")["choices"][0];
-    assert_eq!((out["cut"]["response"]["status_code"].as_u64(), &cut["finish_reason"]), (Some(200), &json!("length")));
+    assert_eq!(
+        (out["cut"]["response"]["status_code"].as_u64(), &cut["finish_reason"]),
+        (Some(200), &json!("length"))
+    );
     assert!(out["cut"]["error"].is_null() && !said("cut", 0).is_empty());
     assert_eq!(out["refused"]["response"]["status_code"], 400);
     assert!(out["refused"]["error"]["message"].as_str().unwrap().contains("'not'"));
     let plain = &body("plain")["choices"][0]["logprobs"];
     assert!(
-        plain["tokens"].as_array().unwrap().len() == 3 && plain["top_logprobs"][0].as_object().unwrap().len() == 1,
+        plain["tokens"].as_array().unwrap().len() == 3
+            && plain["top_logprobs"][0].as_object().unwrap().len() == 1,
         "{plain}"
     );
     // With such penalties no token comes twice.
     let once: Vec<char> = said("penalised", 0).chars().collect();
-    assert!(once.iter().collect::<std::collections::HashSet<_>>().len() * 2 > once.len(), "{once:?}");
+    assert!(
+        once.iter().collect::<std::collections::HashSet<_>>().len() * 2 > once.len(),
+        "{once:?}"
+    );
 }
 
 #[test]
@@ -649,7 +789,11 @@ fn tables_have_a_column_for_each_property_and_go_on_after_a_kill_by_them() {
     }
     let text = bench.text("out.csv");
     let header = text.lines().next().unwrap();
-    assert!(header.starts_with("id,prompt,answer,answer.kind,answer.tags,") && header.ends_with("customer"), "{header}");
+    assert!(
+        header.starts_with("id,prompt,answer,answer.kind,answer.tags,")
+            && header.ends_with("customer"),
+        "{header}"
+    );
     // Cut in the last row: the rest is answered again, to the same bytes of answers.
     std::fs::write(bench.path("out.csv"), &text[..text.len() - 9]).unwrap();
     bench.run(&[&arguments[..], &["--resume"]].concat()).expect(0);
@@ -658,14 +802,34 @@ fn tables_have_a_column_for_each_property_and_go_on_after_a_kill_by_them() {
     };
     assert_eq!(kept(rows("out.csv")), kept(whole.clone()));
     bench
-        .run(&["in.csv", "-o", "few.csv", "--json-schema", schema, "--max-tokens", "40", "--columns", "customer,answer.kind"])
+        .run(&[
+            "in.csv",
+            "-o",
+            "few.csv",
+            "--json-schema",
+            schema,
+            "--max-tokens",
+            "40",
+            "--columns",
+            "customer,answer.kind",
+        ])
         .expect(0);
     let few = rows("few.csv");
     assert_eq!(few.iter().map(|r| r["customer"].as_str()).collect::<Vec<_>>(), ["Ann", "Bo", "Cy"]);
-    assert!(few.iter().zip(&whole).all(|(few, whole)| few["answer.kind"] == whole["answer.kind"] && few.len() == 2));
-    bench.run(&["in.csv", "-o", "x.csv", "--json-schema", schema, "--columns", "answer.none"]).refused("answer.none");
+    assert!(
+        few.iter()
+            .zip(&whole)
+            .all(|(few, whole)| few["answer.kind"] == whole["answer.kind"] && few.len() == 2)
+    );
+    bench
+        .run(&["in.csv", "-o", "x.csv", "--json-schema", schema, "--columns", "answer.none"])
+        .refused("answer.none");
     bench.run(&["in.csv", "-o", "probs.csv", "--choices", "a,b"]).expect(0);
-    assert!(rows("probs.csv").iter().all(|r| r["choice_probs"].starts_with("{\"a\":") && r["finish_reason"] == "choice"));
+    assert!(
+        rows("probs.csv")
+            .iter()
+            .all(|r| r["choice_probs"].starts_with("{\"a\":") && r["finish_reason"] == "choice")
+    );
 }
 
 /// `kill -9` again and again, some lines further on each time, until a run comes to its end.
@@ -673,27 +837,49 @@ fn tables_have_a_column_for_each_property_and_go_on_after_a_kill_by_them() {
 fn a_structured_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not() {
     let bench = Bench::new();
     let row = |i: usize| format!("{i},\"please, \"\"{i}\"\"\nagain\",Ann {i}\n");
-    bench.file("in.csv", "id,prompt,customer\n".to_string() + &(0..150).map(row).collect::<String>());
+    bench.file(
+        "in.csv",
+        "id,prompt,customer\n".to_string() + &(0..150).map(row).collect::<String>(),
+    );
     let schema = r#"{"properties": {"kind": {"enum": ["ab", "cd"]}, "note": {"type": "string", "pattern": "^[a-z ,]{0,3}$"}, "tags": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2}}, "required": ["kind", "note", "tags"]}"#;
-    let form = ["in.csv", "-q", "--json-schema", schema, "--max-tokens", "60", "--temperature", "1", "--threads", "1"];
+    let form = [
+        "in.csv",
+        "-q",
+        "--json-schema",
+        schema,
+        "--max-tokens",
+        "60",
+        "--temperature",
+        "1",
+        "--threads",
+        "1",
+    ];
     // Times differ from run to run, so that all columns are compared without them; chosen ones byte by byte.
     let essence = |name: &str| -> Vec<BTreeMap<String, String>> {
         let text = bench.text(name);
         let mut reader = csv::Reader::from_reader(text.as_bytes());
-        let rows: Vec<BTreeMap<String, String>> = reader.deserialize().map(Result::unwrap).collect();
+        let rows: Vec<BTreeMap<String, String>> =
+            reader.deserialize().map(Result::unwrap).collect();
         let times = ["queue_ms", "ttft_ms", "latency_ms", "cached"];
-        rows.into_iter().map(|row| row.into_iter().filter(|(k, _)| !times.contains(&&k[..])).collect()).collect()
+        rows.into_iter()
+            .map(|row| row.into_iter().filter(|(k, _)| !times.contains(&&k[..])).collect())
+            .collect()
     };
     let chosen = ["--columns", "id,customer,answer.kind,answer.note,answer.tags,answer"];
     for (name, more) in [("all.csv", &[][..]), ("chosen.csv", &chosen[..])] {
         let whole = format!("whole-{name}");
         let arguments = [&form[..], more].concat();
         bench.run(&[&arguments[..], &["-o", &whole]].concat()).expect(0);
-        let growing = bench.path(&if more.is_empty() { name.to_string() } else { format!("{name}.journal.jsonl") });
+        let growing = bench.path(&if more.is_empty() {
+            name.to_string()
+        } else {
+            format!("{name}.journal.jsonl")
+        });
         let bytes = || std::fs::metadata(&growing).map_or(0, |meta| meta.len());
         let (mut random, mut kills, mut kept) = (common::Random::new(11, name), 0, 0);
         loop {
-            let mut child = bench.start(bench.command(&[&arguments[..], &["-o", name, "--resume"]].concat()));
+            let mut child =
+                bench.start(bench.command(&[&arguments[..], &["-o", name, "--resume"]].concat()));
             let wanted = kept + 1_000 + random.below(6_000);
             while bytes() < wanted && child.try_wait().unwrap().is_none() {
                 std::thread::sleep(Duration::from_millis(2));
@@ -721,7 +907,8 @@ fn a_structured_run_that_is_killed_goes_on_to_the_bytes_of_one_that_was_not() {
 fn what_cannot_be_compiled_is_tried_once_however_often_it_comes() {
     let grammars = Grammars::new(words);
     // Refused before, while and after it is compiled.
-    let hostile = ["", "(a", "[a&&b]", "([a-z]{1,200}){1,3000}", "(a?){9000}a{9000}"].map(|re| Constraint::Regex(re.into()));
+    let hostile = ["", "(a", "[a&&b]", "([a-z]{1,200}){1,3000}", "(a?){9000}a{9000}"]
+        .map(|re| Constraint::Regex(re.into()));
     let first: Vec<String> = hostile.iter().filter_map(|c| grammars.compile(c).err()).collect();
     assert!(first.len() >= 3, "{first:?}");
     assert_eq!(grammars.compilations(), hostile.len() as u64);
@@ -729,5 +916,9 @@ fn what_cannot_be_compiled_is_tried_once_however_often_it_comes() {
         let again: Vec<String> = hostile.iter().filter_map(|c| grammars.compile(c).err()).collect();
         assert_eq!(again, first);
     }
-    assert_eq!(grammars.compilations(), hostile.len() as u64, "1,000 records cost one attempt each");
+    assert_eq!(
+        grammars.compilations(),
+        hostile.len() as u64,
+        "1,000 records cost one attempt each"
+    );
 }

@@ -34,16 +34,25 @@ const VALUES: &[(&str, &str)] = &[
     ("lines", "{% set v = 'a\n' * 100000 %}{% set w = 'a\n' * 100000 %}"),
     ("range", "{% set v = range(30000) %}{% set w = range(30000) %}"),
     ("list", "{% set v = range(8000)|list %}{% set w = range(8000)|list %}"),
-    ("list of texts", "{% set v = ('ab ' * 4000).split(' ') %}{% set w = ('ab ' * 4000).split(' ') %}"),
+    (
+        "list of texts",
+        "{% set v = ('ab ' * 4000).split(' ') %}{% set w = ('ab ' * 4000).split(' ') %}",
+    ),
     ("repeated list", "{% set v = [x, x] * 10000 %}{% set w = [x, x] * 10000 %}"),
-    ("list of one long text", "{% set t = 'a' * 20000 %}{% set v = [t, x] * 20 %}{% set w = [t, x] * 20 %}"),
+    (
+        "list of one long text",
+        "{% set t = 'a' * 20000 %}{% set v = [t, x] * 20 %}{% set w = [t, x] * 20 %}",
+    ),
     ("slice", "{% set v = range(20000)[19000:] %}{% set w = range(20000)[19000:] %}"),
     ("backward slice", "{% set v = range(20000)[::-2] %}{% set w = range(20000)[::-2] %}"),
     ("reversed", "{% set v = range(8000)|reverse %}{% set w = range(8000)|reverse %}"),
     ("tuple", "{% set v = (x, x) * 2000 %}{% set w = (x, x) * 2000 %}"),
     ("nested", "{% set v = [[[[x] * 9] * 9] * 9] * 9 %}{% set w = [[[[x] * 9] * 9] * 9] * 9 %}"),
     ("map", "{% set v = big %}{% set w = big2 %}"),
-    ("list of maps", "{% set v = [{'a': x, 'b': 'c'}] * 3000 %}{% set w = [{'a': x, 'b': 'c'}] * 3000 %}"),
+    (
+        "list of maps",
+        "{% set v = [{'a': x, 'b': 'c'}] * 3000 %}{% set w = [{'a': x, 'b': 'c'}] * 3000 %}",
+    ),
     ("large number", "{% set v = 10 ** 30 %}{% set w = 1e300 %}"),
 ];
 
@@ -391,22 +400,31 @@ fn operations() -> Vec<String> {
 
 #[test]
 fn no_operation_on_a_large_value_does_more_work_than_is_paid_for() {
-    let limits = RenderLimits { fuel: RenderLimits::default().fuel / SHARE, ..RenderLimits::default() };
+    let limits =
+        RenderLimits { fuel: RenderLimits::default().fuel / SHARE, ..RenderLimits::default() };
     let style = TemplateStyle { name: "the template", trim: true, strict: false };
-    let big: Map<String, serde_json::Value> = (0..4000).map(|i| (format!("key {i}"), json!([i]))).collect();
-    let values = Map::from_iter([("x".to_string(), json!(1)), ("big".to_string(), json!(big)), ("big2".to_string(), json!(big))]);
+    let big: Map<String, serde_json::Value> =
+        (0..4000).map(|i| (format!("key {i}"), json!([i]))).collect();
+    let values = Map::from_iter([
+        ("x".to_string(), json!(1)),
+        ("big".to_string(), json!(big)),
+        ("big2".to_string(), json!(big)),
+    ]);
     let (mut slowest, mut too_slow, mut worked) = ((0.0, String::new()), Vec::new(), 0);
     let operations = operations();
     let only = std::env::var("ONLY").ok();
     for (kind, make) in VALUES {
-        for operation in operations.iter().filter(|o| only.as_ref().is_none_or(|only| o.contains(only.as_str()))) {
+        for operation in
+            operations.iter().filter(|o| only.as_ref().is_none_or(|only| o.contains(only.as_str())))
+        {
             let body = if operation.starts_with("{%") || operation.starts_with("{{") {
                 operation.clone()
             } else {
                 format!("{{% set y = {operation} %}}")
             };
-            let source =
-                format!("{make}{{% set ns = namespace(a=v, s='ab') %}}{{% for i in range(99999) %}}{body}{{% endfor %}}");
+            let source = format!(
+                "{make}{{% set ns = namespace(a=v, s='ab') %}}{{% for i in range(99999) %}}{body}{{% endfor %}}"
+            );
             let before = processor();
             let rendered = Template::compile(&source, limits, style, Date::FIXED)
                 .map_err(|e| e.to_string())
@@ -414,7 +432,10 @@ fn no_operation_on_a_large_value_does_more_work_than_is_paid_for() {
             let used = processor() - before;
             let error = rendered.as_ref().err().cloned().unwrap_or_default();
             worked += usize::from(error.is_empty() || error.contains("too much work"));
-            assert!(!error.contains("panic") && !error.contains('\n'), "{kind}: {operation}: {error}");
+            assert!(
+                !error.contains("panic") && !error.contains('\n'),
+                "{kind}: {operation}: {error}"
+            );
             if used > slowest.0 {
                 slowest = (used, format!("{kind}: {operation}"));
             }
@@ -431,7 +452,12 @@ fn no_operation_on_a_large_value_does_more_work_than_is_paid_for() {
         slowest.1,
         peak() >> 20
     );
-    assert!(too_slow.is_empty(), "more than {} s for a tenth of the fuel:\n{}", SECONDS / SHARE as f64, too_slow.join("\n"));
+    assert!(
+        too_slow.is_empty(),
+        "more than {} s for a tenth of the fuel:\n{}",
+        SECONDS / SHARE as f64,
+        too_slow.join("\n")
+    );
     assert!(only.is_some() || worked > 1500, "{worked}: most operations do work on some value");
 }
 
@@ -440,20 +466,32 @@ fn the_hostile_templates_of_the_attack_are_refused_within_the_promise() {
     const CHAT: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}";
     for (hostile, word) in [
         ("{{ {\"a\":[1]}|tojson(indent=1000000000) }}", "indent"),
-        ("{% set s = \"é\"*1000000 %}{% for i in range(20000) %}{{ s[999999] }}{% endfor %}", "too much work"),
-        ("{% set s = 'a'*1000000 %}{% for i in range(20000) %}{{ s[999998:999999] }}{% endfor %}", "too much work"),
+        (
+            "{% set s = \"é\"*1000000 %}{% for i in range(20000) %}{{ s[999999] }}{% endfor %}",
+            "too much work",
+        ),
+        (
+            "{% set s = 'a'*1000000 %}{% for i in range(20000) %}{{ s[999998:999999] }}{% endfor %}",
+            "too much work",
+        ),
         (
             "{% set s = range(99999)[99998:] %}{% for i in range(20000) %}{% set t = range(99999)[99998:] %}{{ s[0] }}{% endfor %}",
             "too much work",
         ),
-        ("{% set s = 'a'*1000000 %}{% for i in range(99999) %}{% if s is upper %}{% endif %}{% endfor %}", "too much work"),
+        (
+            "{% set s = 'a'*1000000 %}{% for i in range(99999) %}{% if s is upper %}{% endif %}{% endfor %}",
+            "too much work",
+        ),
         (
             "{% set s = 'a'*9000000 %}{% set d = {s: 1} %}{% for i in range(99999) %}{% set t = d[s ~ ''] %}{% endfor %}",
             "too much work",
         ),
     ] {
         let before = processor();
-        let error = ChatTemplate::compile(&format!("{hostile}{CHAT}"), "", "").err().map(|e| e.to_string()).unwrap_or_default();
+        let error = ChatTemplate::compile(&format!("{hostile}{CHAT}"), "", "")
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default();
         let used = processor() - before;
         assert!(error.contains(word), "{hostile}: {error}");
         assert!(used < SECONDS && peak() < MEMORY, "{hostile}: {used} s, {} MB", peak() >> 20);
@@ -466,7 +504,9 @@ fn what_a_template_means_is_what_python_says() {
     let style = TemplateStyle { name: "the template", trim: false, strict: false };
     let render = |source: &str| {
         let values = json!({"l": [1, 2, 3, 4, 5], "s": "héllo", "d": {"a": 1, "b": [2]}, "n": 0});
-        Template::compile(source, RenderLimits::default(), style, Date::FIXED).unwrap().render(values.as_object().unwrap())
+        Template::compile(source, RenderLimits::default(), style, Date::FIXED)
+            .unwrap()
+            .render(values.as_object().unwrap())
     };
     for (source, expected) in [
         // As Python's Jinja2 3.1 renders them.
@@ -484,10 +524,19 @@ fn what_a_template_means_is_what_python_says() {
             "{{ l[1:][0] }}|{{ (l + l)[7] }}|{{ ([1, l[1]] * 3)[5] }}|{{ l|reverse|first }}|{{ 'abc'|reverse }}|{{ l[1:]|length }}",
             "2|3|2|5|cba|4",
         ),
-        ("{{ d['b'][0] }}|{{ d.a }}|{{ d['x'] is defined }}|{{ l[99] is defined }}|{{ l[-1] }}", "2|1|False|False|5"),
+        (
+            "{{ d['b'][0] }}|{{ d.a }}|{{ d['x'] is defined }}|{{ l[99] is defined }}|{{ l[-1] }}",
+            "2|1|False|False|5",
+        ),
         ("{{ l | tojson(indent=2) }}", "[\n  1,\n  2,\n  3,\n  4,\n  5\n]"),
-        ("{{ d | tojson }}|{{ 'a' * 3 }}|{{ l[1:] == [2, 3, 4, 5] }}|{{ 3 in l[1:] }}", "{\"a\": 1, \"b\": [2]}|aaa|True|True"),
-        ("{% for x in l[1:3] %}{{ loop.index }}:{{ x }}/{{ loop.length }} {% endfor %}", "1:2/2 2:3/2 "),
+        (
+            "{{ d | tojson }}|{{ 'a' * 3 }}|{{ l[1:] == [2, 3, 4, 5] }}|{{ 3 in l[1:] }}",
+            "{\"a\": 1, \"b\": [2]}|aaa|True|True",
+        ),
+        (
+            "{% for x in l[1:3] %}{{ loop.index }}:{{ x }}/{{ loop.length }} {% endfor %}",
+            "1:2/2 2:3/2 ",
+        ),
         ("{{ strftime_now('%-d %B %Y') }}", "26 July 2024"),
     ] {
         assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
@@ -497,25 +546,40 @@ fn what_a_template_means_is_what_python_says() {
 #[test]
 fn a_users_template_reports_a_field_that_is_not_there_and_may_ask_for_it() {
     let style = TemplateStyle { name: "--template", trim: false, strict: true };
-    let template = |source: &str| Template::compile(source, RenderLimits::default(), style, Date::FIXED).unwrap();
+    let template = |source: &str| {
+        Template::compile(source, RenderLimits::default(), style, Date::FIXED).unwrap()
+    };
     let values = json!({"ticket": "It broke", "row": {"Ticket text": "It broke"}, "n": 8});
     let values = values.as_object().unwrap();
-    assert_eq!(template("Summarise: {{ ticket }} ({{ n + 1 }})\n").render(values).as_deref(), Ok("Summarise: It broke (9)"));
+    assert_eq!(
+        template("Summarise: {{ ticket }} ({{ n + 1 }})\n").render(values).as_deref(),
+        Ok("Summarise: It broke (9)")
+    );
     assert_eq!(template("{{ row['Ticket text'] }}").render(values).as_deref(), Ok("It broke"));
     let error = template("{{ tikcet }}").render(values).unwrap_err();
     assert!(error.starts_with("--template fails") && error.contains("undefined"), "{error}");
-    assert_eq!(template("{{ a | default('-') }}{{ b is defined }}").render(values).as_deref(), Ok("-False"));
+    assert_eq!(
+        template("{{ a | default('-') }}{{ b is defined }}").render(values).as_deref(),
+        Ok("-False")
+    );
 }
 
 #[test]
 fn a_chat_template_sees_the_callers_variables_and_its_date() {
-    const CHAT: &str =
-        "{{ date_string or strftime_now('%-d %b %Y') }} {% for m in messages %}{{ m.content }}{% endfor %} {{ enable_thinking }}";
+    const CHAT: &str = "{{ date_string or strftime_now('%-d %b %Y') }} {% for m in messages %}{{ m.content }}{% endfor %} {{ enable_thinking }}";
     let compile = |arguments: serde_json::Value| {
-        ChatTemplate::compile_with(CHAT, "", "", arguments.as_object().unwrap(), RenderLimits::default())
+        ChatTemplate::compile_with(
+            CHAT,
+            "",
+            "",
+            arguments.as_object().unwrap(),
+            RenderLimits::default(),
+        )
     };
     let text = |template: &ChatTemplate| {
-        template.render(&[llmopt::text::Message { role: "user".into(), content: "hi".into() }]).unwrap()
+        template
+            .render(&[llmopt::text::Message { role: "user".into(), content: "hi".into() }])
+            .unwrap()
     };
     let plain = compile(json!({})).unwrap();
     assert_eq!(text(&plain), "26 Jul 2024 hi ");

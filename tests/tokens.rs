@@ -3,18 +3,25 @@
 
 use llmopt::model::{self, Model, OpenOptions};
 use llmopt::text::prompts::{InputFormat, PromptFiles};
-use llmopt::text::{ChatTemplate, Content, Message, PromptEncoder, RenderLimits, TextSegment, Tokenizer, Turn};
+use llmopt::text::{
+    ChatTemplate, Content, Message, PromptEncoder, RenderLimits, TextSegment, Tokenizer, Turn,
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-static MODEL: LazyLock<Model> =
-    LazyLock::new(|| model::open("smollm2-135m", &OpenOptions::default()).expect("the default model"));
+static MODEL: LazyLock<Model> = LazyLock::new(|| {
+    model::open("smollm2-135m", &OpenOptions::default()).expect("the default model")
+});
 
 fn data(name: &str) -> Vec<Value> {
     let path = format!("{}/tests/data/{name}", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    std::fs::read_to_string(path)
+        .unwrap()
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect()
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -32,7 +39,9 @@ fn awkward_texts_have_the_ids_that_llama_cpp_gives_them() {
         for case in &cases {
             let text = case["text"].as_str().unwrap();
             let control = case["control"] == true;
-            let got = if control { tokenizer.encode_with_control(text) } else { tokenizer.encode(text) }.unwrap();
+            let got =
+                if control { tokenizer.encode_with_control(text) } else { tokenizer.encode(text) }
+                    .unwrap();
             if got != ids(&case["ids"]) {
                 wrong.push(format!("{text:?} (control {control}): {got:?} for {}", case["ids"]));
             }
@@ -40,11 +49,23 @@ fn awkward_texts_have_the_ids_that_llama_cpp_gives_them() {
             if !control {
                 assert!(got.iter().all(|&i| !tokenizer.is_control(i)), "{text:?}");
                 // Eight bytes that can occur in text have no token in this vocabulary.
-                let whole = !text.bytes().any(|b| matches!(b, 0x04 | 0x06 | 0x13 | 0x14 | 0x16 | 0x1d | 0xf1 | 0xf2));
-                assert!(!whole || tokenizer.decode(&got) == text, "{text:?} came back as {:?}", tokenizer.decode(&got));
+                let whole = !text
+                    .bytes()
+                    .any(|b| matches!(b, 0x04 | 0x06 | 0x13 | 0x14 | 0x16 | 0x1d | 0xf1 | 0xf2));
+                assert!(
+                    !whole || tokenizer.decode(&got) == text,
+                    "{text:?} came back as {:?}",
+                    tokenizer.decode(&got)
+                );
             }
         }
-        assert!(wrong.is_empty(), "{pre}: {} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "{pre}: {} of {} differ:\n{}",
+            wrong.len(),
+            cases.len(),
+            wrong.join("\n")
+        );
     }
 }
 
@@ -59,7 +80,8 @@ fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
             let text = |field: &str| case[field].as_str().unwrap();
             template = Some((
                 name.to_string(),
-                ChatTemplate::compile(source, text("bos"), text("eos")).unwrap_or_else(|e| panic!("{name}: {e}")),
+                ChatTemplate::compile(source, text("bos"), text("eos"))
+                    .unwrap_or_else(|e| panic!("{name}: {e}")),
             ));
             continue;
         }
@@ -67,10 +89,15 @@ fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
         assert_eq!(owner, name);
         let text = |v: &Value| v.as_str().unwrap().to_string();
         let turns = case["messages"].as_array().unwrap();
-        let messages: Vec<Message> =
-            turns.iter().map(|m| Message { role: text(&m["role"]), content: text(&m["content"]) }).collect();
+        let messages: Vec<Message> = turns
+            .iter()
+            .map(|m| Message { role: text(&m["role"]), content: text(&m["content"]) })
+            .collect();
         let Some(expected) = case["rendered"].as_str() else {
-            assert!(template.splice(&messages).is_err(), "{name}: transformers raises for {messages:?}");
+            assert!(
+                template.splice(&messages).is_err(),
+                "{name}: transformers raises for {messages:?}"
+            );
             raised += 1;
             continue;
         };
@@ -87,11 +114,16 @@ fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
                     .collect();
                 assert_eq!(whole, expected, "{name}: {messages:?}");
             }
-            Err(error) => assert!(["leaves out", "rewrites", "repeats"].iter().any(|w| error.contains(w)), "{name}: {error}"),
+            Err(error) => assert!(
+                ["leaves out", "rewrites", "repeats"].iter().any(|w| error.contains(w)),
+                "{name}: {error}"
+            ),
         }
         if case["ids"].is_array() {
             assert_eq!(
-                prompt_encoder.prompt_ids(&Content::Messages(messages.clone()), None, false).unwrap(),
+                prompt_encoder
+                    .prompt_ids(&Content::Messages(messages.clone()), None, false)
+                    .unwrap(),
                 ids(&case["ids"]),
                 "{name}: {messages:?}"
             );
@@ -103,7 +135,9 @@ fn conversations_are_rendered_and_tokenized_as_transformers_does_it() {
 
 /// Of the conversations of `templates-published.jsonl`: equal ones, those that both refuse, those whose contents cannot be told apart
 /// (equal where that can be seen), those that transformers alone refuses, by template, and those that differ.
-fn beside_transformers(lines: &[Value]) -> (usize, usize, usize, BTreeMap<String, usize>, Vec<String>) {
+fn beside_transformers(
+    lines: &[Value],
+) -> (usize, usize, usize, BTreeMap<String, usize>, Vec<String>) {
     let text = |v: &Value| v.as_str().unwrap().to_string();
     let (first, lines) = lines.split_first().unwrap();
     let (_, lines) = lines.split_first().unwrap();
@@ -111,8 +145,10 @@ fn beside_transformers(lines: &[Value]) -> (usize, usize, usize, BTreeMap<String
         let message = |m: &Value| Message { role: text(&m["role"]), content: text(&m["content"]) };
         turns.as_array().unwrap().iter().map(message).collect()
     };
-    let conversations: Vec<Vec<Message>> = first["conversations"].as_array().unwrap().iter().map(conversation).collect();
-    let (mut equal, mut refused, mut apart, mut lenient, mut wrong) = (0, 0, 0, BTreeMap::new(), Vec::new());
+    let conversations: Vec<Vec<Message>> =
+        first["conversations"].as_array().unwrap().iter().map(conversation).collect();
+    let (mut equal, mut refused, mut apart, mut lenient, mut wrong) =
+        (0, 0, 0, BTreeMap::new(), Vec::new());
     let mut template = &Value::Null;
     for line in lines {
         if line["source"].is_string() {
@@ -120,8 +156,15 @@ fn beside_transformers(lines: &[Value]) -> (usize, usize, usize, BTreeMap<String
             continue;
         }
         let variables = line["variables"].as_object().unwrap();
-        let [source, bos, eos, name] = ["source", "bos", "eos", "template"].map(|field| text(&template[field]));
-        let compiled = match ChatTemplate::compile_with(&source, &bos, &eos, variables, RenderLimits::default()) {
+        let [source, bos, eos, name] =
+            ["source", "bos", "eos", "template"].map(|field| text(&template[field]));
+        let compiled = match ChatTemplate::compile_with(
+            &source,
+            &bos,
+            &eos,
+            variables,
+            RenderLimits::default(),
+        ) {
             Ok(compiled) => compiled,
             Err(error) => {
                 wrong.push(format!("{name} {variables:?}: {error}"));
@@ -142,15 +185,21 @@ fn beside_transformers(lines: &[Value]) -> (usize, usize, usize, BTreeMap<String
             });
             // A new turn that cannot be told apart can still be rendered.
             let told = !matches!(&spliced, Err(e) if ["leaves out", "rewrites", "repeats"].iter().any(|w| e.contains(w)));
-            let got = if !told && turn == Turn::default() { compiled.render(messages) } else { spliced };
-            let sum = |got: &String| Sha256::digest(got).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let got =
+                if !told && turn == Turn::default() { compiled.render(messages) } else { spliced };
+            let sum = |got: &String| {
+                Sha256::digest(got).iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+            };
             match (&got, hash.as_str()) {
                 (Ok(got), Some(hash)) if sum(got) == hash && told => equal += 1,
                 (Ok(got), Some(hash)) if sum(got) == hash => apart += 1,
                 (Err(_), Some(_)) if !told => apart += 1,
                 (Err(_), None) => refused += 1,
                 (Ok(_), None) => *lenient.entry(name.clone()).or_default() += 1,
-                _ => wrong.push(format!("{name} {} {variables:?} {messages:?}\n  -> {got:?}", line["turn"])),
+                _ => wrong.push(format!(
+                    "{name} {} {variables:?} {messages:?}\n  -> {got:?}",
+                    line["turn"]
+                )),
             }
         }
     }
@@ -163,7 +212,11 @@ fn tests_of_values_say_what_they_say_in_transformers() {
     let text = |field: &str| line[field].as_str().unwrap();
     let message = Message { role: "user".into(), content: "What is the capital of France?".into() };
     // It cannot be a chat template, which has each content once.
-    let template = ChatTemplate::compile(&format!("{}{{{{ messages[0].content }}}}", text("tests")), text("bos"), text("eos"));
+    let template = ChatTemplate::compile(
+        &format!("{}{{{{ messages[0].content }}}}", text("tests")),
+        text("bos"),
+        text("eos"),
+    );
     let got = template.unwrap().render(std::slice::from_ref(&message)).unwrap();
     // The last line end of a source does not count in Jinja.
     assert_eq!(got, format!("{}\n{}", text("rendered"), message.content));
@@ -171,22 +224,29 @@ fn tests_of_values_say_what_they_say_in_transformers() {
 
 #[test]
 fn published_templates_of_the_families_render_as_transformers_does() {
-    let (equal, refused, apart, lenient, wrong) = beside_transformers(&data("templates-published.jsonl"));
+    let (equal, refused, apart, lenient, wrong) =
+        beside_transformers(&data("templates-published.jsonl"));
     println!(
         "{equal} equal, {refused} refused by both, {apart} whose contents cannot be told apart; transformers alone refuses {lenient:?}"
     );
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
     // A loop over no tools at all is an error in Jinja and no round here.
-    assert!(lenient.keys().all(|name| name == "NousResearch-Hermes-3-Llama-3.1-8B-tool_use"), "{lenient:?}");
+    assert!(
+        lenient.keys().all(|name| name == "NousResearch-Hermes-3-Llama-3.1-8B-tool_use"),
+        "{lenient:?}"
+    );
     assert!(equal >= 1990 && refused >= 60 && apart <= 60, "{equal} {refused} {apart}");
 }
 
 #[test]
 fn huge_texts_are_refused_with_a_count_before_any_work_and_never_cut() {
     let prompt_encoder = PromptEncoder::new(&MODEL).unwrap();
-    for text in
-        [" ".repeat(1_200_000), "x".repeat(100_000_000), "a ".repeat(256_000), "\u{4}".repeat(1_200_000) + &"é".repeat(600_000)]
-    {
+    for text in [
+        " ".repeat(1_200_000),
+        "x".repeat(100_000_000),
+        "a ".repeat(256_000),
+        "\u{4}".repeat(1_200_000) + &"é".repeat(600_000),
+    ] {
         let error = prompt_encoder.prompt_ids(&Content::Text(text), None, false).unwrap_err();
         assert_eq!(error.code(), "prompt_too_long");
         let message = error.to_string();
@@ -210,9 +270,17 @@ fn a_batch_and_a_tokenizer_for_one_request_give_the_ids_of_the_shared_one() {
         let content = record.unwrap().asked.unwrap().content;
         let shared = prompt_encoder.prompt_ids(&content, Some("Be brief."), false).unwrap();
         let turn = llmopt::text::Turn::default();
-        let again = llmopt::text::ToEncode { content: &content, system: Some("Be brief."), raw: false, turn: &turn };
+        let again = llmopt::text::ToEncode {
+            content: &content,
+            system: Some("Be brief."),
+            raw: false,
+            turn: &turn,
+        };
         assert_eq!(prompt_encoder.prompt_ids_rebuilt(again).unwrap(), shared);
-        assert_eq!(prompt_encoder.prompt_ids_batch(&[again, again]), [Ok(shared.clone()), Ok(shared.clone())]);
+        assert_eq!(
+            prompt_encoder.prompt_ids_batch(&[again, again]),
+            [Ok(shared.clone()), Ok(shared.clone())]
+        );
         assert_eq!(shared.iter().filter(|&&i| i == 1).count(), 3, "one <|im_start|> a turn");
     }
 }
@@ -224,13 +292,19 @@ mod common;
 fn model_of(fixture: &Value, folder: &std::path::Path) -> Model {
     use common::{Tiny, Value as Gguf};
     let texts = |field: &str| -> Vec<String> {
-        fixture[field].as_array().into_iter().flatten().map(|t| t.as_str().unwrap().to_string()).collect()
+        fixture[field]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|t| t.as_str().unwrap().to_string())
+            .collect()
     };
     let whole = ids(&fixture["ids"]);
     let at = |id: &Value| id.as_u64().map(|id| whole.binary_search(&(id as u32)).unwrap() as u32);
     let tiny = Tiny { vocab: whole.len(), chat_template: None, ..Tiny::fuzzed() };
     let mut file = tiny.container();
-    let types = fixture["types"].as_array().unwrap().iter().map(|t| t.as_i64().unwrap() as i32).collect();
+    let types =
+        fixture["types"].as_array().unwrap().iter().map(|t| t.as_i64().unwrap() as i32).collect();
     file.set("tokenizer.ggml.model", Gguf::Str(fixture["model"].as_str().unwrap().into()))
         .set("tokenizer.ggml.tokens", Gguf::Strings(texts("tokens")))
         .set("tokenizer.ggml.token_type", Gguf::I32s(types))
@@ -248,13 +322,17 @@ fn model_of(fixture: &Value, folder: &std::path::Path) -> Model {
     }
     match fixture["scores"].as_array() {
         Some(scores) => file
-            .set("tokenizer.ggml.scores", Gguf::F32s(scores.iter().map(|s| s.as_f64().unwrap() as f32).collect()))
+            .set(
+                "tokenizer.ggml.scores",
+                Gguf::F32s(scores.iter().map(|s| s.as_f64().unwrap() as f32).collect()),
+            )
             .unset("tokenizer.ggml.merges"),
         None => file.set("tokenizer.ggml.merges", Gguf::Strings(texts("merges"))),
     };
     let path = folder.join("model.gguf");
     std::fs::write(&path, file.bytes()).unwrap();
-    model::open(path.to_str().unwrap(), &OpenOptions::default()).unwrap_or_else(|e| panic!("{}: {e}", fixture["name"]))
+    model::open(path.to_str().unwrap(), &OpenOptions::default())
+        .unwrap_or_else(|e| panic!("{}: {e}", fixture["name"]))
 }
 
 #[test]

@@ -37,7 +37,13 @@ impl Decoder for Delayed {
         self.decoder.open(prompt, positions, share)
     }
 
-    fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+    fn open_for_forks(
+        &mut self,
+        prompt: &[TokenId],
+        positions: usize,
+        spare: usize,
+        share: bool,
+    ) -> Option<Opened> {
         self.decoder.open_for_forks(prompt, positions, spare, share)
     }
 
@@ -129,14 +135,27 @@ mod tests {
     fn clock(readings: &[u64]) -> (Clock, Arc<Mutex<Vec<u64>>>) {
         let left = Arc::new(Mutex::new(readings.iter().rev().copied().collect::<Vec<_>>()));
         let taken = left.clone();
-        let next = move || Duration::from_micros(taken.lock().unwrap().pop().expect("the clock is not read more often"));
+        let next = move || {
+            Duration::from_micros(
+                taken.lock().unwrap().pop().expect("the clock is not read more often"),
+            )
+        };
         (Box::new(next), left)
     }
 
     fn pass(decoder: &mut dyn Decoder) -> Vec<Output> {
-        let segment = Segment { slot: Slot(0), start: 0, tokens: 0..3, want: Want::Nothing, padding_rows: 0, padded_context: 0 };
+        let segment = Segment {
+            slot: Slot(0),
+            start: 0,
+            tokens: 0..3,
+            want: Want::Nothing,
+            padding_rows: 0,
+            padded_context: 0,
+        };
         let mut outputs = Vec::new();
-        decoder.forward(&Batch { tokens: vec![1, 2, 3], segments: vec![segment] }, &mut outputs).unwrap();
+        decoder
+            .forward(&Batch { tokens: vec![1, 2, 3], segments: vec![segment] }, &mut outputs)
+            .unwrap();
         outputs
     }
 

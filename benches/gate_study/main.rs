@@ -77,7 +77,9 @@ fn delayed(decoder: Box<dyn Decoder>) -> Box<dyn Decoder> {
 fn main() -> ExitCode {
     let done = match Cli::parse().what {
         What::Record(args) => record(&args).map(|()| ExitCode::SUCCESS),
-        What::Replay { before, now } => replays(&before, now.as_deref()).map(|()| ExitCode::SUCCESS),
+        What::Replay { before, now } => {
+            replays(&before, now.as_deref()).map(|()| ExitCode::SUCCESS)
+        }
         What::Gate { before, now, max_regression } => judge(&before, &now, max_regression),
     };
     done.unwrap_or_else(|error| {
@@ -97,7 +99,8 @@ fn record(args: &Record) -> Result<(), String> {
     let loaded = LoadedModel::open(model).map_err(|e| e.to_string())?;
     DELAY.store(args.delay, Ordering::Relaxed);
     let options = Options { around: (args.delay > 0).then_some(delayed), ..args.shared.options() };
-    let base = run::pinned(args.shared.config(Set::none()), &loaded, &options).map_err(|e| e.to_string())?;
+    let base = run::pinned(args.shared.config(Set::none()), &loaded, &options)
+        .map_err(|e| e.to_string())?;
     let plan = Plan::new(args.phase, args.phase == Phases::All, true);
     let workload = Workload::built_in(&args.shared.generation());
     let facts = Facts {
@@ -165,7 +168,15 @@ fn replays(recorded: &Path, against: Option<&Path>) -> Result<(), String> {
     let mut why = String::new();
     for (draw, name) in [(Draw::Slices, "same slices"), (Draw::Blocks, "blocks")] {
         for rounds in [3, 6, 8, 12, 24, 30] {
-            let found = match replay(&before, now.as_ref(), draw, rounds, &[2.0, 3.0, 5.0, 10.0, 20.0], 10_000, 1) {
+            let found = match replay(
+                &before,
+                now.as_ref(),
+                draw,
+                rounds,
+                &[2.0, 3.0, 5.0, 10.0, 20.0],
+                10_000,
+                1,
+            ) {
                 Ok(found) => found,
                 Err(error) => {
                     why = error;
@@ -188,7 +199,11 @@ fn replays(recorded: &Path, against: Option<&Path>) -> Result<(), String> {
     if table.rows.is_empty() {
         return Err(why);
     }
-    let what = if now.is_some() { "share of replays in which the slower side is found" } else { "share of false alarms" };
+    let what = if now.is_some() {
+        "share of replays in which the slower side is found"
+    } else {
+        "share of false alarms"
+    };
     println!("{} recorded rounds, {what}\n{}", before.rounds.len(), markdown::table(&table));
     Ok(())
 }

@@ -43,20 +43,31 @@ pub fn replay(
     let slices = |result: &BenchResult| result.rounds.iter().map(|r| r.slice).collect::<Vec<_>>();
     let (old, new) = (slices(before), now.map(slices));
     let mut random = Random::new(seed);
-    let mut outcome: Vec<Replays> =
-        thresholds.iter().map(|&max_regression| Replays { max_regression, replays, failed: 0, speed: 0 }).collect();
+    let mut outcome: Vec<Replays> = thresholds
+        .iter()
+        .map(|&max_regression| Replays { max_regression, replays, failed: 0, speed: 0 })
+        .collect();
     for _ in 0..replays {
         let (ours, theirs) = match draw {
             Draw::Slices => pick_slices(&old, new.as_deref(), rounds, &mut random)?,
-            Draw::Blocks => pick_blocks(old.len(), new.as_ref().map(Vec::len), rounds, &mut random)?,
+            Draw::Blocks => {
+                pick_blocks(old.len(), new.as_ref().map(Vec::len), rounds, &mut random)?
+            }
         };
         let copies = |from: &[OfSlice], places: &[usize]| places.iter().map(|i| from[*i]).collect();
         let played: Vec<Series> = recorded
             .iter()
-            .map(|s| Series { name: s.name.clone(), before: copies(&s.before, &ours), now: copies(&s.now, &theirs) })
+            .map(|s| Series {
+                name: s.name.clone(),
+                before: copies(&s.before, &ours),
+                now: copies(&s.now, &theirs),
+            })
             .collect();
         for counts in &mut outcome {
-            let checks = played.iter().map(|s| s.check(counts.max_regression)).collect::<Result<Vec<_>, _>>()?;
+            let checks = played
+                .iter()
+                .map(|s| s.check(counts.max_regression))
+                .collect::<Result<Vec<_>, _>>()?;
             counts.failed += usize::from(checks.iter().any(|c| c.failed));
             counts.speed += usize::from(checks.iter().any(|c| c.failed && c.name == "speed"));
         }
@@ -71,13 +82,18 @@ fn pick_slices(
     count: usize,
     random: &mut Random,
 ) -> Result<(Vec<usize>, Vec<usize>), String> {
-    let places = |from: &[usize], slice: usize| (0..from.len()).filter(|i| from[*i] == slice).collect::<Vec<_>>();
+    let places = |from: &[usize], slice: usize| {
+        (0..from.len()).filter(|i| from[*i] == slice).collect::<Vec<_>>()
+    };
     let mut slices = old.to_vec();
     slices.sort_unstable();
     slices.dedup();
     slices.retain(|&s| new.map_or(places(old, s).len() >= 2, |new| new.contains(&s)));
     if slices.len() < count {
-        return Err(format!("{} slices were recorded often enough, {count} are needed", slices.len()));
+        return Err(format!(
+            "{} slices were recorded often enough, {count} are needed",
+            slices.len()
+        ));
     }
     random.shuffle(&mut slices);
     let mut found = (Vec::new(), Vec::new());
@@ -97,7 +113,12 @@ fn pick_slices(
 }
 
 /// Places of two blocks of consecutive rounds; with one recording they do not overlap.
-fn pick_blocks(old: usize, new: Option<usize>, count: usize, random: &mut Random) -> Result<(Vec<usize>, Vec<usize>), String> {
+fn pick_blocks(
+    old: usize,
+    new: Option<usize>,
+    count: usize,
+    random: &mut Random,
+) -> Result<(Vec<usize>, Vec<usize>), String> {
     let needed = if new.is_none() { 2 * count } else { count };
     let least = old.min(new.unwrap_or(old));
     if least < needed {
@@ -125,8 +146,9 @@ mod tests {
 
     /// 40 rounds of 20 slices.
     fn recorded(seed: u64, slower: f64) -> BenchResult {
-        let mut recorded =
-            result(40, 0.05, seed, |label| as_expected(label) * if label.starts_with("everything") { slower } else { 1.0 });
+        let mut recorded = result(40, 0.05, seed, |label| {
+            as_expected(label) * if label.starts_with("everything") { slower } else { 1.0 }
+        });
         for (i, round) in recorded.rounds.iter_mut().enumerate() {
             round.slice = i % 20;
             round.samples.iter_mut().for_each(|s| s.seconds *= 1.0 + (i % 20) as f64 / 10.0);
@@ -138,13 +160,20 @@ mod tests {
     fn equal_sides_seldom_fail_and_a_slower_side_does() {
         let plain = recorded(1, 1.0);
         let alarms = replay(&plain, None, Draw::Slices, 8, &[3.0, 5.0], 300, 1).unwrap();
-        assert!(alarms.iter().all(|r| r.rate() < 0.04) && alarms[1].failed <= alarms[0].failed, "{alarms:?}");
-        let found = replay(&plain, Some(&recorded(2, 1.1)), Draw::Slices, 8, &[3.0, 10.0], 300, 1).unwrap();
+        assert!(
+            alarms.iter().all(|r| r.rate() < 0.04) && alarms[1].failed <= alarms[0].failed,
+            "{alarms:?}"
+        );
+        let found =
+            replay(&plain, Some(&recorded(2, 1.1)), Draw::Slices, 8, &[3.0, 10.0], 300, 1).unwrap();
         assert!(found[0].rate() > 0.9 && found[0].speed > 200, "{found:?}");
         // Ten percent more time cannot be past a loss of ten percent; noise alone may be.
         assert!(found[1].speed < 30, "{found:?}");
         for draw in [Draw::Slices, Draw::Blocks] {
-            assert_eq!(replay(&plain, None, draw, 8, &[5.0], 50, 7), replay(&plain, None, draw, 8, &[5.0], 50, 7));
+            assert_eq!(
+                replay(&plain, None, draw, 8, &[5.0], 50, 7),
+                replay(&plain, None, draw, 8, &[5.0], 50, 7)
+            );
         }
     }
 
@@ -154,10 +183,16 @@ mod tests {
         let slices: Vec<usize> = (0..40).map(|i| i % 20).collect();
         for _ in 0..100 {
             let (a, b) = pick_blocks(30, None, 6, &mut random).unwrap();
-            assert!(a.iter().all(|i| !b.contains(i)) && a.windows(2).all(|w| w[1] == w[0] + 1), "{a:?} {b:?}");
+            assert!(
+                a.iter().all(|i| !b.contains(i)) && a.windows(2).all(|w| w[1] == w[0] + 1),
+                "{a:?} {b:?}"
+            );
             let (a, b) = pick_slices(&slices, None, 12, &mut random).unwrap();
             assert_eq!((a.len(), b.len()), (12, 12));
-            assert!(a.iter().zip(&b).all(|(i, j)| i != j && slices[*i] == slices[*j]), "{a:?} {b:?}");
+            assert!(
+                a.iter().zip(&b).all(|(i, j)| i != j && slices[*i] == slices[*j]),
+                "{a:?} {b:?}"
+            );
             let distinct: std::collections::HashSet<usize> = a.iter().map(|i| slices[*i]).collect();
             assert_eq!(distinct.len(), 12);
         }

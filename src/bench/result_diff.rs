@@ -144,8 +144,9 @@ impl Results {
     /// Reads text.
     pub fn parse(text: &str) -> Result<Results, String> {
         let text = without_mark(text);
-        let value: serde_json::Value = serde_json::from_str(text)
-            .map_err(|e| format!("line {}: is not JSON ({})", e.line(), crate::units::shown(&e.to_string())))?;
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| {
+            format!("line {}: is not JSON ({})", e.line(), crate::units::shown(&e.to_string()))
+        })?;
         let results = if value.is_array() {
             Results::of_speedup(&value)?
         } else if value["kind"] == "compare" {
@@ -160,10 +161,16 @@ impl Results {
         }
         for (name, i) in &results.rows {
             // Two unsteady rounds may leave the ratio unbounded: an interval from 0, or to infinity, is one that says nothing.
-            let bad = !(i.ratio.is_finite() && i.ratio > 0.0 && (0.0..=i.ratio).contains(&i.low) && i.high >= i.ratio);
+            let bad = !(i.ratio.is_finite()
+                && i.ratio > 0.0
+                && (0.0..=i.ratio).contains(&i.low)
+                && i.high >= i.ratio);
             if bad {
                 let name = crate::units::shown(name);
-                return Err(format!("row {name}: {} ({} to {}) is no ratio with an interval", i.ratio, i.low, i.high));
+                return Err(format!(
+                    "row {name}: {} ({} to {}) is no ratio with an interval",
+                    i.ratio, i.low, i.high
+                ));
             }
         }
         let mut names: Vec<&String> = results.rows.iter().map(|r| &r.0).collect();
@@ -177,20 +184,38 @@ impl Results {
     fn of_bench(result: &BenchResult) -> Results {
         let analysed = analysis::analyse(result);
         let rows = analysed.rows.iter().flat_map(|r| {
-            let named = |what: &str, ratio: &Option<Ratio>| Some((format!("{}{what}", r.name), ratio.as_ref()?.interval));
-            [named("", &r.alone), named(" (removed)", &r.removed), named(" (cumulative)", &r.cumulative)]
+            let named = |what: &str, ratio: &Option<Ratio>| {
+                Some((format!("{}{what}", r.name), ratio.as_ref()?.interval))
+            };
+            [
+                named("", &r.alone),
+                named(" (removed)", &r.removed),
+                named(" (cumulative)", &r.cumulative),
+            ]
         });
-        let on = |label: &str| result.configs.iter().find(|c| c.label == label).map(|c| c.dtype.clone());
+        let on =
+            |label: &str| result.configs.iter().find(|c| c.label == label).map(|c| c.dtype.clone());
         let everything = result.configs.get(result.everything);
         Results {
             path: String::new(),
             kind: "bench",
             machine: Some(result.machine.clone()),
             settings: vec![
-                ("model".into(), format!("{} ({})", result.model.name, result.model.digest.get(..12).unwrap_or_default())),
+                (
+                    "model".into(),
+                    format!(
+                        "{} ({})",
+                        result.model.name,
+                        result.model.digest.get(..12).unwrap_or_default()
+                    ),
+                ),
                 (
                     "workload".into(),
-                    format!("{} ({})", result.workload.name, result.workload.digest.get(..12).unwrap_or_default()),
+                    format!(
+                        "{} ({})",
+                        result.workload.name,
+                        result.workload.digest.get(..12).unwrap_or_default()
+                    ),
                 ),
                 ("quick".into(), result.quick.to_string()),
                 ("phases".into(), result.phases.name().to_string()),
@@ -198,7 +223,13 @@ impl Results {
                 ("batch size".into(), result.batch.to_string()),
                 ("max tokens".into(), result.workload.max_tokens.to_string()),
                 ("temperature".into(), result.workload.temperature.to_string()),
-                ("dtype".into(), everything.map(|c| c.dtype.clone()).or_else(|| on("everything")).unwrap_or_default()),
+                (
+                    "dtype".into(),
+                    everything
+                        .map(|c| c.dtype.clone())
+                        .or_else(|| on("everything"))
+                        .unwrap_or_default(),
+                ),
                 ("kernels".into(), everything.map(|c| c.kernels.join(", ")).unwrap_or_default()),
                 ("version".into(), version(&result.version, result.commit.as_deref())),
                 ("rounds".into(), result.rounds.len().to_string()),
@@ -212,15 +243,19 @@ impl Results {
     fn of_comparison(text: &str, value: &serde_json::Value) -> Result<Results, String> {
         match value["schema"].as_u64() {
             Some(v) if v == u64::from(comparison::SCHEMA) => {}
-            Some(v) => return Err(format!("has schema {v}; this program reads {}", comparison::SCHEMA)),
+            Some(v) => {
+                return Err(format!("has schema {v}; this program reads {}", comparison::SCHEMA));
+            }
             None => return Err("schema: is missing or no whole number".into()),
         }
-        let c: Comparison =
-            serde_json::from_str(text).map_err(|e| format!("line {}: {}", e.line(), crate::units::shown(&e.to_string())))?;
+        let c: Comparison = serde_json::from_str(text)
+            .map_err(|e| format!("line {}: {}", e.line(), crate::units::shown(&e.to_string())))?;
         let rows = c.settings.iter().skip(1).flat_map(|s| {
             s.figures
                 .iter()
-                .filter_map(|f| Some((format!("{} {}", s.name, f.measure.name()), f.against_reference?)))
+                .filter_map(|f| {
+                    Some((format!("{} {}", s.name, f.measure.name()), f.against_reference?))
+                })
                 .collect::<Vec<_>>()
         });
         let first = c.settings.first();
@@ -228,7 +263,10 @@ impl Results {
             path: String::new(),
             kind: "compare",
             settings: vec![
-                ("model".into(), format!("{} ({})", c.model, c.model_digest.get(..12).unwrap_or_default())),
+                (
+                    "model".into(),
+                    format!("{} ({})", c.model, c.model_digest.get(..12).unwrap_or_default()),
+                ),
                 ("reference".into(), first.map(|s| s.name.clone()).unwrap_or_default()),
                 ("quick".into(), c.quick.to_string()),
                 ("threads".into(), first.map(|s| s.threads.to_string()).unwrap_or_default()),
@@ -247,41 +285,71 @@ impl Results {
     fn of_speedup(value: &serde_json::Value) -> Result<Results, String> {
         let mut rows = Vec::new();
         for (i, row) in value.as_array().into_iter().flatten().enumerate() {
-            let name = row["optimization"].as_str().ok_or(format!("row {}: optimization: is missing or no text", i + 1))?;
-            for (what, suffix) in [("alone", ""), ("removed", " (removed)"), ("cumulative", " (cumulative)")] {
+            let name = row["optimization"]
+                .as_str()
+                .ok_or(format!("row {}: optimization: is missing or no text", i + 1))?;
+            for (what, suffix) in
+                [("alone", ""), ("removed", " (removed)"), ("cumulative", " (cumulative)")]
+            {
                 let number = |key: String| -> Result<Option<f64>, String> {
                     match &row[&key] {
                         serde_json::Value::Null => Ok(None),
                         serde_json::Value::String(text) if text == "inf" => Ok(Some(f64::INFINITY)),
-                        v => v
-                            .as_f64()
-                            .map(Some)
-                            .ok_or_else(|| format!("row {}: {key}: {v} is no number", crate::units::shown(name))),
+                        v => v.as_f64().map(Some).ok_or_else(|| {
+                            format!("row {}: {key}: {v} is no number", crate::units::shown(name))
+                        }),
                     }
                 };
-                let found = (number(what.into())?, number(format!("{what}_low"))?, number(format!("{what}_high"))?);
+                let found = (
+                    number(what.into())?,
+                    number(format!("{what}_low"))?,
+                    number(format!("{what}_high"))?,
+                );
                 match found {
                     (Some(ratio), Some(low), Some(high)) => {
                         rows.push((format!("{name}{suffix}"), Interval { low, ratio, high }));
                     }
                     (_, None, None) => {}
-                    _ => return Err(format!("row {}: {what} has only one end of its interval", crate::units::shown(name))),
+                    _ => {
+                        return Err(format!(
+                            "row {}: {what} has only one end of its interval",
+                            crate::units::shown(name)
+                        ));
+                    }
                 }
             }
         }
         // The phases are those of which an audit's row was measured.
-        let measured = |row: &serde_json::Value| row["alone"].is_number() && row["difficulty"].is_string();
-        let mut phases: Vec<&str> =
-            value.as_array().into_iter().flatten().filter(|r| measured(r)).filter_map(|r| r["phase"].as_str()).collect();
+        let measured =
+            |row: &serde_json::Value| row["alone"].is_number() && row["difficulty"].is_string();
+        let mut phases: Vec<&str> = value
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|r| measured(r))
+            .filter_map(|r| r["phase"].as_str())
+            .collect();
         phases.dedup();
         let phases = (!phases.is_empty()).then(|| phases.join("+"));
-        Ok(Results { path: String::new(), kind: "bench", machine: None, settings: Vec::new(), rows, smallest: None, phases })
+        Ok(Results {
+            path: String::new(),
+            kind: "bench",
+            machine: None,
+            settings: Vec::new(),
+            rows,
+            smallest: None,
+            phases,
+        })
     }
 
     /// Another run of the same: one machine, one setting.
     fn again(&self, other: &Results) -> bool {
         let known = self.machine.is_some() && other.machine.is_some();
-        known && self.differences(other).iter().all(|d| OF_RUNS.iter().any(|name| d.starts_with(&format!("{name}: "))))
+        known
+            && self
+                .differences(other)
+                .iter()
+                .all(|d| OF_RUNS.iter().any(|name| d.starts_with(&format!("{name}: "))))
     }
 
     /// The gain of a row.
@@ -303,7 +371,8 @@ impl Results {
             _ => vec!["machines: one of the files does not say where it was measured".into()],
         };
         for (name, value) in &self.settings {
-            if let Some((_, theirs)) = other.settings.iter().find(|(n, v)| n == name && v != value) {
+            if let Some((_, theirs)) = other.settings.iter().find(|(n, v)| n == name && v != value)
+            {
                 found.push(format!("{name}: {value} → {theirs}"));
             }
         }
@@ -327,7 +396,11 @@ pub fn difference(results: &[Results]) -> Result<ResultDiff, String> {
     let spread = spread(results);
     let against = |other: &Results| {
         let rows = first.rows.iter().filter(|(name, _)| first.same_row(other, name));
-        let rows = rows.filter_map(|(name, a)| Some(diff(name, (a, first), (&other.row(name)?, other), &spread))).collect();
+        let rows = rows
+            .filter_map(|(name, a)| {
+                Some(diff(name, (a, first), (&other.row(name)?, other), &spread))
+            })
+            .collect();
         let missing = |from: &Results, of: &Results| -> Vec<String> {
             of.rows.iter().filter(|(n, _)| from.row(n).is_none()).map(|(n, _)| n.clone()).collect()
         };
@@ -343,12 +416,22 @@ pub fn difference(results: &[Results]) -> Result<ResultDiff, String> {
 }
 
 /// One row of two files.
-fn diff(name: &str, (a, first): (&Interval, &Results), (b, other): (&Interval, &Results), spread: &[Spread]) -> RowDiff {
+fn diff(
+    name: &str,
+    (a, first): (&Interval, &Results),
+    (b, other): (&Interval, &Results),
+    spread: &[Spread],
+) -> RowDiff {
     // Two independent logarithms: their variances add, and so do the squares of what each machine cannot see.
-    let widen = |i: &Interval, smallest: Option<f64>| i.widened(smallest.unwrap_or(0.0)).half_width().powi(2);
+    let widen = |i: &Interval, smallest: Option<f64>| {
+        i.widened(smallest.unwrap_or(0.0)).half_width().powi(2)
+    };
     let rounds = (widen(a, first.smallest) + widen(b, other.smallest)).sqrt();
     // Two more runs of a setting whose runs are known to differ.
-    let runs = spread.iter().find(|s| s.row == name).map_or(0.0, |s| t_975(s.runs - 1) * s.deviation * 2f64.sqrt());
+    let runs = spread
+        .iter()
+        .find(|s| s.row == name)
+        .map_or(0.0, |s| t_975(s.runs - 1) * s.deviation * 2f64.sqrt());
     let half = rounds.max(runs);
     let log = (b.ratio / a.ratio).ln();
     let ratio = Interval { low: (log - half).exp(), ratio: log.exp(), high: (log + half).exp() };
@@ -364,12 +447,14 @@ fn diff(name: &str, (a, first): (&Interval, &Results), (b, other): (&Interval, &
 /// How far the runs of the first file's machine and settings differ; three at least.
 fn spread(results: &[Results]) -> Vec<Spread> {
     let Some(first) = results.first() else { return Vec::new() };
-    let runs: Vec<&Results> = results.iter().filter(|r| first.again(r) && first.phases == r.phases).collect();
+    let runs: Vec<&Results> =
+        results.iter().filter(|r| first.again(r) && first.phases == r.phases).collect();
     let one = |(name, _): &(String, Interval)| {
         let all: Vec<Interval> = runs.iter().filter_map(|r| r.row(name)).collect();
         let logs: Vec<f64> = all.iter().map(|i| i.ratio.ln()).collect();
         let mean = mean(&logs).filter(|_| all.len() >= MIN_RUNS)?;
-        let deviation = (logs.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / (logs.len() - 1) as f64).sqrt();
+        let deviation =
+            (logs.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / (logs.len() - 1) as f64).sqrt();
         Some(Spread {
             row: name.clone(),
             runs: all.len(),
@@ -404,7 +489,10 @@ mod tests {
     fn rows_line_up_by_name_with_known_ratios() {
         let found = difference(&[speedup(OLD).unwrap(), speedup(NEW).unwrap()]).unwrap();
         let rows = &found.others[0].rows;
-        assert_eq!(rows.iter().map(|r| r.row.as_str()).collect::<Vec<_>>(), ["precision", "greedy", "cache"]);
+        assert_eq!(
+            rows.iter().map(|r| r.row.as_str()).collect::<Vec<_>>(),
+            ["precision", "greedy", "cache"]
+        );
         assert!((rows[0].ratio.ratio - 2.0).abs() < 1e-12 && rows[0].change == Change::Better);
         // Both half-widths are ln(2.1/1.9)/2: together √2 times that.
         let half = (2.1f64 / 1.9).ln() / 2.0 * 2f64.sqrt();
@@ -420,11 +508,13 @@ mod tests {
     fn a_tenth_of_a_percent_is_no_change_however_sure_it_is() {
         let table = |ratio: f64| {
             let (low, high) = (ratio * 0.9999, ratio * 1.0001);
-            let text =
-                format!("\u{feff}[{{\"optimization\":\"x\",\"alone\":{ratio},\"alone_low\":{low},\"alone_high\":{high}}}]");
+            let text = format!(
+                "\u{feff}[{{\"optimization\":\"x\",\"alone\":{ratio},\"alone_low\":{low},\"alone_high\":{high}}}]"
+            );
             speedup(&text).unwrap()
         };
-        let change = |ratio: f64| difference(&[table(1.0), table(ratio)]).unwrap().others[0].rows[0].change;
+        let change =
+            |ratio: f64| difference(&[table(1.0), table(ratio)]).unwrap().others[0].rows[0].change;
         assert_eq!([0.999, 1.001, 1.009].map(change), [Change::Same; 3]);
         assert_eq!([0.98, 1.02].map(change), [Change::Worse, Change::Better]);
     }
@@ -436,11 +526,17 @@ mod tests {
             ("{}", ""),
             ("[]", "no row with a ratio"),
             (r#"[{"alone":1}]"#, "optimization"),
-            (r#"[{"optimization":"x","alone":"NaN","alone_low":1,"alone_high":2}]"#, "is no number"),
+            (
+                r#"[{"optimization":"x","alone":"NaN","alone_low":1,"alone_high":2}]"#,
+                "is no number",
+            ),
             (r#"[{"optimization":"x","alone":-1,"alone_low":-2,"alone_high":2}]"#, "no ratio"),
             (r#"[{"optimization":"x","alone":3,"alone_low":1,"alone_high":2}]"#, "no ratio"),
             (r#"[{"optimization":"x","alone":3,"alone_low":1}]"#, "one end"),
-            (r#"[{"optimization":"x","alone":"inf","alone_low":1,"alone_high":"inf"}]"#, "no ratio"),
+            (
+                r#"[{"optimization":"x","alone":"inf","alone_low":1,"alone_high":"inf"}]"#,
+                "no ratio",
+            ),
             (r#"[{"optimization":"x","alone":3,"alone_low":-1,"alone_high":"inf"}]"#, "no ratio"),
             (r#"{"kind":"compare","schema":99}"#, "schema 99"),
             (r#"{"kind":"compare"}"#, "schema"),
@@ -456,26 +552,36 @@ mod tests {
     #[test]
     fn an_unbounded_interval_survives_its_file_and_is_no_clear_change() {
         let unbounded = Interval { low: 0.0, ratio: 1.9, high: f64::INFINITY };
-        let steady = comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
+        let steady = comparison(vec![
+            setting("f32", "f32", 35.0, None, None),
+            setting("bf16", "bf16", 65.0, Some(1.86), None),
+        ]);
         let mut wild = steady.clone();
         wild.settings[1].figures[0].against_reference = Some(unbounded);
         let text = serde_json::to_string(&wild).unwrap();
         assert!(text.contains(r#""high":null"#), "JSON has no infinity");
         let read = Results::parse(&text).unwrap();
         assert_eq!(read.rows[0].1, unbounded);
-        let found = difference(&[Results::parse(&serde_json::to_string(&steady).unwrap()).unwrap(), read]).unwrap();
+        let found =
+            difference(&[Results::parse(&serde_json::to_string(&steady).unwrap()).unwrap(), read])
+                .unwrap();
         let row = &found.others[0].rows[0];
         assert_eq!((row.change, row.ratio.low, row.ratio.high), (Change::Same, 0.0, f64::INFINITY));
         // The same in `speedup.json`, which writes infinity as text.
-        let table = Results::parse(r#"[{"optimization":"x","alone":1.9,"alone_low":0,"alone_high":"inf"}]"#).unwrap();
+        let table = Results::parse(
+            r#"[{"optimization":"x","alone":1.9,"alone_low":0,"alone_high":"inf"}]"#,
+        )
+        .unwrap();
         assert_eq!(table.rows[0].1, unbounded);
     }
 
     #[test]
     fn three_runs_of_one_setting_say_how_far_runs_differ_and_verdicts_go_by_it() {
         let run = |ratio: f64| {
-            let mut c =
-                comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
+            let mut c = comparison(vec![
+                setting("f32", "f32", 35.0, None, None),
+                setting("bf16", "bf16", 65.0, Some(1.86), None),
+            ]);
             let narrow = Interval { low: ratio * 0.99, ratio, high: ratio / 0.99 };
             c.settings[1].figures[0].against_reference = Some(narrow);
             Results::parse(&serde_json::to_string(&c).unwrap()).unwrap()
@@ -486,7 +592,11 @@ mod tests {
         let three = difference(&[run(1.5), run(1.8), run(1.6)]).unwrap();
         let spread = &three.spread[0];
         assert_eq!((spread.runs, spread.row.as_str()), (3, "bf16 decode_1"));
-        assert!((spread.least - 1.5).abs() < 1e-9 && (spread.greatest - 1.8).abs() < 1e-9 && spread.deviation > 0.08);
+        assert!(
+            (spread.least - 1.5).abs() < 1e-9
+                && (spread.greatest - 1.8).abs() < 1e-9
+                && spread.deviation > 0.08
+        );
         let row = &three.others[0].rows[0];
         assert!(row.change == Change::Same && row.between, "{row:?}");
         // Steady runs leave a change as clear as their rounds say.
@@ -504,7 +614,8 @@ mod tests {
             ))
             .unwrap()
         };
-        let (one, both) = (table("null", 2.0), table(r#"1.1,"alone_low":1.0,"alone_high":1.2"#, 3.0));
+        let (one, both) =
+            (table("null", 2.0), table(r#"1.1,"alone_low":1.0,"alone_high":1.2"#, 3.0));
         let rows = |a: &Results, b: &Results| {
             let found = difference(&[a.clone(), b.clone()]).unwrap();
             let names: Vec<String> = found.others[0].rows.iter().map(|r| r.row.clone()).collect();
@@ -516,7 +627,10 @@ mod tests {
 
     #[test]
     fn comparisons_line_up_too_and_say_what_differs() {
-        let old = comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), None)]);
+        let old = comparison(vec![
+            setting("f32", "f32", 35.0, None, None),
+            setting("bf16", "bf16", 65.0, Some(1.86), None),
+        ]);
         let mut new = old.clone();
         new.machine.cpu = "Other CPU".into();
         new.settings[0].threads = 4;
@@ -526,9 +640,18 @@ mod tests {
         let parse = |c: &Comparison| Results::parse(&serde_json::to_string(c).unwrap()).unwrap();
         let found = difference(&[parse(&old), parse(&new)]).unwrap();
         let against = &found.others[0];
-        assert!(against.differences.contains(&"CPU: AMD EPYC → Other CPU".to_string()), "{:?}", against.differences);
+        assert!(
+            against.differences.contains(&"CPU: AMD EPYC → Other CPU".to_string()),
+            "{:?}",
+            against.differences
+        );
         assert!(against.differences.contains(&"threads: 2 → 4".to_string()));
-        assert!((against.rows[0].ratio.ratio - 0.5).abs() < 1e-9 && against.rows[0].change == Change::Worse);
-        assert!(difference(&[parse(&old), speedup(OLD).unwrap()]).unwrap_err().contains("one command"));
+        assert!(
+            (against.rows[0].ratio.ratio - 0.5).abs() < 1e-9
+                && against.rows[0].change == Change::Worse
+        );
+        assert!(
+            difference(&[parse(&old), speedup(OLD).unwrap()]).unwrap_err().contains("one command")
+        );
     }
 }

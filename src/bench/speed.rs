@@ -7,7 +7,8 @@ use std::time::Instant;
 
 /// A token id that depends on sequence and position only: the same for every setting, spread over the vocabulary.
 fn fixed_id(vocab: usize, sequence: usize, position: usize) -> TokenId {
-    let mixed = (sequence as u64 * 0x9e37_79b9 + position as u64 + 1).wrapping_mul(0x2545_f491_4f6c_dd1d);
+    let mixed =
+        (sequence as u64 * 0x9e37_79b9 + position as u64 + 1).wrapping_mul(0x2545_f491_4f6c_dd1d);
     ((mixed >> 33) % vocab as u64) as TokenId
 }
 
@@ -15,19 +16,42 @@ fn fixed_ids(vocab: usize, sequence: usize, count: usize) -> Vec<TokenId> {
     (0..count).map(|p| fixed_id(vocab, sequence, p)).collect()
 }
 
-fn open(decoder: &mut dyn Decoder, prompt: &[TokenId], positions: usize) -> Result<Slot, DecodeError> {
+fn open(
+    decoder: &mut dyn Decoder,
+    prompt: &[TokenId],
+    positions: usize,
+) -> Result<Slot, DecodeError> {
     let opened = decoder.open(prompt, positions, false);
-    Ok(opened.ok_or_else(|| DecodeError::Broken(format!("no room for {positions} positions; raise --kv-memory")))?.slot)
+    Ok(opened
+        .ok_or_else(|| {
+            DecodeError::Broken(format!("no room for {positions} positions; raise --kv-memory"))
+        })?
+        .slot)
 }
 
 /// Runs a prompt in chunks of what the decoder takes; scores of the last row.
-fn run_prompt(decoder: &mut dyn Decoder, slot: Slot, prompt: &[TokenId], outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+fn run_prompt(
+    decoder: &mut dyn Decoder,
+    slot: Slot,
+    prompt: &[TokenId],
+    outputs: &mut Vec<Output>,
+) -> Result<(), DecodeError> {
     let rows = decoder.capacity().rows.max(1);
     for start in (0..prompt.len()).step_by(rows) {
         let end = (start + rows).min(prompt.len());
         let want = if end == prompt.len() { Want::Logits } else { Want::Nothing };
-        let segment = Segment { slot, start, tokens: 0..end - start, want, padding_rows: 0, padded_context: 0 };
-        decoder.forward(&Batch { tokens: prompt[start..end].to_vec(), segments: vec![segment] }, outputs)?;
+        let segment = Segment {
+            slot,
+            start,
+            tokens: 0..end - start,
+            want,
+            padding_rows: 0,
+            padded_context: 0,
+        };
+        decoder.forward(
+            &Batch { tokens: prompt[start..end].to_vec(), segments: vec![segment] },
+            outputs,
+        )?;
     }
     Ok(())
 }
@@ -50,7 +74,12 @@ pub fn decode_one(decoder: &mut dyn Decoder, tokens: usize) -> Result<f64, Decod
 }
 
 /// Seconds for `tokens` steps of `batch` sequences together, after prompts of `prompt` tokens whose prefill is not timed.
-pub fn decode_batch(decoder: &mut dyn Decoder, batch: usize, prompt: usize, tokens: usize) -> Result<f64, DecodeError> {
+pub fn decode_batch(
+    decoder: &mut dyn Decoder,
+    batch: usize,
+    prompt: usize,
+    tokens: usize,
+) -> Result<f64, DecodeError> {
     let vocab = decoder.spec().vocab;
     let mut slots = Vec::new();
     let mut outputs = Vec::new();
@@ -112,7 +141,8 @@ mod tests {
         let log = decoder.log();
         let rows = |log: &std::sync::Mutex<Vec<Batch>>| {
             let mut log = log.lock().unwrap();
-            let found: Vec<(usize, usize)> = log.iter().map(|b| (b.tokens.len(), b.segments.len())).collect();
+            let found: Vec<(usize, usize)> =
+                log.iter().map(|b| (b.tokens.len(), b.segments.len())).collect();
             log.clear();
             found
         };

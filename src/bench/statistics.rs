@@ -34,8 +34,9 @@ fn unbounded<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error>
 
 /// Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (any table).
 const T_975: [f64; 30] = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110,
-    2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
 ];
 
 /// Two-sided 95 % quantile of Student's t.
@@ -61,9 +62,11 @@ pub fn difference_half_width(a: &[f64], b: &[f64]) -> Option<f64> {
         let m = mean(v).unwrap_or(f64::NAN);
         v.iter().map(|x| (x - m).powi(2)).sum::<f64>()
     };
-    let degrees = (a.len() + b.len()).checked_sub(2).filter(|d| *d > 0 && !a.is_empty() && !b.is_empty())?;
+    let degrees =
+        (a.len() + b.len()).checked_sub(2).filter(|d| *d > 0 && !a.is_empty() && !b.is_empty())?;
     let variance = (squares(a) + squares(b)) / degrees as f64;
-    Some(t_975(degrees) * (variance * (1.0 / a.len() as f64 + 1.0 / b.len() as f64)).sqrt()).filter(|h| h.is_finite())
+    Some(t_975(degrees) * (variance * (1.0 / a.len() as f64 + 1.0 / b.len() as f64)).sqrt())
+        .filter(|h| h.is_finite())
 }
 
 /// Mean and half-width of the 95 % interval of the mean; `None` for fewer than two values or a value that is not finite.
@@ -100,7 +103,11 @@ impl Interval {
     /// Not narrower than `least` (a logarithm) to either side.
     pub fn widened(&self, least: f64) -> Interval {
         let factor = least.max(0.0).exp();
-        Interval { low: self.low.min(self.ratio / factor), ratio: self.ratio, high: self.high.max(self.ratio * factor) }
+        Interval {
+            low: self.low.min(self.ratio / factor),
+            ratio: self.ratio,
+            high: self.high.max(self.ratio * factor),
+        }
     }
 }
 
@@ -148,7 +155,11 @@ pub struct DetectableEffect {
 }
 
 /// Judges a ratio against an expected range.
-pub fn judge(interval: &Interval, (low, high): (f64, f64), detectable: &DetectableEffect) -> Verdict {
+pub fn judge(
+    interval: &Interval,
+    (low, high): (f64, f64),
+    detectable: &DetectableEffect,
+) -> Verdict {
     let Some(smallest) = detectable.smallest else { return Verdict::Unclear };
     if detectable.rounds < MIN_ROUNDS || detectable.busy.is_some_and(|b| b > BUSY) {
         return Verdict::Unclear;
@@ -164,7 +175,8 @@ pub fn judge(interval: &Interval, (low, high): (f64, f64), detectable: &Detectab
 
 /// Whether more rounds are not needed: every interval is narrow. Looks at widths only, never at verdicts.
 pub fn narrow_enough<'a>(rows: impl IntoIterator<Item = &'a [f64]>, rounds: usize) -> bool {
-    rounds >= MIN_ROUNDS && rows.into_iter().all(|logs| mean_interval(logs).is_some_and(|(_, half)| half <= NARROW))
+    rounds >= MIN_ROUNDS
+        && rows.into_iter().all(|logs| mean_interval(logs).is_some_and(|(_, half)| half <= NARROW))
 }
 
 /// The middle value (mean of the two middle ones); `None` for no values.
@@ -266,7 +278,8 @@ mod tests {
                         }
                         Noise::Spikes => {
                             state = 0.9 * state + 0.01 * random.heavy();
-                            let spike = if random.unit() < 0.05 { -0.1 * random.unit().ln() } else { 0.0 };
+                            let spike =
+                                if random.unit() < 0.05 { -0.1 * random.unit().ln() } else { 0.0 };
                             state + 0.02 * random.normal() + spike
                         }
                         Noise::Sticky => {
@@ -297,7 +310,11 @@ mod tests {
         for noise in [Noise::Normal, Noise::Drift, Noise::Spikes, Noise::Sticky] {
             for most in [6, 8, 12, 24] {
                 let covered = coverage(noise, most, 3000);
-                assert!((0.93..=0.97).contains(&covered), "{noise:?}, at most {most} rounds: {:.1} %", covered * 100.0);
+                assert!(
+                    (0.93..=0.97).contains(&covered),
+                    "{noise:?}, at most {most} rounds: {:.1} %",
+                    covered * 100.0
+                );
             }
         }
     }
@@ -322,13 +339,18 @@ mod tests {
         assert!((interval.ratio - 4.0).abs() < 1e-12 && interval.low < 2.0 && interval.high > 8.0);
         assert_eq!(Interval::of_logs(&[0.1]), None);
         assert_eq!(Interval::of_logs(&[0.1, f64::NAN]), None);
-        assert_eq!(Interval::of_logs(&[0.0; 6]).unwrap(), Interval { low: 1.0, ratio: 1.0, high: 1.0 });
+        assert_eq!(
+            Interval::of_logs(&[0.0; 6]).unwrap(),
+            Interval { low: 1.0, ratio: 1.0, high: 1.0 }
+        );
     }
 
     #[test]
     fn verdicts_need_the_whole_interval_on_one_side() {
         let detectable = DetectableEffect { rounds: 6, smallest: Some(0.01), busy: Some(0.02) };
-        let judged = |low: f64, high: f64| judge(&Interval { low, ratio: (low * high).sqrt(), high }, (1.3, 1.5), &detectable);
+        let judged = |low: f64, high: f64| {
+            judge(&Interval { low, ratio: (low * high).sqrt(), high }, (1.3, 1.5), &detectable)
+        };
         assert_eq!(judged(1.55, 1.6), Verdict::Above);
         assert_eq!(judged(1.35, 1.45), Verdict::Within);
         assert_eq!(judged(1.0, 1.2), Verdict::Below);
@@ -342,10 +364,22 @@ mod tests {
         let clear = Interval { low: 1.39, ratio: 1.40, high: 1.41 };
         let detectable = DetectableEffect { rounds: 6, smallest: Some(0.01), busy: None };
         assert_eq!(judge(&clear, (1.3, 1.5), &detectable), Verdict::Within);
-        assert_eq!(judge(&clear, (1.3, 1.5), &DetectableEffect { smallest: Some(0.2), ..detectable }), Verdict::Unclear);
-        assert_eq!(judge(&clear, (1.3, 1.5), &DetectableEffect { smallest: None, ..detectable }), Verdict::Unclear);
-        assert_eq!(judge(&clear, (1.3, 1.5), &DetectableEffect { rounds: 5, ..detectable }), Verdict::Unclear);
-        assert_eq!(judge(&clear, (1.3, 1.5), &DetectableEffect { busy: Some(0.5), ..detectable }), Verdict::Unclear);
+        assert_eq!(
+            judge(&clear, (1.3, 1.5), &DetectableEffect { smallest: Some(0.2), ..detectable }),
+            Verdict::Unclear
+        );
+        assert_eq!(
+            judge(&clear, (1.3, 1.5), &DetectableEffect { smallest: None, ..detectable }),
+            Verdict::Unclear
+        );
+        assert_eq!(
+            judge(&clear, (1.3, 1.5), &DetectableEffect { rounds: 5, ..detectable }),
+            Verdict::Unclear
+        );
+        assert_eq!(
+            judge(&clear, (1.3, 1.5), &DetectableEffect { busy: Some(0.5), ..detectable }),
+            Verdict::Unclear
+        );
     }
 
     #[test]

@@ -54,7 +54,10 @@ impl Workload {
             })
         };
         let prompts: Vec<Prompt> = BUILT_IN.lines().filter_map(prompt).collect();
-        Workload { name: "built-in".into(), slices: prompts.chunks(SLICE).map(<[Prompt]>::to_vec).collect() }
+        Workload {
+            name: "built-in".into(),
+            slices: prompts.chunks(SLICE).map(<[Prompt]>::to_vec).collect(),
+        }
     }
 
     /// A user's prompts, dealt into slices of about equal length; repeats of one prompt stay in one slice, where a cache can meet them.
@@ -78,7 +81,8 @@ impl Workload {
             }
         }
         // Largest groups and longest prompts first, each to the slice that has the least so far.
-        groups.sort_by_key(|g| std::cmp::Reverse((g.len(), g.first().map_or(0, |p| text(p).len()))));
+        groups
+            .sort_by_key(|g| std::cmp::Reverse((g.len(), g.first().map_or(0, |p| text(p).len()))));
         let mut dealt: Vec<(usize, usize, Vec<Prompt>)> = vec![(0, 0, Vec::new()); slices];
         for group in groups {
             if let Some(least) = dealt.iter_mut().min_by_key(|s| (s.0, s.1)) {
@@ -159,13 +163,22 @@ mod tests {
     }
 
     fn prompt(id: usize, text: &str) -> Prompt {
-        Prompt { id: id.to_string(), content: Content::Text(text.into()), generation: generation(), accepts_cut: false }
+        Prompt {
+            id: id.to_string(),
+            content: Content::Text(text.into()),
+            generation: generation(),
+            accepts_cut: false,
+        }
     }
 
     #[test]
     fn the_built_in_slices_have_equal_make_up_and_are_enough_for_24_rounds() {
         let workload = Workload::built_in(&generation());
-        assert_eq!(BUILT_IN.lines().count(), workload.slices.iter().flatten().count(), "a line is not read");
+        assert_eq!(
+            BUILT_IN.lines().count(),
+            workload.slices.iter().flatten().count(),
+            "a line is not read"
+        );
         assert!(workload.slices.len() >= 24);
         let mut openings = std::collections::HashSet::new();
         for slice in &workload.slices {
@@ -175,7 +188,10 @@ mod tests {
             assert_eq!(distinct.len(), SLICE - 1, "one exact repeat: {texts:?}");
             let first_words = |t: &str| t.split(". ").next().unwrap_or("").to_string();
             assert_eq!(first_words(&texts[0]), first_words(&texts[3]), "two share a beginning");
-            assert!(texts.iter().map(String::len).sum::<usize>() < 500, "at most 350 tokens together with the template");
+            assert!(
+                texts.iter().map(String::len).sum::<usize>() < 500,
+                "at most 350 tokens together with the template"
+            );
             assert!(openings.insert(texts[0].clone()), "slices are distinct");
         }
         let facts = workload.facts();
@@ -184,14 +200,21 @@ mod tests {
 
     #[test]
     fn a_users_prompts_keep_their_repeats_together_and_none_is_lost() {
-        let mut prompts: Vec<Prompt> = (0..40).map(|i| prompt(i, &"word ".repeat(i % 7 + 1))).collect();
+        let mut prompts: Vec<Prompt> =
+            (0..40).map(|i| prompt(i, &"word ".repeat(i % 7 + 1))).collect();
         prompts.extend((40..44).map(|i| prompt(i, &format!("only once {i}"))));
-        let ids: std::collections::BTreeSet<String> = prompts.iter().map(|p| p.id.clone()).collect();
+        let ids: std::collections::BTreeSet<String> =
+            prompts.iter().map(|p| p.id.clone()).collect();
         let workload = Workload::of_prompts("mine", prompts).unwrap();
-        let dealt: std::collections::BTreeSet<String> = workload.slices.iter().flatten().map(|p| p.id.clone()).collect();
+        let dealt: std::collections::BTreeSet<String> =
+            workload.slices.iter().flatten().map(|p| p.id.clone()).collect();
         assert_eq!(ids, dealt);
         assert_eq!(workload.slices.len(), 44 / SLICE);
-        assert!(workload.slices.iter().all(|s| (3..=9).contains(&s.len())), "{:?}", workload.slices.iter().map(Vec::len));
+        assert!(
+            workload.slices.iter().all(|s| (3..=9).contains(&s.len())),
+            "{:?}",
+            workload.slices.iter().map(Vec::len)
+        );
         // 7 texts with 5 or 6 copies each: all but the first copy are repeats within their slice.
         assert_eq!(workload.facts().repeats, 40 - 7);
         assert!(Workload::of_prompts("none", vec![]).is_err());

@@ -1,5 +1,6 @@
 //! The flags that `run`, `bench` and `compare` share, as typed, and what they mean. In: clap's values. Out: a configuration and
 //! generation settings. Bounds live here, so that a flag and a record's field of the same name are checked by the same function.
+//! Over 500 lines: one set of flags; each stands beside the check of its value.
 
 use super::Failure;
 use super::console::{Level, ShowProgress};
@@ -188,7 +189,8 @@ impl SharedArgs {
 
     /// Remembers which flags were typed.
     pub fn note_typed(&mut self, matches: &clap::ArgMatches) {
-        let typed = |name: &str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
+        let typed =
+            |name: &str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
         self.typed = Typed {
             max_tokens: typed("max_tokens"),
             temperature: typed("temperature"),
@@ -237,11 +239,15 @@ impl SharedArgs {
             turn: Turn {
                 continue_final: own.continue_final_message.unwrap_or(false),
                 generation_prompt: own.add_generation_prompt.unwrap_or(true),
-                variables: own.chat_template_kwargs.clone().filter(|variables| !variables.is_empty()),
+                variables: own
+                    .chat_template_kwargs
+                    .clone()
+                    .filter(|variables| !variables.is_empty()),
             },
         };
         if generation.form.rules_its_end() {
-            generation.stop = StopRules { eos: true, strings: Vec::new(), sentence: false, repetition: false };
+            generation.stop =
+                StopRules { eos: true, strings: Vec::new(), sentence: false, repetition: false };
         }
         generation
     }
@@ -250,7 +256,9 @@ impl SharedArgs {
     fn form_with(&self, own: &GenerationFields) -> Form {
         let (constraint, choices) = match (&own.constraint, &own.choices) {
             (None, None) => (self.form.constraint.clone(), self.form.choices.clone()),
-            (constraint, choices) => (constraint.as_ref().map(|(_, constraint)| constraint.clone()), choices.clone()),
+            (constraint, choices) => {
+                (constraint.as_ref().map(|(_, constraint)| constraint.clone()), choices.clone())
+            }
         };
         let none = Penalties::default();
         Form {
@@ -301,11 +309,14 @@ impl SharedArgs {
 impl Toggles {
     /// The optimizations that are on; an unknown name, or one whose need is off, is bad usage.
     pub fn set(&self) -> Result<Set, Failure> {
-        let named = |list: &[String]| Set::named(list.iter().map(|s| s.trim()).filter(|s| !s.is_empty()));
+        let named =
+            |list: &[String]| Set::named(list.iter().map(|s| s.trim()).filter(|s| !s.is_empty()));
         let on = match self.only.as_deref() {
             None => Set::all(),
             Some([only]) if only.trim() == "none" => Set::none(),
-            Some(list) => named(list).map_err(|e| Failure::usage(format!("--only: {e}, or none")))?,
+            Some(list) => {
+                named(list).map_err(|e| Failure::usage(format!("--only: {e}, or none")))?
+            }
         };
         let off = named(&self.without).map_err(|e| Failure::usage(format!("--without: {e}")))?;
         let mut set = on.without(off);
@@ -332,8 +343,12 @@ pub fn optimizations_help() -> String {
         Expected::Range(low, high) => format!(" Expected {low}–{high}×."),
         _ => String::new(),
     };
-    let lines: Vec<String> =
-        ALL.iter().map(|o| format!("  {:<14} {}  {}{}", o.name, phase(o.phase), o.summary, expected(o.expected))).collect();
+    let lines: Vec<String> = ALL
+        .iter()
+        .map(|o| {
+            format!("  {:<14} {}  {}{}", o.name, phase(o.phase), o.summary, expected(o.expected))
+        })
+        .collect();
     format!("Optimizations (all are on; see --only and --without):\n{}", lines.join("\n"))
 }
 
@@ -343,12 +358,21 @@ pub fn dtype(text: &str) -> Result<DtypePolicy, String> {
         "auto" => Ok(DtypePolicy::Auto),
         "native" => Ok(DtypePolicy::Native),
         "bf16-emulated" => Ok(DtypePolicy::Bf16Emulated),
-        _ => Format::ALL.into_iter().find(|f| f.is_written() && f.name() == text).map(DtypePolicy::Fixed).ok_or_else(|| {
-            let formats: Vec<_> = Format::ALL.iter().filter(|f| f.is_written()).map(|f| f.name()).collect();
-            let known = ["auto", "native", "bf16-emulated"].into_iter().chain(formats);
-            let known: Vec<&str> = known.collect();
-            format!("{}known are {}", crate::units::did_you_mean(text, known.iter().copied()), known.join(", "))
-        }),
+        _ => Format::ALL
+            .into_iter()
+            .find(|f| f.is_written() && f.name() == text)
+            .map(DtypePolicy::Fixed)
+            .ok_or_else(|| {
+                let formats: Vec<_> =
+                    Format::ALL.iter().filter(|f| f.is_written()).map(|f| f.name()).collect();
+                let known = ["auto", "native", "bf16-emulated"].into_iter().chain(formats);
+                let known: Vec<&str> = known.collect();
+                format!(
+                    "{}known are {}",
+                    crate::units::did_you_mean(text, known.iter().copied()),
+                    known.join(", ")
+                )
+            }),
     }
 }
 
@@ -413,12 +437,20 @@ pub(super) fn positive_seconds(text: &str) -> Result<f64, String> {
 
 /// Checks a temperature, from a flag or a record.
 pub fn check_temperature(x: f64) -> Result<f32, String> {
-    if x.is_finite() && (0.0..=100.0).contains(&x) { Ok(x as f32) } else { Err("must be a number from 0 to 100".into()) }
+    if x.is_finite() && (0.0..=100.0).contains(&x) {
+        Ok(x as f32)
+    } else {
+        Err("must be a number from 0 to 100".into())
+    }
 }
 
 /// Checks a top-p, from a flag or a record.
 pub fn check_top_p(x: f64) -> Result<f32, String> {
-    if x > 0.0 && x <= 1.0 { Ok(x as f32) } else { Err("must be a number above 0 and at most 1".into()) }
+    if x > 0.0 && x <= 1.0 {
+        Ok(x as f32)
+    } else {
+        Err("must be a number above 0 and at most 1".into())
+    }
 }
 
 fn temperature(text: &str) -> Result<f32, String> {
@@ -438,18 +470,27 @@ fn template_file(text: &str) -> Result<PathBuf, String> {
 
 /// `NAME=JSON`; a value that is no JSON is most often a text without its quotes.
 fn template_argument(text: &str) -> Result<(String, serde_json::Value), String> {
-    let (name, value) = text.split_once('=').ok_or("give NAME=JSON, such as enable_thinking=false")?;
+    let (name, value) =
+        text.split_once('=').ok_or("give NAME=JSON, such as enable_thinking=false")?;
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    if name.is_empty() || !name.chars().all(is_name) || name.starts_with(|c: char| c.is_ascii_digit()) {
+    if name.is_empty()
+        || !name.chars().all(is_name)
+        || name.starts_with(|c: char| c.is_ascii_digit())
+    {
         return Err("the name of a variable is made of letters, digits and _".into());
     }
-    let value = serde_json::from_str(value)
-        .map_err(|e| format!("the value is not JSON ({e}); a text needs double quotes: {name}='\"…\"'"))?;
+    let value = serde_json::from_str(value).map_err(|e| {
+        format!("the value is not JSON ({e}); a text needs double quotes: {name}='\"…\"'")
+    })?;
     Ok((name.into(), value))
 }
 
 fn stop_string(text: &str) -> Result<String, String> {
-    if text.is_empty() { Err("an empty stop string would end every answer at once".into()) } else { Ok(text.to_string()) }
+    if text.is_empty() {
+        Err("an empty stop string would end every answer at once".into())
+    } else {
+        Ok(text.to_string())
+    }
 }
 
 fn stop_on(text: &str) -> Result<StopOn, String> {
@@ -457,14 +498,21 @@ fn stop_on(text: &str) -> Result<StopOn, String> {
     for name in text.split(',').map(str::trim) {
         match name {
             "all" => on = StopOn { eos: true, strings: true, sentence: true, repetition: true },
-            "none" => on = StopOn { eos: false, strings: false, sentence: false, repetition: false },
+            "none" => {
+                on = StopOn { eos: false, strings: false, sentence: false, repetition: false }
+            }
             "eos" => on.eos = true,
             "strings" => on.strings = true,
             "sentence" => on.sentence = true,
             "loop" => on.repetition = true,
             _ => {
-                let near = crate::units::did_you_mean(name, ["all", "none", "eos", "strings", "sentence", "loop"]);
-                return Err(format!("{near}a comma-separated list of eos, strings, sentence, loop; or all, none"));
+                let near = crate::units::did_you_mean(
+                    name,
+                    ["all", "none", "eos", "strings", "sentence", "loop"],
+                );
+                return Err(format!(
+                    "{near}a comma-separated list of eos, strings, sentence, loop; or all, none"
+                ));
             }
         }
     }
@@ -484,10 +532,17 @@ mod tests {
     fn only_and_without_choose_from_the_registry() {
         assert_eq!(toggles(None, "").set().unwrap(), Set::all());
         assert_eq!(toggles(Some("none"), "").set().unwrap(), Set::none());
-        assert_eq!(toggles(Some("cache,mask"), "mask").set().unwrap(), Set::named(["cache"]).unwrap());
+        assert_eq!(
+            toggles(Some("cache,mask"), "mask").set().unwrap(),
+            Set::named(["cache"]).unwrap()
+        );
         let without = toggles(None, "precision").set().unwrap();
         assert!(!without.has("precision") && !without.has("quantized") && without.has("cache"));
-        for (only, off, word) in [(Some("quantized"), "", "precision"), (Some("speed"), "", "'speed'"), (None, "x", "'x'")] {
+        for (only, off, word) in [
+            (Some("quantized"), "", "precision"),
+            (Some("speed"), "", "'speed'"),
+            (None, "x", "'x'"),
+        ] {
             let failure = toggles(only, off).set().unwrap_err();
             assert!(failure.status == 2 && failure.message.contains(word), "{failure:?}");
         }
@@ -504,22 +559,48 @@ mod tests {
         for bad in ["0", "-1", "x", "99999999999999999999", "2000000"] {
             assert!(at_least_one(bad).is_err(), "{bad}");
         }
-        for (bad, cores) in [("0", 2), ("9", 2), ("10000", 2), ("5", 1), ("-1", 2), ("99999999999999999999", 2), ("x", 2)] {
+        for (bad, cores) in [
+            ("0", 2),
+            ("9", 2),
+            ("10000", 2),
+            ("5", 1),
+            ("-1", 2),
+            ("99999999999999999999", 2),
+            ("x", 2),
+        ] {
             let error = threads_of(bad, cores).unwrap_err();
-            assert!(error.contains(if cores == 1 { "1 to 4: 4 for each of the 1 core " } else { "1 to 8" }), "{error}");
+            assert!(
+                error.contains(if cores == 1 {
+                    "1 to 4: 4 for each of the 1 core "
+                } else {
+                    "1 to 8"
+                }),
+                "{error}"
+            );
         }
-        assert_eq!((threads_of("8", 2), threads_of("4", 1), batch_size("4096")), (Ok(8), Ok(4), Ok(4096)));
+        assert_eq!(
+            (threads_of("8", 2), threads_of("4", 1), batch_size("4096")),
+            (Ok(8), Ok(4), Ok(4096))
+        );
         for bad in ["0", "4097", "1048576", "-3"] {
             assert!(batch_size(bad).unwrap_err().contains("4096"), "{bad}");
         }
-        assert!(whole("-1").is_err() && top_k("-1").is_err() && whole("18446744073709551616").is_err());
+        assert!(
+            whole("-1").is_err() && top_k("-1").is_err() && whole("18446744073709551616").is_err()
+        );
         assert_eq!(whole("18446744073709551615"), Ok(u64::MAX));
-        assert!(template_file("{{ x }}").unwrap_err().contains("@template.jinja") && template_file("@").is_err());
+        assert!(
+            template_file("{{ x }}").unwrap_err().contains("@template.jinja")
+                && template_file("@").is_err()
+        );
         assert_eq!(template_file("@a b/c.jinja"), Ok("a b/c.jinja".into()));
         assert_eq!(dtype("q4_k"), Ok(DtypePolicy::Fixed(Format::Q4K)));
         assert!(dtype("iq4_xs").unwrap_err().contains("q4_k") && dtype("q2_k").is_err());
         assert!(stop_on("eos,words").is_err());
-        assert_eq!(stop_on("eos, loop"), Ok(StopOn { eos: true, strings: false, sentence: false, repetition: true }));
+        assert_eq!(
+            stop_on("eos, loop"),
+            Ok(StopOn { eos: true, strings: false, sentence: false, repetition: true })
+        );
     }
 
     #[test]
@@ -531,7 +612,8 @@ mod tests {
             shared: SharedArgs,
         }
         let parse = |args: &[&str]| {
-            let matches = Flags::command().get_matches_from(std::iter::once("x").chain(args.iter().copied()));
+            let matches =
+                Flags::command().get_matches_from(std::iter::once("x").chain(args.iter().copied()));
             let mut shared = Flags::from_arg_matches(&matches).unwrap().shared;
             shared.note_typed(&matches);
             shared
@@ -550,7 +632,18 @@ mod tests {
         };
         assert_eq!(of(&parse(&[])), (128, 0.2, 0.95, 50, true, true, true));
         assert_eq!(of(&parse(&[]).for_openai()), (2048, 1.0, 1.0, 0, true, false, false));
-        let typed = ["--max-tokens", "128", "--temperature", "0.2", "--top-p", "0.95", "--top-k", "50", "--stop-on", "all"];
+        let typed = [
+            "--max-tokens",
+            "128",
+            "--temperature",
+            "0.2",
+            "--top-p",
+            "0.95",
+            "--top-k",
+            "50",
+            "--stop-on",
+            "all",
+        ];
         assert_eq!(of(&parse(&typed).for_openai()), (128, 0.2, 0.95, 50, true, true, true));
     }
 

@@ -109,8 +109,13 @@ mod tests {
         for text in ["", "short", &"é".repeat(BEGINNING + END)] {
             assert_eq!(without_middle(text), text);
         }
-        let long = without_middle(&format!("a.json: '{}' is wrong; b would work", "é".repeat(5_000_000))).into_owned();
-        assert!(long.starts_with("a.json: 'é") && long.ends_with("é' is wrong; b would work"), "{long}");
+        let long =
+            without_middle(&format!("a.json: '{}' is wrong; b would work", "é".repeat(5_000_000)))
+                .into_owned();
+        assert!(
+            long.starts_with("a.json: 'é") && long.ends_with("é' is wrong; b would work"),
+            "{long}"
+        );
         assert_eq!(long.chars().count(), BEGINNING + END + 3);
     }
 }

@@ -70,8 +70,11 @@ static PANIC: Mutex<Option<String>> = Mutex::new(None);
 pub fn guarded<T>(advice: &str, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     std::panic::set_hook(Box::new(|info| {
         let message = info.payload().downcast_ref::<&str>().map(|s| s.to_string());
-        let message = message.or_else(|| info.payload().downcast_ref::<String>().cloned()).unwrap_or_default();
-        let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
+        let message = message
+            .or_else(|| info.payload().downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        let place =
+            info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
         if let Ok(mut first) = PANIC.lock() {
             first.get_or_insert(format!("{message}{place}"));
         }
@@ -88,10 +91,15 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_one_line_with_status_1() {
-        let failure = guarded::<()>("; --resume goes on", || panic!("the {} broke", "pump")).unwrap_err();
+        let failure =
+            guarded::<()>("; --resume goes on", || panic!("the {} broke", "pump")).unwrap_err();
         assert_eq!(failure.status, 1);
         assert!(failure.message.ends_with("; --resume goes on"), "{}", failure.message);
-        assert!(failure.message.contains("the pump broke") && failure.message.contains("failure.rs"), "{}", failure.message);
+        assert!(
+            failure.message.contains("the pump broke") && failure.message.contains("failure.rs"),
+            "{}",
+            failure.message
+        );
         let _ = std::panic::take_hook();
     }
 }

@@ -46,7 +46,11 @@ impl Identity {
         let path = followed(path);
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let meta = std::fs::metadata(folder).ok()?;
-        Some(Identity::ToCome(meta.dev(), meta.ino(), path.file_name()?.to_string_lossy().to_lowercase()))
+        Some(Identity::ToCome(
+            meta.dev(),
+            meta.ino(),
+            path.file_name()?.to_string_lossy().to_lowercase(),
+        ))
     }
 
     /// Of a standard stream.
@@ -72,7 +76,9 @@ impl Touched {
     /// A file that is read; `-` is standard input.
     pub fn reads(&mut self, flag: &str, path: &Path) {
         if path.as_os_str() == "-" {
-            return self.read.push(("standard input".into(), Identity::of_stream(std::io::stdin())));
+            return self
+                .read
+                .push(("standard input".into(), Identity::of_stream(std::io::stdin())));
         }
         self.read.push((named(flag, path), Identity::of(path)));
     }
@@ -90,16 +96,27 @@ impl Touched {
     pub fn reads_model(&mut self, name: &str) {
         let path = Path::new(name);
         self.reads("--model", path);
-        let part = |path: &Path| path.file_name().and_then(|n| n.to_str()).and_then(|n| n.rsplit_once("-of-")).is_some();
-        let answers = |path: &Path| path.extension().is_some_and(|e| ["jsonl", "csv", "tsv", "parquet"].iter().any(|a| e == *a));
+        let part = |path: &Path| {
+            path.file_name().and_then(|n| n.to_str()).and_then(|n| n.rsplit_once("-of-")).is_some()
+        };
+        let answers = |path: &Path| {
+            path.extension()
+                .is_some_and(|e| ["jsonl", "csv", "tsv", "parquet"].iter().any(|a| e == *a))
+        };
         let (folder, wanted): (&Path, &dyn Fn(&Path) -> bool) = match path.is_dir() {
             true => (path, &|path| !answers(path)),
-            false if path.is_file() && part(path) => {
-                (path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")), &part)
-            }
+            false if path.is_file() && part(path) => (
+                path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+                &part,
+            ),
             false => return,
         };
-        let all = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).filter(|path| wanted(path));
+        let all = std::fs::read_dir(folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .filter(|path| wanted(path));
         all.collect::<Vec<_>>().iter().for_each(|path| self.reads("--model", path));
     }
 
@@ -116,10 +133,13 @@ impl Touched {
     /// Refuses a file that would be written and read, or written twice.
     pub fn check(&self) -> Result<(), Failure> {
         let clash = |what: &str, other: &str, how: &str| {
-            Err(Failure::usage(format!("{what}: is the same file as {other}, which is {how}; name another file")))
+            Err(Failure::usage(format!(
+                "{what}: is the same file as {other}, which is {how}; name another file"
+            )))
         };
         for (n, (what, identity)) in self.written.iter().enumerate() {
-            let same = |(_, other): &&(String, Option<Identity>)| identity.is_some() && other == identity;
+            let same =
+                |(_, other): &&(String, Option<Identity>)| identity.is_some() && other == identity;
             if let Some((other, _)) = self.read.iter().find(same) {
                 return clash(what, other, "read");
             }
@@ -157,13 +177,19 @@ mod tests {
         std::os::unix::fs::symlink("nothing yet", at("dangling")).unwrap();
         std::os::unix::fs::symlink(folder.path(), at("here")).unwrap();
         std::fs::hard_link(at("a"), at("hard")).unwrap();
-        for other in ["a", "link", "link to link", "hard", "./a", "sub/../a", "here/a", "here/sub/../hard"] {
+        for other in
+            ["a", "link", "link to link", "hard", "./a", "sub/../a", "here/a", "here/sub/../hard"]
+        {
             let message = refused(&[at("a")], &[at(other)]).unwrap_or_else(|| panic!("{other}"));
             assert!(message.contains("--stats") && message.contains("which is read"), "{message}");
-            assert!(refused(&[], &[at("a"), at(other)]).unwrap().contains("written too"), "{other}");
+            assert!(
+                refused(&[], &[at("a"), at(other)]).unwrap().contains("written too"),
+                "{other}"
+            );
         }
         // Files that do not exist yet.
-        for other in ["nothing yet", "Nothing Yet", "./nothing yet", "here/nothing yet", "dangling"] {
+        for other in ["nothing yet", "Nothing Yet", "./nothing yet", "here/nothing yet", "dangling"]
+        {
             assert!(refused(&[], &[at("nothing yet"), at(other)]).is_some(), "{other}");
         }
         // What is no regular file may be given as often as one likes.
@@ -180,7 +206,8 @@ mod tests {
             std::fs::write(at(name), "").unwrap();
         }
         // Links that lead in circles are not followed: there would be 10^64 ways.
-        (0..10).for_each(|n| std::os::unix::fs::symlink(".", at(&format!("sub/round{n}"))).unwrap());
+        (0..10)
+            .for_each(|n| std::os::unix::fs::symlink(".", at(&format!("sub/round{n}"))).unwrap());
         std::os::unix::fs::symlink("../out.csv", at("sub/linked.txt")).unwrap();
         let clash = |written: &str| {
             let mut touched = Touched::default();
@@ -201,7 +228,9 @@ mod tests {
     fn an_output_that_lies_in_the_models_folder_can_be_gone_on_with() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        ["config.json", "answers.jsonl"].iter().for_each(|name| std::fs::write(at(name), "").unwrap());
+        ["config.json", "answers.jsonl"]
+            .iter()
+            .for_each(|name| std::fs::write(at(name), "").unwrap());
         let clash = |written: &str| {
             let mut touched = Touched::default();
             touched.reads_model(folder.path().to_str().unwrap());

@@ -30,9 +30,18 @@ impl From<InputError> for Failure {
 
 impl Inputs {
     /// Looks at every file; `typed` are prompts of the command line; only the first `limit` records of them all count.
-    pub fn open(paths: &[PathBuf], typed: &[String], reading: Reading, limit: Option<u64>) -> Result<Inputs, Failure> {
+    pub fn open(
+        paths: &[PathBuf],
+        typed: &[String],
+        reading: Reading,
+        limit: Option<u64>,
+    ) -> Result<Inputs, Failure> {
         let files = PromptFiles::open_as(paths, typed, reading)?;
-        Ok(Inputs { files, limit: limit.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX), shard: None })
+        Ok(Inputs {
+            files,
+            limit: limit.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX),
+            shard: None,
+        })
     }
 
     /// Leaves all records out but those of one part; the limit has been counted before.
@@ -100,7 +109,11 @@ impl Inputs {
                 {
                     continue;
                 }
-                return Some(record.map(|record| prepare(record, &flags, counts.get_or_insert_default())).map_err(Failure::from));
+                return Some(
+                    record
+                        .map(|record| prepare(record, &flags, counts.get_or_insert_default()))
+                        .map_err(Failure::from),
+                );
             }
         })
     }
@@ -118,7 +131,8 @@ struct Counts {
 impl Counts {
     fn lines(self) -> Vec<String> {
         let mut lines = Vec::new();
-        let conversations = if self.new_turns == 1 { "conversation ends" } else { "conversations end" };
+        let conversations =
+            if self.new_turns == 1 { "conversation ends" } else { "conversations end" };
         if self.new_turns > 0 {
             lines.push(format!(
                 "{} {conversations} with the assistant: a new turn follows; continue_final_message or --continue-final-message goes on with it",
@@ -142,10 +156,13 @@ fn prepare(record: Record, flags: &SharedArgs, counts: &mut Counts) -> Item {
     let prompt = asked.map(|asked| {
         let mut generation = flags.generation_with(&asked.generation);
         if assistant_is_last(&asked.content) && !generation.raw {
-            generation.turn.continue_final = asked.generation.continue_final_message.unwrap_or(flags.continue_final_message);
-            counts.new_turns += u64::from(!generation.turn.continue_final && generation.turn.generation_prompt);
+            generation.turn.continue_final =
+                asked.generation.continue_final_message.unwrap_or(flags.continue_final_message);
+            counts.new_turns +=
+                u64::from(!generation.turn.continue_final && generation.turn.generation_prompt);
         }
-        counts.unlimited += u64::from(openai && asked.generation.max_tokens.is_none() && !flags.typed.max_tokens);
+        counts.unlimited +=
+            u64::from(openai && asked.generation.max_tokens.is_none() && !flags.typed.max_tokens);
         Prompt { id: origin.id.clone(), content: asked.content, generation, accepts_cut: openai }
     });
     (origin, prompt)

@@ -24,14 +24,23 @@ pub fn open_under(loading: &Loading, shared: &SharedArgs) -> Result<Model, Failu
         };
         loading.tell(&format!("{what} {}", p.name), p.done, p.total);
     };
-    let options = model::OpenOptions { progress: Some(&tell), environment: model::Environment::from_process() };
+    let options = model::OpenOptions {
+        progress: Some(&tell),
+        environment: model::Environment::from_process(),
+    };
     let mut model = model::open(&shared.model, &options)?;
     model.vocabulary.template_variables = shared.template_arguments();
     if let (Some(source), Some(path)) = (template, &shared.chat_template) {
         let Vocabulary { bos_text, eos_text, template_variables, .. } = &model.vocabulary;
         // Its faults are those of this file, not of the model's.
-        ChatTemplate::compile_with(&source, bos_text, eos_text, template_variables, RenderLimits::default())
-            .map_err(|e| Failure::usage(format!("{}: {e}", named(path))))?;
+        ChatTemplate::compile_with(
+            &source,
+            bos_text,
+            eos_text,
+            template_variables,
+            RenderLimits::default(),
+        )
+        .map_err(|e| Failure::usage(format!("{}: {e}", named(path))))?;
         model.vocabulary.chat_template = Some(source);
     }
     Ok(model)
@@ -48,12 +57,17 @@ fn read_template(path: &Path) -> Result<String, Failure> {
     let failed = |why: String| Failure::usage(format!("{}: {why}", named(path)));
     let told = |e: std::io::Error| failed(format!("cannot be read: {e}"));
     let mut bytes = Vec::new();
-    std::fs::File::open(path).map_err(told)?.take(MAX_TEMPLATE + 1).read_to_end(&mut bytes).map_err(told)?;
+    std::fs::File::open(path)
+        .map_err(told)?
+        .take(MAX_TEMPLATE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(told)?;
     if bytes.len() as u64 > MAX_TEMPLATE {
         return Err(failed(format!("is longer than {MAX_TEMPLATE} bytes")));
     }
     if bytes.starts_with(b"\xef\xbb\xbf") {
         bytes.drain(..3);
     }
-    String::from_utf8(bytes).map_err(|e| failed(format!("is not UTF-8 (byte {})", e.utf8_error().valid_up_to())))
+    String::from_utf8(bytes)
+        .map_err(|e| failed(format!("is not UTF-8 (byte {})", e.utf8_error().valid_up_to())))
 }

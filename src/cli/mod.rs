@@ -97,15 +97,22 @@ fn parse() -> Result<Cli, clap::Error> {
 /// clap's own tip for a value that begins with a hyphen, `-- -x`, makes a prompt file of it: the one that works is `--flag=-x`.
 fn plainly(mut error: clap::Error) -> clap::Error {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
-    let Some(ContextValue::String(odd)) = error.get(ContextKind::InvalidArg).cloned() else { return error };
+    let Some(ContextValue::String(odd)) = error.get(ContextKind::InvalidArg).cloned() else {
+        return error;
+    };
     let typed: Vec<String> = std::env::args().collect();
-    let before = typed.iter().position(|a| *a == odd).and_then(|at| at.checked_sub(1)).and_then(|at| typed.get(at));
+    let before = typed
+        .iter()
+        .position(|a| *a == odd)
+        .and_then(|at| at.checked_sub(1))
+        .and_then(|at| typed.get(at));
     let flag = before.filter(|b| b.starts_with("--") && b.len() > 2 && !b.contains('='));
     if error.kind() == ErrorKind::UnknownArgument && odd.starts_with('-') {
         error.remove(ContextKind::Suggested);
         if let Some(flag) = flag {
             let plain = odd.chars().all(|c| c.is_ascii_alphanumeric() || "-_.,:/+".contains(c));
-            let value = if plain { odd.clone() } else { format!("'{}'", odd.replace('\'', r"'\''")) };
+            let value =
+                if plain { odd.clone() } else { format!("'{}'", odd.replace('\'', r"'\''")) };
             let tip = format!("a value that begins with a hyphen is written {flag}={value}");
             error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
         }
@@ -156,7 +163,9 @@ fn within_limits() -> Result<(), Failure> {
     enough_descriptors()?;
     let Some(left) = Files::system().resource_limit_left().map(Bytes) else { return Ok(()) };
     if left < LEAST {
-        let message = format!("the limit on memory (ulimit -v or -d) leaves {left}, and {LEAST} are needed to begin: raise it");
+        let message = format!(
+            "the limit on memory (ulimit -v or -d) leaves {left}, and {LEAST} are needed to begin: raise it"
+        );
         return Err(Failure { status: status::LEFT, message });
     }
     if std::env::var_os("MALLOC_ARENA_MAX").is_none() {

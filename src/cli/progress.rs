@@ -81,8 +81,15 @@ impl RunDisplay {
     pub fn start(style: Style, control: Arc<Control>, total: Option<u64>) -> RunDisplay {
         let bar = (style == Style::Bar).then(|| {
             let bar = total.map_or_else(ProgressBar::no_length, ProgressBar::new);
-            let template = if total.is_some() { "{bar:30} {pos}/{len} prompts  {msg}" } else { "{spinner} {pos} prompts  {msg}" };
-            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            let template = if total.is_some() {
+                "{bar:30} {pos}/{len} prompts  {msg}"
+            } else {
+                "{spinner} {pos} prompts  {msg}"
+            };
+            bar.set_style(
+                ProgressStyle::with_template(template)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
             bar
         });
         if style == Style::Nothing {
@@ -94,7 +101,10 @@ impl RunDisplay {
             let begin = Instant::now();
             let pause = if shown.is_some() { Duration::from_millis(200) } else { EVERY };
             while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-                let (answered, tokens) = (control.answered.load(Ordering::Relaxed), control.tokens.load(Ordering::Relaxed));
+                let (answered, tokens) = (
+                    control.answered.load(Ordering::Relaxed),
+                    control.tokens.load(Ordering::Relaxed),
+                );
                 let seconds = begin.elapsed().as_secs_f64();
                 let speed = format!("{} tokens/s", units::rate(tokens as f64 / seconds));
                 match &shown {
@@ -106,7 +116,11 @@ impl RunDisplay {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("progress".into()).spawn(work).ok().map(|handle| (stop, handle));
+        let thread = std::thread::Builder::new()
+            .name("progress".into())
+            .spawn(work)
+            .ok()
+            .map(|handle| (stop, handle));
         RunDisplay { bar, thread }
     }
 
@@ -152,8 +166,14 @@ mod tests {
 
     #[test]
     fn plain_lines_say_how_far_and_how_long() {
-        assert_eq!(plain(50, Some(200), "90 tokens/s", 10.0), "llmopt: 50 of 200 prompts, 90 tokens/s, 30.0 s left");
-        assert_eq!(plain(0, Some(200), "0.00 tokens/s", 10.0), "llmopt: 0 of 200 prompts, 0.00 tokens/s");
+        assert_eq!(
+            plain(50, Some(200), "90 tokens/s", 10.0),
+            "llmopt: 50 of 200 prompts, 90 tokens/s, 30.0 s left"
+        );
+        assert_eq!(
+            plain(0, Some(200), "0.00 tokens/s", 10.0),
+            "llmopt: 0 of 200 prompts, 0.00 tokens/s"
+        );
         assert_eq!(plain(7, None, "90 tokens/s", 10.0), "llmopt: 7 prompts, 90 tokens/s");
     }
 }

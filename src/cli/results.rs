@@ -17,7 +17,10 @@ impl Folder {
     /// Makes `out/<date>-<name>`, with a number if that exists. What stands in the way is bad usage: nothing was written.
     pub fn new(out: &Path, name: &str) -> Result<Folder, Failure> {
         let told = |what: &str| {
-            Failure::usage(format!("--out {}: {what}; name a folder that can be written", shown(&out.display().to_string())))
+            Failure::usage(format!(
+                "--out {}: {what}; name a folder that can be written",
+                shown(&out.display().to_string())
+            ))
         };
         match std::fs::symlink_metadata(out) {
             Ok(meta) if meta.is_symlink() => return Err(told("is a symbolic link")),
@@ -53,8 +56,12 @@ impl Folder {
     pub fn write(&self, name: &str, text: &str) -> Result<(), Failure> {
         let path = self.0.join(name);
         let parent = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        let failed =
-            |e: std::io::Error| Failure::failed(format!("{}: cannot be written: {e}", shown(&path.display().to_string())));
+        let failed = |e: std::io::Error| {
+            Failure::failed(format!(
+                "{}: cannot be written: {e}",
+                shown(&path.display().to_string())
+            ))
+        };
         parent.and_then(|()| write_whole(&path, text)).map_err(failed)
     }
 
@@ -94,7 +101,12 @@ fn utc(since_1970: u64) -> String {
     let day = day_of_year - (153 * month + 2) / 5 + 1;
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", time / 3600, time / 60 % 60, time % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        time / 3600,
+        time / 60 % 60,
+        time % 60
+    )
 }
 
 /// Commit that the program was built from, with `+` if files were changed; known since the build (`build.rs`), if at all.
@@ -124,7 +136,9 @@ pub fn width() -> usize {
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::failed(format!("standard output: {e}"))),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("standard output: {e}")))
+        }
         _ => Ok(()),
     }
 }

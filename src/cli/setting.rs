@@ -68,9 +68,17 @@ impl Setting {
             if is_switch(key) && !["true", "false"].contains(&value.as_str()) {
                 return Err(fail(format!("{key}: is true or false")));
             }
-            args.extend(flag(key, &if LISTS.contains(&key.as_str()) { value.replace('+', ",") } else { value.clone() }));
+            args.extend(flag(
+                key,
+                &if LISTS.contains(&key.as_str()) {
+                    value.replace('+', ",")
+                } else {
+                    value.clone()
+                },
+            ));
         }
-        let parsed = Flags::command().try_get_matches_from(args).and_then(|m| Flags::from_arg_matches(&m));
+        let parsed =
+            Flags::command().try_get_matches_from(args).and_then(|m| Flags::from_arg_matches(&m));
         let flags = parsed.map_err(|e| fail(first_line(&e)))?;
         let on = flags.toggles.set().map_err(|f| fail(f.message))?;
         Ok(Setting { name: typed.into(), typed: typed.into(), pairs, shared: flags.shared, on })
@@ -103,7 +111,8 @@ impl Setting {
     /// The flags of `run` that do the same.
     pub fn flags(&self) -> String {
         let one = |(key, value): &(String, String)| {
-            let value = if LISTS.contains(&key.as_str()) { value.replace('+', ",") } else { value.clone() };
+            let value =
+                if LISTS.contains(&key.as_str()) { value.replace('+', ",") } else { value.clone() };
             flag(key, &value).iter().map(|a| quoted(a)).collect::<Vec<_>>().join(" ")
         };
         self.pairs.iter().map(one).filter(|f| !f.is_empty()).collect::<Vec<_>>().join(" ")
@@ -121,7 +130,9 @@ fn flag(key: &str, value: &str) -> Vec<String> {
 
 /// For a shell, if it needs quotes; `--key value` reads better than `--key=value`.
 fn quoted(arg: &str) -> String {
-    let plain = |s: &str| s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.,:/+".contains(c)) && !s.is_empty();
+    let plain = |s: &str| {
+        s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.,:/+".contains(c)) && !s.is_empty()
+    };
     match arg.split_once('=') {
         Some((key, value)) if plain(value) && !value.starts_with('-') => format!("{key} {value}"),
         Some((key, value)) => format!("{key}='{}'", value.replace('\'', r"'\''")),
@@ -140,12 +151,17 @@ fn split(typed: &str) -> Result<Vec<(String, String)>, String> {
     }
     let mut pairs: Vec<(String, String)> = Vec::new();
     for part in typed.split(',') {
-        let (key, value) =
-            part.split_once('=').ok_or_else(|| format!("'{}' is not key=value (lists are joined by +)", shown(part)))?;
+        let (key, value) = part
+            .split_once('=')
+            .ok_or_else(|| format!("'{}' is not key=value (lists are joined by +)", shown(part)))?;
         let key = key.trim().replace('_', "-");
         if !known.contains(&key) {
             let near = did_you_mean(&key, known.iter().map(String::as_str));
-            return Err(format!("no flag is called '{}'; {near}known are {}", shown(&key), known.join(", ")));
+            return Err(format!(
+                "no flag is called '{}'; {near}known are {}",
+                shown(&key),
+                known.join(", ")
+            ));
         }
         if pairs.iter().any(|(k, _)| *k == key) {
             return Err(format!("{key}: is there twice"));
@@ -211,13 +227,19 @@ pub fn base_flags(base: &SharedArgs) -> Vec<(String, String)> {
         ("chat-template", chat_template.as_ref().map(|path| format!("@{}", path.display()))),
         ("continue-final-message", continue_final_message.then(|| "true".to_string())),
     ];
-    flags.extend(template_arg.iter().map(|(name, value)| ("template-arg", Some(format!("{name}={value}")))));
+    flags.extend(
+        template_arg.iter().map(|(name, value)| ("template-arg", Some(format!("{name}={value}")))),
+    );
     flags.extend(stop.iter().map(|s| ("stop", Some(s.clone()))));
-    let on: Vec<&str> =
-        [(stop_on.eos, "eos"), (stop_on.strings, "strings"), (stop_on.sentence, "sentence"), (stop_on.repetition, "loop")]
-            .into_iter()
-            .filter_map(|(on, name)| on.then_some(name))
-            .collect();
+    let on: Vec<&str> = [
+        (stop_on.eos, "eos"),
+        (stop_on.strings, "strings"),
+        (stop_on.sentence, "sentence"),
+        (stop_on.repetition, "loop"),
+    ]
+    .into_iter()
+    .filter_map(|(on, name)| on.then_some(name))
+    .collect();
     flags.push(("stop-on", Some(if on.is_empty() { "none".into() } else { on.join(",") })));
     flags.into_iter().filter_map(|(k, v)| Some((k.to_string(), v?))).collect()
 }
@@ -245,10 +267,19 @@ mod tests {
     #[test]
     fn a_dtype_alone_and_keys_with_values() {
         let s = Setting::parse("bf16", &base(&[])).unwrap();
-        assert!(s.is_only_dtype() && s.shared.dtype == DtypePolicy::Fixed(Format::Bf16) && s.flags() == "--dtype bf16");
+        assert!(
+            s.is_only_dtype()
+                && s.shared.dtype == DtypePolicy::Fixed(Format::Bf16)
+                && s.flags() == "--dtype bf16"
+        );
         assert_eq!(s.on, Set::all());
         let s = Setting::parse("dtype=q8_0,batch_size=4,without=queue+mask", &base(&[])).unwrap();
-        assert!(s.shared.batch_size == 4 && !s.on.has("queue") && !s.on.has("mask") && s.on.has("cache"));
+        assert!(
+            s.shared.batch_size == 4
+                && !s.on.has("queue")
+                && !s.on.has("mask")
+                && s.on.has("cache")
+        );
         assert_eq!(s.flags(), "--dtype q8_0 --batch-size 4 --without queue,mask");
         assert!(!s.is_only_dtype());
         let s = Setting::parse("raw=true,stop=a b,threads=1", &base(&[])).unwrap();
@@ -284,7 +315,10 @@ mod tests {
             ("bf17", "bf16"),
             ("", "is empty"),
             ("speed=9", "known are model, dtype"),
-            ("max-token=9", "no flag is called 'max-token'; did you mean 'max-tokens'? known are model, dtype"),
+            (
+                "max-token=9",
+                "no flag is called 'max-token'; did you mean 'max-tokens'? known are model, dtype",
+            ),
             ("threads=0", "threads"),
             ("threads=1,threads=2", "twice"),
             ("dtype=f32,queue", "key=value"),
@@ -296,7 +330,11 @@ mod tests {
             ("top-p=2", "top-p"),
         ] {
             let failure = Setting::parse(typed, &base(&[])).unwrap_err();
-            assert!(failure.status == 2 && failure.message.contains(part), "{typed}: {}", failure.message);
+            assert!(
+                failure.status == 2 && failure.message.contains(part),
+                "{typed}: {}",
+                failure.message
+            );
             assert_eq!(failure.message.lines().count(), 1, "{typed}");
         }
     }
@@ -305,6 +343,9 @@ mod tests {
     fn a_setting_can_be_compared_with_itself() {
         let typed = ["f32".to_string(), "f32".to_string(), "bf16".to_string(), "f32".to_string()];
         let settings = Setting::parse_all(&typed, &base(&[])).unwrap();
-        assert_eq!(settings.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["f32", "f32 (2)", "bf16", "f32 (3)"]);
+        assert_eq!(
+            settings.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
+            ["f32", "f32 (2)", "bf16", "f32 (3)"]
+        );
     }
 }

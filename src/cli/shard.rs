@@ -27,7 +27,8 @@ impl Shard {
         if text == "auto" {
             return Shard::of_job(variable);
         }
-        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        let parts =
+            text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match parts {
             Some((index, of)) if index < of => Ok(Shard { index, of }),
             _ => Err("must be I/N with 0 ≤ I < N, such as 0/4 to 3/4, or auto".into()),
@@ -36,18 +37,22 @@ impl Shard {
 
     fn of_job(variable: &dyn Fn(&str) -> Option<String>) -> Result<Shard, String> {
         let number = |name: &str| -> Result<Option<u64>, String> {
-            let Some(text) = variable(name).filter(|text| !text.is_empty()) else { return Ok(None) };
-            text.trim()
-                .parse()
-                .map(Some)
-                .map_err(|_| format!("{name} is '{}', which is no whole number", crate::units::shown(&text)))
+            let Some(text) = variable(name).filter(|text| !text.is_empty()) else {
+                return Ok(None);
+            };
+            text.trim().parse().map(Some).map_err(|_| {
+                format!("{name} is '{}', which is no whole number", crate::units::shown(&text))
+            })
         };
-        let needed =
-            |name: &str| number(name)?.ok_or(format!("{name} is not set, which says how many parts there are; give I/N"));
+        let needed = |name: &str| {
+            number(name)?
+                .ok_or(format!("{name} is not set, which says how many parts there are; give I/N"))
+        };
         let (index, of) = if let Some(id) = number("SLURM_ARRAY_TASK_ID")? {
             let least = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
             let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
-            let from = id.checked_sub(least).ok_or("SLURM_ARRAY_TASK_ID is below SLURM_ARRAY_TASK_MIN")?;
+            let from =
+                id.checked_sub(least).ok_or("SLURM_ARRAY_TASK_ID is below SLURM_ARRAY_TASK_MIN")?;
             (from / step, needed("SLURM_ARRAY_TASK_COUNT")?)
         } else if let Some(index) = number("JOB_COMPLETION_INDEX")? {
             (index, needed("JOB_COMPLETIONS")?)
@@ -58,7 +63,9 @@ impl Shard {
         };
         match index < of {
             true => Ok(Shard { index, of }),
-            false => Err(format!("part {index} of {of} is none: they are counted from 0; give I/N")),
+            false => {
+                Err(format!("part {index} of {of} is none: they are counted from 0; give I/N"))
+            }
         }
     }
 
@@ -96,7 +103,9 @@ mod tests {
     #[test]
     fn a_part_is_told_by_hand_or_by_a_job_system() {
         let of = |text: &str, variables: &[(&str, &str)]| {
-            Shard::parse_in(text, &|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string()))
+            Shard::parse_in(text, &|name| {
+                variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string())
+            })
         };
         assert_eq!(of("0/1", &[]), Ok(Shard { index: 0, of: 1 }));
         assert_eq!(of("3/4", &[]), Ok(Shard { index: 3, of: 4 }));
@@ -110,11 +119,27 @@ mod tests {
             ("SLURM_ARRAY_TASK_COUNT", "5"),
         ];
         assert_eq!(of("auto", &slurm), Ok(Shard { index: 2, of: 5 }));
-        assert_eq!(of("auto", &[("JOB_COMPLETION_INDEX", "0"), ("JOB_COMPLETIONS", "8")]), Ok(Shard { index: 0, of: 8 }));
-        assert_eq!(of("auto", &[("SKYPILOT_JOB_RANK", "3"), ("SKYPILOT_NUM_JOBS", "4")]), Ok(Shard { index: 3, of: 4 }));
+        assert_eq!(
+            of("auto", &[("JOB_COMPLETION_INDEX", "0"), ("JOB_COMPLETIONS", "8")]),
+            Ok(Shard { index: 0, of: 8 })
+        );
+        assert_eq!(
+            of("auto", &[("SKYPILOT_JOB_RANK", "3"), ("SKYPILOT_NUM_JOBS", "4")]),
+            Ok(Shard { index: 3, of: 4 })
+        );
         assert!(of("auto", &[]).unwrap_err().contains("SLURM_ARRAY_TASK_ID"));
-        assert!(of("auto", &[("JOB_COMPLETION_INDEX", "1")]).unwrap_err().contains("JOB_COMPLETIONS"));
-        assert!(of("auto", &[("JOB_COMPLETION_INDEX", "x"), ("JOB_COMPLETIONS", "2")]).unwrap_err().contains("whole number"));
-        assert!(of("auto", &[("SKYPILOT_JOB_RANK", "4"), ("SKYPILOT_NUM_JOBS", "4")]).unwrap_err().contains("from 0"));
+        assert!(
+            of("auto", &[("JOB_COMPLETION_INDEX", "1")]).unwrap_err().contains("JOB_COMPLETIONS")
+        );
+        assert!(
+            of("auto", &[("JOB_COMPLETION_INDEX", "x"), ("JOB_COMPLETIONS", "2")])
+                .unwrap_err()
+                .contains("whole number")
+        );
+        assert!(
+            of("auto", &[("SKYPILOT_JOB_RANK", "4"), ("SKYPILOT_NUM_JOBS", "4")])
+                .unwrap_err()
+                .contains("from 0")
+        );
     }
 }

@@ -30,16 +30,22 @@ const MOST: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
 impl Signals {
     /// Installs the handlers. A SIGHUP that is ignored (nohup) stays so.
     pub fn watch(control: Arc<Control>) -> Result<Arc<Signals>, Failure> {
-        let failed = |e: std::io::Error| Failure::failed(format!("signal handlers cannot be installed: {e}"));
+        let failed = |e: std::io::Error| {
+            Failure::failed(format!("signal handlers cannot be installed: {e}"))
+        };
         // Without a handler a file size limit kills; with one the write fails and says so.
         signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false))).map_err(failed)?;
-        let kinds = if hangup_is_ignored() { vec![SIGINT, SIGTERM] } else { vec![SIGINT, SIGTERM, SIGHUP] };
+        let kinds =
+            if hangup_is_ignored() { vec![SIGINT, SIGTERM] } else { vec![SIGINT, SIGTERM, SIGHUP] };
         let mut caught = signal_hook::iterator::Signals::new(kinds).map_err(failed)?;
         let signals = Arc::new(Signals::default());
         let shared = signals.clone();
         let work = move || {
             for signal in caught.forever() {
-                let first = shared.got.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+                let first = shared
+                    .got
+                    .compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok();
                 // Held until the end, so that the file is not removed while the run begins.
                 let mut created = shared.created.lock().unwrap_or_else(PoisonError::into_inner);
                 if first && shared.begun.load(Ordering::SeqCst) {
@@ -78,9 +84,13 @@ impl Signals {
         let advice = *self.advice.lock().unwrap_or_else(PoisonError::into_inner);
         // A stderr that nobody reads must not keep the process either.
         let line = format!("llmopt: interrupted by {}{advice}", name(signal));
-        let said = std::thread::Builder::new().name("last word".into()).spawn(move || console::line(&line));
+        let said = std::thread::Builder::new()
+            .name("last word".into())
+            .spawn(move || console::line(&line));
         let since = std::time::Instant::now();
-        while said.as_ref().is_ok_and(|said| !said.is_finished()) && since.elapsed() < Duration::from_secs(1) {
+        while said.as_ref().is_ok_and(|said| !said.is_finished())
+            && since.elapsed() < Duration::from_secs(1)
+        {
             std::thread::sleep(Duration::from_millis(2));
         }
         std::process::exit(i32::from(status(signal)));
@@ -130,6 +140,9 @@ fn status(signal: i32) -> u8 {
 /// Bit 0 of `SigIgn` in /proc/self/status.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
+    let mask = status
+        .lines()
+        .find_map(|l| l.strip_prefix("SigIgn:"))
+        .and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
     mask.is_some_and(|m| m & 1 != 0)
 }

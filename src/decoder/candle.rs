@@ -5,8 +5,8 @@
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot, Want};
 use crate::kernels::Format;
 use crate::model::{
-    Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms, Role, Rope, Weights, llama_name,
-    roles,
+    Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms,
+    Role, Rope, Weights, llama_name, roles,
 };
 use crate::units::TokenId;
 use candle_core::{DType, Device, Tensor};
@@ -33,45 +33,78 @@ struct Sequence {
 impl CandleDecoder {
     /// Dequantizes every weight to f32 and builds candle's model for at most `slots` sequences. Refuses specs that candle's
     /// `llama` cannot express.
-    pub fn new(spec: &ModelSpec, weights: &dyn Weights, slots: usize) -> Result<CandleDecoder, ModelError> {
-        let refuse = |what: &str| Err(ModelError::Invalid(format!("candle's llama knows no {what}; use the native decoder")));
+    pub fn new(
+        spec: &ModelSpec,
+        weights: &dyn Weights,
+        slots: usize,
+    ) -> Result<CandleDecoder, ModelError> {
+        let refuse = |what: &str| {
+            Err(ModelError::Invalid(format!(
+                "candle's llama knows no {what}; use the native decoder"
+            )))
+        };
         let sizes = match Sizes::of(spec) {
             Ok(sizes) => sizes,
             Err(what) => return refuse(what),
         };
         let config = config(spec, &sizes);
-        let broken = |e: candle_core::Error| ModelError::Invalid(format!("candle cannot build the model: {e}"));
+        let broken = |e: candle_core::Error| {
+            ModelError::Invalid(format!("candle cannot build the model: {e}"))
+        };
         let tensors = tensors(spec, &sizes, weights)?;
         let builder = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         let llama = Llama::load(builder, &config).map_err(broken)?;
         let empty = Cache::new(true, DType::F32, &config, &Device::Cpu).map_err(broken)?;
-        Ok(CandleDecoder { spec: spec.clone(), llama, empty, open: (0..slots).map(|_| None).collect() })
+        Ok(CandleDecoder {
+            spec: spec.clone(),
+            llama,
+            empty,
+            open: (0..slots).map(|_| None).collect(),
+        })
     }
 
     /// Scores after the last of these tokens.
-    fn run(&self, tokens: &[TokenId], start: usize, cache: &mut Cache) -> candle_core::Result<Vec<f32>> {
+    fn run(
+        &self,
+        tokens: &[TokenId],
+        start: usize,
+        cache: &mut Cache,
+    ) -> candle_core::Result<Vec<f32>> {
         let input = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
         self.llama.forward(&input, start, cache)?.flatten_all()?.to_vec1::<f32>()
     }
 
-    fn segment(&self, tokens: &[TokenId], want: Want, sequence: &mut Sequence) -> candle_core::Result<Output> {
+    fn segment(
+        &self,
+        tokens: &[TokenId],
+        want: Want,
+        sequence: &mut Sequence,
+    ) -> candle_core::Result<Output> {
         let start = sequence.done;
         sequence.done += tokens.len();
         if want == Want::AllLogits {
             // candle gives the last row's scores only, so the rows run one by one.
-            let rows = tokens.iter().enumerate().map(|(i, &t)| self.run(&[t], start + i, &mut sequence.cache));
+            let rows = tokens
+                .iter()
+                .enumerate()
+                .map(|(i, &t)| self.run(&[t], start + i, &mut sequence.cache));
             return Ok(Output::Logits(rows.collect::<candle_core::Result<Vec<_>>>()?.concat()));
         }
         let scores = self.run(tokens, start, &mut sequence.cache)?;
         let ranked = |k: usize| {
-            let mut all: Vec<(TokenId, f32)> = scores.iter().enumerate().map(|(id, &s)| (id as TokenId, s)).collect();
-            all.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(std::cmp::Ordering::Equal).then(a.0.cmp(&b.0)));
+            let mut all: Vec<(TokenId, f32)> =
+                scores.iter().enumerate().map(|(id, &s)| (id as TokenId, s)).collect();
+            all.sort_by(|a, b| {
+                b.1.partial_cmp(&a.1).unwrap_or(std::cmp::Ordering::Equal).then(a.0.cmp(&b.0))
+            });
             all.truncate(k);
             all
         };
         Ok(match want {
             Want::Nothing => Output::Nothing,
-            Want::Argmax => ranked(1).first().map_or(Output::Nothing, |&(id, score)| Output::Argmax(id, score)),
+            Want::Argmax => {
+                ranked(1).first().map_or(Output::Nothing, |&(id, score)| Output::Argmax(id, score))
+            }
             Want::TopK(k) => Output::TopK(ranked(k)),
             Want::Logits | Want::AllLogits => Output::Logits(scores),
         })
@@ -109,7 +142,8 @@ impl Sizes {
         if layers.iter().any(|layer| layer != first) {
             return Err("layers that differ");
         }
-        let LayerSpec { mixer: Mixer::Attention(attention), ffn, norms, residual_scale } = first else {
+        let LayerSpec { mixer: Mixer::Attention(attention), ffn, norms, residual_scale } = first
+        else {
             return Err("layers without attention");
         };
         let Attention {
@@ -126,17 +160,27 @@ impl Sizes {
             sinks,
             gate,
         } = *attention;
-        let Ffn::Gated { width, activation: Activation::Silu, input_bias: false, output_bias: false } = *ffn else {
+        let Ffn::Gated {
+            width,
+            activation: Activation::Silu,
+            input_bias: false,
+            output_bias: false,
+        } = *ffn
+        else {
             return Err("feed-forward part but SwiGLU without biases");
         };
         let Norm { kind: NormKind::Rms, epsilon, weights: true, bias: false } = *norm else {
             return Err("norm but RMS with weights");
         };
-        let Some(Rope { theta, dims, factors, magnitude, long: None }) = rope.and_then(|rope| ropes.get(rope)) else {
+        let Some(Rope { theta, dims, factors, magnitude, long: None }) =
+            rope.and_then(|rope| ropes.get(rope))
+        else {
             return Err("layers without positions, or positions that depend on the length");
         };
         match () {
-            _ if head_dim * heads != *hidden => Err("heads whose widths do not add up to the hidden size"),
+            _ if head_dim * heads != *hidden => {
+                Err("heads whose widths do not add up to the hidden size")
+            }
             _ if *dims != head_dim => Err("partial rotation"),
             _ if !factors.is_empty() || *magnitude != 1.0 => Err("rotary factors"),
             _ if gate => Err("gates of attention"),
@@ -145,8 +189,12 @@ impl Sizes {
             _ if window.is_some() || sinks => Err("sliding windows or sinks"),
             _ if softcap.is_some() || logit_softcap.is_some() => Err("soft caps"),
             _ if *norms != Norms::Before => Err("norms that are not before each branch"),
-            _ if *residual_scale != 1.0 || *embedding_scale != 1.0 || *logit_scale != 1.0 => Err("scales"),
-            _ if query_growth.is_some() || scale != 1.0 / (head_dim as f32).sqrt() => Err("scales of queries"),
+            _ if *residual_scale != 1.0 || *embedding_scale != 1.0 || *logit_scale != 1.0 => {
+                Err("scales")
+            }
+            _ if query_growth.is_some() || scale != 1.0 / (head_dim as f32).sqrt() => {
+                Err("scales of queries")
+            }
             _ => Ok(Sizes { heads, kv_heads, ffn: width, epsilon, theta: *theta }),
         }
     }
@@ -173,13 +221,18 @@ fn config(spec: &ModelSpec, sizes: &Sizes) -> Config {
 }
 
 /// Every weight in f32 under its Hugging Face name, query and key rows in half-split rotary order.
-fn tensors(spec: &ModelSpec, sizes: &Sizes, weights: &dyn Weights) -> Result<HashMap<String, Tensor>, ModelError> {
+fn tensors(
+    spec: &ModelSpec,
+    sizes: &Sizes,
+    weights: &dyn Weights,
+) -> Result<HashMap<String, Tensor>, ModelError> {
     let mut all = HashMap::new();
     let mut add = |name: String, role: Role, heads: Option<usize>| -> Result<(), ModelError> {
         let (rows, columns) = weights.shape(role);
         let mut bytes = Vec::new();
         weights.read(role, 0..rows, Format::F32, &mut bytes)?;
-        let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let values: Vec<f32> =
+            bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let tensor = || -> candle_core::Result<Tensor> {
             if rows == 1 {
                 return Tensor::from_vec(values, columns, &Device::Cpu);
@@ -187,13 +240,18 @@ fn tensors(spec: &ModelSpec, sizes: &Sizes, weights: &dyn Weights) -> Result<Has
             let tensor = Tensor::from_vec(values, (rows, columns), &Device::Cpu)?;
             match heads {
                 // Rows (2i, 2i + 1) of a head become rows i and i + head_dim / 2.
-                Some(heads) => {
-                    tensor.reshape((heads, rows / heads / 2, 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
-                }
+                Some(heads) => tensor
+                    .reshape((heads, rows / heads / 2, 2, columns))?
+                    .transpose(1, 2)?
+                    .contiguous()?
+                    .reshape((rows, columns)),
                 None => Ok(tensor),
             }
         };
-        all.insert(name, tensor().map_err(|e| ModelError::Invalid(format!("candle refuses a weight: {e}")))?);
+        all.insert(
+            name,
+            tensor().map_err(|e| ModelError::Invalid(format!("candle refuses a weight: {e}")))?,
+        );
         Ok(())
     };
     for (role, _) in roles(spec) {
@@ -219,7 +277,11 @@ impl Decoder for CandleDecoder {
     }
 
     fn open(&mut self, _: &[TokenId], positions: usize, _: bool) -> Option<Opened> {
-        let slot = self.open.iter().position(Option::is_none).filter(|_| positions <= self.spec.context)?;
+        let slot = self
+            .open
+            .iter()
+            .position(Option::is_none)
+            .filter(|_| positions <= self.spec.context)?;
         self.open[slot] = Some(Sequence { cache: self.empty.clone(), room: positions, done: 0 });
         Some(Opened { slot: Slot(slot), reused: 0 })
     }
@@ -238,7 +300,10 @@ impl Decoder for CandleDecoder {
                 return Err(DecodeError::Broken(format!("{:?} is not open", segment.slot)));
             };
             if segment.start != sequence.done || segment.start + tokens.len() > sequence.room {
-                return Err(DecodeError::Broken(format!("{:?} cannot run positions from {}", segment.slot, segment.start)));
+                return Err(DecodeError::Broken(format!(
+                    "{:?} cannot run positions from {}",
+                    segment.slot, segment.start
+                )));
             }
             let output = self.segment(tokens, segment.want, &mut sequence);
             let output = output.map_err(|e| DecodeError::Broken(format!("candle: {e}")))?;

@@ -91,9 +91,12 @@ impl FakeDecoder {
             hash = mix(hash ^ u64::from(token));
         }
         // Steps of 1/16 make ties common, so that their rule is tested too.
-        let mut scores: Vec<f32> = (0..self.spec.vocab as u64).map(|id| (mix(hash ^ (id << 32)) % 128) as f32 / 16.0).collect();
+        let mut scores: Vec<f32> = (0..self.spec.vocab as u64)
+            .map(|id| (mix(hash ^ (id << 32)) % 128) as f32 / 16.0)
+            .collect();
         for (prompt, tokens) in &self.script {
-            let said = context.strip_prefix(prompt.as_slice()).filter(|said| tokens.starts_with(said));
+            let said =
+                context.strip_prefix(prompt.as_slice()).filter(|said| tokens.starts_with(said));
             if let Some(&next) = said.and_then(|said| tokens.get(said.len())) {
                 scores[next as usize] = 100.0;
             }
@@ -113,7 +116,10 @@ impl FakeDecoder {
             let len = segment.tokens.len();
             rows += len + segment.padding_rows;
             if segment.tokens.start != next {
-                return Err(format!("segment tokens start at {}, not at {next}", segment.tokens.start));
+                return Err(format!(
+                    "segment tokens start at {}, not at {next}",
+                    segment.tokens.start
+                ));
             }
             next = segment.tokens.end;
             if len == 0 && (segment.padding_rows == 0 || segment.want != Want::Nothing) {
@@ -130,7 +136,10 @@ impl FakeDecoder {
                 return Err(format!("{:?} counts on pages that nobody wrote", segment.slot));
             }
             if len > 0 && segment.start != sequence.done {
-                return Err(format!("{:?} starts at {}, expected {}", segment.slot, segment.start, sequence.done));
+                return Err(format!(
+                    "{:?} starts at {}, expected {}",
+                    segment.slot, segment.start, sequence.done
+                ));
             }
             if segment.start + len > sequence.room {
                 return Err(format!(
@@ -142,13 +151,21 @@ impl FakeDecoder {
             }
             for (i, &token) in batch.tokens[segment.tokens.clone()].iter().enumerate() {
                 if sequence.prompt.get(segment.start + i).is_some_and(|&p| p != token) {
-                    return Err(format!("{:?} runs token {token} at {}: not its prompt", segment.slot, segment.start + i));
+                    return Err(format!(
+                        "{:?} runs token {token} at {}: not its prompt",
+                        segment.slot,
+                        segment.start + i
+                    ));
                 }
             }
         }
         match () {
-            _ if next != batch.tokens.len() => Err(format!("{} tokens, {next} of them in segments", batch.tokens.len())),
-            _ if rows > self.capacity.rows => Err(format!("{rows} rows, room for {}", self.capacity.rows)),
+            _ if next != batch.tokens.len() => {
+                Err(format!("{} tokens, {next} of them in segments", batch.tokens.len()))
+            }
+            _ if rows > self.capacity.rows => {
+                Err(format!("{rows} rows, room for {}", self.capacity.rows))
+            }
             _ if rows == 0 => Err("an empty batch".into()),
             _ => Ok(()),
         }
@@ -193,9 +210,16 @@ impl Decoder for FakeDecoder {
         Some(slot)
     }
 
-    fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+    fn open_for_forks(
+        &mut self,
+        prompt: &[TokenId],
+        positions: usize,
+        spare: usize,
+        share: bool,
+    ) -> Option<Opened> {
         let opened = self.table.open_for_forks(prompt, positions, spare, share)?;
-        self.open[opened.slot.0] = Some(Sequence { prompt: prompt.to_vec(), room: positions, done: opened.reused });
+        self.open[opened.slot.0] =
+            Some(Sequence { prompt: prompt.to_vec(), room: positions, done: opened.reused });
         for position in opened.reused..positions {
             let cell = self.cell(opened.slot, position);
             self.cells[cell] = None;
@@ -205,7 +229,10 @@ impl Decoder for FakeDecoder {
 
     fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
         self.check(batch).map_err(DecodeError::Broken)?;
-        assert!(self.panics.is_none_or(|token| !batch.tokens.contains(&token)), "the fake decoder was told to panic");
+        assert!(
+            self.panics.is_none_or(|token| !batch.tokens.contains(&token)),
+            "the fake decoder was told to panic"
+        );
         for segment in &batch.segments {
             for (i, &token) in batch.tokens[segment.tokens.clone()].iter().enumerate() {
                 let cell = self.cell(segment.slot, segment.start + i);
@@ -224,22 +251,34 @@ impl Decoder for FakeDecoder {
         outputs.clear();
         for segment in &batch.segments {
             let end = segment.start + segment.tokens.len();
-            let rows = if segment.want == Want::AllLogits { segment.start + 1..end + 1 } else { end..end + 1 };
+            let rows = if segment.want == Want::AllLogits {
+                segment.start + 1..end + 1
+            } else {
+                end..end + 1
+            };
             if segment.want == Want::Nothing {
                 outputs.push(Output::Nothing);
                 continue;
             }
-            let context: Option<Vec<TokenId>> = (0..end).map(|p| self.cells[self.cell(segment.slot, p)]).collect();
+            let context: Option<Vec<TokenId>> =
+                (0..end).map(|p| self.cells[self.cell(segment.slot, p)]).collect();
             let Some(context) = context else {
-                return Err(DecodeError::Broken(format!("{:?} reads a position that nobody wrote", segment.slot)));
+                return Err(DecodeError::Broken(format!(
+                    "{:?} reads a position that nobody wrote",
+                    segment.slot
+                )));
             };
             let sequence = self.open[segment.slot.0].as_ref().expect("checked");
             let common = sequence.prompt.len().min(end);
             if context[..common] != sequence.prompt[..common] {
-                return Err(DecodeError::Broken(format!("{:?} reads another prompt's pages", segment.slot)));
+                return Err(DecodeError::Broken(format!(
+                    "{:?} reads another prompt's pages",
+                    segment.slot
+                )));
             }
             let scores: Vec<Vec<f32>> = rows.map(|end| self.scores(&context[..end])).collect();
-            let mut ranked: Vec<(TokenId, f32)> = scores[0].iter().enumerate().map(|(id, &s)| (id as TokenId, s)).collect();
+            let mut ranked: Vec<(TokenId, f32)> =
+                scores[0].iter().enumerate().map(|(id, &s)| (id as TokenId, s)).collect();
             ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             outputs.push(match segment.want {
                 Want::Nothing => Output::Nothing,
@@ -289,15 +328,22 @@ mod tests {
         let mut fake = FakeDecoder::new(10, Capacity { slots: 2, positions: 64, rows: 4 });
         let slot = fake.open(&[1, 2, 3], 5, false).unwrap().slot;
         let mut run = |tokens: &[TokenId], segments: Vec<Segment>| {
-            fake.forward(&Batch { tokens: tokens.to_vec(), segments }, &mut Vec::new()).map_err(|e| e.to_string())
+            fake.forward(&Batch { tokens: tokens.to_vec(), segments }, &mut Vec::new())
+                .map_err(|e| e.to_string())
         };
-        for (tokens, start, word) in [(vec![2], 1, "expected 0"), (vec![7], 0, "not its prompt"), (vec![], 0, "without tokens")] {
+        for (tokens, start, word) in [
+            (vec![2], 1, "expected 0"),
+            (vec![7], 0, "not its prompt"),
+            (vec![], 0, "without tokens"),
+        ] {
             let error = run(&tokens, vec![segment(slot, start, 0..tokens.len())]).unwrap_err();
             assert!(error.contains(word), "{error}");
         }
         assert!(run(&[1], vec![segment(Slot(1), 0, 0..1)]).unwrap_err().contains("not open"));
         assert!(run(&[1, 2, 3], vec![segment(slot, 0, 0..3)]).is_ok());
-        assert!(run(&[4, 5, 6], vec![segment(slot, 3, 0..3)]).unwrap_err().contains("opened for 5"));
+        assert!(
+            run(&[4, 5, 6], vec![segment(slot, 3, 0..3)]).unwrap_err().contains("opened for 5")
+        );
     }
 
     #[test]

@@ -5,8 +5,9 @@ use super::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedMode
 use super::{Batch, Decoder, Output, Segment, Want};
 use crate::kernels::{Format, KernelSet};
 use crate::model::{
-    Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, Model, ModelError, ModelSpec, Norm,
-    NormKind, Norms, Plain, QkNorm, QueryGrowth, Role, Rope, Routing, Shared, Vocabulary, Weights, is_matrix,
+    Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, Model,
+    ModelError, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm, QueryGrowth, Role, Rope, Routing,
+    Shared, Vocabulary, Weights, is_matrix,
 };
 use crate::textbook;
 use std::ops::Range;
@@ -28,9 +29,19 @@ impl Weights for MadeUp {
         "F32".into()
     }
 
-    fn read(&self, role: Role, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn read(
+        &self,
+        role: Role,
+        rows: Range<usize>,
+        format: Format,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         assert_eq!(format, Format::F32);
-        let role = if role == Role::Output && self.0.tied_embeddings { Role::TokenEmbedding } else { role };
+        let role = if role == Role::Output && self.0.tied_embeddings {
+            Role::TokenEmbedding
+        } else {
+            role
+        };
         let (_, columns) = self.shape(role);
         let mut random = crate::tiny::Random::new(7, &format!("{role:?}"));
         // `normal` takes twelve numbers.
@@ -43,7 +54,9 @@ impl Weights for MadeUp {
                 Role::TokenEmbedding => normal,
                 _ if is_matrix(role) => 1.5 * normal / (columns as f32).sqrt(),
                 // Norms around 1, biases and sinks around 0.
-                _ if format!("{role:?}").contains("Bias") || matches!(role, Role::Sinks(_)) => 0.5 * normal,
+                _ if format!("{role:?}").contains("Bias") || matches!(role, Role::Sinks(_)) => {
+                    0.5 * normal
+                }
                 Role::ConvolutionTaps(_) | Role::DeltaTaps(_) | Role::DeltaStep(_) => 0.7 * normal,
                 Role::DeltaDecay(_) => -normal.abs(),
                 _ => 1.0 + 0.3 * normal,
@@ -73,7 +86,8 @@ fn tokens() -> Vec<u32> {
 
 /// Scores after each token, or why the model is refused.
 fn scores(spec: &ModelSpec, chunk: usize) -> Result<Vec<Vec<f32>>, String> {
-    let packed = PackedModel::pack(&model(spec), FormatPlan::AsStored, 1).map_err(|e| e.to_string())?;
+    let packed =
+        PackedModel::pack(&model(spec), FormatPlan::AsStored, 1).map_err(|e| e.to_string())?;
     let options = NativeOptions {
         threads: 1,
         kernels: KernelSet::best(),
@@ -88,9 +102,18 @@ fn scores(spec: &ModelSpec, chunk: usize) -> Result<Vec<Vec<f32>>, String> {
     let mut all = Vec::new();
     for (i, part) in tokens.chunks(chunk).enumerate() {
         let tokens = 0..part.len();
-        let segment = Segment { slot, start: i * chunk, tokens, want: Want::AllLogits, padding_rows: 0, padded_context: 0 };
+        let segment = Segment {
+            slot,
+            start: i * chunk,
+            tokens,
+            want: Want::AllLogits,
+            padding_rows: 0,
+            padded_context: 0,
+        };
         let mut outputs = Vec::new();
-        decoder.forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs).expect("a step");
+        decoder
+            .forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs)
+            .expect("a step");
         let Output::Logits(scores) = &outputs[0] else { panic!("logits were asked for") };
         all.extend(scores.chunks(spec.vocab).map(<[f32]>::to_vec));
     }
@@ -139,7 +162,9 @@ fn flips() -> Vec<(String, ModelSpec)> {
         output_bias: _,
         tied_embeddings: _,
     } = base();
-    let LayerSpec { mixer: Mixer::Attention(attention), ffn: _, norms: _, residual_scale: _ } = layers[0].clone() else {
+    let LayerSpec { mixer: Mixer::Attention(attention), ffn: _, norms: _, residual_scale: _ } =
+        layers[0].clone()
+    else {
         panic!("attention")
     };
     let Attention {
@@ -163,7 +188,9 @@ fn flips() -> Vec<(String, ModelSpec)> {
     add("norm.kind and bias", &|s| s.norm = Norm { kind: NormKind::Layer, bias: true, ..s.norm });
     add("norm.epsilon", &|s| s.norm.epsilon = 0.5);
     add("norm.weights", &|s| s.norm.weights = false);
-    add("norm.kind without weights", &|s| s.norm = Norm { kind: NormKind::Layer, weights: false, ..s.norm });
+    add("norm.kind without weights", &|s| {
+        s.norm = Norm { kind: NormKind::Layer, weights: false, ..s.norm }
+    });
     add("rope.theta", &|s| s.ropes[0].theta = 100.0);
     add("rope.dims", &|s| s.ropes[0].dims = 8);
     add("rope.factors", &|s| s.ropes[0].factors = vec![2.0; 8]);
@@ -179,7 +206,9 @@ fn flips() -> Vec<(String, ModelSpec)> {
     add("tied_embeddings", &|s| s.tied_embeddings = true);
     let mut of_attention = |name: &str, change: &dyn Fn(&mut Attention)| {
         add(&format!("attention.{name}"), &|s| s.attentions_mut().for_each(change));
-        add(&format!("attention.{name} of one layer"), &|s| s.attentions_mut().take(1).for_each(change));
+        add(&format!("attention.{name} of one layer"), &|s| {
+            s.attentions_mut().take(1).for_each(change)
+        });
     };
     of_attention("heads", &|a| a.heads = 6);
     of_attention("kv_heads", &|a| a.kv_heads = 4);
@@ -207,7 +236,13 @@ fn flips() -> Vec<(String, ModelSpec)> {
         of_layer(&format!("norms {norms:?}"), &|l| l.norms = norms);
     }
     of_layer("residual_scale", &|l| l.residual_scale = 0.3);
-    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2] {
+    for activation in [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Relu2,
+    ] {
         for (input_bias, output_bias) in [(false, false), (true, false), (false, true)] {
             let gated = Ffn::Gated { width: 72, activation, input_bias, output_bias };
             let plain = Ffn::Plain { width: 72, activation, input_bias, output_bias };
@@ -222,7 +257,8 @@ fn flips() -> Vec<(String, ModelSpec)> {
         let convolution = Convolution { taps, bias };
         of_layer(&format!("{convolution:?}"), &|l| l.mixer = Mixer::Convolution(convolution));
     }
-    let net = DeltaNet { key_heads: 2, value_heads: 4, key_dim: 8, value_dim: 12, taps: 4, tiled: false };
+    let net =
+        DeltaNet { key_heads: 2, value_heads: 4, key_dim: 8, value_dim: 12, taps: 4, tiled: false };
     for net in [
         net,
         DeltaNet { key_heads: 4, ..net },
@@ -234,7 +270,9 @@ fn flips() -> Vec<(String, ModelSpec)> {
     ] {
         of_layer(&format!("{net:?}"), &|l| l.mixer = Mixer::DeltaNet(net));
     }
-    of_layer("delta net, norms both", &|l| (l.mixer, l.norms) = (Mixer::DeltaNet(net), Norms::Both));
+    of_layer("delta net, norms both", &|l| {
+        (l.mixer, l.norms) = (Mixer::DeltaNet(net), Norms::Both)
+    });
     let mixture = |change: &dyn Fn(&mut Mixture)| {
         let mut mixture = Mixture {
             experts: 5,
@@ -294,7 +332,9 @@ fn flips() -> Vec<(String, ModelSpec)> {
             continue;
         }
         for norms in [Norms::After, Norms::Both, Norms::Parallel, Norms::ParallelApart] {
-            of_layer(&format!("mixture: {name}, norms {norms:?}"), &|l| (l.ffn, l.norms) = (mixture(change), norms));
+            of_layer(&format!("mixture: {name}, norms {norms:?}"), &|l| {
+                (l.ffn, l.norms) = (mixture(change), norms)
+            });
         }
     }
     of_layer("clamped without experts", &|l| {
@@ -302,7 +342,12 @@ fn flips() -> Vec<(String, ModelSpec)> {
         l.ffn = Ffn::Gated { width: 72, activation, input_bias: false, output_bias: false };
     });
     of_layer("ffn.width", &|l| {
-        l.ffn = Ffn::Gated { width: 80, activation: Activation::Silu, input_bias: false, output_bias: false }
+        l.ffn = Ffn::Gated {
+            width: 80,
+            activation: Activation::Silu,
+            input_bias: false,
+            output_bias: false,
+        }
     });
     all
 }
@@ -315,13 +360,17 @@ fn every_field_of_a_spec_is_computed_as_the_textbook_has_it_or_refused() {
         let got = match scores(&spec, 23) {
             Ok(got) => got,
             Err(text) => {
-                assert!(text.contains("does not compute"), "{name}: refused, but not by name: {text}");
+                assert!(
+                    text.contains("does not compute"),
+                    "{name}: refused, but not by name: {text}"
+                );
                 refused.push(name);
                 continue;
             }
         };
         computed += 1;
-        let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        let far =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         if name != "nothing" && far(&got.concat(), &plain.concat()) <= 1e-3 {
             wrong.push(format!("{name} changes nothing"));
         }
@@ -334,5 +383,9 @@ fn every_field_of_a_spec_is_computed_as_the_textbook_has_it_or_refused() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(computed > 190 && refused.len() < 8, "{computed} computed; refused: {}", refused.join(", "));
+    assert!(
+        computed > 190 && refused.len() < 8,
+        "{computed} computed; refused: {}",
+        refused.join(", ")
+    );
 }

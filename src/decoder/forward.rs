@@ -1,15 +1,21 @@
 //! The forward pass: the embedding, the layers by their spec, the scores of the rows that want them. A sequence of phases, each run
 //! by all workers ([`crate::kernels::Team`]). It takes the spec apart without `..`: a field that is not computed here does not
 //! compile, and what [`supported`] does not let through is refused.
+//! Over 500 lines: one pass over the layers in its order; mixtures and layers with a state have files of their own.
 
-use super::packed::{AttentionWeights, DenseWeights, FfnInput, FfnWeights, MixerWeights, NormWeights, Packed, PackedModel};
+use super::packed::{
+    AttentionWeights, DenseWeights, FfnInput, FfnWeights, MixerWeights, NormWeights, Packed,
+    PackedModel,
+};
 use super::workspace::{AttentionWorkspace, FfnWorkspace, Step, Workspace, shape_of};
 use super::{Batch, DecodeError, Output};
 use crate::kernels::{
-    self, Activations, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation, Scores, Scoring, StateArena, Team,
+    self, Activations, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation,
+    Scores, Scoring, StateArena, Team,
 };
 use crate::model::{
-    Activation, Attention, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Rope,
+    Activation, Attention, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, ModelSpec, Norm, NormKind,
+    Norms, QkNorm, QueryGrowth, Rope,
 };
 
 /// Cosines and signed sines of one rope for the positions so far.
@@ -27,8 +33,16 @@ pub(super) struct Rotations {
 impl Rotations {
     /// Of a rope, for heads of this width; `None`: no positions. `long`: for sequences longer than its first set serves.
     fn new(spec: &ModelSpec, rope: Option<usize>, head_dim: usize, long: bool) -> Rotations {
-        let Some(Rope { theta, dims, factors, magnitude, long: other }) = rope.and_then(|rope| spec.ropes.get(rope)) else {
-            return Rotations { rope, head_dim, frequencies: Vec::new(), magnitude: 1.0, table: Vec::new() };
+        let Some(Rope { theta, dims, factors, magnitude, long: other }) =
+            rope.and_then(|rope| spec.ropes.get(rope))
+        else {
+            return Rotations {
+                rope,
+                head_dim,
+                frequencies: Vec::new(),
+                magnitude: 1.0,
+                table: Vec::new(),
+            };
         };
         let (factors, magnitude) = match other {
             Some(LongRope { above: _, factors, magnitude }) if long => (factors, magnitude),
@@ -185,7 +199,8 @@ impl Pass<'_> {
             output_bias: _,
             tied_embeddings: _,
         } = self.model.spec();
-        let (rows, hidden, scale, emulated) = (self.step.rows.len(), *hidden, *embedding_scale, self.model.emulated());
+        let (rows, hidden, scale, emulated) =
+            (self.step.rows.len(), *hidden, *embedding_scale, self.model.emulated());
         let embedding = self.model.panels(&self.model.embedding);
         let tokens = &self.step.tokens;
         self.team.fill(&mut w.x, rows, hidden, |r, row| {
@@ -199,11 +214,15 @@ impl Pass<'_> {
         });
         let growth = query_growth.map(|growth| self.growth(growth));
         let model = self.model;
-        for (l, (layer, LayerSpec { mixer, ffn, norms, residual_scale })) in model.layers.iter().zip(layers).enumerate() {
+        for (l, (layer, LayerSpec { mixer, ffn, norms, residual_scale })) in
+            model.layers.iter().zip(layers).enumerate()
+        {
             let scale = *residual_scale;
             match norms {
                 Norms::After => self.team.activations(&w.x, rows, &mut w.normed),
-                Norms::Before | Norms::Both | Norms::Parallel | Norms::ParallelApart => self.norm(&layer.attention_norm, w),
+                Norms::Before | Norms::Both | Norms::Parallel | Norms::ParallelApart => {
+                    self.norm(&layer.attention_norm, w)
+                }
             }
             let join = match norms {
                 Norms::Before | Norms::Parallel => Join::Add,
@@ -214,11 +233,25 @@ impl Pass<'_> {
                 (Mixer::Attention(attention), MixerWeights::Attention(weights)) => {
                     self.attention(batch, l, weights, attention, growth.as_deref(), w);
                     let from = Inner::Attended(attention);
-                    self.join(&weights.output, weights.output_bias.as_deref(), from, join, scale, w);
+                    self.join(
+                        &weights.output,
+                        weights.output_bias.as_deref(),
+                        from,
+                        join,
+                        scale,
+                        w,
+                    );
                 }
                 (Mixer::Convolution(convolution), MixerWeights::Convolution(weights)) => {
                     self.convolution(l, weights, convolution, w);
-                    self.join(&weights.output, weights.output_bias.as_deref(), Inner::Convolved, join, scale, w);
+                    self.join(
+                        &weights.output,
+                        weights.output_bias.as_deref(),
+                        Inner::Convolved,
+                        join,
+                        scale,
+                        w,
+                    );
                 }
                 (Mixer::DeltaNet(net), MixerWeights::DeltaNet(weights)) => {
                     self.delta_net(l, weights, net, w);
@@ -245,7 +278,14 @@ impl Pass<'_> {
                     let activation = kernel_activation(*activation);
                     let Workspace { normed, ffn, wide, .. } = w;
                     dense(model, self.team, weights, activation, *width, rows, normed, ffn, wide);
-                    self.join(&weights.down, weights.down_bias.as_deref(), Inner::Ffn(*width), join, scale, w);
+                    self.join(
+                        &weights.down,
+                        weights.down_bias.as_deref(),
+                        Inner::Ffn(*width),
+                        join,
+                        scale,
+                        w,
+                    );
                 }
                 (FfnWeights::Mixture(weights), Ffn::Mixture(mixture)) => {
                     self.mixture(weights, mixture, w);
@@ -262,7 +302,9 @@ impl Pass<'_> {
 
     /// Factors of each row's queries.
     fn growth(&self, QueryGrowth { beta, original }: QueryGrowth) -> Vec<f32> {
-        let of = |position: u32| 1.0 + f64::from(beta) * (1.0 + f64::from(position / original.max(1) as u32)).ln();
+        let of = |position: u32| {
+            1.0 + f64::from(beta) * (1.0 + f64::from(position / original.max(1) as u32)).ln()
+        };
         self.step.rows.iter().map(|row| of(row.position) as f32).collect()
     }
 
@@ -270,17 +312,37 @@ impl Pass<'_> {
     fn by<'w>(&self, norm: &'w NormWeights) -> kernels::NormWeights<'w> {
         let Norm { kind, epsilon, weights: _, bias: _ } = self.model.spec().norm;
         let NormWeights { weights, bias } = norm;
-        kernels::NormWeights { weights, bias: bias.as_deref(), epsilon, centred: kind == NormKind::Layer }
+        kernels::NormWeights {
+            weights,
+            bias: bias.as_deref(),
+            epsilon,
+            centred: kind == NormKind::Layer,
+        }
     }
 
     /// The residual stream's norm into `w.normed`.
     fn norm(&mut self, weights: &NormWeights, w: &mut Workspace) {
         let by = self.by(weights);
-        self.team.norm(&w.x, None, self.step.rows.len(), &by, self.model.spec().hidden, &mut w.normed);
+        self.team.norm(
+            &w.x,
+            None,
+            self.step.rows.len(),
+            &by,
+            self.model.spec().hidden,
+            &mut w.normed,
+        );
     }
 
     /// The last product of a branch.
-    fn join(&mut self, m: &Packed, bias: Option<&[f32]>, from: Inner, join: Join, scale: f32, w: &mut Workspace) {
+    fn join(
+        &mut self,
+        m: &Packed,
+        bias: Option<&[f32]>,
+        from: Inner,
+        join: Join,
+        scale: f32,
+        w: &mut Workspace,
+    ) {
         let (rows, hidden) = (self.step.rows.len(), self.model.spec().hidden);
         let Workspace { x, branch, attention, convolution, deltas, ffn, wide, .. } = w;
         let m = panels_of(self.model, m, self.team, wide);
@@ -330,13 +392,18 @@ impl Pass<'_> {
         let table = &Rotations::find(self.rotations, spec).expect("made of the spec").table;
         let Workspace { normed, attention, wide, .. } = w;
         let own = Workspace::of_shape(attention, shape_of(spec));
-        let AttentionWorkspace { shape: _, queries, keys, values, attended, both, gates, ungated } = own;
+        let AttentionWorkspace { shape: _, queries, keys, values, attended, both, gates, ungated } =
+            own;
         if qk_norm.is_none() && growth.is_none() && !gate {
             let [q, k, v] = [&layer.query, &layer.key, &layer.value].map(|m| model.panels(m));
             let (q, k, v) = if model.emulated() {
                 let (first, rest) = wide.split_at_mut(wide_floats(&q));
                 let (second, third) = rest.split_at_mut(wide_floats(&k));
-                (self.team.widen(&q, first), self.team.widen(&k, second), self.team.widen(&v, third))
+                (
+                    self.team.widen(&q, first),
+                    self.team.widen(&k, second),
+                    self.team.widen(&v, third),
+                )
             } else {
                 (q, k, v)
             };
@@ -394,14 +461,34 @@ impl Pass<'_> {
         let contexts = if self.copies { &copied } else { &self.contexts };
         let by = Attending { heads, window, cap: softcap, sinks: layer.sinks.as_deref() };
         let out = if gate { &mut *ungated } else { &mut *attended };
-        self.team.attention(step.units_of(spec), &step.rows, contexts, self.kv, l, by, queries, out);
+        self.team.attention(
+            step.units_of(spec),
+            &step.rows,
+            contexts,
+            self.kv,
+            l,
+            by,
+            queries,
+            out,
+        );
         if gate {
-            self.team.activate(Some(gates), ungated.rows(), kernels::ActivationFn::Sigmoid, step.rows.len(), attended);
+            self.team.activate(
+                Some(gates),
+                ungated.rows(),
+                kernels::ActivationFn::Sigmoid,
+                step.rows.len(),
+                attended,
+            );
         }
     }
 
     /// Scores of the rows that want them.
-    pub(super) fn score(&mut self, batch: &Batch, w: &mut Workspace, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+    pub(super) fn score(
+        &mut self,
+        batch: &Batch,
+        w: &mut Workspace,
+        outputs: &mut Vec<Output>,
+    ) -> Result<(), DecodeError> {
         let (model, step) = (self.model, self.step);
         let spec = model.spec();
         let ModelSpec {
@@ -421,7 +508,11 @@ impl Pass<'_> {
             output_bias: _,
             tied_embeddings: _,
         } = spec;
-        let scoring = Scoring { bias: model.output_bias.as_deref(), scale: *logit_scale, cap: *logit_softcap };
+        let scoring = Scoring {
+            bias: model.output_bias.as_deref(),
+            scale: *logit_scale,
+            cap: *logit_softcap,
+        };
         let by = self.by(&model.output_norm);
         // The last step's vectors serve again: new ones would be pages that the system clears, 2 % of a step of 16 rows of scores.
         let spare = &mut w.spare;
@@ -444,7 +535,8 @@ impl Pass<'_> {
         } else {
             let team = &mut *self.team;
             team.norm(&w.x, Some(&step.scored), step.scored.len(), &by, spec.hidden, &mut w.last);
-            let mut places: Vec<_> = logits.iter_mut().map(|l| l.chunks_exact_mut(spec.vocab)).collect();
+            let mut places: Vec<_> =
+                logits.iter_mut().map(|l| l.chunks_exact_mut(spec.vocab)).collect();
             let mut wants = Vec::with_capacity(step.scored.len());
             for &s in &step.scored_for {
                 wants.push(match batch.segments[s].want {
@@ -452,7 +544,11 @@ impl Pass<'_> {
                     super::Want::TopK(k) => crate::kernels::ScoreRequest::TopK(k),
                     _ => match places[s].next() {
                         Some(place) => crate::kernels::ScoreRequest::All(place),
-                        None => return Err(DecodeError::Broken("a row without a place for its scores".to_string())),
+                        None => {
+                            return Err(DecodeError::Broken(
+                                "a row without a place for its scores".to_string(),
+                            ));
+                        }
                     },
                 });
             }
@@ -475,7 +571,9 @@ impl Pass<'_> {
                 (super::Want::Logits | super::Want::AllLogits, _) => Output::Logits(logits),
                 (_, Some(Scores::Argmax(id, score))) => Output::Argmax(id, score),
                 (_, Some(Scores::TopK(best))) => Output::TopK(best),
-                (want, got) => return Err(DecodeError::Broken(format!("{want:?} was answered with {got:?}"))),
+                (want, got) => {
+                    return Err(DecodeError::Broken(format!("{want:?} was answered with {got:?}")));
+                }
             });
         }
         Ok(())
@@ -488,7 +586,12 @@ fn wide_floats(m: &Panels) -> usize {
 }
 
 /// A matrix as the kernels take it: as packed, or widened anew under the emulated dtype.
-pub(super) fn panels_of<'a>(model: &'a PackedModel, m: &Packed, team: &mut Team, wide: &'a mut [f32]) -> Panels<'a> {
+pub(super) fn panels_of<'a>(
+    model: &'a PackedModel,
+    m: &Packed,
+    team: &mut Team,
+    wide: &'a mut [f32],
+) -> Panels<'a> {
     let panels = model.panels(m);
     if model.emulated() { team.widen(&panels, wide) } else { panels }
 }

@@ -17,7 +17,8 @@ fn choose(mixture: &Mixture, scores: &[f32], bias: Option<&[f32]>, out: &mut [Ch
     let sigmoid = |s: f32| 1.0 / (1.0 + (-f64::from(s)).exp());
     // What decides: scores and probabilities of the softmax have one order.
     let rank = |e: usize| {
-        let own = if routing == Routing::Sigmoid { sigmoid(scores[e]) } else { f64::from(scores[e]) };
+        let own =
+            if routing == Routing::Sigmoid { sigmoid(scores[e]) } else { f64::from(scores[e]) };
         match (bias, routing) {
             (None, _) => own,
             (Some(bias), Routing::Softmax) => {
@@ -58,7 +59,12 @@ fn choose(mixture: &Mixture, scores: &[f32], bias: Option<&[f32]>, out: &mut [Ch
 }
 
 /// Gives each choice its place among rows grouped by expert; of each expert that is used its number and places, and the row of each place.
-fn group(choices: &mut [Choice], used: usize, experts: usize, picked: &mut Vec<u32>) -> Vec<(usize, Range<usize>)> {
+fn group(
+    choices: &mut [Choice],
+    used: usize,
+    experts: usize,
+    picked: &mut Vec<u32>,
+) -> Vec<(usize, Range<usize>)> {
     let mut counts = vec![0usize; experts];
     choices.iter().for_each(|c| counts[c.expert as usize] += 1);
     let mut next = 0;
@@ -88,7 +94,14 @@ fn groups_of<'a>(
     groups: &[(usize, Range<usize>)],
 ) -> Vec<Group<'a>> {
     let bias = |expert: usize| biases.map(|all| &all[expert * padded(m.n)..][..padded(m.n)]);
-    groups.iter().map(|(expert, rows)| Group { m: model.expert(m, *expert), rows: rows.clone(), bias: bias(*expert) }).collect()
+    groups
+        .iter()
+        .map(|(expert, rows)| Group {
+            m: model.expert(m, *expert),
+            rows: rows.clone(),
+            bias: bias(*expert),
+        })
+        .collect()
 }
 
 /// Runs a phase over groups: all at once, or one at a time where each matrix is widened first.
@@ -110,7 +123,12 @@ fn each<'a>(
 
 impl Pass<'_> {
     /// The branch of a mixture, from `w.normed` into `w.branch`.
-    pub(super) fn mixture(&mut self, weights: &MixtureWeights, mixture: &Mixture, w: &mut Workspace) {
+    pub(super) fn mixture(
+        &mut self,
+        weights: &MixtureWeights,
+        mixture: &Mixture,
+        w: &mut Workspace,
+    ) {
         // Without `..`: what is not computed here does not compile.
         let Mixture {
             experts,
@@ -132,7 +150,17 @@ impl Pass<'_> {
         let rounded = move |x: f32| if round { half::bf16::from_f32(x).to_f32() } else { x };
         let Workspace { normed, branch, ffn, wide, mixtures, .. } = w;
         let own = MixtureWorkspace::of(mixtures, mixture);
-        let MixtureWorkspace { shape: _, scores, choices, picked, gathered, gate, up, product, out } = own;
+        let MixtureWorkspace {
+            shape: _,
+            scores,
+            choices,
+            picked,
+            gathered,
+            gate,
+            up,
+            product,
+            out,
+        } = own;
 
         let router = panels_of(model, &weights.router, self.team, wide);
         self.team.product(&router, normed, rows, weights.router_bias.as_deref(), scores);
@@ -152,22 +180,33 @@ impl Pass<'_> {
         let activation = kernel_activation(activation);
         let [gate_bias, up_bias] = experts.input_biases.each_ref().map(|bias| bias.as_deref());
         match &experts.input {
-            FfnInput::Together(m) => each(model, self.team, wide, &groups_of(model, m, None, &groups), |team, groups| {
-                team.gate_up_of_groups(groups, gathered, activation, product)
-            }),
+            FfnInput::Together(m) => {
+                each(model, self.team, wide, &groups_of(model, m, None, &groups), |team, groups| {
+                    team.gate_up_of_groups(groups, gathered, activation, product)
+                })
+            }
             FfnInput::Apart { gate: first, up: second } => {
-                for (m, bias, out) in [(first, gate_bias, &mut *gate), (second, up_bias, &mut *up)] {
-                    each(model, self.team, wide, &groups_of(model, m, bias, &groups), |team, groups| {
-                        team.product_of_groups(groups, gathered, out)
-                    });
+                for (m, bias, out) in [(first, gate_bias, &mut *gate), (second, up_bias, &mut *up)]
+                {
+                    each(
+                        model,
+                        self.team,
+                        wide,
+                        &groups_of(model, m, bias, &groups),
+                        |team, groups| team.product_of_groups(groups, gathered, out),
+                    );
                 }
                 self.team.activate(Some(gate), up, activation, picked.len(), product);
             }
             FfnInput::Plain(_) => unreachable!("experts have gates"),
         }
-        each(model, self.team, wide, &groups_of(model, &experts.down, experts.down_bias.as_deref(), &groups), |team, groups| {
-            team.product_of_groups(groups, product, out)
-        });
+        each(
+            model,
+            self.team,
+            wide,
+            &groups_of(model, &experts.down, experts.down_bias.as_deref(), &groups),
+            |team, groups| team.product_of_groups(groups, product, out),
+        );
 
         let (choices, out) = (&*choices, &*out);
         let add = |r: usize, row: &mut [f32]| {
@@ -178,7 +217,9 @@ impl Pass<'_> {
                 }
             }
         };
-        let Some((shared, weights)) = shared.zip(weights.shared.as_ref().map(|dense| (dense, weights.share.as_deref()))) else {
+        let Some((shared, weights)) =
+            shared.zip(weights.shared.as_ref().map(|dense| (dense, weights.share.as_deref())))
+        else {
             self.team.fill(branch, rows, hidden, |r, row| {
                 row.fill(0.0);
                 add(r, row);
@@ -186,13 +227,15 @@ impl Pass<'_> {
             return;
         };
         let (weights, share) = weights;
-        let own = dense(model, self.team, weights, activation, shared.width, rows, normed, ffn, wide);
+        let own =
+            dense(model, self.team, weights, activation, shared.width, rows, normed, ffn, wide);
         let down = panels_of(model, &weights.down, self.team, wide);
         self.team.product(&down, own, rows, None, branch);
         let share = share.map(|by| (by, &*normed));
         self.team.fill(branch, rows, hidden, |r, row| {
             if let Some((by, normed)) = share {
-                let dot: f64 = by.iter().zip(normed.row(r)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                let dot: f64 =
+                    by.iter().zip(normed.row(r)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                 let share = rounded((1.0 / (1.0 + (-f64::from(rounded(dot as f32))).exp())) as f32);
                 row.iter_mut().for_each(|x| *x = rounded(*x * share));
             }
@@ -202,7 +245,13 @@ impl Pass<'_> {
 }
 
 impl MixtureWorkspace {
-    pub(super) fn new(mixture: &Mixture, hidden: usize, rows: usize, apart: bool, quantized: [bool; 2]) -> MixtureWorkspace {
+    pub(super) fn new(
+        mixture: &Mixture,
+        hidden: usize,
+        rows: usize,
+        apart: bool,
+        quantized: [bool; 2],
+    ) -> MixtureWorkspace {
         let (used, width) = (mixture.used, mixture.width);
         let rows_apart = if apart { rows * used } else { 0 };
         MixtureWorkspace {
@@ -218,7 +267,13 @@ impl MixtureWorkspace {
         }
     }
 
-    pub(super) fn bytes(mixture: &Mixture, hidden: usize, rows: usize, apart: bool, quantized: [bool; 2]) -> usize {
+    pub(super) fn bytes(
+        mixture: &Mixture,
+        hidden: usize,
+        rows: usize,
+        apart: bool,
+        quantized: [bool; 2],
+    ) -> usize {
         let all = rows.saturating_mul(mixture.used);
         let rows_apart = if apart { all } else { 0 };
         [
@@ -271,13 +326,19 @@ mod tests {
     fn equal_scores_go_to_the_lower_number_and_weights_follow_the_routing() {
         let even = chosen(&mixture(Routing::SoftmaxOfChosen, false, 1.0), &[1.0; 5], None);
         assert_eq!(even, [(0, 0.5), (1, 0.5)]);
-        let later = chosen(&mixture(Routing::Softmax, false, 1.0), &[0.0, 2.0, 0.0, 2.0, 2.0], None);
+        let later =
+            chosen(&mixture(Routing::Softmax, false, 1.0), &[0.0, 2.0, 0.0, 2.0, 2.0], None);
         let weight = (2f64.exp() / (3.0 * 2f64.exp() + 2.0)) as f32;
         assert_eq!(later, [(1, weight), (3, weight)]);
-        let scaled = chosen(&mixture(Routing::Softmax, true, 3.0), &[0.0, 2.0, 0.0, 2.0, 2.0], None);
+        let scaled =
+            chosen(&mixture(Routing::Softmax, true, 3.0), &[0.0, 2.0, 0.0, 2.0, 2.0], None);
         assert_eq!(scaled, [(1, 1.5), (3, 1.5)]);
         // The bias decides, and is not part of the weight.
-        let biased = chosen(&mixture(Routing::Sigmoid, false, 1.0), &[0.0; 5], Some(&[0.0, 0.0, 1.0, 0.0, 2.0]));
+        let biased = chosen(
+            &mixture(Routing::Sigmoid, false, 1.0),
+            &[0.0; 5],
+            Some(&[0.0, 0.0, 1.0, 0.0, 2.0]),
+        );
         assert_eq!(biased, [(2, 0.5), (4, 0.5)]);
         // What is no number ends as a weight that is none, and nothing panics.
         let broken = chosen(&mixture(Routing::Softmax, true, 1.0), &[f32::NAN; 5], None);

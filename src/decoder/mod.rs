@@ -106,7 +106,9 @@ pub struct Opened {
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The model produced a score that is not finite for this slot: its weights are damaged or its numbers overflow.
-    #[error("the model produced a score that is not a finite number (slot {0:?}); its weights may be damaged")]
+    #[error(
+        "the model produced a score that is not a finite number (slot {0:?}); its weights may be damaged"
+    )]
     NotFinite(Slot),
     /// A worker panicked or an internal rule was broken; the decoder must not be used again.
     #[error("{0}")]
@@ -126,7 +128,13 @@ pub trait Decoder: Send {
     fn open(&mut self, prompt: &[TokenId], positions: usize, share: bool) -> Option<Opened>;
 
     /// The same for a sequence that forks will go on from: `spare` more positions are kept for them, in whole pages.
-    fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+    fn open_for_forks(
+        &mut self,
+        prompt: &[TokenId],
+        positions: usize,
+        spare: usize,
+        share: bool,
+    ) -> Option<Opened> {
         let _ = spare;
         self.open(prompt, positions, share)
     }

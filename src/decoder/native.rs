@@ -1,6 +1,7 @@
 //! Our own decoder: the forward pass (`forward.rs`) over a packed model (`packed.rs`), with paged keys and values.
 //! A row's result depends on nothing but its own sequence, bit for bit: not on the batch, chunks, threads, padding, shared pages or the
 //! memory policy.
+//! Over 500 lines: opening, stepping and closing sequences share the pages, the states and the workspace.
 
 pub use super::packed::{FormatPlan, NativeError, Packed, PackedModel};
 
@@ -8,7 +9,10 @@ use super::forward::{Pass, Rotations};
 use super::page_table::PageTable;
 use super::workspace::{Step, Workspace};
 use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Segment, Slot};
-use crate::kernels::{Context, KernelSet, KvArena, KvElement, PAGE, Row, StateArena, StateSegment, Team, attention_units};
+use crate::kernels::{
+    Context, KernelSet, KvArena, KvElement, PAGE, Row, StateArena, StateSegment, Team,
+    attention_units,
+};
 use crate::model::{LayerSpec, ModelSpec, RopeSet};
 use crate::units::TokenId;
 use std::sync::Arc;
@@ -104,7 +108,8 @@ impl States {
     /// Whether a fork of `parent` after `at` positions could begin.
     fn can_fork(&self, table: &PageTable, parent: Slot, at: usize) -> bool {
         let here = self.slots.get(parent.0).is_some_and(|(seen, _)| *seen == at);
-        here && self.forks.iter().all(|fork| fork.root != parent) && table.spare_state(parent).is_some()
+        here && self.forks.iter().all(|fork| fork.root != parent)
+            && table.spare_state(parent).is_some()
     }
 
     /// A segment of this sequence has run up to `end`.
@@ -117,10 +122,17 @@ impl States {
     }
 
     /// What a segment reads and writes; an error if it does not go on where the state is.
-    fn segment(&self, table: &PageTable, segment: &Segment, row: usize) -> Result<StateSegment, &'static str> {
+    fn segment(
+        &self,
+        table: &PageTable,
+        segment: &Segment,
+        row: usize,
+    ) -> Result<StateSegment, &'static str> {
         let Segment { slot, start, ref tokens, padding_rows, .. } = *segment;
         let fork = self.forks.iter().find(|fork| fork.slot == slot);
-        let Some((seen, current)) = fork.map(|f| (f.seen, 0)).or_else(|| self.slots.get(slot.0).copied()) else {
+        let Some((seen, current)) =
+            fork.map(|f| (f.seen, 0)).or_else(|| self.slots.get(slot.0).copied())
+        else {
             return Err("a segment of a sequence that has no state");
         };
         // Nothing but padding begins anywhere: it reads the state that there is and leaves it.
@@ -128,9 +140,17 @@ impl States {
             return Err("a segment that does not begin where the state of its sequence is");
         }
         if let Some(fork) = fork {
-            let from = fork.current.map_or_else(|| self.held(fork.root), |current| fork.blocks[current]);
+            let from =
+                fork.current.map_or_else(|| self.held(fork.root), |current| fork.blocks[current]);
             let to = fork.blocks[fork.current.map_or(0, |current| 1 - current)];
-            return Ok(StateSegment { row, rows: tokens.len(), padding: padding_rows, from: Some(from), to, saves: Vec::new() });
+            return Ok(StateSegment {
+                row,
+                rows: tokens.len(),
+                padding: padding_rows,
+                from: Some(from),
+                to,
+                saves: Vec::new(),
+            });
         }
         let from = match table.resumes(slot) {
             _ if seen == 0 => None,
@@ -138,15 +158,27 @@ impl States {
             None => Some(2 * slot.0 + current),
         };
         let saves = table.saves(slot, start, start + tokens.len());
-        let saves = saves.into_iter().map(|(border, number)| (border - start, self.checkpoint(number))).collect();
-        Ok(StateSegment { row, rows: tokens.len(), padding: padding_rows, from, to: 2 * slot.0 + 1 - current, saves })
+        let saves = saves
+            .into_iter()
+            .map(|(border, number)| (border - start, self.checkpoint(number)))
+            .collect();
+        Ok(StateSegment {
+            row,
+            rows: tokens.len(),
+            padding: padding_rows,
+            from,
+            to: 2 * slot.0 + 1 - current,
+            saves,
+        })
     }
 }
 
 /// How a budget for keys, values and states is cut: (pages, checkpoints).
 fn cut_budget(model: &PackedModel, options: &NativeOptions, element: KvElement) -> (usize, usize) {
     let block = model.state_bytes_per_sequence() / 2;
-    let left = options.kv_bytes.saturating_sub(model.state_bytes_per_sequence().saturating_mul(options.slots as u64));
+    let left = options
+        .kv_bytes
+        .saturating_sub(model.state_bytes_per_sequence().saturating_mul(options.slots as u64));
     // A quarter for checkpoints, at most four a slot: pages without one can still be shared from the checkpoint before them.
     let checkpoints = (left / 4).checked_div(block).unwrap_or(0).min(4 * options.slots as u64);
     let pages = (left - checkpoints * block) / (model.kv_shape(element).page_bytes().max(1) as u64);
@@ -171,21 +203,36 @@ pub struct NativeDecoder {
 
 impl NativeDecoder {
     /// A decoder of a packed model, keys and values kept as usual. Fails if memory or threads are refused.
-    pub fn new(model: Arc<PackedModel>, options: NativeOptions) -> Result<NativeDecoder, NativeError> {
+    pub fn new(
+        model: Arc<PackedModel>,
+        options: NativeOptions,
+    ) -> Result<NativeDecoder, NativeError> {
         let usual = model.usual_kv();
         NativeDecoder::with_kv(model, options, usual)
     }
 
     /// The same with keys and values in `element`, which must hold all of the model's heads ([`KvElement::holds`]).
-    pub fn with_kv(model: Arc<PackedModel>, options: NativeOptions, element: KvElement) -> Result<NativeDecoder, NativeError> {
+    pub fn with_kv(
+        model: Arc<PackedModel>,
+        options: NativeOptions,
+        element: KvElement,
+    ) -> Result<NativeDecoder, NativeError> {
         let estimate = NativeDecoder::estimate(&model, &options);
         let memory = |what, bytes| NativeError::Memory { what, bytes };
         let shape = model.kv_shape(element);
-        assert!(shape.layers().iter().all(|l| element.holds(l.head_dim)), "heads that {} holds", element.name());
+        assert!(
+            shape.layers().iter().all(|l| element.holds(l.head_dim)),
+            "heads that {} holds",
+            element.name()
+        );
         let (pages, checkpoints) = cut_budget(&model, &options, element);
         if pages == 0 {
-            let bytes = shape.page_bytes() as u64 + model.state_bytes_per_sequence() * options.slots as u64;
-            return Err(memory("keys and values of 16 positions (and the states of all sequences)", bytes));
+            let bytes =
+                shape.page_bytes() as u64 + model.state_bytes_per_sequence() * options.slots as u64;
+            return Err(memory(
+                "keys and values of 16 positions (and the states of all sequences)",
+                bytes,
+            ));
         }
         let (offsets, floats) = model.state_layout();
         let any = model.spec().has_state();
@@ -200,7 +247,8 @@ impl NativeDecoder {
         let head_dim = shape.widest_head();
         let kv = KvArena::new(shape, pages).map_err(|_| memory("keys and values", estimate.kv))?;
         let spec = model.spec();
-        let team = Team::new(options.kernels, options.threads, head_dim, model.emulated()).map_err(NativeError::Threads)?;
+        let team = Team::new(options.kernels, options.threads, head_dim, model.emulated())
+            .map_err(NativeError::Threads)?;
         let workspace = match options.memory {
             Memory::Preallocated => Some(Workspace::new(&model, options.rows)),
             Memory::PerStep => None,
@@ -211,13 +259,28 @@ impl NativeDecoder {
             true => PageTable::with_checkpoints(pages, options.slots, checkpoints),
             false => PageTable::new(pages, options.slots),
         };
-        Ok(NativeDecoder { model, options, team, table, kv, rotations, long, states, workspace, step: Step::default() })
+        Ok(NativeDecoder {
+            model,
+            options,
+            team,
+            table,
+            kv,
+            rotations,
+            long,
+            states,
+            workspace,
+            step: Step::default(),
+        })
     }
 
     /// The memory such a decoder needs.
     pub fn estimate(model: &PackedModel, options: &NativeOptions) -> MemoryEstimate {
         let scratch = Workspace::bytes(model, options.rows)
-            + Team::scratch_bytes(options.threads, model.kv_shape(model.usual_kv()).widest_head(), options.rows);
+            + Team::scratch_bytes(
+                options.threads,
+                model.kv_shape(model.usual_kv()).widest_head(),
+                options.rows,
+            );
         MemoryEstimate { weights: model.bytes(), kv: options.kv_bytes, scratch: scratch as u64 }
     }
 
@@ -227,7 +290,12 @@ impl NativeDecoder {
     }
 
     /// One pass over sequences that turn by the same tables.
-    fn pass(&mut self, batch: &Batch, outputs: &mut Vec<Output>, long: bool) -> Result<(), DecodeError> {
+    fn pass(
+        &mut self,
+        batch: &Batch,
+        outputs: &mut Vec<Output>,
+        long: bool,
+    ) -> Result<(), DecodeError> {
         if let Some(reason) = self.team.broken() {
             return Err(DecodeError::Broken(reason));
         }
@@ -251,7 +319,11 @@ impl NativeDecoder {
             rotations,
             states: &mut self.states.arena,
             state_offsets: &self.states.offsets,
-            contexts: batch.segments.iter().map(|s| Context::Pages(self.table.pages(s.slot))).collect(),
+            contexts: batch
+                .segments
+                .iter()
+                .map(|s| Context::Pages(self.table.pages(s.slot)))
+                .collect(),
             pages: batch.segments.iter().map(|s| self.table.pages(s.slot)).collect(),
             copies: self.options.memory == Memory::PerStep,
         };
@@ -278,14 +350,24 @@ impl NativeDecoder {
             }
         }
         // One unit a head instead of one a kv head when there would be too few units for the workers.
-        let few = |kv_heads| batch.segments.len() * kv_heads < 3 * self.options.threads && batch.tokens.len() < 64;
+        let few = |kv_heads| {
+            batch.segments.len() * kv_heads < 3 * self.options.threads && batch.tokens.len() < 64
+        };
         for (s, segment) in batch.segments.iter().enumerate() {
-            let broken = |what: &str| DecodeError::Broken(format!("{what} (slot {:?}, start {})", segment.slot, segment.start));
+            let broken = |what: &str| {
+                DecodeError::Broken(format!(
+                    "{what} (slot {:?}, start {})",
+                    segment.slot, segment.start
+                ))
+            };
             if !self.table.is_open(segment.slot) {
                 return Err(broken("a segment of a sequence that is not open"));
             }
             let pages = self.table.pages(segment.slot);
-            let tokens = batch.tokens.get(segment.tokens.clone()).ok_or_else(|| broken("a segment past the batch's tokens"))?;
+            let tokens = batch
+                .tokens
+                .get(segment.tokens.clone())
+                .ok_or_else(|| broken("a segment past the batch's tokens"))?;
             let end = segment.start + tokens.len();
             if end > pages.len() * PAGE {
                 return Err(broken("a segment past its sequence's positions"));
@@ -298,10 +380,21 @@ impl NativeDecoder {
                 step.states.push(self.states.segment(&self.table, segment, first).map_err(broken)?);
             }
             step.tokens.extend_from_slice(tokens);
-            step.rows.extend((segment.start..end).map(|p| Row { position: p as u32, page: pages[p / PAGE] }));
+            step.rows.extend(
+                (segment.start..end).map(|p| Row { position: p as u32, page: pages[p / PAGE] }),
+            );
             let mut units = |first, rows, context| {
                 for ((heads, kv_heads), units) in &mut step.units {
-                    attention_units(s, first, rows, context, *heads, *kv_heads, few(*kv_heads), units);
+                    attention_units(
+                        s,
+                        first,
+                        rows,
+                        context,
+                        *heads,
+                        *kv_heads,
+                        few(*kv_heads),
+                        units,
+                    );
                 }
             };
             units(first, tokens.len(), segment.padded_context);
@@ -314,7 +407,9 @@ impl NativeDecoder {
             let scored = match segment.want {
                 super::Want::Nothing => 0,
                 super::Want::AllLogits => tokens.len(),
-                _ if tokens.is_empty() => return Err(broken("a segment without tokens wants scores")),
+                _ if tokens.is_empty() => {
+                    return Err(broken("a segment without tokens wants scores"));
+                }
                 _ => 1,
             };
             let last = first + tokens.len();
@@ -322,7 +417,11 @@ impl NativeDecoder {
             step.scored_for.extend(std::iter::repeat_n(s, scored));
         }
         if step.rows.len() > self.options.rows {
-            return Err(DecodeError::Broken(format!("a batch of {} rows, {} are the most", step.rows.len(), self.options.rows)));
+            return Err(DecodeError::Broken(format!(
+                "a batch of {} rows, {} are the most",
+                step.rows.len(),
+                self.options.rows
+            )));
         }
         Ok(())
     }
@@ -334,14 +433,24 @@ impl Decoder for NativeDecoder {
     }
 
     fn capacity(&self) -> Capacity {
-        Capacity { slots: self.options.slots, positions: self.kv.pages() * PAGE, rows: self.options.rows }
+        Capacity {
+            slots: self.options.slots,
+            positions: self.kv.pages() * PAGE,
+            rows: self.options.rows,
+        }
     }
 
     fn open(&mut self, prompt: &[TokenId], positions: usize, share: bool) -> Option<Opened> {
         self.open_for_forks(prompt, positions, 0, share)
     }
 
-    fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
+    fn open_for_forks(
+        &mut self,
+        prompt: &[TokenId],
+        positions: usize,
+        spare: usize,
+        share: bool,
+    ) -> Option<Opened> {
         // Keys of a long sequence are turned otherwise than those of a short one with the same beginning.
         let long = self.spec().rope_set(positions) == Some(RopeSet::Long);
         let opened = self.table.open_for_forks(prompt, positions, spare, share && !long)?;
@@ -378,7 +487,11 @@ impl Decoder for NativeDecoder {
             Some(workspace) => workspace.spare = scores.collect(),
             None => drop(scores),
         }
-        let long: Vec<bool> = batch.segments.iter().map(|s| self.long.get(s.slot.0).copied().unwrap_or(false)).collect();
+        let long: Vec<bool> = batch
+            .segments
+            .iter()
+            .map(|s| self.long.get(s.slot.0).copied().unwrap_or(false))
+            .collect();
         let passed = match long.first() {
             // Long and short sequences of a longrope model turn by different tables: each kind has a pass of its own.
             Some(first) if long.iter().any(|other| other != first) => {
@@ -390,7 +503,8 @@ impl Decoder for NativeDecoder {
                         let tokens = batch.tokens.get(segment.tokens.clone()).unwrap_or_default();
                         let from = part.tokens.len();
                         part.tokens.extend_from_slice(tokens);
-                        part.segments.push(Segment { tokens: from..part.tokens.len(), ..segment.clone() });
+                        part.segments
+                            .push(Segment { tokens: from..part.tokens.len(), ..segment.clone() });
                     }
                     let mut some = Vec::new();
                     self.pass(&part, &mut some, kind)?;
@@ -447,12 +561,29 @@ mod tests {
 
     fn odd(stored: Stored) -> Tiny {
         let quantized = matches!(stored, Stored::Q8_0 | Stored::Q4_1);
-        let (hidden, ffn, heads, kv_heads, head_dim) = if quantized { (96, 608, 6, 2, 16) } else { (54, 601, 6, 2, 10) };
-        Tiny { hidden, ffn, heads, kv_heads, head_dim, vocab: 333, values: Values::Fine, ..Tiny::seeded(3) }.stored(stored)
+        let (hidden, ffn, heads, kv_heads, head_dim) =
+            if quantized { (96, 608, 6, 2, 16) } else { (54, 601, 6, 2, 10) };
+        Tiny {
+            hidden,
+            ffn,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab: 333,
+            values: Values::Fine,
+            ..Tiny::seeded(3)
+        }
+        .stored(stored)
     }
 
-    fn decoder(model: &Arc<PackedModel>, kernels: KernelSet, threads: usize, memory: Memory) -> NativeDecoder {
-        let options = NativeOptions { threads, kernels, slots: 4, rows: 64, kv_bytes: 8 << 20, memory };
+    fn decoder(
+        model: &Arc<PackedModel>,
+        kernels: KernelSet,
+        threads: usize,
+        memory: Memory,
+    ) -> NativeDecoder {
+        let options =
+            NativeOptions { threads, kernels, slots: 4, rows: 64, kv_bytes: 8 << 20, memory };
         NativeDecoder::new(model.clone(), options).unwrap()
     }
 
@@ -474,7 +605,9 @@ mod tests {
                 padded_context: 0,
             };
             let mut outputs = Vec::new();
-            decoder.forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs).unwrap();
+            decoder
+                .forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs)
+                .unwrap();
             let Output::Logits(scores) = &outputs[0] else { panic!("logits were asked for") };
             bits.extend(scores.iter().map(|x| x.to_bits()));
         }
@@ -485,16 +618,26 @@ mod tests {
     #[test]
     fn all_kernel_sets_chunks_threads_and_memory_policies_give_the_same_bits() {
         for stored in Stored::ALL {
-            let model = Arc::new(PackedModel::pack(&load(&odd(stored)), FormatPlan::AsStored, 2).unwrap());
+            let model =
+                Arc::new(PackedModel::pack(&load(&odd(stored)), FormatPlan::AsStored, 2).unwrap());
             let tokens = tokens(75);
-            let want = logits(&mut decoder(&model, KernelSet::portable(), 1, Memory::Preallocated), &tokens, 64);
+            let want = logits(
+                &mut decoder(&model, KernelSet::portable(), 1, Memory::Preallocated),
+                &tokens,
+                64,
+            );
             for set in KernelSet::available() {
-                for (threads, chunk, memory) in
-                    [(2, 1, Memory::Preallocated), (3, 13, Memory::PerStep), (1, 50, Memory::Preallocated)]
-                {
+                for (threads, chunk, memory) in [
+                    (2, 1, Memory::Preallocated),
+                    (3, 13, Memory::PerStep),
+                    (1, 50, Memory::Preallocated),
+                ] {
                     let got = logits(&mut decoder(&model, set, threads, memory), &tokens, chunk);
                     let differing = want.iter().zip(&got).filter(|(a, b)| a != b).count();
-                    assert_eq!(differing, 0, "{stored:?} {set:?} {threads} threads, chunks of {chunk}, {memory:?}");
+                    assert_eq!(
+                        differing, 0,
+                        "{stored:?} {set:?} {threads} threads, chunks of {chunk}, {memory:?}"
+                    );
                 }
             }
         }
@@ -508,11 +651,17 @@ mod tests {
         let embedding = file.tensors.iter_mut().find(|t| t.name == "token_embd.weight").unwrap();
         // The squares of token 5 overflow; its values, and the scores they give other tokens, do not.
         let row = tiny.hidden * 4;
-        embedding.data[5 * row..6 * row].as_chunks_mut::<4>().0.iter_mut().for_each(|x| *x = 1e25f32.to_le_bytes());
+        embedding.data[5 * row..6 * row]
+            .as_chunks_mut::<4>()
+            .0
+            .iter_mut()
+            .for_each(|x| *x = 1e25f32.to_le_bytes());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("overflow.gguf");
         std::fs::write(&path, file.bytes()).unwrap();
-        let model = crate::model::open(path.to_str().unwrap(), &crate::model::OpenOptions::default()).unwrap();
+        let model =
+            crate::model::open(path.to_str().unwrap(), &crate::model::OpenOptions::default())
+                .unwrap();
         let model = Arc::new(PackedModel::pack(&model, FormatPlan::AsStored, 1).unwrap());
         let healthy = [7, 8, 9, 10, 11];
         for set in KernelSet::available() {
@@ -520,25 +669,45 @@ mod tests {
             let mut decoder = decoder(&model, set, 2, Memory::Preallocated);
             for bad in [vec![5], vec![7, 5, 9, 10, 5]] {
                 let slot = decoder.open(&bad, bad.len(), false).unwrap().slot;
-                let segment =
-                    Segment { slot, start: 0, tokens: 0..bad.len(), want: Want::AllLogits, padding_rows: 0, padded_context: 0 };
+                let segment = Segment {
+                    slot,
+                    start: 0,
+                    tokens: 0..bad.len(),
+                    want: Want::AllLogits,
+                    padding_rows: 0,
+                    padded_context: 0,
+                };
                 let mut outputs = Vec::new();
-                let got = decoder.forward(&Batch { tokens: bad.clone(), segments: vec![segment] }, &mut outputs);
-                assert!(matches!(got, Err(DecodeError::NotFinite(s)) if s == slot), "{set:?} {bad:?}: {got:?}");
+                let got = decoder
+                    .forward(&Batch { tokens: bad.clone(), segments: vec![segment] }, &mut outputs);
+                assert!(
+                    matches!(got, Err(DecodeError::NotFinite(s)) if s == slot),
+                    "{set:?} {bad:?}: {got:?}"
+                );
                 decoder.close(slot);
-                assert!(logits(&mut decoder, &healthy, 5) == want, "{set:?}: a request after {bad:?}");
+                assert!(
+                    logits(&mut decoder, &healthy, 5) == want,
+                    "{set:?}: a request after {bad:?}"
+                );
             }
         }
     }
 
     #[test]
     fn the_emulated_dtype_gives_the_same_bits_in_all_sets() {
-        let model = Arc::new(PackedModel::pack(&load(&odd(Stored::F32)), FormatPlan::WidenedBf16Emulated, 2).unwrap());
+        let model = Arc::new(
+            PackedModel::pack(&load(&odd(Stored::F32)), FormatPlan::WidenedBf16Emulated, 2)
+                .unwrap(),
+        );
         let tokens = tokens(20);
-        let want = logits(&mut decoder(&model, KernelSet::portable(), 1, Memory::PerStep), &tokens, 16);
+        let want =
+            logits(&mut decoder(&model, KernelSet::portable(), 1, Memory::PerStep), &tokens, 16);
         assert!(want.iter().all(|bits| bits & 0xffff == 0), "scores are bf16 values");
         for set in KernelSet::available() {
-            assert!(want == logits(&mut decoder(&model, set, 2, Memory::Preallocated), &tokens, 7), "{set:?}");
+            assert!(
+                want == logits(&mut decoder(&model, set, 2, Memory::Preallocated), &tokens, 7),
+                "{set:?}"
+            );
         }
     }
 
@@ -548,52 +717,91 @@ mod tests {
             let tiny = odd(Stored::Q4_1);
             let mut file = tiny.container();
             if let Some(stored) = partner {
-                let up = tiny.stored(stored).tensors().into_iter().find(|t| t.name == "blk.1.ffn_up.weight").unwrap();
-                *file.tensors.iter_mut().find(|t| t.name == up.name).unwrap() = crate::tiny::Tensor::of(&up);
+                let up = tiny
+                    .stored(stored)
+                    .tensors()
+                    .into_iter()
+                    .find(|t| t.name == "blk.1.ffn_up.weight")
+                    .unwrap();
+                *file.tensors.iter_mut().find(|t| t.name == up.name).unwrap() =
+                    crate::tiny::Tensor::of(&up);
             }
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("mixed.gguf");
             std::fs::write(&path, file.bytes()).unwrap();
-            let model = crate::model::open(path.to_str().unwrap(), &crate::model::OpenOptions::default()).unwrap();
+            let model =
+                crate::model::open(path.to_str().unwrap(), &crate::model::OpenOptions::default())
+                    .unwrap();
             PackedModel::pack(&model, plan, 1).unwrap().notes().to_vec()
         };
         assert_eq!(notes(None, FormatPlan::AsStored), [""; 0]);
         // Gate and up of different types are computed apart, each as stored.
         assert_eq!(notes(Some(Stored::Q8_0), FormatPlan::AsStored), [""; 0]);
-        assert_eq!(notes(Some(Stored::Q8_0), FormatPlan::All(Format::Q8_0)), ["weights converted at load: Q4_1 to q8_0"]);
+        assert_eq!(
+            notes(Some(Stored::Q8_0), FormatPlan::All(Format::Q8_0)),
+            ["weights converted at load: Q4_1 to q8_0"]
+        );
     }
 
     #[test]
     fn logits_are_those_of_the_textbook() {
-        for (stored, most) in
-            [(Stored::F32, 1e-4), (Stored::Bf16, 1e-4), (Stored::F16, 1e-4), (Stored::Q8_0, 0.1), (Stored::Q4_1, 0.1)]
-        {
+        for (stored, most) in [
+            (Stored::F32, 1e-4),
+            (Stored::Bf16, 1e-4),
+            (Stored::F16, 1e-4),
+            (Stored::Q8_0, 0.1),
+            (Stored::Q4_1, 0.1),
+        ] {
             let model = load(&odd(stored));
             let tokens = tokens(70);
-            let want = crate::textbook::logits(&model.spec, &*model.weights, &tokens, tokens.len()).concat();
+            let want = crate::textbook::logits(&model.spec, &*model.weights, &tokens, tokens.len())
+                .concat();
             let packed = Arc::new(PackedModel::pack(&model, FormatPlan::AsStored, 1).unwrap());
-            let got = logits(&mut decoder(&packed, KernelSet::best(), 2, Memory::Preallocated), &tokens, 33);
+            let got = logits(
+                &mut decoder(&packed, KernelSet::best(), 2, Memory::Preallocated),
+                &tokens,
+                33,
+            );
             let scale = want.iter().map(|x| x.abs()).fold(0.0, f64::max);
-            let worst = want.iter().zip(&got).map(|(w, g)| (w - f32::from_bits(*g) as f64).abs()).fold(0.0, f64::max);
+            let worst = want
+                .iter()
+                .zip(&got)
+                .map(|(w, g)| (w - f32::from_bits(*g) as f64).abs())
+                .fold(0.0, f64::max);
             assert!(worst < most * scale, "{stored:?}: off by {worst} of {scale}");
         }
     }
 
     #[test]
     fn argmax_and_the_best_k_are_those_of_all_scores() {
-        let model = Arc::new(PackedModel::pack(&load(&odd(Stored::Q4_1)), FormatPlan::AsStored, 1).unwrap());
+        let model = Arc::new(
+            PackedModel::pack(&load(&odd(Stored::Q4_1)), FormatPlan::AsStored, 1).unwrap(),
+        );
         let tokens = tokens(40);
         for set in KernelSet::available() {
             let mut decoder = decoder(&model, set, 2, Memory::Preallocated);
             let slot = decoder.open(&tokens, tokens.len(), false).unwrap().slot;
             let mut ask = |want| {
-                let segment = Segment { slot, start: 0, tokens: 0..tokens.len(), want, padding_rows: 0, padded_context: 0 };
+                let segment = Segment {
+                    slot,
+                    start: 0,
+                    tokens: 0..tokens.len(),
+                    want,
+                    padding_rows: 0,
+                    padded_context: 0,
+                };
                 let mut outputs = Vec::new();
-                decoder.forward(&Batch { tokens: tokens.clone(), segments: vec![segment] }, &mut outputs).unwrap();
+                decoder
+                    .forward(
+                        &Batch { tokens: tokens.clone(), segments: vec![segment] },
+                        &mut outputs,
+                    )
+                    .unwrap();
                 outputs.remove(0)
             };
             let Output::Logits(scores) = ask(Want::Logits) else { panic!("logits were asked for") };
-            let mut ranked: Vec<(TokenId, f32)> = scores.iter().enumerate().map(|(i, s)| (i as TokenId, *s)).collect();
+            let mut ranked: Vec<(TokenId, f32)> =
+                scores.iter().enumerate().map(|(i, s)| (i as TokenId, *s)).collect();
             ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             assert_eq!(ask(Want::Argmax), Output::Argmax(ranked[0].0, ranked[0].1));
             assert_eq!(ask(Want::TopK(50)), Output::TopK(ranked[..50].to_vec()));

@@ -3,11 +3,12 @@
 //! Over 500 lines: the layout of the weights and its filling, which must agree byte for byte.
 
 use crate::kernels::{
-    Arena, COLUMNS, Format, KernelSet, KvElement, KvLayer, KvShape, NoMemory, PAGE, Panels, StateArena, Team, pack_panel, padded,
-    panel_bytes,
+    Arena, COLUMNS, Format, KernelSet, KvElement, KvLayer, KvShape, NoMemory, PAGE, Panels,
+    StateArena, Team, pack_panel, padded, panel_bytes,
 };
 use crate::model::{
-    Activation, Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, Norms, QkNorm, Role, matrices, roles,
+    Activation, Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, Norms,
+    QkNorm, Role, matrices, roles,
 };
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -262,7 +263,11 @@ impl Layer {
             FfnWeights::Dense(_) => None,
             FfnWeights::Mixture(mixture) => Some(&mixture.router),
         };
-        self.mixer.inputs().into_iter().chain(router).chain(self.ffn.parts().flat_map(DenseWeights::inputs))
+        self.mixer
+            .inputs()
+            .into_iter()
+            .chain(router)
+            .chain(self.ffn.parts().flat_map(DenseWeights::inputs))
     }
 
     /// Matrices that multiply what a branch has inside.
@@ -332,15 +337,22 @@ impl Layout {
         let mut notes = Vec::new();
         if !widened.is_empty() {
             let names: Vec<_> = widened.into_iter().collect();
-            notes.push(format!("no kernel computes {} as stored: widened to f32 at load", names.join(", ")));
+            notes.push(format!(
+                "no kernel computes {} as stored: widened to f32 at load",
+                names.join(", ")
+            ));
         }
         if !converted.is_empty() {
-            let names: Vec<_> = converted.iter().map(|(name, format)| format!("{name} to {format}")).collect();
+            let names: Vec<_> =
+                converted.iter().map(|(name, format)| format!("{name} to {format}")).collect();
             notes.push(format!("weights converted at load: {}", names.join(", ")));
         }
         if !odd.is_empty() {
             let sizes: Vec<_> = odd.iter().map(usize::to_string).collect();
-            notes.push(format!("rows of {} are no multiple of 32: these matrices are computed in f32", sizes.join(", ")));
+            notes.push(format!(
+                "rows of {} are no multiple of 32: these matrices are computed in f32",
+                sizes.join(", ")
+            ));
         }
         Layout { matrices, bytes, notes }
     }
@@ -353,16 +365,25 @@ fn order(spec: &ModelSpec, format_of: &mut dyn FnMut(Role) -> Format) -> Vec<(Ve
     for role in matrices(spec) {
         let format = format_of(role);
         let fused = |layer: usize| {
-            matches!(spec.layers[layer].ffn, Ffn::Gated { input_bias: false, .. } | Ffn::Mixture(Mixture { biases: false, .. }))
+            matches!(
+                spec.layers[layer].ffn,
+                Ffn::Gated { input_bias: false, .. } | Ffn::Mixture(Mixture { biases: false, .. })
+            )
         };
         match (role, all.last_mut()) {
-            (Role::Up(layer), Some((last, of))) if *last == [Role::Gate(layer)] && *of == format && fused(layer) => {
+            (Role::Up(layer), Some((last, of)))
+                if *last == [Role::Gate(layer)] && *of == format && fused(layer) =>
+            {
                 last.push(role);
             }
-            (Role::ExpertUp(layer), Some((last, of))) if *last == [Role::ExpertGate(layer)] && *of == format && fused(layer) => {
+            (Role::ExpertUp(layer), Some((last, of)))
+                if *last == [Role::ExpertGate(layer)] && *of == format && fused(layer) =>
+            {
                 last.push(role);
             }
-            (Role::SharedUp(layer), Some((last, of))) if *last == [Role::SharedGate(layer)] && *of == format => {
+            (Role::SharedUp(layer), Some((last, of)))
+                if *last == [Role::SharedGate(layer)] && *of == format =>
+            {
                 last.push(role);
             }
             _ => all.push((vec![role], format)),
@@ -398,7 +419,12 @@ struct Piece<'a> {
 impl Piece<'_> {
     /// Bytes of what is counted: a panel, or an expert.
     fn unit(packed: Packed) -> usize {
-        if packed.experts == 1 { panel_bytes(packed.format, packed.k) } else { packed.bytes_of_one() }.max(1)
+        if packed.experts == 1 {
+            panel_bytes(packed.format, packed.k)
+        } else {
+            packed.bytes_of_one()
+        }
+        .max(1)
     }
 
     /// Reads, converts and packs it.
@@ -420,10 +446,17 @@ impl Piece<'_> {
                 // An expert at a time: some files hold its rows as columns.
                 for (part, role) in roles.iter().enumerate() {
                     buffer.clear();
-                    model.weights.read(*role, unit * rows..(unit + 1) * rows, packed.format, buffer)?;
+                    model.weights.read(
+                        *role,
+                        unit * rows..(unit + 1) * rows,
+                        packed.format,
+                        buffer,
+                    )?;
                     let panels = out.chunks_exact_mut(bytes).skip(part).step_by(roles.len());
                     let size = COLUMNS * packed.format.row_bytes(packed.k);
-                    panels.zip(buffer.chunks(size.max(1))).for_each(|(out, rows)| pack_panel(packed.format, packed.k, rows, out));
+                    panels
+                        .zip(buffer.chunks(size.max(1)))
+                        .for_each(|(out, rows)| pack_panel(packed.format, packed.k, rows, out));
                 }
             }
             Ok(())
@@ -466,13 +499,21 @@ impl PackedModel {
     }
 
     /// Reads, converts and packs all weights on `threads` threads.
-    #[allow(clippy::too_many_lines, reason = "one pass over the tensors in the order of the layout")]
-    pub fn pack(model: &Model, plan: FormatPlan, threads: usize) -> Result<PackedModel, NativeError> {
+    #[allow(
+        clippy::too_many_lines,
+        reason = "one pass over the tensors in the order of the layout"
+    )]
+    pub fn pack(
+        model: &Model,
+        plan: FormatPlan,
+        threads: usize,
+    ) -> Result<PackedModel, NativeError> {
         supported(&model.spec)?;
         let layout = Layout::new(model, plan);
         let memory = |NoMemory(bytes)| NativeError::Memory { what: "weights", bytes: bytes as u64 };
         let mut arena = Arena::new(layout.bytes).map_err(memory)?;
-        let mut team = Team::new(KernelSet::portable(), threads, 2, false).map_err(NativeError::Threads)?;
+        let mut team =
+            Team::new(KernelSet::portable(), threads, 2, false).map_err(NativeError::Threads)?;
         let failed = Mutex::new(None);
         let fail = |e| *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
         team.chunks(&mut layout.stretches(arena.bytes_mut(), threads), 1, |_, stretch| {
@@ -501,20 +542,24 @@ impl PackedModel {
             }
             let mut bytes = Vec::new();
             model.weights.read(role, 0..1, Format::F32, &mut bytes)?;
-            let mut values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let mut values: Vec<f32> =
+                bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             values.resize(padded(values.len()), 0.0);
             Ok(Some(values))
         };
         // A norm without weights, or one that this layer does not have: ones.
-        let norm = |weights: Role, bias: Option<Role>, n: usize| -> Result<NormWeights, NativeError> {
-            let mut ones = vec![1.0; n];
-            ones.resize(padded(n), 0.0);
-            let bias = bias.map(&vector).transpose()?.flatten();
-            Ok(NormWeights { weights: vector(weights)?.unwrap_or(ones), bias })
-        };
+        let norm =
+            |weights: Role, bias: Option<Role>, n: usize| -> Result<NormWeights, NativeError> {
+                let mut ones = vec![1.0; n];
+                ones.resize(padded(n), 0.0);
+                let bias = bias.map(&vector).transpose()?.flatten();
+                Ok(NormWeights { weights: vector(weights)?.unwrap_or(ones), bias })
+            };
         let hidden = model.spec.hidden;
         let mut layers = Vec::with_capacity(model.spec.layers.len());
-        for (i, LayerSpec { mixer, ffn, norms: _, residual_scale: _ }) in model.spec.layers.iter().enumerate() {
+        for (i, LayerSpec { mixer, ffn, norms: _, residual_scale: _ }) in
+            model.spec.layers.iter().enumerate()
+        {
             let mixer = match mixer {
                 Mixer::Attention(attention) => {
                     let (query_width, kv_width) = match attention.qk_norm {
@@ -525,21 +570,34 @@ impl PackedModel {
                         query: placed[&Role::Query(i)],
                         key: placed[&Role::Key(i)],
                         value: placed[&Role::Value(i)],
-                        biases: [vector(Role::QueryBias(i))?, vector(Role::KeyBias(i))?, vector(Role::ValueBias(i))?],
-                        qk_norms: [norm(Role::QueryNorm(i), None, query_width)?, norm(Role::KeyNorm(i), None, kv_width)?],
+                        biases: [
+                            vector(Role::QueryBias(i))?,
+                            vector(Role::KeyBias(i))?,
+                            vector(Role::ValueBias(i))?,
+                        ],
+                        qk_norms: [
+                            norm(Role::QueryNorm(i), None, query_width)?,
+                            norm(Role::KeyNorm(i), None, kv_width)?,
+                        ],
                         sinks: vector(Role::Sinks(i))?,
                         output: placed[&Role::AttentionOutput(i)],
                         output_bias: vector(Role::AttentionOutputBias(i))?,
                     }))
                 }
-                Mixer::Convolution(Convolution { taps, bias: _ }) => MixerWeights::Convolution(Box::new(ConvolutionWeights {
-                    input: placed[&Role::ConvolutionInput(i)],
-                    input_bias: vector(Role::ConvolutionInputBias(i))?,
-                    taps: taps_first(&vector(Role::ConvolutionTaps(i))?.unwrap_or_default(), hidden, *taps),
-                    taps_bias: vector(Role::ConvolutionTapsBias(i))?,
-                    output: placed[&Role::ConvolutionOutput(i)],
-                    output_bias: vector(Role::ConvolutionOutputBias(i))?,
-                })),
+                Mixer::Convolution(Convolution { taps, bias: _ }) => {
+                    MixerWeights::Convolution(Box::new(ConvolutionWeights {
+                        input: placed[&Role::ConvolutionInput(i)],
+                        input_bias: vector(Role::ConvolutionInputBias(i))?,
+                        taps: taps_first(
+                            &vector(Role::ConvolutionTaps(i))?.unwrap_or_default(),
+                            hidden,
+                            *taps,
+                        ),
+                        taps_bias: vector(Role::ConvolutionTapsBias(i))?,
+                        output: placed[&Role::ConvolutionOutput(i)],
+                        output_bias: vector(Role::ConvolutionOutputBias(i))?,
+                    }))
+                }
                 Mixer::DeltaNet(net) => {
                     let all = |value: f32| {
                         let mut values = vec![value; net.key_dim];
@@ -551,10 +609,17 @@ impl PackedModel {
                         gate: placed[&Role::DeltaGate(i)],
                         beta: placed[&Role::DeltaBeta(i)],
                         alpha: placed[&Role::DeltaAlpha(i)],
-                        taps: taps_first(&vector(Role::DeltaTaps(i))?.unwrap_or_default(), net.channels(), net.taps),
+                        taps: taps_first(
+                            &vector(Role::DeltaTaps(i))?.unwrap_or_default(),
+                            net.channels(),
+                            net.taps,
+                        ),
                         step: vector(Role::DeltaStep(i))?.unwrap_or_default(),
                         decay: vector(Role::DeltaDecay(i))?.unwrap_or_default(),
-                        units: [all(1.0 / net.key_dim as f32), all(1.0 / (net.key_dim as f32).sqrt())],
+                        units: [
+                            all(1.0 / net.key_dim as f32),
+                            all(1.0 / (net.key_dim as f32).sqrt()),
+                        ],
                         norm: norm(Role::DeltaNorm(i), None, net.value_dim)?,
                         output: placed[&Role::DeltaOutput(i)],
                     }))
@@ -579,7 +644,12 @@ impl PackedModel {
                         let parts = |values: Vec<f32>| {
                             let values = &values[..of_one * mixture.experts];
                             let padding = vec![0.0; padded(of_one) - of_one];
-                            values.chunks(of_one.max(1)).flat_map(|v| [v, &padding]).flatten().copied().collect()
+                            values
+                                .chunks(of_one.max(1))
+                                .flat_map(|v| [v, &padding])
+                                .flatten()
+                                .copied()
+                                .collect()
                         };
                         Ok(vector(role)?.map(parts))
                     };
@@ -595,7 +665,10 @@ impl PackedModel {
                         choice_bias: vector(Role::ChoiceBias(i))?,
                         experts: DenseWeights {
                             input: input(Role::ExpertGate(i), Role::ExpertUp(i)),
-                            input_biases: [apart(Role::ExpertGateBias(i))?, apart(Role::ExpertUpBias(i))?],
+                            input_biases: [
+                                apart(Role::ExpertGateBias(i))?,
+                                apart(Role::ExpertUpBias(i))?,
+                            ],
                             down: placed[&Role::ExpertDown(i)],
                             down_bias: apart(Role::ExpertDownBias(i))?,
                         },
@@ -605,7 +678,11 @@ impl PackedModel {
                 }
             };
             layers.push(Layer {
-                attention_norm: norm(Role::AttentionNorm(i), Some(Role::AttentionNormBias(i)), hidden)?,
+                attention_norm: norm(
+                    Role::AttentionNorm(i),
+                    Some(Role::AttentionNormBias(i)),
+                    hidden,
+                )?,
                 mixer,
                 attention_post_norm: norm(Role::AttentionPostNorm(i), None, hidden)?,
                 ffn_norm: norm(Role::FfnNorm(i), Some(Role::FfnNormBias(i)), hidden)?,
@@ -673,7 +750,9 @@ impl PackedModel {
 
     pub(super) fn kv_shape(&self, element: KvElement) -> KvShape {
         let layer = |l: &LayerSpec| match l.attention() {
-            Some(attention) => KvLayer { kv_heads: attention.kv_heads, head_dim: attention.head_dim },
+            Some(attention) => {
+                KvLayer { kv_heads: attention.kv_heads, head_dim: attention.head_dim }
+            }
             None => KvLayer { kv_heads: 0, head_dim: 0 },
         };
         KvShape::new(self.spec.layers.iter().map(layer).collect(), element)
@@ -687,8 +766,11 @@ impl PackedModel {
             next = next.saturating_add(match &layer.mixer {
                 Mixer::Attention(_) => 0,
                 Mixer::Convolution(c) => StateArena::convolution_floats(self.spec.hidden, c.taps),
-                Mixer::DeltaNet(d) => StateArena::convolution_floats(d.channels(), d.taps)
-                    .saturating_add(StateArena::delta_floats(d.value_heads, d.key_dim, d.value_dim)),
+                Mixer::DeltaNet(d) => {
+                    StateArena::convolution_floats(d.channels(), d.taps).saturating_add(
+                        StateArena::delta_floats(d.value_heads, d.key_dim, d.value_dim),
+                    )
+                }
             });
             from
         };
@@ -744,15 +826,21 @@ impl PackedModel {
 fn supported(spec: &ModelSpec) -> Result<(), ModelError> {
     let refuse = |what: &str| {
         let family = &spec.architecture;
-        Err(ModelError::Invalid(format!("this {family} model has {what}, which llmopt does not compute yet")))
+        Err(ModelError::Invalid(format!(
+            "this {family} model has {what}, which llmopt does not compute yet"
+        )))
     };
     if spec.layers.is_empty() {
         return refuse("no layers");
     }
     for layer in &spec.layers {
         match layer.ffn {
-            Ffn::Plain { activation: Activation::Clamped { .. }, .. } => return refuse("a clamped activation without a gate"),
-            Ffn::Mixture(_) if layer.norms == Norms::ParallelApart => return refuse("experts beside attention"),
+            Ffn::Plain { activation: Activation::Clamped { .. }, .. } => {
+                return refuse("a clamped activation without a gate");
+            }
+            Ffn::Mixture(_) if layer.norms == Norms::ParallelApart => {
+                return refuse("experts beside attention");
+            }
             _ => {}
         }
     }

@@ -6,6 +6,7 @@
 //! A prompt's whole pages are promised at [`PageTable::open`], before anybody wrote them: a sequence opened later may refer to them,
 //! because prefills run in the order of opening. Where that fails (the writer is closed before it has written), the promise is
 //! withdrawn: the pages leave the trie and the sequences that counted on them are told apart by [`PageTable::orphaned`].
+//! Over 500 lines: one plain structure, whose invariants every function keeps.
 
 use super::{Opened, Slot};
 use crate::units::TokenId;
@@ -124,12 +125,15 @@ impl PageTable {
             && let Some(number) = self.free_checkpoint(None)
         {
             let ahead = self.slots.iter().position(|s| {
-                let place = s.as_ref().and_then(|s| Some((s, s.pages[s.own..].iter().position(|p| *p == last)? + s.own)));
+                let place = s.as_ref().and_then(|s| {
+                    Some((s, s.pages[s.own..].iter().position(|p| *p == last)? + s.own))
+                });
                 place.is_some_and(|(s, i)| s.written <= i)
             });
             let writer = ahead.map_or(slot, Slot);
             let (border, stamp) = (pages.len() * PAGE, self.clock);
-            self.checkpoints[number] = Some(Checkpoint { page: last, writer, border, written: false, stamp });
+            self.checkpoints[number] =
+                Some(Checkpoint { page: last, writer, border, written: false, stamp });
         }
         for count in (1..=pages.len()).rev() {
             let Some(number) = self.checkpoint_of(pages[count - 1]) else { continue };
@@ -151,9 +155,13 @@ impl PageTable {
     fn free_checkpoint(&self, needed: Option<usize>) -> Option<usize> {
         let unused = self.checkpoints.iter().position(Option::is_none);
         let idle = || {
-            let candidates = self.checkpoints.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?)));
+            let candidates =
+                self.checkpoints.iter().enumerate().filter_map(|(i, c)| Some((i, c.as_ref()?)));
             let candidates = candidates.filter(|(i, _)| Some(*i) != needed);
-            candidates.filter(|(i, c)| c.written && !self.awaited(*i)).min_by_key(|(_, c)| c.stamp).map(|(i, _)| i)
+            candidates
+                .filter(|(i, c)| c.written && !self.awaited(*i))
+                .min_by_key(|(_, c)| c.stamp)
+                .map(|(i, _)| i)
         };
         unused.or_else(idle)
     }
@@ -170,16 +178,21 @@ impl PageTable {
 
     /// The checkpoint that is kept for the states of forks of an open sequence, if it has any.
     pub fn spare_state(&self, slot: Slot) -> Option<usize> {
-        self.checkpoints.iter().position(|c| c.as_ref().is_some_and(|c| c.writer == slot && c.border == NEVER))
+        self.checkpoints
+            .iter()
+            .position(|c| c.as_ref().is_some_and(|c| c.writer == slot && c.border == NEVER))
     }
 
     /// The checkpoints that a sequence writes on its way from `start` to `end` positions: (after so many positions, number), ascending.
     pub fn saves(&self, slot: Slot, start: usize, end: usize) -> Vec<(usize, usize)> {
         let own = |(number, c): (usize, &Option<Checkpoint>)| {
-            let c = c.as_ref().filter(|c| c.writer == slot && !c.written && start < c.border && c.border <= end)?;
+            let c = c.as_ref().filter(|c| {
+                c.writer == slot && !c.written && start < c.border && c.border <= end
+            })?;
             Some((c.border, number))
         };
-        let mut all: Vec<(usize, usize)> = self.checkpoints.iter().enumerate().filter_map(own).collect();
+        let mut all: Vec<(usize, usize)> =
+            self.checkpoints.iter().enumerate().filter_map(own).collect();
         all.sort_unstable();
         all
     }
@@ -192,8 +205,17 @@ impl PageTable {
     }
 
     /// The same, and keeps pages of `spare` positions for forks, and with states room for that of one.
-    pub fn open_for_forks(&mut self, prompt: &[TokenId], positions: usize, spare: usize, share: bool) -> Option<Opened> {
-        assert!(!prompt.is_empty() && positions >= prompt.len(), "a sequence has a prompt, and room for it");
+    pub fn open_for_forks(
+        &mut self,
+        prompt: &[TokenId],
+        positions: usize,
+        spare: usize,
+        share: bool,
+    ) -> Option<Opened> {
+        assert!(
+            !prompt.is_empty() && positions >= prompt.len(),
+            "a sequence has a prompt, and room for it"
+        );
         let slot = self.slots[..self.most_open].iter().position(Option::is_none)?;
         let own_need = positions.div_ceil(PAGE);
         let need = own_need + spare.div_ceil(PAGE);
@@ -219,7 +241,8 @@ impl PageTable {
                 return None;
             };
             let (page, writer, border, stamp) = (ROOT, Slot(slot), NEVER, self.clock);
-            self.checkpoints[number] = Some(Checkpoint { page, writer, border, written: false, stamp });
+            self.checkpoints[number] =
+                Some(Checkpoint { page, writer, border, written: false, stamp });
         }
         let own = pages.len();
         for &page in &pages {
@@ -234,7 +257,12 @@ impl PageTable {
             return None;
         }
         while pages.len() < need {
-            let page = self.free.pop().or_else(|| self.untouched()).or_else(|| self.evict()).expect("counted above");
+            let page = self
+                .free
+                .pop()
+                .or_else(|| self.untouched())
+                .or_else(|| self.evict())
+                .expect("counted above");
             self.pages[page as usize] = Page { refs: 1, ..Page::default() };
             pages.push(page);
         }
@@ -255,27 +283,47 @@ impl PageTable {
             }
         }
         let spare = pages.split_off(own_need);
-        self.slots[slot] = Some(Sequence { pages, own, written: own, orphaned: false, resumes, spare, root: None });
+        self.slots[slot] = Some(Sequence {
+            pages,
+            own,
+            written: own,
+            orphaned: false,
+            resumes,
+            spare,
+            root: None,
+        });
         Some(Opened { slot: Slot(slot), reused: own * PAGE })
     }
 
     /// Opens a sequence that goes on from the first `at` positions of another; `positions` in all. `None` if its line has no spare pages
     /// for it. The page that holds the last of those positions is not shared but copied: the pair says from which page to which.
-    pub fn fork(&mut self, parent: Slot, at: usize, positions: usize) -> Option<(Slot, Option<(u32, u32)>)> {
+    pub fn fork(
+        &mut self,
+        parent: Slot,
+        at: usize,
+        positions: usize,
+    ) -> Option<(Slot, Option<(u32, u32)>)> {
         assert!(positions >= at && at > 0, "a fork goes on");
         let (shared, need) = (at / PAGE, positions.div_ceil(PAGE));
         let sequence = self.sequence(parent);
         let root = sequence.root.unwrap_or(parent.0);
-        assert!(sequence.written >= shared && sequence.pages.len() * PAGE >= at, "what is shared has run");
-        let (mut pages, from) = (sequence.pages[..shared].to_vec(), sequence.pages.get(shared).copied());
-        let spare = &mut self.slots[root].as_mut().expect("the first of a line is closed last").spare;
+        assert!(
+            sequence.written >= shared && sequence.pages.len() * PAGE >= at,
+            "what is shared has run"
+        );
+        let (mut pages, from) =
+            (sequence.pages[..shared].to_vec(), sequence.pages.get(shared).copied());
+        let spare =
+            &mut self.slots[root].as_mut().expect("the first of a line is closed last").spare;
         let left = spare.len().checked_sub(need - shared)?;
         let own = spare.split_off(left);
         let copy = from.filter(|_| !at.is_multiple_of(PAGE)).zip(own.first().copied());
         pages.iter().for_each(|&page| self.retain(page));
         pages.extend(own);
         // Slots past those of prompts are made as they are needed.
-        let slot = (self.most_open..self.slots.len()).find(|i| self.slots[*i].is_none()).unwrap_or(self.slots.len());
+        let slot = (self.most_open..self.slots.len())
+            .find(|i| self.slots[*i].is_none())
+            .unwrap_or(self.slots.len());
         self.slots.resize_with(self.slots.len().max(slot + 1), || None);
         self.slots[slot] = Some(Sequence {
             pages,
@@ -316,7 +364,12 @@ impl PageTable {
         if positions > sequence.own * PAGE {
             sequence.resumes = None;
         }
-        for checkpoint in self.checkpoints.iter_mut().flatten().filter(|c| c.writer == slot && c.border <= positions) {
+        for checkpoint in self
+            .checkpoints
+            .iter_mut()
+            .flatten()
+            .filter(|c| c.writer == slot && c.border <= positions)
+        {
             checkpoint.written = true;
         }
     }
@@ -374,7 +427,9 @@ impl PageTable {
         self.trie.clear();
         self.leaves.clear();
         for number in 0..self.checkpoints.len() {
-            if !self.awaited(number) && self.checkpoints[number].as_ref().is_some_and(|c| c.border != NEVER) {
+            if !self.awaited(number)
+                && self.checkpoints[number].as_ref().is_some_and(|c| c.border != NEVER)
+            {
                 self.checkpoints[number] = None;
             } else if let Some(checkpoint) = &mut self.checkpoints[number] {
                 checkpoint.page = ROOT;
@@ -512,11 +567,18 @@ mod tests {
             assert_eq!(page.refs > 0, !is_free && !is_kept, "page {number} is held, kept or free");
             assert!(!(is_free && is_kept), "page {number} is free and kept");
             assert!(!is_kept || page.written, "page {number} is kept and was never written");
-            assert_eq!(table.leaves.contains(&(page.stamp, number)), is_kept && page.children.is_empty(), "leaf {number}");
+            assert_eq!(
+                table.leaves.contains(&(page.stamp, number)),
+                is_kept && page.children.is_empty(),
+                "leaf {number}"
+            );
             if let Some(key) = page.key {
                 assert_eq!(table.trie.get(&key), Some(&number));
                 if key.0 != ROOT {
-                    assert!(table.pages[key.0 as usize].key.is_some(), "page {number} has an unregistered parent");
+                    assert!(
+                        table.pages[key.0 as usize].key.is_some(),
+                        "page {number} has an unregistered parent"
+                    );
                     assert!(table.pages[key.0 as usize].children.contains(&number));
                 }
             }
@@ -687,7 +749,10 @@ mod tests {
         // They part after 20 tokens: the first, which has not come so far, keeps its state after the first page for the second.
         let b = table.open(&prompt(2, 50), 60, true).unwrap();
         assert_eq!((a.reused, b.reused), (0, 16));
-        assert_eq!((table.saves(a.slot, 0, 15), table.saves(a.slot, 0, 16)), (vec![], vec![(16, 0)]));
+        assert_eq!(
+            (table.saves(a.slot, 0, 15), table.saves(a.slot, 0, 16)),
+            (vec![], vec![(16, 0)])
+        );
         assert_eq!(table.resumes(b.slot), Some(0));
         table.written(a.slot, 50);
         table.written(b.slot, 17);

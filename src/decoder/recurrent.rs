@@ -9,27 +9,49 @@ use crate::model::{Convolution, DeltaNet};
 
 impl Pass<'_> {
     /// A short convolution of layer `l`.
-    pub(super) fn convolution(&mut self, l: usize, weights: &ConvolutionWeights, spec: &Convolution, w: &mut Workspace) {
+    pub(super) fn convolution(
+        &mut self,
+        l: usize,
+        weights: &ConvolutionWeights,
+        spec: &Convolution,
+        w: &mut Workspace,
+    ) {
         // Biases: the layer has those that there are.
         let Convolution { taps, bias: _ } = *spec;
         let (rows, hidden) = (self.step.rows.len(), self.model.spec().hidden);
         let Workspace { normed, convolution, wide, .. } = w;
-        let ConvolutionWorkspace { projected, out } = convolution.as_mut().expect("a workspace of the model");
+        let ConvolutionWorkspace { projected, out } =
+            convolution.as_mut().expect("a workspace of the model");
         let m = panels_of(self.model, &weights.input, self.team, wide);
         self.team.product(&m, normed, rows, weights.input_bias.as_deref(), projected);
         let by = (&weights.taps[..], taps, weights.taps_bias.as_deref());
         let states = (&mut *self.states, self.state_offsets[l]);
-        self.team.convolve_into(projected, Around::Gates, by, hidden, &self.step.states, states, out);
+        self.team.convolve_into(
+            projected,
+            Around::Gates,
+            by,
+            hidden,
+            &self.step.states,
+            states,
+            out,
+        );
     }
 
     /// A gated delta net of layer `l`.
-    pub(super) fn delta_net(&mut self, l: usize, weights: &DeltaWeights, net: &DeltaNet, w: &mut Workspace) {
+    pub(super) fn delta_net(
+        &mut self,
+        l: usize,
+        weights: &DeltaWeights,
+        net: &DeltaNet,
+        w: &mut Workspace,
+    ) {
         let DeltaNet { key_heads, value_heads, key_dim, value_dim, taps, tiled } = *net;
         let rows = self.step.rows.len();
         let round = self.model.emulated();
         let rounded = move |x: f64| if round { half::bf16::from_f64(x).to_f32() } else { x as f32 };
         let Workspace { normed, deltas, wide, .. } = w;
-        let DeltaWorkspace { shape: _, input, mixed, gates, beta, decay, out } = Workspace::of_net(deltas, net);
+        let DeltaWorkspace { shape: _, input, mixed, gates, beta, decay, out } =
+            Workspace::of_net(deltas, net);
         for (m, out) in [
             (&weights.input, &mut *input),
             (&weights.gate, &mut *gates),
@@ -52,12 +74,34 @@ impl Pass<'_> {
         });
         let offset = self.state_offsets[l];
         let by = (&weights.taps[..], taps, None);
-        self.team.convolve(input, Around::Silu, by, net.channels(), &self.step.states, (&mut *self.states, offset), mixed);
+        self.team.convolve(
+            input,
+            Around::Silu,
+            by,
+            net.channels(),
+            &self.step.states,
+            (&mut *self.states, offset),
+            mixed,
+        );
         let offset = offset + StateArena::convolution_floats(net.channels(), taps);
         // Its norm is plain, by the model's epsilon.
         let norm = NormWeights::rms(&weights.norm.weights, self.model.spec().norm.epsilon);
         let units = [&weights.units[0][..], &weights.units[1][..]];
-        let by = Delta { heads: [key_heads, value_heads], dims: [key_dim, value_dim], tiled, units, norm };
-        self.team.delta(&by, mixed, gates, [beta, decay], &self.step.states, (&mut *self.states, offset), out);
+        let by = Delta {
+            heads: [key_heads, value_heads],
+            dims: [key_dim, value_dim],
+            tiled,
+            units,
+            norm,
+        };
+        self.team.delta(
+            &by,
+            mixed,
+            gates,
+            [beta, decay],
+            &self.step.states,
+            (&mut *self.states, offset),
+            out,
+        );
     }
 }

@@ -162,14 +162,22 @@ impl Plan {
         for (layer, spec_of) in model.layers.iter().zip(&spec.layers) {
             match (&spec_of.mixer, &layer.mixer) {
                 (Mixer::Attention(attention), MixerWeights::Attention(weights)) => {
-                    let keys = spec.query_growth.is_some() || attention.qk_norm.is_some() || attention.gate;
-                    join(&mut plan.attention, shape_of(attention), keys, quantized(&weights.output));
+                    let keys = spec.query_growth.is_some()
+                        || attention.qk_norm.is_some()
+                        || attention.gate;
+                    join(
+                        &mut plan.attention,
+                        shape_of(attention),
+                        keys,
+                        quantized(&weights.output),
+                    );
                     if attention.gate && !plan.gated.contains(&shape_of(attention)) {
                         plan.gated.push(shape_of(attention));
                     }
                 }
                 (Mixer::Convolution(_), MixerWeights::Convolution(weights)) => {
-                    plan.convolution = Some(plan.convolution.unwrap_or(false) || quantized(&weights.output));
+                    plan.convolution =
+                        Some(plan.convolution.unwrap_or(false) || quantized(&weights.output));
                 }
                 (Mixer::DeltaNet(net), MixerWeights::DeltaNet(weights)) => {
                     join(&mut plan.deltas, *net, false, quantized(&weights.output));
@@ -178,17 +186,34 @@ impl Plan {
             }
             match (&layer.ffn, spec_of.ffn.mixture()) {
                 (FfnWeights::Dense(dense), _) => {
-                    join(&mut plan.ffn, spec_of.ffn.width(), apart(&dense.input), quantized(&dense.down));
+                    join(
+                        &mut plan.ffn,
+                        spec_of.ffn.width(),
+                        apart(&dense.input),
+                        quantized(&dense.down),
+                    );
                 }
                 (FfnWeights::Mixture(weights), Some(mixture)) => {
                     if let (Some(shared), Some(dense)) = (mixture.shared, &weights.shared) {
-                        join(&mut plan.ffn, shared.width, apart(&dense.input), quantized(&dense.down));
+                        join(
+                            &mut plan.ffn,
+                            shared.width,
+                            apart(&dense.input),
+                            quantized(&dense.down),
+                        );
                     }
                     let key = (mixture.experts, mixture.used, mixture.width);
-                    let (kept, product) = (apart(&weights.experts.input), quantized(&weights.experts.down));
+                    let (kept, product) =
+                        (apart(&weights.experts.input), quantized(&weights.experts.down));
                     let inputs = weights.experts.inputs().into_iter().any(quantized);
-                    match plan.mixtures.iter_mut().find(|(m, ..)| (m.experts, m.used, m.width) == key) {
-                        Some((_, a, [i, p])) => (*a, *i, *p) = (*a || kept, *i || inputs, *p || product),
+                    match plan
+                        .mixtures
+                        .iter_mut()
+                        .find(|(m, ..)| (m.experts, m.used, m.width) == key)
+                    {
+                        Some((_, a, [i, p])) => {
+                            (*a, *i, *p) = (*a || kept, *i || inputs, *p || product)
+                        }
                         None => plan.mixtures.push((*mixture, kept, [inputs, product])),
                     }
                 }
@@ -238,7 +263,10 @@ impl Workspace {
             decay: Rows::new(rows, net.value_heads),
             out: Activations::new(rows, net.value_width(), quantized),
         });
-        let mixtures = plan.mixtures.iter().map(|(m, apart, q)| MixtureWorkspace::new(m, plan.hidden, rows, *apart, *q));
+        let mixtures = plan
+            .mixtures
+            .iter()
+            .map(|(m, apart, q)| MixtureWorkspace::new(m, plan.hidden, rows, *apart, *q));
         Workspace {
             x: Rows::new(rows, plan.hidden),
             normed: Activations::new(rows, plan.hidden, plan.quantized_hidden),
@@ -257,28 +285,31 @@ impl Workspace {
     pub(super) fn bytes(model: &PackedModel, rows: usize) -> usize {
         let plan = Plan::of(model);
         let only = |wanted: bool| if wanted { rows } else { 0 };
-        let convolution = plan
-            .convolution
-            .map_or(0, |quantized| Rows::bytes(rows, 3 * plan.hidden) + Activations::bytes(rows, plan.hidden, quantized));
+        let convolution = plan.convolution.map_or(0, |quantized| {
+            Rows::bytes(rows, 3 * plan.hidden) + Activations::bytes(rows, plan.hidden, quantized)
+        });
         let deltas = plan.deltas.iter().map(|&(net, _, quantized)| {
             2 * Rows::bytes(rows, net.channels())
                 + Rows::bytes(rows, net.value_width())
                 + 2 * Rows::bytes(rows, net.value_heads)
                 + Activations::bytes(rows, net.value_width(), quantized)
         });
-        let attention = plan.attention.iter().map(|&((heads, kv_heads, head_dim), keys, quantized)| {
-            let gated = only(plan.gated.contains(&(heads, kv_heads, head_dim)));
-            Rows::bytes(gated, 2 * heads * head_dim)
-                + 2 * Rows::bytes(gated, heads * head_dim)
-                + Rows::bytes(rows, heads * head_dim)
-                + 2 * Rows::bytes(only(keys), kv_heads * head_dim)
-                + Activations::bytes(rows, heads * head_dim, quantized)
+        let attention =
+            plan.attention.iter().map(|&((heads, kv_heads, head_dim), keys, quantized)| {
+                let gated = only(plan.gated.contains(&(heads, kv_heads, head_dim)));
+                Rows::bytes(gated, 2 * heads * head_dim)
+                    + 2 * Rows::bytes(gated, heads * head_dim)
+                    + Rows::bytes(rows, heads * head_dim)
+                    + 2 * Rows::bytes(only(keys), kv_heads * head_dim)
+                    + Activations::bytes(rows, heads * head_dim, quantized)
+            });
+        let ffn = plan.ffn.iter().map(|&(width, apart, quantized)| {
+            2 * Rows::bytes(only(apart), width) + Activations::bytes(rows, width, quantized)
         });
-        let ffn = plan
-            .ffn
+        let mixtures = plan
+            .mixtures
             .iter()
-            .map(|&(width, apart, quantized)| 2 * Rows::bytes(only(apart), width) + Activations::bytes(rows, width, quantized));
-        let mixtures = plan.mixtures.iter().map(|(m, apart, q)| MixtureWorkspace::bytes(m, plan.hidden, rows, *apart, *q));
+            .map(|(m, apart, q)| MixtureWorkspace::bytes(m, plan.hidden, rows, *apart, *q));
         Rows::bytes(rows, plan.hidden)
             + Activations::bytes(rows, plan.hidden, plan.quantized_hidden)
             + Rows::bytes(only(plan.branches), plan.hidden)
@@ -292,12 +323,18 @@ impl Workspace {
     }
 
     /// Inside attention of this shape.
-    pub(super) fn of_shape(all: &mut [AttentionWorkspace], shape: AttentionShape) -> &mut AttentionWorkspace {
+    pub(super) fn of_shape(
+        all: &mut [AttentionWorkspace],
+        shape: AttentionShape,
+    ) -> &mut AttentionWorkspace {
         all.iter_mut().find(|w| w.shape == shape).expect("one for each shape of the model")
     }
 
     /// Inside a delta net of this shape.
-    pub(super) fn of_net<'a>(all: &'a mut [DeltaWorkspace], net: &DeltaNet) -> &'a mut DeltaWorkspace {
+    pub(super) fn of_net<'a>(
+        all: &'a mut [DeltaWorkspace],
+        net: &DeltaNet,
+    ) -> &'a mut DeltaWorkspace {
         all.iter_mut().find(|w| w.shape == *net).expect("one for each shape of the model")
     }
 

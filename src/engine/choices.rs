@@ -57,7 +57,12 @@ impl Choices {
                 if i + 1 == tokens.len() {
                     break;
                 }
-                at = match nodes[at].children.iter().copied().find(|child| nodes[*child].token == token) {
+                at = match nodes[at]
+                    .children
+                    .iter()
+                    .copied()
+                    .find(|child| nodes[*child].token == token)
+                {
                     Some(child) if !apart => child,
                     _ => {
                         nodes.push(Node { token, children: Vec::new(), predicts: Vec::new() });
@@ -70,7 +75,8 @@ impl Choices {
         }
         let mut branches = Vec::new();
         // (node that begins a branch, parent branch, tokens before it), the next one last.
-        let mut waiting: Vec<(usize, Option<usize>, usize)> = nodes[0].children.iter().rev().map(|n| (*n, None, 0)).collect();
+        let mut waiting: Vec<(usize, Option<usize>, usize)> =
+            nodes[0].children.iter().rev().map(|n| (*n, None, 0)).collect();
         while let Some((mut at, parent, depth)) = waiting.pop() {
             let mut branch = Branch { parent, depth, tokens: Vec::new(), predicts: Vec::new() };
             loop {
@@ -96,7 +102,9 @@ impl Choices {
     /// Positions to keep for branches after a prompt of this length; branches that are `apart` run one after the other.
     pub(super) fn spare(&self, prompt: usize, apart: bool) -> usize {
         let tree = self.tree(apart);
-        let pages = |b: &Branch| (prompt + b.depth + b.tokens.len()).div_ceil(PAGE) - (prompt + b.depth) / PAGE;
+        let pages = |b: &Branch| {
+            (prompt + b.depth + b.tokens.len()).div_ceil(PAGE) - (prompt + b.depth) / PAGE
+        };
         let mut path = vec![0; tree.branches.len()];
         for (i, branch) in tree.branches.iter().enumerate() {
             path[i] = pages(branch) + branch.parent.map_or(0, |parent| path[parent]);
@@ -194,7 +202,8 @@ fn add(sums: &mut [f64], predicts: &[(usize, TokenId)], scores: &[f32]) {
     }
     let total = super::scoring::log_sum_exp(scores);
     for (choice, token) in predicts {
-        sums[*choice] += scores.get(*token as usize).map_or(f64::NEG_INFINITY, |s| f64::from(*s) - total);
+        sums[*choice] +=
+            scores.get(*token as usize).map_or(f64::NEG_INFINITY, |s| f64::from(*s) - total);
     }
 }
 
@@ -205,25 +214,47 @@ mod tests {
     #[test]
     fn shared_beginnings_are_one_branch_and_every_token_is_predicted_once() {
         let texts = vec![String::new(); 5];
-        let choices =
-            Choices { texts, tokens: vec![vec![1, 2, 3, 0], vec![1, 2, 4, 0], vec![5, 0], vec![1, 2, 0], vec![1, 2, 3, 6, 0]] };
+        let choices = Choices {
+            texts,
+            tokens: vec![
+                vec![1, 2, 3, 0],
+                vec![1, 2, 4, 0],
+                vec![5, 0],
+                vec![1, 2, 0],
+                vec![1, 2, 3, 6, 0],
+            ],
+        };
         let tree = choices.tree(false);
         assert_eq!(tree.first, [(0, 1), (1, 1), (2, 5), (3, 1), (4, 1)]);
-        let shape: Vec<_> = tree.branches.iter().map(|b| (b.parent, b.depth, &b.tokens[..])).collect();
-        assert_eq!(shape, [(None, 0, &[1, 2][..]), (Some(0), 2, &[3, 6][..]), (Some(0), 2, &[4][..]), (None, 0, &[5][..])]);
+        let shape: Vec<_> =
+            tree.branches.iter().map(|b| (b.parent, b.depth, &b.tokens[..])).collect();
+        assert_eq!(
+            shape,
+            [
+                (None, 0, &[1, 2][..]),
+                (Some(0), 2, &[3, 6][..]),
+                (Some(0), 2, &[4][..]),
+                (None, 0, &[5][..])
+            ]
+        );
         let rows: usize = tree.branches.iter().map(|b| b.tokens.len()).sum();
         assert_eq!(rows, 6, "no row twice");
-        let predicted: usize = tree.branches.iter().flat_map(|b| &b.predicts).map(Vec::len).sum::<usize>() + tree.first.len();
+        let predicted: usize =
+            tree.branches.iter().flat_map(|b| &b.predicts).map(Vec::len).sum::<usize>()
+                + tree.first.len();
         assert_eq!(predicted, choices.tokens.iter().map(Vec::len).sum::<usize>());
         // 20 positions: the second page has room for 12 more, but every branch copies it.
         assert_eq!(choices.spare(20, false), 4 * PAGE);
         // Apart every choice has all of its rows, and pages of the longest are enough.
         let apart = choices.tree(true);
         assert_eq!(apart.first, tree.first);
-        let shape: Vec<_> = apart.branches.iter().map(|b| (b.parent, b.depth, &b.tokens[..])).collect();
+        let shape: Vec<_> =
+            apart.branches.iter().map(|b| (b.parent, b.depth, &b.tokens[..])).collect();
         let each = [&[1, 2, 3][..], &[1, 2, 4], &[5], &[1, 2], &[1, 2, 3, 6]];
         assert_eq!(shape, each.map(|tokens| (None, 0, tokens)));
-        let predicted: usize = apart.branches.iter().flat_map(|b| &b.predicts).map(Vec::len).sum::<usize>() + apart.first.len();
+        let predicted: usize =
+            apart.branches.iter().flat_map(|b| &b.predicts).map(Vec::len).sum::<usize>()
+                + apart.first.len();
         assert_eq!(predicted, choices.tokens.iter().map(Vec::len).sum::<usize>());
         assert_eq!((choices.spare(20, true), choices.spare(30, true)), (PAGE, 2 * PAGE));
     }

@@ -88,7 +88,10 @@ impl Masks {
                 }
             };
             // Where the system refuses a thread, masks are computed when they are needed.
-            let Ok(thread) = std::thread::Builder::new().name("masks".to_string()).spawn(work) else { break };
+            let Ok(thread) = std::thread::Builder::new().name("masks".to_string()).spawn(work)
+            else {
+                break;
+            };
             self.threads.push(thread);
         }
         let mut state = self.queue.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +109,8 @@ impl Queue {
     fn next(&self) -> Option<Arc<Cell>> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = |state: &mut State| state.waiting.is_empty() && !state.closed;
-        let mut state = self.changed.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
+        let mut state =
+            self.changed.wait_while(state, idle).unwrap_or_else(PoisonError::into_inner);
         if state.closed { None } else { state.waiting.pop_front() }
     }
 }

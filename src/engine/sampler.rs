@@ -52,9 +52,18 @@ impl Sampler {
             hash.update(id.to_le_bytes());
         }
         let hash = hash.finalize();
-        let word = |i: usize| u64::from_le_bytes(hash[i * 8..][..8].try_into().expect("eight bytes"));
+        let word =
+            |i: usize| u64::from_le_bytes(hash[i * 8..][..8].try_into().expect("eight bytes"));
         let all = logprobs.is_some() || !penalties.are_neutral();
-        Sampler { sampling, penalties, min_p, all, prompt: prompt.clone(), method, key: [word(0), word(1)] }
+        Sampler {
+            sampling,
+            penalties,
+            min_p,
+            all,
+            prompt: prompt.clone(),
+            method,
+            key: [word(0), word(1)],
+        }
     }
 
     /// What to ask the decoder for; `masked`: only some tokens will be allowed.
@@ -62,7 +71,9 @@ impl Sampler {
         match self.method {
             _ if masked || self.all => Want::Logits,
             Method::Argmax => Want::Argmax,
-            Method::Candidates if (1..=MAX_CANDIDATES.min(vocab)).contains(&self.sampling.top_k) => {
+            Method::Candidates
+                if (1..=MAX_CANDIDATES.min(vocab)).contains(&self.sampling.top_k) =>
+            {
                 Want::TopK(self.sampling.top_k)
             }
             _ => Want::Logits,
@@ -85,7 +96,13 @@ impl Sampler {
 
     /// The token for `position` (its index in prompt + answer), which goes on from `answer` by one of the mask's tokens. `None` if the
     /// decoder answered something else than was asked, or no token is allowed.
-    pub(super) fn choose(&self, output: &Output, position: usize, answer: &[TokenId], mask: Option<&Mask>) -> Option<TokenId> {
+    pub(super) fn choose(
+        &self,
+        output: &Output,
+        position: usize,
+        answer: &[TokenId],
+        mask: Option<&Mask>,
+    ) -> Option<TokenId> {
         let mut changed = Vec::new();
         let output = match output {
             Output::Logits(scores) if !self.penalties.are_neutral() => {
@@ -111,7 +128,8 @@ impl Sampler {
             Output::Logits(scores) => {
                 let mut ranked = Ranked::of(scores, mask);
                 // The sum over all is made in the order of ids, before anything is sorted.
-                let sum = (self.sampling.top_k == 0 && draws(self.sampling)).then(|| self.mass(&ranked.items));
+                let sum = (self.sampling.top_k == 0 && draws(self.sampling))
+                    .then(|| self.mass(&ranked.items));
                 if self.method == Method::WholeVocabulary {
                     ranked.sort_to(scores.len());
                 }
@@ -131,7 +149,8 @@ impl Sampler {
 
     /// What a score weighs beside the best one: exp((score - best) / temperature), 0 below `min_p`.
     fn weight(&self, score: f32, best: f32) -> f64 {
-        let weight = ((f64::from(score) - f64::from(best)) / f64::from(self.sampling.temperature)).exp();
+        let weight =
+            ((f64::from(score) - f64::from(best)) / f64::from(self.sampling.temperature)).exp();
         if weight < f64::from(self.min_p) { 0.0 } else { weight }
     }
 
@@ -181,7 +200,9 @@ impl Sampler {
 
     /// A number in [0, 1), a function of the key and the position alone.
     fn uniform(&self, position: usize) -> f64 {
-        let x = mix(mix(self.key[0].wrapping_add((position as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))) ^ self.key[1]);
+        let x = mix(mix(
+            self.key[0].wrapping_add((position as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        ) ^ self.key[1]);
         (x >> 11) as f64 / (1u64 << 53) as f64
     }
 }
@@ -240,7 +261,9 @@ fn best(scores: &[f32], mask: Option<&Mask>) -> Option<TokenId> {
 pub(super) fn is_greedy(sampling: Sampling, policy: SamplingPolicy) -> bool {
     match policy {
         SamplingPolicy::AlwaysSample => !draws(sampling),
-        SamplingPolicy::GreedyBelow(threshold) => !draws(sampling) || sampling.temperature < threshold,
+        SamplingPolicy::GreedyBelow(threshold) => {
+            !draws(sampling) || sampling.temperature < threshold
+        }
     }
 }
 
@@ -309,7 +332,9 @@ mod tests {
         };
         let mut random = 1u64;
         let mut next = |below: u64| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % below
         };
         for length in (0..200usize).chain([1_023, 1_024, 5_000]) {
@@ -323,7 +348,10 @@ mod tests {
                 assert_eq!(favourite(&scores), plain(&scores), "{length} {odd}");
             }
         }
-        assert_eq!((favourite(&[f32::NAN; 40]), favourite(&[f32::NEG_INFINITY; 70])), (None, Some(0)));
+        assert_eq!(
+            (favourite(&[f32::NAN; 40]), favourite(&[f32::NEG_INFINITY; 70])),
+            (None, Some(0))
+        );
     }
     use proptest::prelude::*;
 
@@ -347,8 +375,20 @@ mod tests {
     }
 
     fn request(sampling: Sampling, prompt: &[TokenId], extras: Extras) -> Request {
-        let stop = crate::engine::StopRules { eos: true, strings: Vec::new(), sentence: false, repetition: false };
-        Request { ticket: 0, prompt: prompt.into(), max_tokens: 9, sampling, stop: Arc::new(stop), extras: Arc::new(extras) }
+        let stop = crate::engine::StopRules {
+            eos: true,
+            strings: Vec::new(),
+            sentence: false,
+            repetition: false,
+        };
+        Request {
+            ticket: 0,
+            prompt: prompt.into(),
+            max_tokens: 9,
+            sampling,
+            stop: Arc::new(stop),
+            extras: Arc::new(extras),
+        }
     }
 
     fn choose_with(
@@ -360,7 +400,9 @@ mod tests {
         said: &[TokenId],
     ) -> TokenId {
         let sampler = Sampler::new(&request(s, &[1, 2, 3], extras), policy);
-        sampler.choose(&answer(scores, sampler.want(scores.len(), false)), position, said, None).unwrap()
+        sampler
+            .choose(&answer(scores, sampler.want(scores.len(), false)), position, said, None)
+            .unwrap()
     }
 
     proptest! {
@@ -387,7 +429,8 @@ mod tests {
         let total: f64 = scores.iter().map(|&s| f64::from(s).exp()).sum();
         let mut counts = [0usize; 4];
         for seed in 0..20_000 {
-            counts[choose(sampling(1.0, 1.0, 0, seed), SamplingPolicy::AlwaysSample, &scores, 5) as usize] += 1;
+            counts[choose(sampling(1.0, 1.0, 0, seed), SamplingPolicy::AlwaysSample, &scores, 5)
+                as usize] += 1;
         }
         for (count, score) in counts.iter().zip(scores) {
             let expected = f64::from(score).exp() / total;
@@ -413,15 +456,28 @@ mod tests {
     fn the_nucleus_is_the_smallest_set_that_reaches_top_p() {
         // Probabilities 0.5, 0.25, 0.25 (ties by id): 0.7 needs the first two.
         let scores = [0.25f32.ln(), 0.5f32.ln(), 0.25f32.ln()];
-        let seen: std::collections::BTreeSet<TokenId> =
-            (0..500).map(|seed| choose(sampling(1.0, 0.7, 0, seed), SamplingPolicy::GreedyBelow(0.3), &scores, 0)).collect();
+        let seen: std::collections::BTreeSet<TokenId> = (0..500)
+            .map(|seed| {
+                choose(sampling(1.0, 0.7, 0, seed), SamplingPolicy::GreedyBelow(0.3), &scores, 0)
+            })
+            .collect();
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(choose(sampling(1.0, 0.0, 0, 9), SamplingPolicy::GreedyBelow(0.3), &scores, 0), 1);
+        assert_eq!(
+            choose(sampling(1.0, 0.0, 0, 9), SamplingPolicy::GreedyBelow(0.3), &scores, 0),
+            1
+        );
     }
 
     /// The tokens that draws give, of many seeds.
-    fn drawn(s: Sampling, policy: SamplingPolicy, scores: &[f32], extras: &Extras, said: &[TokenId]) -> Vec<TokenId> {
-        let draw = |seed| choose_with(Sampling { seed, ..s }, policy, scores, 0, extras.clone(), said);
+    fn drawn(
+        s: Sampling,
+        policy: SamplingPolicy,
+        scores: &[f32],
+        extras: &Extras,
+        said: &[TokenId],
+    ) -> Vec<TokenId> {
+        let draw =
+            |seed| choose_with(Sampling { seed, ..s }, policy, scores, 0, extras.clone(), said);
         (0..400).map(draw).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
     }
 
@@ -432,7 +488,13 @@ mod tests {
         for policy in [SamplingPolicy::GreedyBelow(0.3), SamplingPolicy::AlwaysSample] {
             for top_k in [0, 4] {
                 let of = |min_p, top_p| {
-                    drawn(sampling(1.0, top_p, top_k, 0), policy, &scores, &Extras { min_p, ..Extras::default() }, &[])
+                    drawn(
+                        sampling(1.0, top_p, top_k, 0),
+                        policy,
+                        &scores,
+                        &Extras { min_p, ..Extras::default() },
+                        &[],
+                    )
                 };
                 assert_eq!(of(0.0, 1.0), [0, 1, 2, 3]);
                 assert_eq!(of(0.2, 1.0), [0, 1, 2]);
@@ -441,7 +503,13 @@ mod tests {
                 // The nucleus is of what is left: 0.5 and 0.3 are 0.84 of 0.95.
                 assert_eq!(of(0.2, 0.8), [0, 1]);
                 // After the temperature: at 2 the shares are 1, 0.77, 0.55, 0.32.
-                let warm = drawn(sampling(2.0, 1.0, top_k, 0), policy, &scores, &Extras { min_p: 0.5, ..Extras::default() }, &[]);
+                let warm = drawn(
+                    sampling(2.0, 1.0, top_k, 0),
+                    policy,
+                    &scores,
+                    &Extras { min_p: 0.5, ..Extras::default() },
+                    &[],
+                );
                 assert_eq!(warm, [0, 1, 2]);
             }
         }
@@ -490,7 +558,10 @@ mod tests {
     #[test]
     fn what_is_greedy_is_what_the_contract_says() {
         let below = SamplingPolicy::GreedyBelow(0.3);
-        assert!(is_greedy(sampling(0.2, 0.9, 50, 0), below) && !is_greedy(sampling(0.3, 0.9, 50, 0), below));
+        assert!(
+            is_greedy(sampling(0.2, 0.9, 50, 0), below)
+                && !is_greedy(sampling(0.3, 0.9, 50, 0), below)
+        );
         assert!(is_greedy(sampling(0.0, 0.9, 50, 0), SamplingPolicy::AlwaysSample));
         assert!(!is_greedy(sampling(0.2, 0.9, 50, 0), SamplingPolicy::AlwaysSample));
     }

@@ -114,9 +114,14 @@ impl Scheduler {
         while self.running.len() < self.batch {
             let Some(Waiting { request, announced }) = self.queue.pop_front() else { break };
             let positions = request.positions();
-            let spare = request.extras.choices.as_ref().map_or(0, |choices| choices.spare(request.prompt.len(), apart));
+            let spare = request
+                .extras
+                .choices
+                .as_ref()
+                .map_or(0, |choices| choices.spare(request.prompt.len(), apart));
             let share = self.prefix == PrefixPolicy::Share;
-            let Some(opened) = decoder.open_for_forks(&request.prompt, positions, spare, share) else {
+            let Some(opened) = decoder.open_for_forks(&request.prompt, positions, spare, share)
+            else {
                 if self.running.is_empty() {
                     // Nothing runs whose end would make room for it.
                     let message = match positions + spare <= self.capacity.positions {
@@ -134,19 +139,31 @@ impl Scheduler {
                             self.capacity.positions
                         ),
                     };
-                    events.push(Event::Failed { ticket: request.ticket, code: "no_memory", message });
+                    events.push(Event::Failed {
+                        ticket: request.ticket,
+                        code: "no_memory",
+                        message,
+                    });
                     continue;
                 }
                 self.queue.push_front(Waiting { request, announced });
                 break;
             };
             if !announced {
-                events.push(Event::Admitted { ticket: request.ticket, reused_tokens: opened.reused });
+                events
+                    .push(Event::Admitted { ticket: request.ticket, reused_tokens: opened.reused });
             }
-            self.running.push(Sequence { request, slot: opened.slot, done: opened.reused, padding: 0, pending: Vec::new() });
+            self.running.push(Sequence {
+                request,
+                slot: opened.slot,
+                done: opened.reused,
+                padding: 0,
+                pending: Vec::new(),
+            });
         }
         if self.padding == PaddingPolicy::PadToLongest {
-            let longest = self.running[before..].iter().map(|s| s.request.prompt.len()).max().unwrap_or(0);
+            let longest =
+                self.running[before..].iter().map(|s| s.request.prompt.len()).max().unwrap_or(0);
             for sequence in &mut self.running[before..] {
                 sequence.padding = longest - sequence.request.prompt.len();
             }
@@ -155,31 +172,39 @@ impl Scheduler {
 
     /// Fills `batch` with the next step's rows; `planned[i]` belongs to `batch.segments[i]`. `want` says what form of scores a
     /// sequence's next token is chosen from.
-    pub(super) fn plan(&self, want: impl Fn(Slot) -> Want, batch: &mut Batch, planned: &mut Vec<Planned>) {
+    pub(super) fn plan(
+        &self,
+        want: impl Fn(Slot) -> Want,
+        batch: &mut Batch,
+        planned: &mut Vec<Planned>,
+    ) {
         batch.tokens.clear();
         batch.segments.clear();
         planned.clear();
         let padded_context = match self.padding {
-            PaddingPolicy::PadToLongest => self.running.iter().map(|s| s.done + 1).max().unwrap_or(0),
+            PaddingPolicy::PadToLongest => {
+                self.running.iter().map(|s| s.done + 1).max().unwrap_or(0)
+            }
             PaddingPolicy::Ragged => 0,
         };
-        let mut push = |plan: Planned, slot: Slot, start: usize, tokens: &[u32], padded_context: usize| {
-            let first = batch.tokens.len();
-            batch.tokens.extend_from_slice(tokens);
-            batch.segments.push(Segment {
-                slot,
-                start,
-                tokens: first..batch.tokens.len(),
-                want: match plan.gives {
-                    _ if plan.fork.is_some() => Want::AllLogits,
-                    Some(_) => want(slot),
-                    None => Want::Nothing,
-                },
-                padding_rows: plan.padding,
-                padded_context,
-            });
-            planned.push(plan);
-        };
+        let mut push =
+            |plan: Planned, slot: Slot, start: usize, tokens: &[u32], padded_context: usize| {
+                let first = batch.tokens.len();
+                batch.tokens.extend_from_slice(tokens);
+                batch.segments.push(Segment {
+                    slot,
+                    start,
+                    tokens: first..batch.tokens.len(),
+                    want: match plan.gives {
+                        _ if plan.fork.is_some() => Want::AllLogits,
+                        Some(_) => want(slot),
+                        None => Want::Nothing,
+                    },
+                    padding_rows: plan.padding,
+                    padded_context,
+                });
+                planned.push(plan);
+            };
         let mut room = self.rows;
         // Every sequence has a row; what is left of the step goes to tokens that were forced.
         let mut spare = room.saturating_sub(self.running.len() + self.finished.len());
@@ -191,13 +216,28 @@ impl Scheduler {
             }
             let tokens = pending.len().min(1 + spare);
             spare -= tokens - 1;
-            let gives = (tokens == pending.len()).then_some((sequence.slot, sequence.done + tokens));
-            let plan = Planned { sequence: Some(i), fork: None, tokens, padding: 0, prefill: tokens > 1, gives };
+            let gives =
+                (tokens == pending.len()).then_some((sequence.slot, sequence.done + tokens));
+            let plan = Planned {
+                sequence: Some(i),
+                fork: None,
+                tokens,
+                padding: 0,
+                prefill: tokens > 1,
+                gives,
+            };
             push(plan, sequence.slot, sequence.done, &pending[..tokens], padded_context);
             room -= tokens;
         }
         for &slot in &self.finished {
-            let plan = Planned { sequence: None, fork: None, tokens: 0, padding: 1, prefill: false, gives: None };
+            let plan = Planned {
+                sequence: None,
+                fork: None,
+                tokens: 0,
+                padding: 1,
+                prefill: false,
+                gives: None,
+            };
             push(plan, slot, 0, &[], padded_context);
             room -= 1;
         }
@@ -206,7 +246,14 @@ impl Scheduler {
             let tokens = fork.left.len().min(fork_rows);
             if tokens > 0 {
                 let fork_of = Some((fork.root, fork.slot));
-                let plan = Planned { sequence: None, fork: fork_of, tokens, padding: 0, prefill: true, gives: None };
+                let plan = Planned {
+                    sequence: None,
+                    fork: fork_of,
+                    tokens,
+                    padding: 0,
+                    prefill: true,
+                    gives: None,
+                };
                 push(plan, fork.slot, fork.done, &fork.left[..tokens], 0);
                 room -= tokens;
                 fork_rows -= tokens;
@@ -219,8 +266,10 @@ impl Scheduler {
             let padding = sequence.padding.min(room);
             let left = &sequence.request.prompt[sequence.done..];
             let tokens = left.len().min(room - padding);
-            let gives = (tokens == left.len()).then_some((sequence.slot, sequence.request.prompt.len()));
-            let plan = Planned { sequence: Some(i), fork: None, tokens, padding, prefill: true, gives };
+            let gives =
+                (tokens == left.len()).then_some((sequence.slot, sequence.request.prompt.len()));
+            let plan =
+                Planned { sequence: Some(i), fork: None, tokens, padding, prefill: true, gives };
             push(plan, sequence.slot, sequence.done, &left[..tokens], 0);
             room -= padding + tokens;
         }

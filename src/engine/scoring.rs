@@ -77,7 +77,11 @@ pub(super) fn scored(scores: &[f32], token: TokenId, top: usize) -> ScoredToken 
         }
     }
     let top = best.into_iter().map(|(id, score)| (id, logprob(score))).collect();
-    ScoredToken { token, logprob: scores.get(token as usize).map_or(f32::NEG_INFINITY, |s| logprob(*s)), top }
+    ScoredToken {
+        token,
+        logprob: scores.get(token as usize).map_or(f32::NEG_INFINITY, |s| logprob(*s)),
+        top,
+    }
 }
 
 impl Penalties {

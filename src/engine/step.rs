@@ -8,7 +8,10 @@ use super::sampler::{Sampler, is_greedy};
 use super::scheduler::{Fork, Planned, Scheduler};
 use super::scoring::{ScoredToken, scored};
 use super::stopping::Said;
-use super::{Completion, EngineConfig, Event, FinishReason, Observer, Request, Stage, Stop, StopWatch, TextDecoders, Ticket};
+use super::{
+    Completion, EngineConfig, Event, FinishReason, Observer, Request, Stage, Stop, StopWatch,
+    TextDecoders, Ticket,
+};
 use crate::decoder::{Batch, Capacity, DecodeError, Decoder, Output, Slot, Want};
 use crate::text::Mask;
 use crate::units::TokenId;
@@ -73,7 +76,9 @@ impl Constrained {
     fn mask(&self, vocab: usize) -> Result<Option<Mask>, String> {
         match self.phase {
             Phase::Thinking => Ok(None),
-            Phase::Opening(n) => Ok(Some(Mask::of(vocab, self.open.get(n..=n).unwrap_or_default()))),
+            Phase::Opening(n) => {
+                Ok(Some(Mask::of(vocab, self.open.get(n..=n).unwrap_or_default())))
+            }
             Phase::Bound => self.cell.mask().map(Some),
             Phase::Either => {
                 let mut mask = self.cell.mask()?;
@@ -234,7 +239,10 @@ impl Engine {
                 extras.thought.clone(),
             );
             let constrained = extras.constraint.as_ref().map(|grammar| {
-                let open = extras.thought.as_ref().map_or(Vec::new(), |thought| thought.open_tokens.clone());
+                let open = extras
+                    .thought
+                    .as_ref()
+                    .map_or(Vec::new(), |thought| thought.open_tokens.clone());
                 let phase = match () {
                     _ if watch.is_thinking() => Phase::Thinking,
                     _ if watch.may_think() && !open.is_empty() => Phase::Either,
@@ -253,39 +261,60 @@ impl Engine {
                 logprobs: extras.logprobs,
                 scored: Vec::new(),
             });
-            if let Some(constrained) = generation.constrained.as_ref().filter(|_| generation.wants_masks()) {
+            if let Some(constrained) =
+                generation.constrained.as_ref().filter(|_| generation.wants_masks())
+            {
                 self.masks.begin(constrained.cell.clone(), self.config.mask_threads);
             }
         }
     }
 
     fn forward(&mut self) -> Result<(), DecodeError> {
-        let rows = |prefill: bool| self.planned.iter().filter(|p| p.prefill == prefill).map(Planned::rows).sum();
+        let rows = |prefill: bool| {
+            self.planned.iter().filter(|p| p.prefill == prefill).map(Planned::rows).sum()
+        };
         let (prefill_rows, decode_rows): (usize, usize) = (rows(true), rows(false));
         let stage = if prefill_rows > 0 { Stage::Prefill } else { Stage::Decode };
         self.begin(stage);
         // A panic in the decoder must not take the answers that are already written with it.
         let result =
-            catch_unwind(AssertUnwindSafe(|| self.decoder.forward(&self.batch, &mut self.outputs))).unwrap_or_else(|panic| {
-                let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-                Err(DecodeError::Broken(format!("internal error in the forward pass: {}", text.unwrap_or("a panic"))))
-            });
+            catch_unwind(AssertUnwindSafe(|| self.decoder.forward(&self.batch, &mut self.outputs)))
+                .unwrap_or_else(|panic| {
+                    let text = panic
+                        .downcast_ref::<String>()
+                        .map(String::as_str)
+                        .or_else(|| panic.downcast_ref::<&str>().copied());
+                    Err(DecodeError::Broken(format!(
+                        "internal error in the forward pass: {}",
+                        text.unwrap_or("a panic")
+                    )))
+                });
         self.end(stage, prefill_rows, decode_rows);
         result
     }
 
     /// Ends the sequence in this slot with an error of its own.
     fn fail(&mut self, slot: Slot, events: &mut Vec<Event>) -> Result<(), DecodeError> {
-        let message = "the model produced a score that is not a finite number; its weights may be damaged".to_string();
+        let message =
+            "the model produced a score that is not a finite number; its weights may be damaged"
+                .to_string();
         self.fail_with(slot, "not_finite", message, events)
     }
 
-    fn fail_with(&mut self, slot: Slot, code: &'static str, message: String, events: &mut Vec<Event>) -> Result<(), DecodeError> {
+    fn fail_with(
+        &mut self,
+        slot: Slot,
+        code: &'static str,
+        message: String,
+        events: &mut Vec<Event>,
+    ) -> Result<(), DecodeError> {
         let slot = self.scheduler.root(slot);
         let closed = self.scheduler.fail(slot, &mut *self.decoder);
         let failed = closed.iter().filter_map(|s| self.generations[s.0].take()).last();
         let Some(generation) = failed else {
-            return Err(DecodeError::Broken(format!("a failure ({code}) of {slot:?}, which is not open")));
+            return Err(DecodeError::Broken(format!(
+                "a failure ({code}) of {slot:?}, which is not open"
+            )));
         };
         events.push(Event::Failed { ticket: generation.ticket, code, message });
         Ok(())
@@ -304,22 +333,31 @@ impl Engine {
         for (plan, output) in self.planned.iter().zip(&self.outputs) {
             let row = match (plan.fork, plan.gives) {
                 (Some((root, branch)), _) => Some((root, Some(branch))),
-                (None, Some((slot, _))) => {
-                    self.generations[slot.0].as_ref().filter(|g| g.scoring.is_some()).map(|_| (slot, None))
-                }
+                (None, Some((slot, _))) => self.generations[slot.0]
+                    .as_ref()
+                    .filter(|g| g.scoring.is_some())
+                    .map(|_| (slot, None)),
                 (None, None) => None,
             };
             if let Some((root, branch)) = row {
                 let scoring = self.generations[root.0].as_mut().and_then(|g| g.scoring.as_mut());
                 let (Some(scoring), Output::Logits(scores)) = (scoring, output) else {
-                    return Err(DecodeError::Broken("a branch without scores, or of nothing that is scored".into()));
+                    return Err(DecodeError::Broken(
+                        "a branch without scores, or of nothing that is scored".into(),
+                    ));
                 };
                 match branch.map(|branch| scoring.branch_in(branch)) {
                     None => scoring.begin(scores),
-                    Some(Some(branch)) => scoring.take(branch, scores, vocab).into_iter().for_each(|slot| {
-                        self.scheduler.close_fork(slot, &mut *self.decoder);
-                    }),
-                    Some(None) => return Err(DecodeError::Broken("rows of a branch that is not open".into())),
+                    Some(Some(branch)) => {
+                        scoring.take(branch, scores, vocab).into_iter().for_each(|slot| {
+                            self.scheduler.close_fork(slot, &mut *self.decoder);
+                        })
+                    }
+                    Some(None) => {
+                        return Err(DecodeError::Broken(
+                            "rows of a branch that is not open".into(),
+                        ));
+                    }
                 }
                 if !scored.contains(&root) {
                     scored.push(root);
@@ -327,8 +365,13 @@ impl Engine {
                 continue;
             }
             let Some((slot, position)) = plan.gives else { continue };
-            let Some(chosen) = self.generations[slot.0].as_ref().and_then(|g| g.choose(slot, output, position, vocab)) else {
-                return Err(DecodeError::Broken("the decoder answered something else than it was asked".into()));
+            let Some(chosen) = self.generations[slot.0]
+                .as_ref()
+                .and_then(|g| g.choose(slot, output, position, vocab))
+            else {
+                return Err(DecodeError::Broken(
+                    "the decoder answered something else than it was asked".into(),
+                ));
             };
             self.chosen.push(chosen);
         }
@@ -339,7 +382,9 @@ impl Engine {
         self.begin(Stage::Detokenize);
         for chosen in std::mem::take(&mut self.chosen) {
             match chosen {
-                Chosen::Token { slot, token, scored } => self.take_token(slot, token, scored, events)?,
+                Chosen::Token { slot, token, scored } => {
+                    self.take_token(slot, token, scored, events)?
+                }
                 Chosen::Nothing { slot, why } => self.fail_with(slot, "constraint", why, events)?,
             }
         }
@@ -371,7 +416,9 @@ impl Engine {
             scoring.next += 1;
         }
         if !self.scheduler.has_forks(root) {
-            let message = "the choices do not fit into the memory for keys and values: give more --kv-memory".to_string();
+            let message =
+                "the choices do not fit into the memory for keys and values: give more --kv-memory"
+                    .to_string();
             return self.fail_with(root, "no_memory", message, events);
         }
         Ok(())
@@ -405,7 +452,9 @@ impl Engine {
             }
             let Some(constrained) = &generation.constrained else { break };
             next = match constrained.phase {
-                Phase::Bound if fast_forward => constrained.cell.advance(|matching| matching.forced()),
+                Phase::Bound if fast_forward => {
+                    constrained.cell.advance(|matching| matching.forced())
+                }
                 Phase::Opening(n) if fast_forward => constrained.open.get(n).copied(),
                 _ => None,
             };
@@ -465,7 +514,9 @@ impl Generation {
                     Ok(mask) => mask,
                     Err(why) => return Some(Chosen::Nothing { slot, why }),
                 };
-                let Some(token) = self.sampler.choose(output, position, self.watch.tokens(), mask.as_ref()) else {
+                let Some(token) =
+                    self.sampler.choose(output, position, self.watch.tokens(), mask.as_ref())
+                else {
                     // No token of the model's may come next.
                     let dead = mask.filter(|_| matches!(output, Output::Logits(_)))?;
                     debug_assert!((0..vocab as TokenId).all(|id| !dead.allows(id)));
@@ -497,17 +548,25 @@ impl Generation {
                     Ok(())
                 }
                 // What the form allows is the form's, also where it begins like a mark.
-                Phase::Either => match constrained.cell.advance(|matching| matching.consume_all(&[token])) {
-                    Ok(0) if constrained.open.first() == Some(&token) => {
-                        constrained.phase = Phase::Opening(1);
-                        Ok(())
+                Phase::Either => {
+                    match constrained.cell.advance(|matching| matching.consume_all(&[token])) {
+                        Ok(0) if constrained.open.first() == Some(&token) => {
+                            constrained.phase = Phase::Opening(1);
+                            Ok(())
+                        }
+                        fitting => {
+                            constrained.phase = Phase::Bound;
+                            let rest = |n| {
+                                if n == 0 {
+                                    constrained.cell.advance(|matching| matching.consume(token))
+                                } else {
+                                    Ok(())
+                                }
+                            };
+                            fitting.and_then(rest)
+                        }
                     }
-                    fitting => {
-                        constrained.phase = Phase::Bound;
-                        let rest = |n| if n == 0 { constrained.cell.advance(|matching| matching.consume(token)) } else { Ok(()) };
-                        fitting.and_then(rest)
-                    }
-                },
+                }
                 Phase::Bound => constrained.cell.advance(|matching| matching.consume(token)),
             };
             if let Err(why) = outcome {
@@ -519,7 +578,9 @@ impl Generation {
             if constrained.phase == Phase::Thinking && was_thinking && !self.watch.is_thinking() {
                 constrained.phase = Phase::Bound;
             }
-            if constrained.phase == Phase::Bound && constrained.cell.advance(|matching| matching.has_ended()) {
+            if constrained.phase == Phase::Bound
+                && constrained.cell.advance(|matching| matching.has_ended())
+            {
                 return Then::Ends(FinishReason::Stop);
             }
         }
@@ -530,17 +591,39 @@ impl Generation {
     }
 
     fn finished(self, reason: FinishReason) -> Event {
-        let Generation { ticket, sampler: _, watch, greedy, constrained, scoring, prompt_len: _, logprobs, scored } = self;
-        let best = scoring.as_ref().and_then(|scoring| scoring.choices.texts.get(scoring.best()).cloned());
-        let choices = scoring.map(|scoring| scoring.choices.texts.iter().cloned().zip(scoring.sums).collect());
-        let incomplete =
-            constrained.is_some_and(|c| c.phase != Phase::Bound || !c.cell.advance(|matching| matching.is_complete()));
+        let Generation {
+            ticket,
+            sampler: _,
+            watch,
+            greedy,
+            constrained,
+            scoring,
+            prompt_len: _,
+            logprobs,
+            scored,
+        } = self;
+        let best =
+            scoring.as_ref().and_then(|scoring| scoring.choices.texts.get(scoring.best()).cloned());
+        let choices = scoring
+            .map(|scoring| scoring.choices.texts.iter().cloned().zip(scoring.sums).collect());
+        let incomplete = constrained.is_some_and(|c| {
+            c.phase != Phase::Bound || !c.cell.advance(|matching| matching.is_complete())
+        });
         let Said { tokens, text, reasoning } = watch.finish();
         let logprobs = logprobs.map(|_| scored);
         let text = best.unwrap_or(text);
         Event::Finished {
             ticket,
-            completion: Completion { tokens, text, reasoning, logprobs, choices, incomplete, reason, greedy },
+            completion: Completion {
+                tokens,
+                text,
+                reasoning,
+                logprobs,
+                choices,
+                incomplete,
+                reason,
+                greedy,
+            },
         }
     }
 }

@@ -79,7 +79,8 @@ impl StopWatch {
         thought: Option<Arc<Thought>>,
     ) -> StopWatch {
         let controls = rules.strings.iter().filter_map(|s| decoder.control(s)).collect();
-        let mark = |text: fn(&Thought) -> &String| thought.as_ref().and_then(|t| decoder.control(text(t)));
+        let mark =
+            |text: fn(&Thought) -> &String| thought.as_ref().and_then(|t| decoder.control(text(t)));
         let thought_controls = [mark(|t| &t.open), mark(|t| &t.close)];
         let thought = thought.map(|thought| {
             let state = if thought.opened { Thinking::Inside } else { Thinking::Before };
@@ -135,7 +136,9 @@ impl StopWatch {
                 return Some(Stop(FinishReason::StopString));
             }
             let watched = self.rules.sentence && self.near_limit();
-            if let Some(end) = watched.then(|| sentence_end(&self.text, before, &mut self.fences)).flatten() {
+            if let Some(end) =
+                watched.then(|| sentence_end(&self.text, before, &mut self.fences)).flatten()
+            {
                 self.cut(end);
                 return Some(Stop(FinishReason::Sentence));
             }
@@ -150,7 +153,10 @@ impl StopWatch {
     pub fn finish(mut self) -> Said {
         let thinking = self.is_thinking();
         self.decoder.finish(if thinking { &mut self.reasoning } else { &mut self.text });
-        let thought = self.thought.as_ref().is_some_and(|(_, state)| matches!(state, Thinking::Inside | Thinking::After));
+        let thought = self
+            .thought
+            .as_ref()
+            .is_some_and(|(_, state)| matches!(state, Thinking::Inside | Thinking::After));
         let reasoning = thought.then(|| self.reasoning.trim().to_string());
         if thought {
             // White space between the thought and the answer is neither's.
@@ -179,7 +185,9 @@ impl StopWatch {
         let Some((thought, state @ Thinking::Before)) = &mut self.thought else { return };
         let begun = self.text.trim_start();
         let (open, said) = (&thought.open_tokens, &self.tokens);
-        let answer = open.first().and_then(|first| thought.close_tokens.iter().rposition(|token| token == first));
+        let answer = open
+            .first()
+            .and_then(|first| thought.close_tokens.iter().rposition(|token| token == first));
         let answer = answer.map_or(&[][..], |at| &thought.close_tokens[at..]);
         if self.thought_controls[0] == Some(token) || open == said {
             self.text.clear();
@@ -192,7 +200,10 @@ impl StopWatch {
             // The channel of answers was opened without a thought.
             self.text.clear();
             *state = Thinking::Never;
-        } else if !thought.open.starts_with(begun) && !open.starts_with(said) && !answer.starts_with(said) {
+        } else if !thought.open.starts_with(begun)
+            && !open.starts_with(said)
+            && !answer.starts_with(said)
+        {
             *state = Thinking::Never;
         }
     }
@@ -216,7 +227,9 @@ impl StopWatch {
         } else if self.thought_controls[1] == Some(token) {
             self.decoder.finish(&mut self.reasoning);
             *state = Thinking::After;
-        } else if let Some(at) = stop_string(&self.reasoning, before, std::slice::from_ref(&thought.close)) {
+        } else if let Some(at) =
+            stop_string(&self.reasoning, before, std::slice::from_ref(&thought.close))
+        {
             // What the closing token says besides belongs to the answer, without the white space between.
             self.text = self.reasoning[at + thought.close.len()..].trim_start().to_string();
             self.reasoning.truncate(at);
@@ -252,7 +265,9 @@ impl StopWatch {
 
     /// The last 64 or more tokens are at least 4 repeats of one period of at most 32.
     fn in_circles(&self) -> bool {
-        (1..=LONGEST_PERIOD).any(|period| self.repeats[period - 1] + period >= LOOP_TOKENS.max(LOOP_REPEATS * period))
+        (1..=LONGEST_PERIOD).any(|period| {
+            self.repeats[period - 1] + period >= LOOP_TOKENS.max(LOOP_REPEATS * period)
+        })
     }
 }
 
@@ -301,12 +316,14 @@ const SPACED: [char; 9] = ['.', '?', '!', '؟', '۔', '।', '॥', '։', '።']
 
 /// Words that end with a period inside a sentence, as they are written.
 const ABBREVIATIONS: &[&str] = &[
-    "Mr", "Mrs", "Ms", "Mx", "Dr", "Prof", "St", "Ste", "Sr", "Jr", "Rev", "Hon", "Gen", "Col", "Maj", "Capt", "Cpt", "Lt",
-    "Sgt", "Cpl", "Adm", "Gov", "Sen", "Rep", "Pres", "Mt", "Ft", "Ave", "Blvd", "Rd", "Inc", "Ltd", "Co", "Corp", "Bros",
-    "Dept", "Univ", "Assn", "Jan", "Feb", "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Sept", "Oct", "Nov", "Dec", "Mon", "Tue",
-    "Tues", "Wed", "Thu", "Thur", "Thurs", "Fri", "No", "Nr", "Nos", "Fig", "Figs", "Eq", "Eqs", "Sec", "Ch", "Vol", "Art", "Ed",
-    "Eds", "fig", "eq", "sec", "vol", "vs", "etc", "approx", "cf", "pp", "al", "viz", "esp", "resp", "est", "ca", "bzw", "usw",
-    "Hr", "Fr", "Str", "Sra", "Mme", "Mlle", "им", "гл", "стр",
+    "Mr", "Mrs", "Ms", "Mx", "Dr", "Prof", "St", "Ste", "Sr", "Jr", "Rev", "Hon", "Gen", "Col",
+    "Maj", "Capt", "Cpt", "Lt", "Sgt", "Cpl", "Adm", "Gov", "Sen", "Rep", "Pres", "Mt", "Ft",
+    "Ave", "Blvd", "Rd", "Inc", "Ltd", "Co", "Corp", "Bros", "Dept", "Univ", "Assn", "Jan", "Feb",
+    "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Sept", "Oct", "Nov", "Dec", "Mon", "Tue", "Tues",
+    "Wed", "Thu", "Thur", "Thurs", "Fri", "No", "Nr", "Nos", "Fig", "Figs", "Eq", "Eqs", "Sec",
+    "Ch", "Vol", "Art", "Ed", "Eds", "fig", "eq", "sec", "vol", "vs", "etc", "approx", "cf", "pp",
+    "al", "viz", "esp", "resp", "est", "ca", "bzw", "usw", "Hr", "Fr", "Str", "Sra", "Mme", "Mlle",
+    "им", "гл", "стр",
 ];
 
 /// Where the first sentence ends that is seen to end at or after byte `from`: at the white space behind it, or after a full-width mark at
@@ -319,7 +336,9 @@ fn sentence_end(text: &str, from: usize, fences: &mut Fences) -> Option<usize> {
         } else if words.ends_with(FULL_WIDTH) {
             !FULL_WIDTH.contains(&next)
         } else {
-            next.is_whitespace() && words.ends_with(SPACED) && !(words.ends_with('.') && is_mark(words))
+            next.is_whitespace()
+                && words.ends_with(SPACED)
+                && !(words.ends_with('.') && is_mark(words))
         };
         (ends && !fences.open_at(text, end)).then_some(end)
     })
@@ -336,12 +355,17 @@ fn is_mark(text: &str) -> bool {
     let line = before.rsplit('\n').next().unwrap_or_default();
     // A number that is all of its line so far, whatever marks the list or table stand before it; or a short one anywhere.
     let digits = |s: &str| !s.is_empty() && s.chars().all(char::is_numeric);
-    let first =
-        line.trim_start_matches(|c: char| !c.is_alphanumeric()) == whole.trim_start_matches(|c: char| !c.is_alphanumeric());
-    let roman = |s: &str| !s.is_empty() && s.len() <= 5 && s.chars().all(|c| "ivxlcIVXLC".contains(c));
+    let first = line.trim_start_matches(|c: char| !c.is_alphanumeric())
+        == whole.trim_start_matches(|c: char| !c.is_alphanumeric());
+    let roman =
+        |s: &str| !s.is_empty() && s.len() <= 5 && s.chars().all(|c| "ivxlcIVXLC".contains(c));
     let number = digits(word)
-        && (word.chars().count() <= 3 && !whole.contains(['.', ',']) || first && whole.chars().all(|c| !c.is_alphabetic()));
-    number || (first && roman(word)) || word.chars().count() == 1 && !digits(word) || ABBREVIATIONS.contains(&word)
+        && (word.chars().count() <= 3 && !whole.contains(['.', ','])
+            || first && whole.chars().all(|c| !c.is_alphabetic()));
+    number
+        || (first && roman(word))
+        || word.chars().count() == 1 && !digits(word)
+        || ABBREVIATIONS.contains(&word)
 }
 
 /// Whether a place lies in a fenced block of code; each line is looked at once.
@@ -386,8 +410,18 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::engine) fn rules(strings: &[&str], eos: bool, sentence: bool, repetition: bool) -> Arc<StopRules> {
-        Arc::new(StopRules { eos, strings: strings.iter().map(|s| s.to_string()).collect(), sentence, repetition })
+    pub(in crate::engine) fn rules(
+        strings: &[&str],
+        eos: bool,
+        sentence: bool,
+        repetition: bool,
+    ) -> Arc<StopRules> {
+        Arc::new(StopRules {
+            eos,
+            strings: strings.iter().map(|s| s.to_string()).collect(),
+            sentence,
+            repetition,
+        })
     }
 
     /// Feeds tokens until something stops; (reason, tokens used, text).
@@ -410,7 +444,11 @@ pub(super) mod tests {
         text.bytes().map(u32::from).collect()
     }
 
-    fn early(rules: Arc<StopRules>, limit: usize, text: &str) -> Option<(FinishReason, usize, String)> {
+    fn early(
+        rules: Arc<StopRules>,
+        limit: usize,
+        text: &str,
+    ) -> Option<(FinishReason, usize, String)> {
         run(StoppingPolicy::Early, rules, limit, &ids(text))
     }
 
@@ -418,25 +456,44 @@ pub(super) mod tests {
     fn the_end_token_stops_and_is_not_shown() {
         let tokens = [ids("ab"), vec![200], ids("cd")].concat();
         let all = rules(&["zzz"], true, true, true);
-        assert_eq!(run(StoppingPolicy::Early, all.clone(), 5, &tokens), Some((FinishReason::Stop, 3, "ab".into())));
-        assert_eq!(run(StoppingPolicy::MaxTokensOnly, all, 5, &tokens), Some((FinishReason::Length, 5, "abcd".into())));
+        assert_eq!(
+            run(StoppingPolicy::Early, all.clone(), 5, &tokens),
+            Some((FinishReason::Stop, 3, "ab".into()))
+        );
+        assert_eq!(
+            run(StoppingPolicy::MaxTokensOnly, all, 5, &tokens),
+            Some((FinishReason::Length, 5, "abcd".into()))
+        );
         let no_eos = rules(&[], false, false, false);
-        assert_eq!(run(StoppingPolicy::Early, no_eos, 5, &tokens), Some((FinishReason::Length, 5, "abcd".into())));
+        assert_eq!(
+            run(StoppingPolicy::Early, no_eos, 5, &tokens),
+            Some((FinishReason::Length, 5, "abcd".into()))
+        );
     }
 
     #[test]
     fn text_is_cut_before_the_first_stop_string() {
         let two = rules(&["END", "ND"], true, false, false);
         assert_eq!(early(two, 99, "the END."), Some((FinishReason::StopString, 7, "the ".into())));
-        assert_eq!(early(rules(&[""], true, false, false), 3, "abc").unwrap().0, FinishReason::Length);
-        assert_eq!(early(rules(&["abc"], true, false, false), 3, "abc").unwrap(), (FinishReason::StopString, 3, String::new()));
+        assert_eq!(
+            early(rules(&[""], true, false, false), 3, "abc").unwrap().0,
+            FinishReason::Length
+        );
+        assert_eq!(
+            early(rules(&["abc"], true, false, false), 3, "abc").unwrap(),
+            (FinishReason::StopString, 3, String::new())
+        );
     }
 
     #[test]
     fn a_stop_string_is_found_across_characters_of_several_bytes() {
         assert_eq!(stop_string("naïve é!", 7, &["é!".into()]), Some(7));
         assert_eq!(stop_string("ééé", 4, &["éé".into()]), Some(2));
-        assert_eq!(stop_string("abab", 3, &["ab".into()]), Some(2), "the one found before would have stopped before");
+        assert_eq!(
+            stop_string("abab", 3, &["ab".into()]),
+            Some(2),
+            "the one found before would have stopped before"
+        );
     }
 
     #[test]
@@ -470,7 +527,8 @@ pub(super) mod tests {
     /// Where the sentence rule would stop if all of the text were near the limit, given a character at a time.
     fn ends(text: &str) -> Option<usize> {
         let mut fences = Fences::default();
-        text.char_indices().find_map(|(at, c)| sentence_end(&text[..at + c.len_utf8()], at, &mut fences))
+        text.char_indices()
+            .find_map(|(at, c)| sentence_end(&text[..at + c.len_utf8()], at, &mut fences))
     }
 
     #[test]
@@ -523,22 +581,36 @@ pub(super) mod tests {
     fn fences_are_counted_once_a_line() {
         let text = "a\n```\nb\n```\nc ```\n  ```x\nd";
         for cut in (0..=text.len()).filter(|&i| text.is_char_boundary(i)) {
-            let plain = text[..cut].lines().filter(|line| line.trim_start().starts_with("```")).count() % 2 == 1;
+            let plain =
+                text[..cut].lines().filter(|line| line.trim_start().starts_with("```")).count() % 2
+                    == 1;
             assert_eq!(Fences::default().open_at(text, cut), plain, "{:?}", &text[..cut]);
         }
         let mut fences = Fences::default();
         let inside: Vec<bool> = (0..=text.len()).map(|cut| fences.open_at(text, cut)).collect();
-        assert_eq!(inside, (0..=text.len()).map(|cut| Fences::default().open_at(text, cut)).collect::<Vec<_>>());
+        assert_eq!(
+            inside,
+            (0..=text.len()).map(|cut| Fences::default().open_at(text, cut)).collect::<Vec<_>>()
+        );
     }
 
     #[test]
     fn a_stop_string_that_spells_a_control_token_stops_on_the_token() {
         let tokens = [ids("ab"), vec![200], ids("cd")].concat();
         let spelled = rules(&["<end>"], false, false, false);
-        assert_eq!(run(StoppingPolicy::Early, spelled.clone(), 9, &tokens), Some((FinishReason::StopString, 3, "ab".into())));
-        assert_eq!(run(StoppingPolicy::MaxTokensOnly, spelled.clone(), 5, &tokens).unwrap().0, FinishReason::Length);
+        assert_eq!(
+            run(StoppingPolicy::Early, spelled.clone(), 9, &tokens),
+            Some((FinishReason::StopString, 3, "ab".into()))
+        );
+        assert_eq!(
+            run(StoppingPolicy::MaxTokensOnly, spelled.clone(), 5, &tokens).unwrap().0,
+            FinishReason::Length
+        );
         // Typed out in the text it is a stop string like any other.
-        assert_eq!(early(spelled, 9, "ab<end>cd"), Some((FinishReason::StopString, 7, "ab".into())));
+        assert_eq!(
+            early(spelled, 9, "ab<end>cd"),
+            Some((FinishReason::StopString, 7, "ab".into()))
+        );
     }
 
     #[test]
@@ -546,7 +618,9 @@ pub(super) mod tests {
         let r = || rules(&[], true, false, true);
         let stops = |period: usize| {
             let tokens: Vec<TokenId> = (0..400).map(|i| 300 + (i % period) as TokenId).collect();
-            run(StoppingPolicy::Early, r(), 400, &tokens).map(|(reason, used, _)| (reason, used)).unwrap()
+            run(StoppingPolicy::Early, r(), 400, &tokens)
+                .map(|(reason, used, _)| (reason, used))
+                .unwrap()
         };
         assert_eq!(stops(1), (FinishReason::Loop, 64));
         assert_eq!(stops(16), (FinishReason::Loop, 64));

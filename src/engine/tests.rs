@@ -69,7 +69,10 @@ fn drain(engine: &mut Engine) -> Result<BTreeMap<Ticket, Outcome>, DecodeError> 
                 None
             }
             Event::Finished { ticket, completion } => {
-                assert_eq!(tokens[&ticket], completion.tokens, "the tokens told are the tokens of the completion");
+                assert_eq!(
+                    tokens[&ticket], completion.tokens,
+                    "the tokens told are the tokens of the completion"
+                );
                 Some((ticket, Ok(completion)))
             }
             Event::Failed { ticket, message, .. } => Some((ticket, Err(message))),
@@ -113,8 +116,8 @@ struct Mix {
 
 /// Tokens 1 to 30 are short texts, some the beginning of others; 0 ends an answer.
 const TEXTS: [&str; 31] = [
-    "", "{", "}", "\"", ":", ",", "[", "]", "a", "b", "ab", "0", "1", "2", "12", "{\"", "\":", "\"}", "name", "na", "me",
-    "\"name", "true", "false", "tr", "ue", "-", ".", "yes", "no", "<",
+    "", "{", "}", "\"", ":", ",", "[", "]", "a", "b", "ab", "0", "1", "2", "12", "{\"", "\":",
+    "\"}", "name", "na", "me", "\"name", "true", "false", "tr", "ue", "-", ".", "yes", "no", "<",
 ];
 
 /// Grammars over those.
@@ -122,12 +125,17 @@ fn grammars() -> &'static Grammars {
     static GRAMMARS: OnceLock<Grammars> = OnceLock::new();
     GRAMMARS.get_or_init(|| {
         Grammars::new(|| {
-            let bytes = TEXTS.iter().map(|text| text.as_bytes().to_vec()).chain((TEXTS.len()..VOCAB).map(|_| Vec::new()));
+            let bytes = TEXTS
+                .iter()
+                .map(|text| text.as_bytes().to_vec())
+                .chain((TEXTS.len()..VOCAB).map(|_| Vec::new()));
             // The longest token first, which is one spelling for each text.
             let encode = |text: &str| {
                 let (mut ids, mut rest) = (Vec::new(), text);
                 while !rest.is_empty() {
-                    let fitting = (1..TEXTS.len()).filter(|id| rest.starts_with(TEXTS[*id])).max_by_key(|id| TEXTS[*id].len());
+                    let fitting = (1..TEXTS.len())
+                        .filter(|id| rest.starts_with(TEXTS[*id]))
+                        .max_by_key(|id| TEXTS[*id].len());
                     let Some(id) = fitting else { break };
                     ids.push(id as TokenId);
                     rest = &rest[TEXTS[id].len()..];
@@ -161,8 +169,16 @@ fn extras(kind: usize) -> Arc<Extras> {
         close_tokens: vec![],
     };
     let texts = vec!["a".into(); 5];
-    let choices =
-        Choices { texts, tokens: vec![vec![8, 9, 10, 0], vec![8, 9, 0], vec![8, 9, 10, 11, 12, 0], vec![7, 0], vec![8, 31, 0]] };
+    let choices = Choices {
+        texts,
+        tokens: vec![
+            vec![8, 9, 10, 0],
+            vec![8, 9, 0],
+            vec![8, 9, 10, 11, 12, 0],
+            vec![7, 0],
+            vec![8, 31, 0],
+        ],
+    };
     Arc::new(Extras {
         penalties: if kind % 4 == 1 {
             Penalties { presence: 0.5, frequency: 0.3, repetition: 1.2 }
@@ -178,11 +194,17 @@ fn extras(kind: usize) -> Arc<Extras> {
 }
 
 fn one_request() -> impl Strategy<Value = Request> {
-    let sampling = (prop_oneof![Just(0.0f32), Just(0.2), Just(0.9)], prop_oneof![Just(0usize), Just(5)], 0u64..3);
+    let sampling = (
+        prop_oneof![Just(0.0f32), Just(0.2), Just(0.9)],
+        prop_oneof![Just(0usize), Just(5)],
+        0u64..3,
+    );
     (0u32..3, 1usize..60, 1usize..20, sampling, 0usize..420).prop_map(
         |(family, len, max_tokens, (temperature, top_k, seed), kind)| Request {
             ticket: 0,
-            prompt: (0..len as u32).map(|i| if i < 24 { i % 30 + 1 } else { (i * 7 + family) % 30 + 1 }).collect(),
+            prompt: (0..len as u32)
+                .map(|i| if i < 24 { i % 30 + 1 } else { (i * 7 + family) % 30 + 1 })
+                .collect(),
             max_tokens: if kind % 11 == 3 { 6 } else { max_tokens },
             sampling: Sampling { temperature, top_p: 0.8, top_k, seed },
             stop: rules(&["!"], true, true, true),
@@ -213,7 +235,10 @@ fn mix() -> impl Strategy<Value = Mix> {
             requests.iter_mut().enumerate().for_each(|(i, r)| r.ticket = i as Ticket + 10);
             // Below 0.3 the two sampling policies are meant to differ.
             if whole_vocabulary {
-                requests.iter_mut().filter(|r| r.sampling.temperature == 0.2).for_each(|r| r.sampling.temperature = 0.0);
+                requests
+                    .iter_mut()
+                    .filter(|r| r.sampling.temperature == 0.2)
+                    .for_each(|r| r.sampling.temperature = 0.0);
             }
             // A row that is not scored does not show that its scores are not finite.
             let fast_forward = fast_forward || trouble.is_some();
@@ -301,7 +326,8 @@ fn greedy_tokens_are_the_highest_scores_and_sampled_ones_are_not_always() {
     let mut expected = Vec::new();
     for _ in 0..10 {
         let scores = fake.scores(&context);
-        let best = (0..VOCAB).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap() as TokenId;
+        let best =
+            (0..VOCAB).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap() as TokenId;
         expected.push(best);
         context.push(best);
     }
@@ -318,7 +344,9 @@ fn greedy_tokens_are_the_highest_scores_and_sampled_ones_are_not_always() {
 #[test]
 fn stop_strings_and_end_tokens_end_the_request_with_their_reasons() {
     let text = |s: &str| s.bytes().map(u32::from).collect::<Vec<_>>();
-    let fake = FakeDecoder::new(128, capacity(4, 256, 64)).say(&[1], &text("yes STOP no")).say(&[2], &[104, 105, 0]);
+    let fake = FakeDecoder::new(128, capacity(4, 256, 64))
+        .say(&[1], &text("yes STOP no"))
+        .say(&[2], &[104, 105, 0]);
     let mut engine = engine(fake, config());
     let mut with_string = request(1, &[1], 30, 0.0);
     with_string.stop = rules(&["STOP"], true, false, false);
@@ -326,9 +354,15 @@ fn stop_strings_and_end_tokens_end_the_request_with_their_reasons() {
     engine.submit(request(2, &[2], 30, 0.0));
     let outcomes = drain(&mut engine).unwrap();
     let first = outcomes[&1].clone().unwrap();
-    assert_eq!((first.text.as_str(), first.reason, first.tokens.len()), ("yes ", FinishReason::StopString, 8));
+    assert_eq!(
+        (first.text.as_str(), first.reason, first.tokens.len()),
+        ("yes ", FinishReason::StopString, 8)
+    );
     let second = outcomes[&2].clone().unwrap();
-    assert_eq!((second.text.as_str(), second.reason, second.tokens.as_slice()), ("hi\0", FinishReason::Stop, &[104, 105, 0][..]));
+    assert_eq!(
+        (second.text.as_str(), second.reason, second.tokens.as_slice()),
+        ("hi\0", FinishReason::Stop, &[104, 105, 0][..])
+    );
 }
 
 #[test]
@@ -336,13 +370,24 @@ fn a_blocking_batch_ends_before_the_next_begins_and_a_continuous_one_refills() {
     let most_together_with_the_third = |batching| {
         let fake = FakeDecoder::new(VOCAB, capacity(2, 512, 64));
         let log = fake.log();
-        let mut engine = engine(fake, EngineConfig { batching, batch: 2, stopping: StoppingPolicy::MaxTokensOnly, ..config() });
+        let mut engine = engine(
+            fake,
+            EngineConfig {
+                batching,
+                batch: 2,
+                stopping: StoppingPolicy::MaxTokensOnly,
+                ..config()
+            },
+        );
         engine.submit(request(1, &[1, 2], 2, 0.0));
         engine.submit(request(2, &[1, 3], 9, 0.0));
         engine.submit(request(3, &[1, 4], 9, 0.0));
         drain(&mut engine).unwrap();
         let log = log.lock().unwrap();
-        let third = log.iter().position(|b| b.tokens.contains(&4) && b.segments.iter().any(|s| s.start == 0)).unwrap();
+        let third = log
+            .iter()
+            .position(|b| b.tokens.contains(&4) && b.segments.iter().any(|s| s.start == 0))
+            .unwrap();
         (third, log[third].segments.len())
     };
     assert_eq!(most_together_with_the_third(BatchingPolicy::Continuous), (2, 2));
@@ -354,7 +399,13 @@ fn padded(batching: BatchingPolicy) -> Vec<Batch> {
     let fake = FakeDecoder::new(VOCAB, capacity(4, 512, 64));
     let log = fake.log();
     let padding = PaddingPolicy::PadToLongest;
-    let config = EngineConfig { batching, padding, chunk: 64, stopping: StoppingPolicy::MaxTokensOnly, ..config() };
+    let config = EngineConfig {
+        batching,
+        padding,
+        chunk: 64,
+        stopping: StoppingPolicy::MaxTokensOnly,
+        ..config()
+    };
     let mut engine = engine(fake, config);
     engine.submit(request(1, &[1; 3], 2, 0.0));
     engine.submit(request(2, &[2; 10], 6, 0.0));
@@ -366,7 +417,8 @@ fn padded(batching: BatchingPolicy) -> Vec<Batch> {
 #[test]
 fn with_the_mask_off_prefills_are_padded_and_decode_rows_score_the_longest_context() {
     let batches = padded(BatchingPolicy::Continuous);
-    let prefill: Vec<_> = batches[0].segments.iter().map(|s| (s.tokens.len(), s.padding_rows)).collect();
+    let prefill: Vec<_> =
+        batches[0].segments.iter().map(|s| (s.tokens.len(), s.padding_rows)).collect();
     assert_eq!(prefill, [(3, 7), (10, 0), (5, 5)]);
     assert!(batches[1].segments.iter().all(|s| s.padded_context == 11 && s.padding_rows == 0));
     assert_eq!(batches[2].segments.len(), 2, "the finished row is dropped");
@@ -378,7 +430,10 @@ fn with_mask_and_queue_off_finished_rows_are_computed_until_the_batch_ends() {
     let batches = padded(BatchingPolicy::Blocking);
     assert_eq!(batches.len(), 6);
     for batch in &batches[1..] {
-        assert_eq!(batch.segments.iter().map(|s| s.tokens.len() + s.padding_rows).sum::<usize>(), 3);
+        assert_eq!(
+            batch.segments.iter().map(|s| s.tokens.len() + s.padding_rows).sum::<usize>(),
+            3
+        );
     }
     assert_eq!(batches[5].segments.iter().filter(|s| s.padding_rows == 1).count(), 2);
 }
@@ -401,7 +456,8 @@ fn the_form_of_scores_asked_for_follows_the_sampling_policy() {
 
 #[test]
 fn shared_beginnings_run_once() {
-    let prompt = |last: u32| -> Vec<TokenId> { (0..40).map(|i| i % 30 + 1).chain([last]).collect() };
+    let prompt =
+        |last: u32| -> Vec<TokenId> { (0..40).map(|i| i % 30 + 1).chain([last]).collect() };
     let rows = |prefix| {
         let fake = FakeDecoder::new(VOCAB, capacity(4, 1024, 256));
         let log = fake.log();
@@ -418,9 +474,11 @@ fn shared_beginnings_run_once() {
 #[test]
 fn a_failing_prefill_does_not_take_those_with_it_that_count_on_its_pages() {
     // The first prompt's last token is the trouble; the others share two of its pages and are opened before it has run.
-    let prompt = |last: u32| -> Vec<TokenId> { (0..40).map(|i| i % 30 + 1).chain([last]).collect() };
+    let prompt =
+        |last: u32| -> Vec<TokenId> { (0..40).map(|i| i % 30 + 1).chain([last]).collect() };
     let fake = FakeDecoder::new(VOCAB, capacity(4, 1024, 64)).not_finite_after(35);
-    let mut engine = engine(fake, EngineConfig { prefix: PrefixPolicy::Share, chunk: 64, ..config() });
+    let mut engine =
+        engine(fake, EngineConfig { prefix: PrefixPolicy::Share, chunk: 64, ..config() });
     for (ticket, last) in [(1, 35), (2, 36), (3, 37)] {
         engine.submit(request(ticket, &prompt(last), 1, 0.0));
     }
@@ -443,7 +501,8 @@ fn a_panic_in_the_decoder_is_an_error_and_the_engine_stays_down() {
 #[test]
 fn cancelling_gives_the_tickets_and_every_position_back() {
     let fake = FakeDecoder::new(VOCAB, capacity(2, 512, 8));
-    let mut engine = engine(fake, EngineConfig { batch: 2, prefix: PrefixPolicy::Share, chunk: 8, ..config() });
+    let mut engine =
+        engine(fake, EngineConfig { batch: 2, prefix: PrefixPolicy::Share, chunk: 8, ..config() });
     (1..=5).for_each(|i| engine.submit(request(i, &[7; 40], 20, 0.0)));
     let mut events = Vec::new();
     engine.step(&mut events).unwrap();
@@ -468,7 +527,10 @@ fn observers_see_the_stages_and_how_the_rows_of_a_pass_divide() {
     let notes = Notes::default();
     let mut engine = engine(FakeDecoder::new(VOCAB, capacity(2, 128, 64)), config());
     engine.observe(Box::new(notes.clone()));
-    engine.submit(Request { stop: rules(&[], false, false, false), ..request(1, &[1, 2, 3], 2, 0.0) });
+    engine.submit(Request {
+        stop: rules(&[], false, false, false),
+        ..request(1, &[1, 2, 3], 2, 0.0)
+    });
     drain(&mut engine).unwrap();
     let expected = [
         (Stage::Prefill, 3, 0),
@@ -491,21 +553,34 @@ fn a_constrained_answer_has_its_form_and_forced_text_takes_no_steps_of_its_own()
             let grammar = grammars().compile(&constraint(kind).unwrap()).unwrap();
             let extras = Extras { constraint: Some(grammar), ..Extras::default() };
             let stop = rules(&[], true, false, false);
-            engine.submit(Request { extras: Arc::new(extras), stop, ..request(ticket as Ticket, &[1, 2, 3], 60, 0.9) });
+            engine.submit(Request {
+                extras: Arc::new(extras),
+                stop,
+                ..request(ticket as Ticket, &[1, 2, 3], 60, 0.9)
+            });
         }
         let outcomes = drain(&mut engine).unwrap();
         (outcomes, log.lock().unwrap().len())
     };
     let (outcomes, with) = steps(true, 1);
-    let text =
-        |ticket: Ticket| -> String { outcomes[&ticket].as_ref().unwrap().tokens.iter().map(|id| TEXTS[*id as usize]).collect() };
+    let text = |ticket: Ticket| -> String {
+        outcomes[&ticket].as_ref().unwrap().tokens.iter().map(|id| TEXTS[*id as usize]).collect()
+    };
     for ticket in 0..4 {
         let completion = outcomes[&ticket].as_ref().unwrap();
-        assert!(!completion.incomplete && completion.reason == FinishReason::Stop, "{completion:?}: {}", text(ticket));
+        assert!(
+            !completion.incomplete && completion.reason == FinishReason::Stop,
+            "{completion:?}: {}",
+            text(ticket)
+        );
     }
     let value: serde_json::Value = serde_json::from_str(&text(0)).unwrap();
     assert!(value["name"].is_boolean() && value["a"].is_array(), "{value}");
-    assert!(text(1).contains('<') && ["yes", "no", "name"].contains(&text(2).as_str()) && text(3).starts_with('['));
+    assert!(
+        text(1).contains('<')
+            && ["yes", "no", "name"].contains(&text(2).as_str())
+            && text(3).starts_with('[')
+    );
     let (slow, without) = steps(false, 0);
     assert_eq!(outcomes, slow, "the same answers");
     assert!(with < without, "{with} and {without} steps");
@@ -519,7 +594,10 @@ fn an_answer_cut_before_its_form_is_complete_says_so() {
         let extras = Arc::new(Extras { constraint: Some(grammar), ..Extras::default() });
         engine.submit(Request { extras, ..request(1, &[1, 2, 3], limit, 0.9) });
         let completion = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
-        assert_eq!((completion.incomplete, completion.reason == FinishReason::Length), (incomplete, incomplete));
+        assert_eq!(
+            (completion.incomplete, completion.reason == FinishReason::Length),
+            (incomplete, incomplete)
+        );
     }
 }
 
@@ -527,16 +605,26 @@ fn an_answer_cut_before_its_form_is_complete_says_so() {
 fn a_form_begins_where_the_thought_ends() {
     // The model opens a thought, thinks two tokens, closes it, and then wants to say 5 for ever.
     let prompt = [1, 2, 3];
-    let fake = FakeDecoder::new(VOCAB, capacity(4, 512, 64)).say(&prompt, &[30, 20, 21, 2, 5, 5, 5, 5]);
+    let fake =
+        FakeDecoder::new(VOCAB, capacity(4, 512, 64)).say(&prompt, &[30, 20, 21, 2, 5, 5, 5, 5]);
     let mut engine = engine(fake, config());
     let grammar = grammars().compile(&Constraint::OneOf(vec!["yes".into(), "no".into()])).unwrap();
-    let thought =
-        Thought { open: "\u{1e}".into(), close: "\u{2}".into(), opened: false, open_tokens: vec![30], close_tokens: vec![] };
-    let extras = Extras { constraint: Some(grammar), thought: Some(Arc::new(thought)), ..Extras::default() };
+    let thought = Thought {
+        open: "\u{1e}".into(),
+        close: "\u{2}".into(),
+        opened: false,
+        open_tokens: vec![30],
+        close_tokens: vec![],
+    };
+    let extras =
+        Extras { constraint: Some(grammar), thought: Some(Arc::new(thought)), ..Extras::default() };
     engine.submit(Request { extras: Arc::new(extras), ..request(1, &prompt, 60, 0.0) });
     let completion = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
     assert_eq!(completion.tokens[..4], [30, 20, 21, 2]);
-    assert!([28, 29].contains(&completion.tokens[4]) && completion.tokens.len() == 5, "{completion:?}");
+    assert!(
+        [28, 29].contains(&completion.tokens[4]) && completion.tokens.len() == 5,
+        "{completion:?}"
+    );
     assert_eq!(completion.reasoning.as_deref(), Some("\u{14}\u{15}"));
     assert_eq!((completion.reason, completion.incomplete), (FinishReason::Stop, false));
 }
@@ -561,13 +649,37 @@ fn thoughts_are_told_from_answers_wherever_they_begin_and_end() {
     };
     // A stop string does not count inside a thought; white space (10) around it belongs to nobody.
     let thought = Some("\u{14}\u{15}".to_string());
-    assert_eq!(run(false, &[10, 30, 31, 20, 21, 2, 10, 7, 20]), (thought.clone(), "\u{7}".into(), FinishReason::StopString));
-    assert_eq!(run(true, &[10, 20, 21, 2, 7, 20]), (thought.clone(), "\u{7}".into(), FinishReason::StopString));
-    assert_eq!(run(true, &[30, 31, 20, 21, 2, 7, 20]), (thought.clone(), "\u{7}".into(), FinishReason::StopString));
-    assert_eq!(run(true, &[20, 21]), (thought.clone(), String::new(), FinishReason::Length), "never closed");
-    assert_eq!(run(true, &[20, 21, 0]), (Some("\u{14}\u{15}\0".into()), String::new(), FinishReason::Stop));
-    assert_eq!(run(false, &[7, 30, 31, 2]), (None, "\u{7}\u{1e}\u{1f}\u{2}".into(), FinishReason::Length), "too late for one");
-    assert_eq!(run(false, &[30, 7]), (None, "\u{1e}\u{7}".into(), FinishReason::Length), "half a mark is none");
+    assert_eq!(
+        run(false, &[10, 30, 31, 20, 21, 2, 10, 7, 20]),
+        (thought.clone(), "\u{7}".into(), FinishReason::StopString)
+    );
+    assert_eq!(
+        run(true, &[10, 20, 21, 2, 7, 20]),
+        (thought.clone(), "\u{7}".into(), FinishReason::StopString)
+    );
+    assert_eq!(
+        run(true, &[30, 31, 20, 21, 2, 7, 20]),
+        (thought.clone(), "\u{7}".into(), FinishReason::StopString)
+    );
+    assert_eq!(
+        run(true, &[20, 21]),
+        (thought.clone(), String::new(), FinishReason::Length),
+        "never closed"
+    );
+    assert_eq!(
+        run(true, &[20, 21, 0]),
+        (Some("\u{14}\u{15}\0".into()), String::new(), FinishReason::Stop)
+    );
+    assert_eq!(
+        run(false, &[7, 30, 31, 2]),
+        (None, "\u{7}\u{1e}\u{1f}\u{2}".into(), FinishReason::Length),
+        "too late for one"
+    );
+    assert_eq!(
+        run(false, &[30, 7]),
+        (None, "\u{1e}\u{7}".into(), FinishReason::Length),
+        "half a mark is none"
+    );
 }
 
 #[test]
@@ -577,18 +689,39 @@ fn a_thought_in_channels_is_told_by_their_tokens() {
         let fake = FakeDecoder::new(VOCAB, capacity(4, 512, 64)).say(&[1], said);
         let mut engine = engine(fake, config());
         let (open_tokens, close_tokens) = (vec![30, 20, 31], vec![2, 29, 30, 21, 31]);
-        let thought = Thought { open: "<open>".into(), close: "<close>".into(), opened: false, open_tokens, close_tokens };
+        let thought = Thought {
+            open: "<open>".into(),
+            close: "<close>".into(),
+            opened: false,
+            open_tokens,
+            close_tokens,
+        };
         let extras = Arc::new(Extras { thought: Some(Arc::new(thought)), ..Extras::default() });
-        engine.submit(Request { extras, stop: rules(&[], true, false, false), ..request(1, &[1], said.len(), 0.0) });
+        engine.submit(Request {
+            extras,
+            stop: rules(&[], true, false, false),
+            ..request(1, &[1], said.len(), 0.0)
+        });
         let done = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
         (done.reasoning, done.text)
     };
     let both = |thought: &str, answer: &str| (Some(thought.to_string()), answer.to_string());
-    assert_eq!(run(&[30, 20, 31, 14, 15, 2, 29, 30, 21, 31, 7, 8]), both("\u{e}\u{f}", "\u{7}\u{8}"));
+    assert_eq!(
+        run(&[30, 20, 31, 14, 15, 2, 29, 30, 21, 31, 7, 8]),
+        both("\u{e}\u{f}", "\u{7}\u{8}")
+    );
     assert_eq!(run(&[30, 20, 31, 2, 29, 30, 21, 31, 7]), both("", "\u{7}"), "an empty thought");
     assert_eq!(run(&[30, 20, 31, 14, 15]), both("\u{e}\u{f}", ""), "never closed");
-    assert_eq!(run(&[30, 20, 31, 14, 2, 29, 14]), both("\u{e}\u{2}\u{1d}\u{e}", ""), "half a mark closes nothing");
-    assert_eq!(run(&[30, 21, 31, 7, 8]), (None, "\u{7}\u{8}".into()), "the answer's channel at once");
+    assert_eq!(
+        run(&[30, 20, 31, 14, 2, 29, 14]),
+        both("\u{e}\u{2}\u{1d}\u{e}", ""),
+        "half a mark closes nothing"
+    );
+    assert_eq!(
+        run(&[30, 21, 31, 7, 8]),
+        (None, "\u{7}\u{8}".into()),
+        "the answer's channel at once"
+    );
     assert_eq!(run(&[7, 8]), (None, "\u{7}\u{8}".into()));
 }
 
@@ -610,11 +743,20 @@ fn choices_are_scored_as_defined_and_shared_beginnings_run_once() {
     let fake = FakeDecoder::new(VOCAB, capacity(2, 512, 64));
     let log = fake.log();
     let prompt: Vec<TokenId> = (1..30).collect();
-    let tokens = vec![vec![8, 9, 10, 0], vec![8, 9, 0], vec![8, 9, 10, 11, 12, 0], vec![7, 0], vec![8, 31, 0]];
+    let tokens = vec![
+        vec![8, 9, 10, 0],
+        vec![8, 9, 0],
+        vec![8, 9, 10, 11, 12, 0],
+        vec![7, 0],
+        vec![8, 31, 0],
+    ];
     let expected: Vec<f64> = tokens.iter().map(|t| plain_sum(&fake, &prompt, t)).collect();
     let mut engine = engine(fake, EngineConfig { chunk: 64, ..config() });
     let extras = Arc::new(Extras {
-        choices: Some(Arc::new(Choices { texts: "a b c d e".split(' ').map(String::from).collect(), tokens })),
+        choices: Some(Arc::new(Choices {
+            texts: "a b c d e".split(' ').map(String::from).collect(),
+            tokens,
+        })),
         ..Extras::default()
     });
     engine.submit(Request { extras, ..request(1, &prompt, 6, 0.0) });
@@ -627,7 +769,11 @@ fn choices_are_scored_as_defined_and_shared_beginnings_run_once() {
         assert!((got - expected).abs() < 1e-5, "{got} and {expected}");
     }
     let rows: usize = log.lock().unwrap().iter().map(|batch| batch.tokens.len()).sum();
-    assert_eq!(rows, prompt.len() + 7, "the prompt once, and 8, 9, 10, 11, 12 of the long one, 31 and 7");
+    assert_eq!(
+        rows,
+        prompt.len() + 7,
+        "the prompt once, and 8, 9, 10, 11, 12 of the long one, 31 and 7"
+    );
 }
 
 #[test]
@@ -637,20 +783,25 @@ fn log_probabilities_are_those_of_the_raw_scores_whatever_is_done_to_them() {
     let mut engine = engine(fake, config());
     let grammar = grammars().compile(&constraint(0).unwrap()).unwrap();
     let penalties = Penalties { presence: 1.0, ..Penalties::default() };
-    let extras = Extras { constraint: Some(grammar), penalties, logprobs: Some(3), ..Extras::default() };
+    let extras =
+        Extras { constraint: Some(grammar), penalties, logprobs: Some(3), ..Extras::default() };
     let prompt = [4, 5, 6];
     engine.submit(Request { extras: Arc::new(extras), ..request(1, &prompt, 40, 0.9) });
     let completion = drain(&mut engine).unwrap().remove(&1).unwrap().unwrap();
     let scored = completion.logprobs.unwrap();
-    assert_eq!(scored.iter().map(|s| s.token).collect::<Vec<_>>(), completion.tokens, "forced tokens too");
+    assert_eq!(
+        scored.iter().map(|s| s.token).collect::<Vec<_>>(),
+        completion.tokens,
+        "forced tokens too"
+    );
     for (i, one) in scored.iter().enumerate() {
         let context = [&prompt[..], &completion.tokens[..i]].concat();
-        assert!((f64::from(one.logprob) - plain_sum(&reference, &context, &[one.token])).abs() < 1e-5);
-        assert_eq!(one.top.len(), 3);
         assert!(
-            one.top
-                .iter()
-                .all(|(token, logprob)| { (f64::from(*logprob) - plain_sum(&reference, &context, &[*token])).abs() < 1e-5 })
+            (f64::from(one.logprob) - plain_sum(&reference, &context, &[one.token])).abs() < 1e-5
         );
+        assert_eq!(one.top.len(), 3);
+        assert!(one.top.iter().all(|(token, logprob)| {
+            (f64::from(*logprob) - plain_sum(&reference, &context, &[*token])).abs() < 1e-5
+        }));
     }
 }

@@ -67,7 +67,9 @@ impl Drop for Arena {
 fn map(len: usize) -> *mut u8 {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
     // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
-    let p = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    let p = unsafe {
+        libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    };
     if p == libc::MAP_FAILED { std::ptr::null_mut() } else { p as *mut u8 }
 }
 

@@ -61,7 +61,11 @@ pub(crate) struct AttentionArgs {
 }
 
 #[inline(always)]
-pub(crate) unsafe fn attention<S: Isa, const NP: usize>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
+pub(crate) unsafe fn attention<S: Isa, const NP: usize>(
+    a: &AttentionArgs,
+    s: &mut Scratch,
+    unit: usize,
+) {
     unsafe {
         match a.shape.element {
             KvElement::F32 => attend::<S, F32, NP, false>(a, s, unit),
@@ -73,7 +77,11 @@ pub(crate) unsafe fn attention<S: Isa, const NP: usize>(a: &AttentionArgs, s: &m
 
 /// `BYTES`: pages are int8, and a span is widened to `E` (f32) before it is scored.
 #[inline(always)]
-unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(a: &AttentionArgs, s: &mut Scratch, unit: usize) {
+unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(
+    a: &AttentionArgs,
+    s: &mut Scratch,
+    unit: usize,
+) {
     unsafe {
         let u = *a.units.add(unit);
         let (hd, padded) = (a.shape.head_dim, a.shape.head_dim.next_multiple_of(16));
@@ -81,7 +89,8 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(a: &
         let n = rows * heads;
         debug_assert!(n <= ATTENTION_ROWS);
         for i in 0..n {
-            let from = a.q.add((first + i / heads) * a.q_stride + (u.head as usize + i % heads) * hd);
+            let from =
+                a.q.add((first + i / heads) * a.q_stride + (u.head as usize + i % heads) * hd);
             std::ptr::copy_nonoverlapping(from, s.queries.as_mut_ptr().add(i * hd), hd);
         }
         s.sums[..n * padded].fill(0.0);
@@ -89,7 +98,8 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(a: &
             s.state[i] = Softmax::NOTHING;
             if !a.sinks.is_null() {
                 // e^(sink - maximum) of a maximum that is the sink so far.
-                (s.state[i].maximum, s.state[i].sum) = (*a.sinks.add(u.head as usize + i % heads), 1.0);
+                (s.state[i].maximum, s.state[i].sum) =
+                    (*a.sinks.add(u.head as usize + i % heads), 1.0);
             }
         }
         let position = |i: usize| (*a.row.add(first + i / heads)).position as usize;
@@ -105,7 +115,8 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(a: &
                 next = Span::of(a, &u, span + 1);
             } else if unit + 1 < a.count {
                 let after = *a.units.add(unit + 1);
-                let seen = ((*a.row.add(after.row as usize)).position as usize + 1).saturating_sub(a.window);
+                let seen = ((*a.row.add(after.row as usize)).position as usize + 1)
+                    .saturating_sub(a.window);
                 next = Span::of(a, &after, seen / SPAN);
             }
             let mut from = 0;
@@ -129,7 +140,8 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(a: &
         }
         // The audit's padding: the same work on positions nobody needs, its result left behind in the second half of the state.
         for span in spans..(u.padded_context as usize).div_ceil(SPAN) {
-            s.state[ATTENTION_ROWS..ATTENTION_ROWS + n].fill(Softmax { limit: SPAN, ..Softmax::NOTHING });
+            s.state[ATTENTION_ROWS..ATTENTION_ROWS + n]
+                .fill(Softmax { limit: SPAN, ..Softmax::NOTHING });
             let mut padding = Span::padding(a, &u, span);
             if BYTES {
                 padding = padding.widened::<S>(hd, s);
@@ -141,7 +153,10 @@ unsafe fn attend<S: Isa, E: Element<S>, const NP: usize, const BYTES: bool>(a: &
             let inverse = S::splat(1.0 / s.state[i].sum);
             let sums = s.sums.as_mut_ptr().add(i * padded);
             for c in 0..padded / 16 {
-                S::store(sums.add(c * 16), rounded::<S>(a.round, S::mul(S::load(sums.add(c * 16)), inverse)));
+                S::store(
+                    sums.add(c * 16),
+                    rounded::<S>(a.round, S::mul(S::load(sums.add(c * 16)), inverse)),
+                );
             }
             if a.to_q {
                 quantize_row::<S>(sums, hd, a.out.q.add(row * a.out.q_stride + column / 32));
@@ -197,13 +212,19 @@ impl Span {
     }
 
     #[inline(always)]
-    unsafe fn from(a: &AttentionArgs, u: &AttentionUnit, count: usize, page: impl Fn(usize) -> usize) -> Span {
+    unsafe fn from(
+        a: &AttentionArgs,
+        u: &AttentionUnit,
+        count: usize,
+        page: impl Fn(usize) -> usize,
+    ) -> Span {
         unsafe {
             let view = *a.views.add(u.segment as usize);
             let kv_head = u.head as usize / a.group * a.shape.bytes;
             let mut pages = [std::ptr::null(); SPAN / PAGE];
             for p in 0..SPAN / PAGE {
-                pages[p] = view.base.add(*view.pages.add(page(p)) as usize * view.page_bytes + kv_head);
+                pages[p] =
+                    view.base.add(*view.pages.add(page(p)) as usize * view.page_bytes + kv_head);
             }
             Span { pages, count }
         }
@@ -258,8 +279,16 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
                 let x = rounded::<S>(round, S::load(row.add(c * PAGE)));
                 let x = if cap > 0.0 { rounded::<S>(round, soft_cap::<S>(x, cap)) } else { x };
                 let left = limit - c * PAGE;
-                let x = if left >= PAGE { x } else { S::select_gt(S::splat(left as f32), lanes, x, nothing) };
-                v[c] = if first <= c * PAGE { x } else { S::select_gt(S::splat((first - c * PAGE) as f32), lanes, nothing, x) };
+                let x = if left >= PAGE {
+                    x
+                } else {
+                    S::select_gt(S::splat(left as f32), lanes, x, nothing)
+                };
+                v[c] = if first <= c * PAGE {
+                    x
+                } else {
+                    S::select_gt(S::splat((first - c * PAGE) as f32), lanes, nothing, x)
+                };
             }
             let largest = S::largest(S::max(S::max(v[0], v[1]), S::max(v[2], v[3])));
             let maximum_now = if largest > maximum { largest } else { maximum };
@@ -282,7 +311,8 @@ unsafe fn span_step<S: Isa, E: Element<S>, const NP: usize>(
             let sums = s.sums.as_mut_ptr().add((state + r) * padded);
             let mut lane = [0f32; 16];
             S::store(lane.as_mut_ptr(), correction);
-            (s.state[state + r].maximum, s.state[state + r].sum) = (maximum_now, total.mul_add(lane[0], sum));
+            (s.state[state + r].maximum, s.state[state + r].sum) =
+                (maximum_now, total.mul_add(lane[0], sum));
             for c in 0..padded / 16 {
                 S::store(sums.add(c * 16), S::mul(S::load(sums.add(c * 16)), correction));
             }

@@ -52,7 +52,16 @@ fn a_team_makes_room_for_heads_wider_than_it_was_made_for() {
             let mut q = Rows::new(48, 64);
             q.row_mut(7).fill(1.0);
             let mut out = Activations::new(48, 64, false);
-            team.attention(&[unit(48, 1)], &rows, &[Context::Pages(&[0, 1, 2])], &kv, 0, Attending::plain(1), &q, &mut out);
+            team.attention(
+                &[unit(48, 1)],
+                &rows,
+                &[Context::Pages(&[0, 1, 2])],
+                &kv,
+                0,
+                Attending::plain(1),
+                &q,
+                &mut out,
+            );
             assert_eq!(team.broken(), None);
             results.push(out);
         }
@@ -63,9 +72,24 @@ fn a_team_makes_room_for_heads_wider_than_it_was_made_for() {
 #[test]
 fn attention_refuses_units_that_reach_past_what_they_were_given() {
     let context = [0u32, 1, 2];
-    let run = |team: &mut Team, units: &[AttentionUnit], rows: &[Row], heads: usize, kv: &KvArena, q: &Rows, width: usize| {
+    let run = |team: &mut Team,
+               units: &[AttentionUnit],
+               rows: &[Row],
+               heads: usize,
+               kv: &KvArena,
+               q: &Rows,
+               width: usize| {
         let mut out = Activations::new(rows.len(), width, false);
-        team.attention(units, rows, &[Context::Pages(&context)], kv, 0, Attending::plain(heads), q, &mut out);
+        team.attention(
+            units,
+            rows,
+            &[Context::Pages(&context)],
+            kv,
+            0,
+            Attending::plain(heads),
+            q,
+            &mut out,
+        );
     };
     let (kv, rows, q) = (arena(1, 16, 4), places(40), Rows::new(40, 32));
     let what = |name: &str, u: AttentionUnit| {
@@ -81,39 +105,67 @@ fn attention_refuses_units_that_reach_past_what_they_were_given() {
     what("no rows", unit(0, 1));
     what("no heads", unit(1, 0));
     what("a segment that is not there", AttentionUnit { segment: 1, ..unit(1, 1) });
-    all_refuse("two units of one row", |team| run(team, &[unit(1, 1), unit(1, 2)], &rows, 2, &kv, &q, 32));
+    all_refuse("two units of one row", |team| {
+        run(team, &[unit(1, 1), unit(1, 2)], &rows, 2, &kv, &q, 32)
+    });
     let far = [Row { position: 48, page: 0 }];
     all_refuse("a position past the pages", |team| run(team, &[unit(1, 1)], &far, 2, &kv, &q, 32));
     let falling = [Row { position: 5, page: 0 }, Row { position: 4, page: 0 }];
     all_refuse("positions that fall", |team| run(team, &[unit(2, 1)], &falling, 2, &kv, &q, 32));
     let small = arena(1, 16, 2);
     all_refuse("pages past the arena", |team| run(team, &[unit(1, 1)], &rows, 2, &small, &q, 32));
-    all_refuse("queries of another width", |team| run(team, &[unit(1, 1)], &rows, 2, &kv, &Rows::new(40, 16), 32));
-    all_refuse("too few queries", |team| run(team, &[unit(1, 1)], &rows, 2, &kv, &Rows::new(39, 32), 32));
-    all_refuse("an output of another width", |team| run(team, &[unit(1, 1)], &rows, 2, &kv, &q, 48));
+    all_refuse("queries of another width", |team| {
+        run(team, &[unit(1, 1)], &rows, 2, &kv, &Rows::new(40, 16), 32)
+    });
+    all_refuse("too few queries", |team| {
+        run(team, &[unit(1, 1)], &rows, 2, &kv, &Rows::new(39, 32), 32)
+    });
+    all_refuse("an output of another width", |team| {
+        run(team, &[unit(1, 1)], &rows, 2, &kv, &q, 48)
+    });
     all_refuse("no query heads", |team| run(team, &[], &rows, 0, &kv, &Rows::new(40, 0), 0));
     let odd = arena(3, 16, 4);
-    all_refuse("heads that kv heads do not divide", |team| run(team, &[unit(1, 1)], &rows, 2, &odd, &q, 32));
+    all_refuse("heads that kv heads do not divide", |team| {
+        run(team, &[unit(1, 1)], &rows, 2, &odd, &q, 32)
+    });
     // Heads whose width wraps to that of the queries.
     all_refuse("a width that wraps", |team| run(team, &[], &[], 1 << 60, &kv, &Rows::new(0, 0), 0));
     let by = |by: Attending, team: &mut Team| {
         let mut out = Activations::new(40, 32, false);
         team.attention(&[unit(1, 1)], &rows, &[Context::Pages(&context)], &kv, 0, by, &q, &mut out);
     };
-    all_refuse("a window of nothing", |team| by(Attending { window: Some(0), ..Attending::plain(2) }, team));
-    all_refuse("too few sinks", |team| by(Attending { sinks: Some(&[0.0]), ..Attending::plain(2) }, team));
-    all_refuse("a cap of nothing", |team| by(Attending { cap: Some(0.0), ..Attending::plain(2) }, team));
+    all_refuse("a window of nothing", |team| {
+        by(Attending { window: Some(0), ..Attending::plain(2) }, team)
+    });
+    all_refuse("too few sinks", |team| {
+        by(Attending { sinks: Some(&[0.0]), ..Attending::plain(2) }, team)
+    });
+    all_refuse("a cap of nothing", |team| {
+        by(Attending { cap: Some(0.0), ..Attending::plain(2) }, team)
+    });
     all_refuse("a copy that is shorter than it must be", |team| {
         let copy = kv.copy_layer(0, &[0]);
         let mut out = Activations::new(40, 32, false);
         let units = [AttentionUnit { row: 16, ..unit(1, 1) }];
-        team.attention(&units, &rows, &[Context::Copy(&copy)], &kv, 0, Attending::plain(2), &q, &mut out);
+        team.attention(
+            &units,
+            &rows,
+            &[Context::Copy(&copy)],
+            &kv,
+            0,
+            Attending::plain(2),
+            &q,
+            &mut out,
+        );
     });
     all_refuse("a layer that is not there", |team| {
         let mut out = Activations::new(40, 32, false);
         team.attention(&[], &rows, &[], &kv, 1, Attending::plain(2), &q, &mut out);
     });
-    assert!(refused(|| Some(kv.copy_layer(0, &[4]).len().to_string())).is_some_and(|e| e.contains("page 4 of 4")));
+    assert!(
+        refused(|| Some(kv.copy_layer(0, &[4]).len().to_string()))
+            .is_some_and(|e| e.contains("page 4 of 4"))
+    );
 }
 
 #[test]
@@ -123,7 +175,16 @@ fn padding_past_the_pages_is_computed_on_those_that_there_are() {
         let (kv, q, rows) = (arena(1, 16, 4), Rows::new(1, 16), places(1));
         let mut out = Activations::new(1, 16, false);
         let units = [AttentionUnit { padded_context: 5000, ..unit(1, 1) }];
-        team.attention(&units, &rows, &[Context::Pages(&[0])], &kv, 0, Attending::plain(1), &q, &mut out);
+        team.attention(
+            &units,
+            &rows,
+            &[Context::Pages(&[0])],
+            &kv,
+            0,
+            Attending::plain(1),
+            &q,
+            &mut out,
+        );
         assert_eq!((team.broken(), out.row(0)), (None, &[0.0; 16][..]));
     }
 }
@@ -146,7 +207,13 @@ fn heads_of_no_width_and_layers_without_heads_are_refused() {
             );
         });
         all_refuse("keys without heads", |team| {
-            let by = HeadsBy { norms: None, rotated_first: false, table: None, scale: 1.0, row_scales: None };
+            let by = HeadsBy {
+                norms: None,
+                rotated_first: false,
+                table: None,
+                scale: 1.0,
+                row_scales: None,
+            };
             let (mut q, k) = (Rows::new(1, head_dim), Rows::new(1, kv_heads * head_dim));
             team.heads(&mut q, &k, &k, &places(1), &by, &mut arena(kv_heads, head_dim, 1), 0, 1);
         });
@@ -160,7 +227,9 @@ fn sizes_that_memory_cannot_hold_panic_or_are_an_error_and_never_wrap() {
         ("rows", || Rows::new(1 << 60, 16).count().to_string()),
         ("a row", || Rows::new(1, usize::MAX - 3).count().to_string()),
         ("activations", || Activations::new(1 << 59, 32, true).row(0).len().to_string()),
-        ("activations of no width", || Activations::new(usize::MAX, 33, true).row(0).len().to_string()),
+        ("activations of no width", || {
+            Activations::new(usize::MAX, 33, true).row(0).len().to_string()
+        }),
         ("a panel of f32", || panel_bytes(Format::F32, 1 << 58).to_string()),
         ("a panel of bf16", || panel_bytes(Format::Bf16, usize::MAX).to_string()),
         ("a panel of blocks", || panel_bytes(Format::Q8_0, usize::MAX).to_string()),
@@ -220,13 +289,19 @@ fn products_and_norms_refuse_what_does_not_fit() {
     });
     all_refuse("a place of another length", |team| {
         let mut place = vec![0.0; 16];
-        team.head(&m, &Activations::new(3, 7, false), &Scoring::PLAIN, &mut [ScoreRequest::All(&mut place)]);
+        team.head(
+            &m,
+            &Activations::new(3, 7, false),
+            &Scoring::PLAIN,
+            &mut [ScoreRequest::All(&mut place)],
+        );
     });
     let (ones, rows) = (vec![1.0; 48], Rows::new(4, 33));
-    let norm = |weights: &[f32], pick: Option<&[u32]>, n: usize, out_width: usize, team: &mut Team| {
-        let mut out = Activations::new(2, out_width, false);
-        team.norm(&rows, pick, 2, &NormWeights::rms(weights, 1e-5), n, &mut out);
-    };
+    let norm =
+        |weights: &[f32], pick: Option<&[u32]>, n: usize, out_width: usize, team: &mut Team| {
+            let mut out = Activations::new(2, out_width, false);
+            team.norm(&rows, pick, 2, &NormWeights::rms(weights, 1e-5), n, &mut out);
+        };
     all_refuse("weights of another length", |team| norm(&ones[..32], None, 33, 33, team));
     all_refuse("rows of another width", |team| norm(&ones, None, 49, 49, team));
     all_refuse("a width that wraps to none", |team| norm(&[], None, usize::MAX - 3, 33, team));
@@ -262,7 +337,8 @@ fn what_was_handed_in_and_is_right_gives_the_right_result() {
         let data = vec![0u8; panel_bytes(Format::F32, 7) * 2];
         let m = Panels::new(Format::F32, 17, 7, &data);
         let mut places = vec![vec![1.0; 17]; 3];
-        let mut wants: Vec<ScoreRequest> = places.iter_mut().map(|p| ScoreRequest::All(p)).collect();
+        let mut wants: Vec<ScoreRequest> =
+            places.iter_mut().map(|p| ScoreRequest::All(p)).collect();
         let scores = team.head(&m, &Activations::new(3, 7, false), &Scoring::PLAIN, &mut wants);
         assert_eq!(scores, [Scores::All, Scores::All, Scores::All]);
         assert!(places.iter().flatten().all(|s| *s == 0.0) && team.broken().is_none(), "{set:?}");
@@ -281,14 +357,24 @@ fn keys_and_values_are_refused_where_they_have_no_place() {
         let (mut q, k) = (Rows::new(rows.len(), 32), Rows::new(rows.len(), kv_width));
         team.heads(&mut q, &k, &k, rows, by, &mut arena(1, 16, 2), 0, 2);
     };
-    let by = |table| HeadsBy { norms: None, rotated_first: false, table, scale: 1.0, row_scales: None };
+    let by =
+        |table| HeadsBy { norms: None, rotated_first: false, table, scale: 1.0, row_scales: None };
     let table = vec![0.0; 3 * 32];
     let mut team = Team::new(KernelSet::best(), 1, 2, false).unwrap();
-    run(&mut team, &[Row { position: 2, page: 1 }, Row { position: 2, page: Row::NOWHERE }], &by(Some(&table)), 16);
+    run(
+        &mut team,
+        &[Row { position: 2, page: 1 }, Row { position: 2, page: Row::NOWHERE }],
+        &by(Some(&table)),
+        16,
+    );
     assert_eq!(team.broken(), None);
-    all_refuse("a position without a rotation", |team| run(team, &rows(3, 0), &by(Some(&table)), 16));
+    all_refuse("a position without a rotation", |team| {
+        run(team, &rows(3, 0), &by(Some(&table)), 16)
+    });
     all_refuse("a page that is not there", |team| run(team, &rows(0, 2), &by(None), 16));
-    all_refuse("one place for two rows", |team| run(team, &[rows(0, 1)[0], rows(16, 1)[0]], &by(None), 16));
+    all_refuse("one place for two rows", |team| {
+        run(team, &[rows(0, 1)[0], rows(16, 1)[0]], &by(None), 16)
+    });
     all_refuse("keys of another width", |team| run(team, &rows(0, 0), &by(None), 32));
     let scales = HeadsBy { row_scales: Some(&[1.0, 2.0]), ..by(None) };
     all_refuse("scales of other rows", |team| run(team, &rows(0, 0), &scales, 16));

@@ -249,7 +249,12 @@ impl KernelSet {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") && has!("f16c") {
                 sets.push(KernelSet(&avx2::TABLE));
-                if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512vnni") {
+                if has!("avx512f")
+                    && has!("avx512bw")
+                    && has!("avx512dq")
+                    && has!("avx512vl")
+                    && has!("avx512vnni")
+                {
                     sets.push(KernelSet(&avx512::TABLE));
                 }
             }
@@ -267,7 +272,11 @@ impl KernelSet {
         let sets = KernelSet::available();
         sets.iter().copied().find(|s| s.name() == name).ok_or_else(|| {
             let names: Vec<_> = sets.iter().map(|s| s.name()).collect();
-            format!("no kernel set '{}' on this CPU; it can run {}", crate::units::shown(name), names.join(", "))
+            format!(
+                "no kernel set '{}' on this CPU; it can run {}",
+                crate::units::shown(name),
+                names.join(", ")
+            )
         })
     }
 
@@ -283,7 +292,8 @@ impl KernelSet {
     /// Names of its kernels for these formats, such as `x86-avx2-f32-6x16`.
     pub fn kernel_names(self, formats: &[super::Format]) -> Vec<String> {
         let name = |f: &super::Format| {
-            let (rows, columns) = if f.is_quantized() { self.0.quant_tile } else { self.0.float_tile };
+            let (rows, columns) =
+                if f.is_quantized() { self.0.quant_tile } else { self.0.float_tile };
             format!("{}-{f}-{rows}x{columns}", self.0.isa)
         };
         formats.iter().map(name).collect()

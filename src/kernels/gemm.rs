@@ -42,7 +42,8 @@ pub struct ActBlock {
 
 impl ActBlock {
     /// All zero.
-    pub const ZERO: ActBlock = ActBlock { q: [0; 32], d: 0.0, dsum: 0.0, correction: 0, halves: [0; 2] };
+    pub const ZERO: ActBlock =
+        ActBlock { q: [0; 32], d: 0.0, dsum: 0.0, correction: 0, halves: [0; 2] };
 }
 
 /// One multiplication: `out[r][c] = Σ_k x[r][k] * w[c][k]` for `rows` rows and the columns of `panels` panels.
@@ -101,7 +102,9 @@ impl<S: Isa> Weight<S> for WideF32 {
     }
     #[inline(always)]
     unsafe fn pair(p: *const u8, k: usize) -> (S::F, S::F) {
-        unsafe { (S::load((p as *const f32).add(k * 16)), S::load((p as *const f32).add(k * 16 + 16))) }
+        unsafe {
+            (S::load((p as *const f32).add(k * 16)), S::load((p as *const f32).add(k * 16 + 16)))
+        }
     }
 }
 
@@ -129,7 +132,12 @@ impl<S: Isa> Weight<S> for HalfF16 {
     }
     #[inline(always)]
     unsafe fn pair(p: *const u8, k: usize) -> (S::F, S::F) {
-        unsafe { (S::load_f16((p as *const u16).add(k * 16)), S::load_f16((p as *const u16).add(k * 16 + 16))) }
+        unsafe {
+            (
+                S::load_f16((p as *const u16).add(k * 16)),
+                S::load_f16((p as *const u16).add(k * 16 + 16)),
+            )
+        }
     }
 }
 
@@ -220,7 +228,16 @@ unsafe fn float_block<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm, panel: us
             for p in 0..NP {
                 widen::<S, W>(w.add(p * bytes), kc, g.wide.add(p * BLOCK * 16));
             }
-            float_rows::<S, WideF32, NP>(g, g.wide as *const u8, BLOCK * 64, &ahead, x, kc, out, k == 0);
+            float_rows::<S, WideF32, NP>(
+                g,
+                g.wide as *const u8,
+                BLOCK * 64,
+                &ahead,
+                x,
+                kc,
+                out,
+                k == 0,
+            );
         } else {
             float_rows::<S, W, NP>(g, w, bytes, &ahead, x, kc, out, k == 0);
         }
@@ -386,7 +403,8 @@ unsafe fn quantized<S: Isa, Q: Blocks<S>>(g: &Gemm) {
     while panel < g.panels {
         unsafe {
             // With factors two kinds of sums are live, and a tile of several rows straight from the panel spills them.
-            let direct = if has_factors(Q::SUM) { S::QUANT_DIRECT_ROWS / 4 } else { S::QUANT_DIRECT_ROWS };
+            let direct =
+                if has_factors(Q::SUM) { S::QUANT_DIRECT_ROWS / 4 } else { S::QUANT_DIRECT_ROWS };
             if Q::UNPACKED && g.rows > direct {
                 unpacked_rows::<S, Q>(g, panel);
                 panel += 1;
@@ -412,7 +430,12 @@ const fn quant_rows<S: Isa>(panels: usize) -> usize {
 unsafe fn quantized_rows<S: Isa, Q: Blocks<S>, const NP: usize>(g: &Gemm, panel: usize) {
     unsafe {
         let bytes = panel_bytes(g.format, g.k);
-        let w = Coded { w: g.w.add(panel * bytes), step: bytes, ahead: g.w.wrapping_add((panel + NP) * bytes), blocks: g.k / 32 };
+        let w = Coded {
+            w: g.w.add(panel * bytes),
+            step: bytes,
+            ahead: g.w.wrapping_add((panel + NP) * bytes),
+            blocks: g.k / 32,
+        };
         let mut r = 0;
         while r < g.rows {
             let rows = tile_rows(g.rows - r, quant_rows::<S>(NP));
@@ -439,7 +462,11 @@ const CHUNK: usize = 16;
 /// as they are.
 #[inline(always)]
 unsafe fn unpacked_rows<S: Isa, Q: Blocks<S>>(g: &Gemm, panel: usize) {
-    const { assert!(CHUNK * Unpacked::<Q>::part_bytes::<S>() <= WIDE * 4 && CHUNK.is_multiple_of(Q::SUPER)) };
+    const {
+        assert!(
+            CHUNK * Unpacked::<Q>::part_bytes::<S>() <= WIDE * 4 && CHUNK.is_multiple_of(Q::SUPER)
+        )
+    };
     unsafe {
         let (bytes, blocks) = (panel_bytes(g.format, g.k), g.k / 32);
         let panel_end = g.w.wrapping_add((panel + 1) * bytes);
@@ -456,13 +483,28 @@ unsafe fn unpacked_rows<S: Isa, Q: Blocks<S>>(g: &Gemm, panel: usize) {
             let mut r = 0;
             while r < g.rows {
                 let rows = tile_rows(g.rows - r, S::QUANT_ROWS);
-                let (x, out) = (g.q.add(r * g.q_stride + from), g.out.add(r * g.out_stride + panel * 16));
+                let (x, out) =
+                    (g.q.add(r * g.q_stride + from), g.out.add(r * g.out_stride + panel * 16));
                 macro_rules! tile {
                     ($mr:literal) => {
                         if r == 0 {
-                            coded::<S, Unpacked<Q>, $mr, 1, true>(&w, x, g.q_stride, out, g.out_stride, from == 0)
+                            coded::<S, Unpacked<Q>, $mr, 1, true>(
+                                &w,
+                                x,
+                                g.q_stride,
+                                out,
+                                g.out_stride,
+                                from == 0,
+                            )
                         } else {
-                            coded::<S, Unpacked<Q>, $mr, 1, false>(&w, x, g.q_stride, out, g.out_stride, from == 0)
+                            coded::<S, Unpacked<Q>, $mr, 1, false>(
+                                &w,
+                                x,
+                                g.q_stride,
+                                out,
+                                g.out_stride,
+                                from == 0,
+                            )
                         }
                     };
                 }
@@ -613,7 +655,11 @@ unsafe fn coded_part<S: Isa, Q: Blocks<S>, const MR: usize, const NP: usize>(
                             // Four weights at a time, prepared in registers: the other line would push sums out of them.
                             let line = Q::signed(at(p), part, i, half);
                             for r in 0..MR {
-                                total[r][p] = S::dot8(total[r][p], line, quad(x.add(r * x_stride), i + 4 * half));
+                                total[r][p] = S::dot8(
+                                    total[r][p],
+                                    line,
+                                    quad(x.add(r * x_stride), i + 4 * half),
+                                );
                             }
                         }
                     }

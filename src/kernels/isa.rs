@@ -372,7 +372,8 @@ impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn factors4(p: *const u8, high: bool) -> [i32; 16] {
-        unsafe { (p as *const [u8; 16]).read_unaligned() }.map(|f| (if high { f >> 4 } else { f & 15 }) as i32)
+        unsafe { (p as *const [u8; 16]).read_unaligned() }
+            .map(|f| (if high { f >> 4 } else { f & 15 }) as i32)
     }
     #[inline(always)]
     unsafe fn pair(a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
@@ -380,7 +381,10 @@ impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn scale_pairs(pairs: [i32; 16], by: i16) -> [i32; 16] {
-        pairs.map(|p| (p as i16).wrapping_mul(by) as u16 as i32 | (((p >> 16) as i16).wrapping_mul(by) as i32) << 16)
+        pairs.map(|p| {
+            (p as i16).wrapping_mul(by) as u16 as i32
+                | (((p >> 16) as i16).wrapping_mul(by) as i32) << 16
+        })
     }
     #[inline(always)]
     unsafe fn dot_pairs(total: [i32; 16], pairs: [i32; 16], halves: i32) -> [i32; 16] {

@@ -63,7 +63,10 @@ pub(crate) unsafe fn tanh<S: Isa>(x: S::F) -> S::F {
         let y = magnitude::<S>(x);
         // Below 0.625 the odd polynomial of Cephes' tanhf, above 1 - 2 / (e^2x + 1).
         let z = S::mul(x, x);
-        let p = polynomial::<S, 5>(z, [-5.704_989e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]);
+        let p = polynomial::<S, 5>(
+            z,
+            [-5.704_989e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1],
+        );
         let small = S::fma(S::mul(p, z), x, x);
         let one = S::splat(1.0);
         let large = S::sub(one, S::div(S::splat(2.0), S::add(exp::<S>(S::add(y, y)), one)));
@@ -95,7 +98,15 @@ pub(crate) unsafe fn erf<S: Isa>(x: S::F) -> S::F {
         let t = S::div(one, S::fma(y, S::splat(0.5), one));
         let q = polynomial::<S, 7>(
             t,
-            [-8.630_241e-2, 3.992_206e-2, 2.850_288_4e-1, 1.776_674_8e-1, 3.035_771_5e-1, 2.787_357_3e-1, 2.117_253_2e-4],
+            [
+                -8.630_241e-2,
+                3.992_206e-2,
+                2.850_288_4e-1,
+                1.776_674_8e-1,
+                3.035_771_5e-1,
+                2.787_357_3e-1,
+                2.117_253_2e-4,
+            ],
         );
         let large = S::sub(one, S::mul(q, exp::<S>(S::sub(S::zero(), z))));
         let large = S::select_gt(S::zero(), x, S::sub(S::zero(), large), large);
@@ -150,7 +161,10 @@ unsafe fn activated<S: Isa>(activation: ActivationFn, x: S::F) -> S::F {
             // (1 + tanh u) / 2 is the sigmoid of 2u: no difference of nearly equal numbers.
             ActivationFn::GeluTanh => {
                 let cubed = S::mul(S::mul(x, x), x);
-                times_sigmoid::<S>(x, S::mul(S::fma(cubed, S::splat(0.044_715), x), S::splat(2.0 * 0.797_884_6)))
+                times_sigmoid::<S>(
+                    x,
+                    S::mul(S::fma(cubed, S::splat(0.044_715), x), S::splat(2.0 * 0.797_884_6)),
+                )
             }
             ActivationFn::Gelu => {
                 let half = S::mul(x, S::splat(0.5));
@@ -175,7 +189,12 @@ unsafe fn activated<S: Isa>(activation: ActivationFn, x: S::F) -> S::F {
 
 /// activation(gate) * up, rounded after each operation.
 #[inline(always)]
-pub(crate) unsafe fn gated<S: Isa>(activation: ActivationFn, gate: S::F, up: S::F, round: bool) -> S::F {
+pub(crate) unsafe fn gated<S: Isa>(
+    activation: ActivationFn,
+    gate: S::F,
+    up: S::F,
+    round: bool,
+) -> S::F {
     unsafe {
         let gate = rounded::<S>(round, activated::<S>(activation, gate));
         let up = match activation {
@@ -266,7 +285,11 @@ pub(crate) unsafe fn layer_norm<S: Isa>(
         for i in 0..chunks {
             let d = rounded::<S>(round, S::mul(S::sub(S::load(x.add(i * 16)), mean), scale));
             let v = rounded::<S>(round, S::mul(d, S::load(w.add(i * 16))));
-            let v = if bias.is_null() { v } else { rounded::<S>(round, S::add(v, S::load(bias.add(i * 16)))) };
+            let v = if bias.is_null() {
+                v
+            } else {
+                rounded::<S>(round, S::add(v, S::load(bias.add(i * 16))))
+            };
             S::store(out.add(i * 16), v);
         }
     }
@@ -274,7 +297,14 @@ pub(crate) unsafe fn layer_norm<S: Isa>(
 
 /// x / sqrt(mean(x²) + epsilon) * w over `n` values in rows padded to 16; the sum of squares runs in 16 lanes, then a tree. `out` may be `x`.
 #[inline(always)]
-pub(crate) unsafe fn rms_norm<S: Isa>(x: *const f32, w: *const f32, n: usize, epsilon: f32, round: bool, out: *mut f32) {
+pub(crate) unsafe fn rms_norm<S: Isa>(
+    x: *const f32,
+    w: *const f32,
+    n: usize,
+    epsilon: f32,
+    round: bool,
+    out: *mut f32,
+) {
     unsafe {
         let mut squares = S::zero();
         for i in 0..n.div_ceil(16) {
@@ -290,4 +320,5 @@ pub(crate) unsafe fn rms_norm<S: Isa>(x: *const f32, w: *const f32, n: usize, ep
 }
 
 /// The numbers of the lanes.
-pub(crate) const LANES: [f32; 16] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+pub(crate) const LANES: [f32; 16] =
+    [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];

@@ -36,8 +36,8 @@ pub use formats::Part;
 pub use gemm::ActBlock;
 pub use math::ActivationFn;
 pub use ops::{
-    Activations, Attending, Context, Delta, Group, HeadsBy, KvArena, NormWeights, Rotation, Rows, ScoreRequest, Scores, Scoring,
-    StateArena, Team, attention_units,
+    Activations, Attending, Context, Delta, Group, HeadsBy, KvArena, NormWeights, Rotation, Rows,
+    ScoreRequest, Scores, Scoring, StateArena, Team, attention_units,
 };
 pub use pages::{KvElement, KvLayer, KvShape, PAGE, Row};
 pub use panels::{COLUMNS, Panels, pack_panel, padded, panel_bytes};
@@ -45,7 +45,9 @@ pub use pool::Pool;
 pub use state::{Around, MAX_TAPS, StateSegment};
 
 /// How a weight matrix is stored in panels and what it is multiplied with. Every format has one numeric path for all batch sizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Format {
     /// IEEE single precision; f32 activations.
     #[serde(rename = "f32")]

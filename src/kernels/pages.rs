@@ -124,7 +124,8 @@ impl KvShape {
         let mut offsets = Vec::with_capacity(layers.len());
         for layer in &layers {
             offsets.push(page_bytes);
-            page_bytes = page_bytes.saturating_add(layer.kv_heads.saturating_mul(head_bytes(layer.head_dim, element)));
+            page_bytes = page_bytes
+                .saturating_add(layer.kv_heads.saturating_mul(head_bytes(layer.head_dim, element)));
         }
         KvShape { element, layers, offsets, page_bytes }
     }
@@ -207,7 +208,14 @@ pub(crate) unsafe fn store_kv<S: Isa>(
 
 /// Sixteen columns of one head: their width is a multiple of 16.
 #[inline(always)]
-unsafe fn store_int8<S: Isa>(shape: &HeadShape, key: bool, page: *mut u8, lane: usize, column: usize, v: S::F) {
+unsafe fn store_int8<S: Isa>(
+    shape: &HeadShape,
+    key: bool,
+    page: *mut u8,
+    lane: usize,
+    column: usize,
+    v: S::F,
+) {
     unsafe {
         let (hd, d) = (shape.head_dim, column % shape.head_dim);
         let page = page.add(column / hd * shape.bytes + if key { 0 } else { hd * 18 });
@@ -237,12 +245,18 @@ pub(crate) unsafe fn widen_page<S: Isa>(page: *const u8, hd: usize, out: *mut f3
         let (keys, values) = (page, page.add(hd * 18));
         for d in 0..hd {
             let step = S::load_f16((keys.add(hd * PAGE) as *const u16).add(d / 16 * PAGE));
-            S::store(out.add(d * PAGE), S::mul(S::load_i8((keys as *const i8).add(d * PAGE)), step));
+            S::store(
+                out.add(d * PAGE),
+                S::mul(S::load_i8((keys as *const i8).add(d * PAGE)), step),
+            );
         }
         for i in 0..PAGE * hd / 16 {
             let step = (values.add(hd * PAGE) as *const u16).add(i).read_unaligned();
             let step = S::splat(half::f16::from_bits(step).to_f32_const());
-            S::store(out.add(hd * PAGE + i * 16), S::mul(S::load_i8((values as *const i8).add(i * 16)), step));
+            S::store(
+                out.add(hd * PAGE + i * 16),
+                S::mul(S::load_i8((values as *const i8).add(i * 16)), step),
+            );
         }
     }
 }

@@ -14,7 +14,8 @@ pub const COLUMNS: usize = 16;
 
 /// Columns up to whole panels. Panics where that is no size.
 pub fn padded(n: usize) -> usize {
-    n.checked_next_multiple_of(COLUMNS).unwrap_or_else(|| panic!("{n} columns are more than memory can hold"))
+    n.checked_next_multiple_of(COLUMNS)
+        .unwrap_or_else(|| panic!("{n} columns are more than memory can hold"))
 }
 
 /// Bytes of one panel of `k` weights a column. Panics where that is no size.
@@ -39,7 +40,11 @@ impl<'a> Panels<'a> {
     pub fn new(format: Format, n: usize, k: usize, data: &'a [u8]) -> Panels<'a> {
         let bytes = n.div_ceil(COLUMNS).checked_mul(panel_bytes(format, k));
         assert_eq!(Some(data.len()), bytes, "{n} x {k} {format} panels");
-        assert!(k.is_multiple_of(format.block()), "{format} rows come in blocks of {}", format.block());
+        assert!(
+            k.is_multiple_of(format.block()),
+            "{format} rows come in blocks of {}",
+            format.block()
+        );
         Panels { format, n, k, data }
     }
 
@@ -59,7 +64,9 @@ impl<'a> Panels<'a> {
         let panel = &self.data[n / COLUMNS * bytes..][..bytes];
         let kind = self.format.kind();
         for (out, group) in out.chunks_mut(kind.group).zip(panel.chunks_exact(kind.group_bytes)) {
-            out.iter_mut().enumerate().for_each(|(i, out)| *out = (kind.weight)(group, n % COLUMNS, i));
+            out.iter_mut()
+                .enumerate()
+                .for_each(|(i, out)| *out = (kind.weight)(group, n % COLUMNS, i));
         }
     }
 }
@@ -67,7 +74,10 @@ impl<'a> Panels<'a> {
 /// Packs up to 16 rows of the file (`rows`: whole rows of `k` weights one after the other) into one panel. Panics on lengths that do not fit.
 pub fn pack_panel(format: Format, k: usize, rows: &[u8], out: &mut [u8]) {
     let row_bytes = format.row_bytes(k);
-    assert!(rows.len() <= COLUMNS * row_bytes && (row_bytes == 0 || rows.len().is_multiple_of(row_bytes)));
+    assert!(
+        rows.len() <= COLUMNS * row_bytes
+            && (row_bytes == 0 || rows.len().is_multiple_of(row_bytes))
+    );
     assert!(out.len() == panel_bytes(format, k) && k.is_multiple_of(format.block()));
     // Memory that was written before keeps nothing of it in the columns past the last row, nor past a number of blocks that fills no group.
     // Sixteen rows of whole groups write every byte: fresh memory is then touched once.
@@ -92,12 +102,17 @@ mod tests {
     fn packing_loses_nothing() {
         let mut random = Random(3);
         for format in Format::ALL {
-            let (n, ks) = (21, if format.is_quantized() { [format.block(), 3 * format.block()] } else { [37, 64] });
+            let (n, ks) = (
+                21,
+                if format.is_quantized() { [format.block(), 3 * format.block()] } else { [37, 64] },
+            );
             for k in ks {
                 let row_bytes = format.row_bytes(k);
                 let rows = random.rows(format, n, k);
                 let mut data = vec![0xff; n.div_ceil(16) * panel_bytes(format, k)];
-                for (rows, panel) in rows.chunks(16 * row_bytes).zip(data.chunks_exact_mut(panel_bytes(format, k))) {
+                for (rows, panel) in
+                    rows.chunks(16 * row_bytes).zip(data.chunks_exact_mut(panel_bytes(format, k)))
+                {
                     pack_panel(format, k, rows, panel);
                 }
                 let panels = Panels::new(format, n, k, &data);

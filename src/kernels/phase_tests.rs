@@ -25,7 +25,10 @@ impl Made {
     }
 
     fn product(&self, x: &[f32]) -> Vec<f64> {
-        self.weights.chunks(self.k).map(|w| w.iter().zip(x).map(|(w, x)| *w as f64 * *x as f64).sum()).collect()
+        self.weights
+            .chunks(self.k)
+            .map(|w| w.iter().zip(x).map(|(w, x)| *w as f64 * *x as f64).sum())
+            .collect()
     }
 }
 
@@ -66,7 +69,9 @@ fn same_in_all_sets<T: PartialEq>(what: &str, compute: impl Fn(&mut Team) -> T) 
             assert_eq!(team.broken(), None, "{what} {set:?}");
             match &first {
                 None => first = Some(got),
-                Some(first) => assert!(*first == got, "{what}: {set:?} with {threads} threads differs"),
+                Some(first) => {
+                    assert!(*first == got, "{what}: {set:?} with {threads} threads differs")
+                }
             }
         }
     }
@@ -90,7 +95,11 @@ fn products_take_a_bias_and_a_scale_and_without_them_keep_their_bits() {
     let mut random = Random(3);
     for (n, k) in [(1, 5), (37, 33), (48, 17)] {
         let m = Made::new(&mut random, n, k);
-        let (x, start, bias) = (rows_of(&mut random, ROWS, k), rows_of(&mut random, ROWS, n), padded_floats(&mut random, n));
+        let (x, start, bias) = (
+            rows_of(&mut random, ROWS, k),
+            rows_of(&mut random, ROWS, n),
+            padded_floats(&mut random, n),
+        );
         for bias in [None, Some(&bias[..])] {
             for scale in [1.0, 0.22] {
                 let [stored, added] = same_in_all_sets("product", |team| {
@@ -114,7 +123,11 @@ fn products_take_a_bias_and_a_scale_and_without_them_keep_their_bits() {
                         let want = start.row(r)[c] as f64 + scale as f64 * want;
                         assert!(near(sum, want, 1e-4, 1e-4), "{n}x{k} at {r},{c}: {sum} {want}");
                         if scale == 1.0 {
-                            assert_eq!(sum.to_bits(), (start.row(r)[c] + out).to_bits(), "a scale of 1 changes no bit");
+                            assert_eq!(
+                                sum.to_bits(),
+                                (start.row(r)[c] + out).to_bits(),
+                                "a scale of 1 changes no bit"
+                            );
                         }
                     }
                 }
@@ -148,7 +161,10 @@ fn activation64(activation: ActivationFn, x: f64) -> f64 {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     match activation {
         ActivationFn::Silu => x * sigmoid(x),
-        ActivationFn::GeluTanh => x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
+        ActivationFn::GeluTanh => {
+            x / 2.0
+                * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
         ActivationFn::Gelu => x / 2.0 * (1.0 + erf64(x / 2f64.sqrt())),
         ActivationFn::GeluQuick => x * sigmoid(1.702 * x),
         ActivationFn::Relu => x.max(0.0),
@@ -235,7 +251,8 @@ fn scores_of(x: &[f32], logits: &Scoring) -> Vec<f32> {
 
 #[test]
 fn activations_are_their_formulas() {
-    let x: Vec<f32> = (-300..=300).map(|i| i as f32 / 20.0).chain([0.0, -0.0, 1e-30, 60.0, -60.0]).collect();
+    let x: Vec<f32> =
+        (-300..=300).map(|i| i as f32 / 20.0).chain([0.0, -0.0, 1e-30, 60.0, -60.0]).collect();
     for activation in ACTIVATIONS {
         for (x, got) in x.iter().zip(activate_all(activation, &x)) {
             let want = activation64(activation, *x as f64);
@@ -249,7 +266,10 @@ fn what_is_not_finite_stays_so_through_every_activation_and_cap() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for activation in ACTIVATIONS {
             let got = activate_all(activation, &[1.0, bad, 2.0]);
-            assert!(got[0].is_finite() && !got[1].is_finite() && got[2].is_finite(), "{activation:?} of {bad}: {got:?}");
+            assert!(
+                got[0].is_finite() && !got[1].is_finite() && got[2].is_finite(),
+                "{activation:?} of {bad}: {got:?}"
+            );
         }
         let mut gate = Rows::new(1, 1);
         gate.row_mut(0)[0] = 0.5;
@@ -263,7 +283,12 @@ fn what_is_not_finite_stays_so_through_every_activation_and_cap() {
             });
             assert!(!f32::from_bits(got).is_finite(), "{activation:?} times {bad}");
         }
-        let arena = pack(Format::F32, 2, 1, &[1f32, bad].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
+        let arena = pack(
+            Format::F32,
+            2,
+            1,
+            &[1f32, bad].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>(),
+        );
         let m = Panels::new(Format::F32, 2, 1, arena.bytes());
         for set in KernelSet::available() {
             let mut team = Team::new(set, 1, 2, false).unwrap();
@@ -295,7 +320,8 @@ fn gate_and_up_are_activated_with_their_biases_as_rows_and_as_blocks() {
             .flat_map(|(g, u)| [g, u].concat())
             .collect();
         let m = Panels::new(Format::F32, 2 * padded(width), k, &both);
-        let (gate_bias, up_bias) = (padded_floats(&mut random, width), padded_floats(&mut random, width));
+        let (gate_bias, up_bias) =
+            (padded_floats(&mut random, width), padded_floats(&mut random, width));
         let x = rows_of(&mut random, ROWS, k);
         for activation in ACTIVATIONS {
             for bias in [None, Some(())] {
@@ -321,10 +347,14 @@ fn gate_and_up_are_activated_with_their_biases_as_rows_and_as_blocks() {
                     let (g, u) = (gate.product(x.row(r)), up.product(x.row(r)));
                     for c in 0..width {
                         let bias = |b: &[f32]| if bias.is_some() { b[c] as f64 } else { 0.0 };
-                        let want = gated64(activation, g[c] + bias(&gate_bias), u[c] + bias(&up_bias));
+                        let want =
+                            gated64(activation, g[c] + bias(&gate_bias), u[c] + bias(&up_bias));
                         let got = f32::from_bits(got[r * padded(width) + c]);
                         let largest = (g[c].abs() + 1.0) * (u[c].abs() + 1.0) * (g[c].abs() + 1.0);
-                        assert!(near(got, want, 1e-4, 1e-5 * largest), "{activation:?} {r},{c}: {got} {want}");
+                        assert!(
+                            near(got, want, 1e-4, 1e-5 * largest),
+                            "{activation:?} {r},{c}: {got} {want}"
+                        );
                     }
                 }
             }
@@ -339,7 +369,11 @@ fn norm64(by: &NormWeights, n: usize, x: &[f32]) -> Vec<f64> {
     let mean = if by.centred { mean_of(&x) } else { 0.0 };
     let variance = mean_of(&x.iter().map(|x| (x - mean) * (x - mean)).collect::<Vec<_>>());
     let scale = 1.0 / (variance + by.epsilon as f64).sqrt();
-    (0..n).map(|i| (x[i] - mean) * scale * by.weights[i] as f64 + by.bias.map_or(0.0, |b| b[i] as f64)).collect()
+    (0..n)
+        .map(|i| {
+            (x[i] - mean) * scale * by.weights[i] as f64 + by.bias.map_or(0.0, |b| b[i] as f64)
+        })
+        .collect()
 }
 
 #[test]
@@ -364,7 +398,11 @@ fn norms_of_every_kind_into_activations_in_place_and_behind_a_branch() {
                 team.add_normed(&mut branch.clone(), None, n, 0.25, ROWS, &mut plain);
                 for r in 0..ROWS {
                     for c in 0..n {
-                        assert_eq!(plain.row(r)[c], x.row(r)[c] + branch.row(r)[c] * 0.25, "a branch without a norm");
+                        assert_eq!(
+                            plain.row(r)[c],
+                            x.row(r)[c] + branch.row(r)[c] * 0.25,
+                            "a branch without a norm"
+                        );
                     }
                 }
                 team.add_normed(&mut branch.clone(), Some(&by), n, 0.5, ROWS, &mut sum);
@@ -378,7 +416,11 @@ fn norms_of_every_kind_into_activations_in_place_and_behind_a_branch() {
                         assert_eq!((got, sum), (0.0, 0.0), "{what} {n}: padding");
                         continue;
                     }
-                    assert!(near(got, want[c], 1e-4, 2e-5), "{what} {n} at {r},{c}: {got} {}", want[c]);
+                    assert!(
+                        near(got, want[c], 1e-4, 2e-5),
+                        "{what} {n} at {r},{c}: {got} {}",
+                        want[c]
+                    );
                     let want = x.row(r)[c] as f64 + 0.5 * added[c];
                     assert!(near(sum, want, 1e-4, 2e-5), "{what} {n} at {r},{c}: {sum} {want}");
                 }
@@ -403,7 +445,9 @@ fn a_sum_of_squares_that_overflows_makes_a_row_nan_and_not_zero() {
                 x.row_mut(1)[..n].fill(1.0);
                 x.row_mut(1)[n - 1] = large;
                 team.norm_in_place(&mut x, 2, &by, n);
-                (0..2).map(|r| x.row(r)[..n].iter().filter(|x| x.is_nan()).count()).collect::<Vec<_>>()
+                (0..2)
+                    .map(|r| x.row(r)[..n].iter().filter(|x| x.is_nan()).count())
+                    .collect::<Vec<_>>()
             });
             assert_eq!(got, [0, n], "centred {centred} of {n} with {large}");
         }
@@ -420,7 +464,13 @@ struct Case<'a> {
 }
 
 /// Attention in f64 of queries that are scaled already. Keys and values: of each position all heads.
-fn attend64(case: &Case, q: &[f32], position: usize, keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+fn attend64(
+    case: &Case,
+    q: &[f32],
+    position: usize,
+    keys: &[Vec<f64>],
+    values: &[Vec<f64>],
+) -> Vec<f64> {
     let hd = case.head_dim;
     let mut out = Vec::new();
     for head in 0..case.heads {
@@ -430,9 +480,12 @@ fn attend64(case: &Case, q: &[f32], position: usize, keys: &[Vec<f64>], values: 
             .map(|p| (0..hd).map(|d| q[head * hd + d] as f64 * keys[p][kv + d]).sum::<f64>())
             .map(|s| case.options.cap.map_or(s, |c| c as f64 * (s / c as f64).tanh()))
             .collect();
-        let total: f64 = scores.iter().map(|s| s.exp()).sum::<f64>() + case.options.sinks.map_or(0.0, |s| (s[head] as f64).exp());
+        let total: f64 = scores.iter().map(|s| s.exp()).sum::<f64>()
+            + case.options.sinks.map_or(0.0, |s| (s[head] as f64).exp());
         for d in 0..hd {
-            out.push(scores.iter().zip(first..).map(|(s, p)| s.exp() / total * values[p][kv + d]).sum());
+            out.push(
+                scores.iter().zip(first..).map(|(s, p)| s.exp() / total * values[p][kv + d]).sum(),
+            );
         }
     }
     out
@@ -442,7 +495,9 @@ fn attend64(case: &Case, q: &[f32], position: usize, keys: &[Vec<f64>], values: 
 fn windows_caps_and_sinks_are_the_textbooks_whatever_the_chunk() {
     let positions = 150;
     let pages: Vec<u32> = (0..14).map(|i| (i * 5 + 3) % 14).collect();
-    let all: Vec<Row> = (0..positions as u32).map(|p| Row { position: p, page: pages[p as usize / PAGE] }).collect();
+    let all: Vec<Row> = (0..positions as u32)
+        .map(|p| Row { position: p, page: pages[p as usize / PAGE] })
+        .collect();
     let sinks: Vec<f32> = (0..6).map(|i| i as f32 - 2.5).collect();
     let options = [
         Attending::plain(6),
@@ -453,7 +508,8 @@ fn windows_caps_and_sinks_are_the_textbooks_whatever_the_chunk() {
         Attending { sinks: Some(&sinks), ..Attending::plain(6) },
     ];
     for (i, options) in options.into_iter().enumerate() {
-        let (head_dim, element) = if i % 2 == 0 { (10, KvElement::F32) } else { (16, KvElement::F16) };
+        let (head_dim, element) =
+            if i % 2 == 0 { (10, KvElement::F32) } else { (16, KvElement::F16) };
         let case = Case { heads: 6, kv_heads: 2, head_dim, element, options };
         let mut random = Random(i as u64);
         let (q, k, v) = (
@@ -464,7 +520,13 @@ fn windows_caps_and_sinks_are_the_textbooks_whatever_the_chunk() {
         // A layer of another shape before it: offsets are per layer.
         let layers = vec![KvLayer { kv_heads: 3, head_dim: 6 }, KvLayer { kv_heads: 2, head_dim }];
         let shape = KvShape::new(layers, element);
-        let by = HeadsBy { norms: None, rotated_first: false, table: None, scale: 0.5, row_scales: None };
+        let by = HeadsBy {
+            norms: None,
+            rotated_first: false,
+            table: None,
+            scale: 0.5,
+            row_scales: None,
+        };
         let mut scaled = q.clone();
         let got = same_in_all_sets("attention", |team| {
             let mut results = Vec::new();
@@ -475,36 +537,72 @@ fn windows_caps_and_sinks_are_the_textbooks_whatever_the_chunk() {
                     let rows = &all[first..(first + chunk).min(positions)];
                     let part = |x: &Rows, width: usize| {
                         let mut part = Rows::new(rows.len(), width);
-                        (0..rows.len()).for_each(|r| part.row_mut(r).copy_from_slice(x.row(first + r)));
+                        (0..rows.len())
+                            .for_each(|r| part.row_mut(r).copy_from_slice(x.row(first + r)));
                         part
                     };
-                    let (mut q, k, v) = (part(&q, 6 * head_dim), part(&k, 2 * head_dim), part(&v, 2 * head_dim));
+                    let (mut q, k, v) =
+                        (part(&q, 6 * head_dim), part(&k, 2 * head_dim), part(&v, 2 * head_dim));
                     team.heads(&mut q, &k, &v, rows, &by, &mut kv, 1, 6);
                     let mut units = Vec::new();
-                    attention_units(0, 0, rows.len(), if apart { 70 } else { 0 }, 6, 2, apart, &mut units);
+                    attention_units(
+                        0,
+                        0,
+                        rows.len(),
+                        if apart { 70 } else { 0 },
+                        6,
+                        2,
+                        apart,
+                        &mut units,
+                    );
                     let mut out = Activations::new(rows.len(), 6 * head_dim, false);
-                    team.attention(&units, rows, &[Context::Pages(&pages)], &kv, 1, case.options, &q, &mut out);
+                    team.attention(
+                        &units,
+                        rows,
+                        &[Context::Pages(&pages)],
+                        &kv,
+                        1,
+                        case.options,
+                        &q,
+                        &mut out,
+                    );
                     let copy = kv.copy_layer(1, &pages);
                     let mut again = Activations::new(rows.len(), 6 * head_dim, false);
-                    team.attention(&units, rows, &[Context::Copy(&copy)], &kv, 1, case.options, &q, &mut again);
+                    team.attention(
+                        &units,
+                        rows,
+                        &[Context::Copy(&copy)],
+                        &kv,
+                        1,
+                        case.options,
+                        &q,
+                        &mut again,
+                    );
                     assert!(out.same_bits(&again), "a copy of the pages is as good");
                     result.extend(held(&out, rows.len()).0);
                 }
                 results.push(result);
             }
-            assert!(results[0] == results[1] && results[0] == results[2], "options {i}: chunks differ");
+            assert!(
+                results[0] == results[1] && results[0] == results[2],
+                "options {i}: chunks differ"
+            );
             results.remove(0)
         });
         (0..positions).for_each(|r| scaled.row_mut(r).iter_mut().for_each(|q| *q *= 0.5));
-        let plain =
-            |x: &Rows| -> Vec<Vec<f64>> { (0..positions).map(|r| x.row(r).iter().map(|x| *x as f64).collect()).collect() };
+        let plain = |x: &Rows| -> Vec<Vec<f64>> {
+            (0..positions).map(|r| x.row(r).iter().map(|x| *x as f64).collect()).collect()
+        };
         let (keys, values) = (plain(&k), plain(&v));
         for r in [0, 1, 62, 63, 64, 65, 74, 75, 127, 128, 139, 149] {
             let want = attend64(&case, scaled.row(r), r, &keys, &values);
             for (c, want) in want.iter().enumerate() {
                 let got = f32::from_bits(got[r * padded(6 * head_dim) + c]);
                 let most = if case.element == KvElement::F16 { 0.02 } else { 1e-4 };
-                assert!(near(got, *want, most, most), "options {i} row {r} column {c}: {got} {want}");
+                assert!(
+                    near(got, *want, most, most),
+                    "options {i} row {r} column {c}: {got} {want}"
+                );
             }
         }
     }
@@ -531,15 +629,20 @@ fn heads_are_normed_rotated_and_scaled_as_in_f64() {
         let shared = padded_floats(&mut random, head_dim);
         let own = padded_floats(&mut random, head_dim);
         let row_scale: Vec<f32> = (0..count).map(|r| 1.0 + r as f32 / 10.0).collect();
-        let norms = [NormWeights::rms(&shared, 1e-6), NormWeights { weights: &own, bias: None, epsilon: 1e-6, centred: true }];
-        let rows: Vec<Row> = (0..count as u32).map(|p| Row { position: p, page: p / PAGE as u32 }).collect();
+        let norms = [
+            NormWeights::rms(&shared, 1e-6),
+            NormWeights { weights: &own, bias: None, epsilon: 1e-6, centred: true },
+        ];
+        let rows: Vec<Row> =
+            (0..count as u32).map(|p| Row { position: p, page: p / PAGE as u32 }).collect();
         for (norms, table, rotated_first) in [
             (Some(norms), Some(&table[..]), false),
             (Some(norms), Some(&table[..]), true),
             (Some(norms), None, false),
             (None, Some(&table[..]), false),
         ] {
-            let by = HeadsBy { norms, rotated_first, table, scale: 0.25, row_scales: Some(&row_scale) };
+            let by =
+                HeadsBy { norms, rotated_first, table, scale: 0.25, row_scales: Some(&row_scale) };
             let shape = KvShape::uniform(2, kv_heads, head_dim, KvElement::F32);
             let (queries, kept) = same_in_all_sets("heads", |team| {
                 let mut kv = KvArena::new(shape.clone(), 2).unwrap();
@@ -571,18 +674,32 @@ fn heads_are_normed_rotated_and_scaled_as_in_f64() {
             for r in 0..count {
                 for head in 0..heads {
                     for (d, want) in want(&q, r, head, 0).iter().enumerate() {
-                        let got = f32::from_bits(queries[r * padded(heads * head_dim) + head * head_dim + d]);
-                        assert!(near(got, want * 0.25 * row_scale[r] as f64, 1e-4, 1e-5), "q of row {r} head {head} at {d}");
+                        let got = f32::from_bits(
+                            queries[r * padded(heads * head_dim) + head * head_dim + d],
+                        );
+                        assert!(
+                            near(got, want * 0.25 * row_scale[r] as f64, 1e-4, 1e-5),
+                            "q of row {r} head {head} at {d}"
+                        );
                     }
                 }
                 for head in 0..kv_heads {
                     let (keys, values) = (want(&k, r, head, 1), want(&v, r, head, 2));
-                    let page = r / PAGE * shape.layer_bytes(1) + head * shape.layer_bytes(1) / kv_heads;
+                    let page =
+                        r / PAGE * shape.layer_bytes(1) + head * shape.layer_bytes(1) / kv_heads;
                     for d in 0..head_dim {
-                        let at = |i: usize| f32::from_le_bytes(kept[page + 4 * i..][..4].try_into().unwrap());
-                        assert!(near(at(d * PAGE + r % PAGE), keys[d], 1e-4, 1e-5), "k of row {r} head {head} at {d}");
+                        let at = |i: usize| {
+                            f32::from_le_bytes(kept[page + 4 * i..][..4].try_into().unwrap())
+                        };
+                        assert!(
+                            near(at(d * PAGE + r % PAGE), keys[d], 1e-4, 1e-5),
+                            "k of row {r} head {head} at {d}"
+                        );
                         let place = head_dim * PAGE + r % PAGE * padded(head_dim) + d;
-                        assert!(near(at(place), values[d], 1e-4, 1e-5), "v of row {r} head {head} at {d}");
+                        assert!(
+                            near(at(place), values[d], 1e-4, 1e-5),
+                            "v of row {r} head {head} at {d}"
+                        );
                     }
                 }
             }
@@ -599,10 +716,17 @@ fn the_fused_path_with_biases_gives_the_bits_of_the_unfused_one() {
         let biases = [heads, kv_heads, kv_heads].map(|h| padded_floats(&mut random, h * head_dim));
         let x = rows_of(&mut random, count, k);
         let table = padded_floats(&mut random, count * 2 * head_dim);
-        let rows: Vec<Row> = (0..count as u32).map(|p| Row { position: p, page: p / PAGE as u32 }).collect();
+        let rows: Vec<Row> =
+            (0..count as u32).map(|p| Row { position: p, page: p / PAGE as u32 }).collect();
         for with_bias in [true, false] {
             let rotation = Rotation { table: &table, scale: 0.3 };
-            let by = HeadsBy { norms: None, rotated_first: false, table: Some(&table), scale: 0.3, row_scales: None };
+            let by = HeadsBy {
+                norms: None,
+                rotated_first: false,
+                table: Some(&table),
+                scale: 0.3,
+                row_scales: None,
+            };
             let biases = [0, 1, 2].map(|i| with_bias.then_some(&biases[i][..]));
             let shape = KvShape::uniform(1, kv_heads, head_dim, KvElement::F16);
             same_in_all_sets("qkv", |team| {
@@ -621,7 +745,9 @@ fn the_fused_path_with_biases_gives_the_bits_of_the_unfused_one() {
                 team.heads(&mut q, &k, &v, &rows, &by, &mut other, 0, heads);
                 for r in 0..count {
                     let width = heads * head_dim;
-                    let of = |x: &Rows| x.row(r)[..width].iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    let of = |x: &Rows| {
+                        x.row(r)[..width].iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                    };
                     assert_eq!(of(&fused), of(&q), "queries of row {r}");
                 }
                 let pages = kv.copy_layer(0, &[0, 1]);
@@ -647,14 +773,23 @@ fn scores_are_biased_scaled_and_capped_before_anyone_ranks_them() {
         let all = same_in_all_sets("head", |team| {
             let input = activations_of(team, &x, rows, k);
             let mut places = vec![vec![0.0; n]; rows];
-            let mut wants: Vec<ScoreRequest> = places.iter_mut().map(|p| ScoreRequest::All(p)).collect();
+            let mut wants: Vec<ScoreRequest> =
+                places.iter_mut().map(|p| ScoreRequest::All(p)).collect();
             team.head(&m.panels(), &input, &logits, &mut wants);
-            let best = team.head(&m.panels(), &input, &logits, &mut [const { ScoreRequest::Argmax }; 5]);
-            let top = team.head(&m.panels(), &input, &logits, &mut [const { ScoreRequest::TopK(9) }; 5]);
+            let best =
+                team.head(&m.panels(), &input, &logits, &mut [const { ScoreRequest::Argmax }; 5]);
+            let top =
+                team.head(&m.panels(), &input, &logits, &mut [const { ScoreRequest::TopK(9) }; 5]);
             for r in 0..rows {
-                let mut ranked: Vec<(u32, f32)> = places[r].iter().enumerate().map(|(i, s)| (i as u32, *s)).collect();
+                let mut ranked: Vec<(u32, f32)> =
+                    places[r].iter().enumerate().map(|(i, s)| (i as u32, *s)).collect();
                 ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-                assert_eq!(best[r], Scores::Argmax(ranked[0].0, ranked[0].1), "scale {}", logits.scale);
+                assert_eq!(
+                    best[r],
+                    Scores::Argmax(ranked[0].0, ranked[0].1),
+                    "scale {}",
+                    logits.scale
+                );
                 assert_eq!(top[r], Scores::TopK(ranked[..9].to_vec()), "scale {}", logits.scale);
             }
             places.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
@@ -664,7 +799,11 @@ fn scores_are_biased_scaled_and_capped_before_anyone_ranks_them() {
                 let want = (want + logits.bias.map_or(0.0, |b| b[c] as f64)) * logits.scale as f64;
                 let want = logits.cap.map_or(want, |cap| cap as f64 * (want / cap as f64).tanh());
                 let got = f32::from_bits(all[r * n + c]);
-                assert!(near(got, want, 1e-4, 1e-4), "scale {} at {r},{c}: {got} {want}", logits.scale);
+                assert!(
+                    near(got, want, 1e-4, 1e-4),
+                    "scale {} at {r},{c}: {got} {want}",
+                    logits.scale
+                );
             }
         }
     }

@@ -7,7 +7,10 @@
 
 use super::gemm::{ActBlock, Compiled, Gemm};
 use super::isa::Isa;
-use super::math::{ActivationFn, gated, layer_norm, quantize_block, quantize_row, rms_norm, rounded, soft_cap, ungated};
+use super::math::{
+    ActivationFn, gated, layer_norm, quantize_block, quantize_row, rms_norm, rounded, soft_cap,
+    ungated,
+};
 use super::pages::{HeadShape, PAGE, Row, store_kv};
 use super::scratch::{Ranked, Scratch};
 use super::views::{Input, Matrix, Sink};
@@ -22,7 +25,15 @@ pub(crate) struct Grid {
 
 /// Multiplies rows `row..row + rows` by panels `panel..panel + panels` into the worker's tile, whose rows are `panels * 16` long.
 #[inline(always)]
-unsafe fn multiply<S: Compiled>(m: &Matrix, x: &Input, row: usize, rows: usize, panel: usize, panels: usize, s: &mut Scratch) {
+unsafe fn multiply<S: Compiled>(
+    m: &Matrix,
+    x: &Input,
+    row: usize,
+    rows: usize,
+    panel: usize,
+    panels: usize,
+    s: &mut Scratch,
+) {
     debug_assert!(s.tile.len() >= rows * panels * 16);
     unsafe {
         (S::GEMM)(&Gemm {
@@ -127,7 +138,11 @@ pub(crate) unsafe fn quantize<S: Isa>(a: &QuantizeArgs, unit: usize) {
 /// v + the bias of its 16 columns, if there is one.
 #[inline(always)]
 unsafe fn biased<S: Isa>(v: S::F, bias: *const f32, column: usize, round: bool) -> S::F {
-    if bias.is_null() { v } else { unsafe { rounded::<S>(round, S::add(v, S::load(bias.add(column)))) } }
+    if bias.is_null() {
+        v
+    } else {
+        unsafe { rounded::<S>(round, S::add(v, S::load(bias.add(column)))) }
+    }
 }
 
 /// Which of the three a part of the q/k/v product is.
@@ -174,21 +189,40 @@ pub(crate) unsafe fn qkv<S: Compiled>(a: &QkvArgs, s: &mut Scratch, unit: usize)
             for r in 0..rows {
                 let info = *a.row.add(row + r);
                 for p in 0..panels {
-                    let v = rounded::<S>(a.round, S::load(s.tile.as_ptr().add((r * panels + p) * 16)));
+                    let v =
+                        rounded::<S>(a.round, S::load(s.tile.as_ptr().add((r * panels + p) * 16)));
                     let column = (panel + p) * 16;
                     let columns = (m.n - column).min(16);
                     let v = biased::<S>(v, *bias, column, a.round);
                     let v = if *part == Projection::Value {
                         v
                     } else {
-                        rotate::<S>(a.rotation, a.shape.head_dim, a.round, v, column, info.position as usize)
+                        rotate::<S>(
+                            a.rotation,
+                            a.shape.head_dim,
+                            a.round,
+                            v,
+                            column,
+                            info.position as usize,
+                        )
                     };
                     if *part == Projection::Query {
-                        S::store(a.q.add((row + r) * a.q_stride + column), S::mul(v, S::splat(a.scale)));
+                        S::store(
+                            a.q.add((row + r) * a.q_stride + column),
+                            S::mul(v, S::splat(a.scale)),
+                        );
                     } else if info.page != Row::NOWHERE {
                         let page = a.kv.add(info.page as usize * a.page_bytes);
                         let lane = info.position as usize % PAGE;
-                        store_kv::<S>(&a.shape, *part == Projection::Key, page, lane, column, columns, v);
+                        store_kv::<S>(
+                            &a.shape,
+                            *part == Projection::Key,
+                            page,
+                            lane,
+                            column,
+                            columns,
+                            v,
+                        );
                     }
                 }
             }
@@ -199,7 +233,14 @@ pub(crate) unsafe fn qkv<S: Compiled>(a: &QkvArgs, s: &mut Scratch, unit: usize)
 
 /// Rotates the pairs of 16 columns that begin at `column` of all heads side by side.
 #[inline(always)]
-unsafe fn rotate<S: Isa>(rotation: *const f32, hd: usize, round: bool, v: S::F, column: usize, position: usize) -> S::F {
+unsafe fn rotate<S: Isa>(
+    rotation: *const f32,
+    hd: usize,
+    round: bool,
+    v: S::F,
+    column: usize,
+    position: usize,
+) -> S::F {
     unsafe {
         let table = rotation.add(position * 2 * hd);
         let (cos, sin) = if hd.is_multiple_of(16) {
@@ -261,7 +302,11 @@ pub(crate) unsafe fn heads<S: Isa>(a: &HeadsArgs, s: &mut Scratch, unit: usize) 
                 let scale = S::splat(a.scale);
                 for c in 0..padded / 16 {
                     let v = S::mul(S::load(head.add(c * 16)), scale);
-                    let v = if a.row_scale.is_null() { v } else { rounded::<S>(a.round, S::mul(v, S::splat(more))) };
+                    let v = if a.row_scale.is_null() {
+                        v
+                    } else {
+                        rounded::<S>(a.round, S::mul(v, S::splat(more)))
+                    };
                     S::store(head.add(c * 16), v);
                 }
                 std::ptr::copy_nonoverlapping(head, q, hd);
@@ -282,7 +327,13 @@ pub(crate) unsafe fn heads<S: Isa>(a: &HeadsArgs, s: &mut Scratch, unit: usize) 
 
 /// One head into `out`, whose end up to 16 is zero: norm and rotation in their order.
 #[inline(always)]
-unsafe fn one_head<S: Isa>(a: &HeadsArgs, from: *const f32, out: *mut f32, which: usize, position: usize) {
+unsafe fn one_head<S: Isa>(
+    a: &HeadsArgs,
+    from: *const f32,
+    out: *mut f32,
+    which: usize,
+    position: usize,
+) {
     unsafe {
         let hd = a.shape.head_dim;
         let padded = hd.next_multiple_of(16);
@@ -294,7 +345,14 @@ unsafe fn one_head<S: Isa>(a: &HeadsArgs, from: *const f32, out: *mut f32, which
         }
         if !a.rotation.is_null() {
             for c in 0..padded / 16 {
-                let v = rotate::<S>(a.rotation, hd, a.round, S::load(out.add(c * 16)), c * 16, position);
+                let v = rotate::<S>(
+                    a.rotation,
+                    hd,
+                    a.round,
+                    S::load(out.add(c * 16)),
+                    c * 16,
+                    position,
+                );
                 S::store(out.add(c * 16), v);
             }
             // What lies past the head was turned with its beginning.
@@ -310,7 +368,14 @@ unsafe fn one_head<S: Isa>(a: &HeadsArgs, from: *const f32, out: *mut f32, which
 
 /// Puts a head's key or value into its page.
 #[inline(always)]
-unsafe fn put_head<S: Isa>(a: &HeadsArgs, key: bool, page: *mut u8, position: usize, head: usize, from: *const f32) {
+unsafe fn put_head<S: Isa>(
+    a: &HeadsArgs,
+    key: bool,
+    page: *mut u8,
+    position: usize,
+    head: usize,
+    from: *const f32,
+) {
     unsafe {
         let hd = a.shape.head_dim;
         for c in 0..hd.div_ceil(16) {
@@ -378,7 +443,10 @@ pub(crate) unsafe fn add<S: Isa>(a: &AddArgs, unit: usize) {
                 a.by.row::<S>(branch, branch);
             }
             for c in 0..a.stride / 16 {
-                let v = rounded::<S>(a.by.round, S::mul(S::load(branch.add(c * 16)), S::splat(a.scale)));
+                let v = rounded::<S>(
+                    a.by.round,
+                    S::mul(S::load(branch.add(c * 16)), S::splat(a.scale)),
+                );
                 let x = x.add(c * 16);
                 S::store(x, rounded::<S>(a.by.round, S::add(S::load(x), v)));
             }
@@ -411,7 +479,12 @@ pub(crate) unsafe fn activate_rows<S: Isa>(a: &ActivateArgs, unit: usize) {
                 let v = if a.gate.is_null() {
                     ungated::<S>(a.activation, up, a.round)
                 } else {
-                    gated::<S>(a.activation, S::load(a.gate.add(r * a.stride + c * 16)), up, a.round)
+                    gated::<S>(
+                        a.activation,
+                        S::load(a.gate.add(r * a.stride + c * 16)),
+                        up,
+                        a.round,
+                    )
                 };
                 S::store(out.add(c * 16), v);
             }
@@ -437,7 +510,12 @@ pub(crate) struct GateUpArgs {
 
 /// activation(gate) * up of the j-th pair of panels of a tile's row.
 #[inline(always)]
-unsafe fn gated_pair<S: Isa, const SILU: bool>(activation: ActivationFn, tile: *const f32, j: usize, round: bool) -> S::F {
+unsafe fn gated_pair<S: Isa, const SILU: bool>(
+    activation: ActivationFn,
+    tile: *const f32,
+    j: usize,
+    round: bool,
+) -> S::F {
     unsafe {
         // Known when this is compiled, the commonest one keeps its constants in registers.
         let activation = if SILU { ActivationFn::Silu } else { activation };
@@ -466,7 +544,11 @@ unsafe fn gate_up_by<S: Compiled, const SILU: bool>(a: &GateUpArgs, s: &mut Scra
                 for b in 0..panels / 4 {
                     let out = a.out.q.add((row + r) * a.out.q_stride + panel / 4 + b);
                     let first = gated_pair::<S, SILU>(a.activation, tile, 2 * b, a.round);
-                    quantize_block::<S>(first, gated_pair::<S, SILU>(a.activation, tile, 2 * b + 1, a.round), out);
+                    quantize_block::<S>(
+                        first,
+                        gated_pair::<S, SILU>(a.activation, tile, 2 * b + 1, a.round),
+                        out,
+                    );
                 }
             } else {
                 for j in 0..panels / 2 {
@@ -523,7 +605,8 @@ pub(crate) unsafe fn head<S: Compiled>(a: &HeadArgs, s: &mut Scratch, unit: usiz
                 let v = rounded::<S>(a.round, S::load(tile.add(p * 16)));
                 let v = biased::<S>(v, a.bias, (panel + p) * 16, a.round);
                 let v = rounded::<S>(a.round, S::mul(v, S::splat(a.scale)));
-                let v = if a.cap > 0.0 { rounded::<S>(a.round, soft_cap::<S>(v, a.cap)) } else { v };
+                let v =
+                    if a.cap > 0.0 { rounded::<S>(a.round, soft_cap::<S>(v, a.cap)) } else { v };
                 finite = S::fma(v, S::zero(), finite);
                 S::store(tile.add(p * 16), v);
             }
@@ -533,7 +616,8 @@ pub(crate) unsafe fn head<S: Compiled>(a: &HeadArgs, s: &mut Scratch, unit: usiz
                     for p in 0..panels {
                         if S::any_ge(S::load(tile.add(p * 16)), S::splat(best.argmax.0)) {
                             for c in p * 16..(p * 16 + 16).min(columns) {
-                                best.argmax = best.argmax.min(Ranked(*tile.add(c), (panel * 16 + c) as u32));
+                                best.argmax =
+                                    best.argmax.min(Ranked(*tile.add(c), (panel * 16 + c) as u32));
                             }
                         }
                     }

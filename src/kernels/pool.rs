@@ -147,7 +147,9 @@ impl Shared {
                 let end = self.begin(share + 1, units);
                 loop {
                     // A look first: finished shares are not written to, so their line stays shared.
-                    if self.next[share].0.load(Ordering::Relaxed) >= end || self.failed.load(Ordering::Relaxed) {
+                    if self.next[share].0.load(Ordering::Relaxed) >= end
+                        || self.failed.load(Ordering::Relaxed)
+                    {
                         break;
                     }
                     let unit = self.next[share].0.fetch_add(1, Ordering::Relaxed);
@@ -171,7 +173,11 @@ impl Shared {
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 /// One wait: spin first, then leave the core to others.
@@ -253,7 +259,10 @@ mod tests {
                         counts[unit].fetch_add(1, Ordering::Relaxed);
                     });
                 }
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 50), "{threads} threads, {units} units");
+                assert!(
+                    counts.iter().all(|c| c.load(Ordering::Relaxed) == 50),
+                    "{threads} threads, {units} units"
+                );
             }
         }
     }

@@ -33,7 +33,9 @@ impl Isa {
             if std::arch::is_x86_feature_detected!("avx512f") {
                 found.push(Isa::Avx512);
             }
-            if std::arch::is_x86_feature_detected!("avx512vnni") && std::arch::is_x86_feature_detected!("avx512bw") {
+            if std::arch::is_x86_feature_detected!("avx512vnni")
+                && std::arch::is_x86_feature_detected!("avx512bw")
+            {
                 found.push(Isa::Avx512Vnni);
             }
         }
@@ -43,7 +45,8 @@ impl Isa {
     /// The one that the gate's reference uses on this CPU.
     pub fn reference() -> Isa {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+        {
             return Isa::Avx2;
         }
         #[cfg(target_arch = "aarch64")]
@@ -167,7 +170,10 @@ mod x86 {
             }
         }
         let mut words = [0u64; 4];
-        let total = sums.into_iter().reduce(|a, b| _mm256_add_epi64(a, b)).unwrap_or(_mm256_setzero_si256());
+        let total = sums
+            .into_iter()
+            .reduce(|a, b| _mm256_add_epi64(a, b))
+            .unwrap_or(_mm256_setzero_si256());
         // SAFETY: `words` is 32 bytes long.
         unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), total) };
         words.iter().fold(0, |a, b| a.wrapping_add(*b))
@@ -184,7 +190,10 @@ mod x86 {
                 *sum = _mm512_add_epi64(*sum, v);
             }
         }
-        let total = sums.into_iter().reduce(|a, b| _mm512_add_epi64(a, b)).unwrap_or(_mm512_setzero_si512());
+        let total = sums
+            .into_iter()
+            .reduce(|a, b| _mm512_add_epi64(a, b))
+            .unwrap_or(_mm512_setzero_si512());
         _mm512_reduce_add_epi64(total) as u64
     }
 
@@ -221,7 +230,8 @@ mod x86 {
     pub fn int8_avx2(rounds: u64) -> i32 {
         let ones = _mm256_set1_epi16(1);
         // One weight vector for each product, behind a barrier, or the compiler would multiply once and reuse it.
-        let weights: [__m256i; 8] = std::array::from_fn(|i| _mm256_set1_epi8(black_box(i as i8 + 1)));
+        let weights: [__m256i; 8] =
+            std::array::from_fn(|i| _mm256_set1_epi8(black_box(i as i8 + 1)));
         let mut x = _mm256_set1_epi8(black_box(1));
         let mut sum = _mm256_setzero_si256();
         for _ in 0..rounds {
@@ -291,7 +301,9 @@ mod tests {
     #[test]
     fn every_variant_reads_every_word() {
         let data: Vec<u8> = (0..256 * 37).map(|i| (i * 7 % 251) as u8).collect();
-        let expected = data.chunks_exact(8).fold(0u64, |s, w| s.wrapping_add(u64::from_ne_bytes(w.try_into().unwrap())));
+        let expected = data
+            .chunks_exact(8)
+            .fold(0u64, |s, w| s.wrapping_add(u64::from_ne_bytes(w.try_into().unwrap())));
         for isa in Isa::detected().into_iter().chain([Isa::Portable]) {
             assert_eq!(read(isa, &data), expected, "{isa:?}");
             assert_eq!(read(isa, &[]), 0, "{isa:?}");
@@ -304,7 +316,10 @@ mod tests {
         for isa in Isa::detected().into_iter().chain([Isa::Portable]) {
             let (none, many) = (fma(isa, 0), fma(isa, 100_000));
             let expected = none as f64 * 0.999_999f64.powi(100_000);
-            assert!((many as f64 - expected).abs() < 0.02 * expected, "{isa:?}: {none} → {many}, expected about {expected}");
+            assert!(
+                (many as f64 - expected).abs() < 0.02 * expected,
+                "{isa:?}: {none} → {many}, expected about {expected}"
+            );
         }
     }
 
@@ -313,11 +328,15 @@ mod tests {
         for isa in Isa::detected() {
             match (isa, int8_per_round(isa)) {
                 // Each 32-bit lane takes 4 products 3 · -1 a round and accumulator: 16 × 16 × -12.
-                (Isa::Avx512Vnni, Some(_)) => assert_eq!(int8(isa, 5) - int8(isa, 4), 16 * 16 * -12),
+                (Isa::Avx512Vnni, Some(_)) => {
+                    assert_eq!(int8(isa, 5) - int8(isa, 4), 16 * 16 * -12)
+                }
                 // As above; only the first lane is returned.
                 (Isa::AvxVnni, Some(_)) => assert_eq!(int8(isa, 5) - int8(isa, 4), 12 * -12),
                 // Each 32-bit lane takes 4 products of each weight 1…8 a round: ±144, the sign changing with each round.
-                (Isa::Avx2, Some(_)) => assert_eq!((int8(isa, 1), int8(isa, 2), int8(isa, 3)), (144, 0, 144)),
+                (Isa::Avx2, Some(_)) => {
+                    assert_eq!((int8(isa, 1), int8(isa, 2), int8(isa, 3)), (144, 0, 144))
+                }
                 _ => assert_eq!(int8(isa, 3), 0),
             }
         }

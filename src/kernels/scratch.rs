@@ -20,7 +20,8 @@ pub(crate) struct Softmax {
 }
 
 impl Softmax {
-    pub(crate) const NOTHING: Softmax = Softmax { maximum: f32::NEG_INFINITY, sum: 0.0, first: 0, limit: 0 };
+    pub(crate) const NOTHING: Softmax =
+        Softmax { maximum: f32::NEG_INFINITY, sum: 0.0, first: 0, limit: 0 };
 }
 
 /// A worker's scratch memory.
@@ -62,7 +63,9 @@ impl Scratch {
     /// Makes room for heads of this width; called before every phase that works on heads, so that no caller need promise a width.
     pub(crate) fn fit(&mut self, head_dim: usize) {
         if self.head_dim < head_dim {
-            let whole = head_dim.checked_next_multiple_of(16).filter(|w| w.checked_mul(2 * ATTENTION_ROWS).is_some());
+            let whole = head_dim
+                .checked_next_multiple_of(16)
+                .filter(|w| w.checked_mul(2 * ATTENTION_ROWS).is_some());
             let padded = whole.expect("heads that memory can hold");
             self.queries = vec![0.0; ATTENTION_ROWS * head_dim];
             self.sums = vec![0.0; 2 * ATTENTION_ROWS * padded];
@@ -74,9 +77,13 @@ impl Scratch {
 
     /// Bytes it holds with tiles of `floats`; saturates.
     pub(crate) fn bytes(head_dim: usize, floats: usize) -> usize {
-        let of_a_pair = head_dim.saturating_mul(3).saturating_add(SPAN + 32 + 2 * size_of::<Softmax>() / 4);
+        let of_a_pair =
+            head_dim.saturating_mul(3).saturating_add(SPAN + 32 + 2 * size_of::<Softmax>() / 4);
         let pages = head_dim.saturating_mul(2 * SPAN);
-        let all = of_a_pair.saturating_mul(ATTENTION_ROWS).saturating_add(head_dim.saturating_add(WIDE)).saturating_add(pages);
+        let all = of_a_pair
+            .saturating_mul(ATTENTION_ROWS)
+            .saturating_add(head_dim.saturating_add(WIDE))
+            .saturating_add(pages);
         all.saturating_add(floats).saturating_mul(4)
     }
 

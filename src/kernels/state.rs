@@ -200,7 +200,8 @@ pub(crate) unsafe fn delta<S: Isa>(a: &DeltaArgs, s: &mut Scratch, head: usize) 
         debug_assert!(s.tile.len() >= delta_floats(kd, vd));
         let (q, k) = (scratch, scratch.add(kp));
         let (v, z, d, o) = (k.add(kp), k.add(kp + vp), k.add(kp + 2 * vp), k.add(kp + 3 * vp));
-        let key_head = if a.tiled { head % a.key_heads } else { head / (a.value_heads / a.key_heads) };
+        let key_head =
+            if a.tiled { head % a.key_heads } else { head / (a.value_heads / a.key_heads) };
         let size = kd * vp;
         let own = |block: usize| a.states.at(block).add(head * size);
         // A vector into its place, whose end up to 16 is zero.
@@ -367,9 +368,25 @@ unsafe fn written<S: Isa>(
 /// out = decay * fromᵀq.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn read<S: Isa>(from: *const f32, q: *const f32, decay: S::F, kd: usize, vp: usize, c: usize, n: usize, out: *mut f32) {
+unsafe fn read<S: Isa>(
+    from: *const f32,
+    q: *const f32,
+    decay: S::F,
+    kd: usize,
+    vp: usize,
+    c: usize,
+    n: usize,
+    out: *mut f32,
+) {
     #[inline(always)]
-    unsafe fn of<S: Isa, const N: usize>(from: *const f32, q: *const f32, decay: S::F, kd: usize, vp: usize, out: *mut f32) {
+    unsafe fn of<S: Isa, const N: usize>(
+        from: *const f32,
+        q: *const f32,
+        decay: S::F,
+        kd: usize,
+        vp: usize,
+        out: *mut f32,
+    ) {
         unsafe {
             let mut sums = [S::zero(); N];
             for i in 0..kd {

@@ -34,11 +34,12 @@ impl Random {
                 // All bytes, those of the smallest and largest codes, factors and minima among them.
                 _ => {
                     let begin = out.len();
-                    out.extend(
-                        (0..format.block_bytes()).map(|_| [0, 0x80, 0x7f, 0xff, self.next() as u8][self.next() as usize % 5]),
-                    );
+                    out.extend((0..format.block_bytes()).map(|_| {
+                        [0, 0x80, 0x7f, 0xff, self.next() as u8][self.next() as usize % 5]
+                    }));
                     for at in format.half_offsets() {
-                        out[begin + at..][..2].copy_from_slice(&half::f16::from_f32(self.float()).to_le_bytes());
+                        out[begin + at..][..2]
+                            .copy_from_slice(&half::f16::from_f32(self.float()).to_le_bytes());
                     }
                 }
             }
@@ -51,7 +52,9 @@ pub(super) fn pack(format: Format, n: usize, k: usize, rows: &[u8]) -> Arena {
     let bytes = panel_bytes(format, k);
     let mut arena = Arena::new(n.div_ceil(COLUMNS) * bytes).unwrap();
     let row_bytes = format.row_bytes(k);
-    for (rows, panel) in rows.chunks(COLUMNS * row_bytes).zip(arena.bytes_mut().chunks_exact_mut(bytes)) {
+    for (rows, panel) in
+        rows.chunks(COLUMNS * row_bytes).zip(arena.bytes_mut().chunks_exact_mut(bytes))
+    {
         pack_panel(format, k, rows, panel);
     }
     arena
@@ -66,7 +69,13 @@ fn blocks(x: &[f32]) -> Vec<ActBlock> {
         let sum: i32 = q.iter().map(|q| *q as i32).sum();
         let d = largest / 127.0;
         let halves = [0, 16].map(|from| q[from..from + 16].iter().map(|q| *q as i16).sum());
-        ActBlock { q: q.try_into().unwrap(), d, dsum: d * sum as f32, correction: -128 * sum, halves }
+        ActBlock {
+            q: q.try_into().unwrap(),
+            d,
+            dsum: d * sum as f32,
+            correction: -128 * sum,
+            halves,
+        }
     };
     x.chunks_exact(32).map(block).collect()
 }
@@ -80,15 +89,17 @@ fn reference(format: Format, panels: &Panels, rows: &[u8], x: &[f32], q: &[ActBl
             let file = &rows[n * row_bytes..][..row_bytes];
             match format {
                 _ if format.is_quantized() => {
-                    let parts = file
-                        .chunks(format.block_bytes())
-                        .flat_map(|block| (0..format.block() / 32).map(move |j| (format.kind().part)(block, j)));
+                    let parts = file.chunks(format.block_bytes()).flat_map(|block| {
+                        (0..format.block() / 32).map(move |j| (format.kind().part)(block, j))
+                    });
                     parts.zip(q).fold(0f32, |acc, (part, x)| {
                         let sum: i32 = part.q.iter().zip(x.q).map(|(w, x)| w * x as i32).sum();
                         let acc = (part.d * x.d).mul_add(sum as f32, acc);
                         let halves = [0, 1].map(|h| part.minima[h] * x.halves[h] as i32);
                         match (format, format.half_offsets().len()) {
-                            (Format::Q2K, _) => (part.m * x.d).mul_add((halves[0] + halves[1]) as f32, acc),
+                            (Format::Q2K, _) => {
+                                (part.m * x.d).mul_add((halves[0] + halves[1]) as f32, acc)
+                            }
                             (_, 2) => part.m.mul_add(x.dsum, acc),
                             _ => acc,
                         }
@@ -96,8 +107,10 @@ fn reference(format: Format, panels: &Panels, rows: &[u8], x: &[f32], q: &[ActBl
                 }
                 _ => {
                     panels.row(n, &mut w);
-                    let sums =
-                        w.chunks(256).zip(x.chunks(256)).map(|(w, x)| w.iter().zip(x).fold(0f32, |a, (w, x)| x.mul_add(*w, a)));
+                    let sums = w
+                        .chunks(256)
+                        .zip(x.chunks(256))
+                        .map(|(w, x)| w.iter().zip(x).fold(0f32, |a, (w, x)| x.mul_add(*w, a)));
                     sums.reduce(|a, b| a + b).unwrap()
                 }
             }
@@ -122,7 +135,9 @@ fn the_portable_set_comes_first_and_every_set_has_a_name_of_its_own() {
 fn a_read_past_the_end_of_an_arena_is_seen() {
     let arena = Arena::new(192).unwrap();
     // SAFETY: none; the script expects this to be caught.
-    println!("{}", unsafe { std::hint::black_box(arena.bytes().as_ptr().add(192)).read_volatile() });
+    println!("{}", unsafe {
+        std::hint::black_box(arena.bytes().as_ptr().add(192)).read_volatile()
+    });
 }
 
 #[test]
@@ -141,11 +156,20 @@ fn products_of_all_formats_are_the_definition_in_all_sets() {
                 let panels = Panels::new(format, n, k, arena.bytes());
                 for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17, 21, 24, 27, 31] {
                     let x = random.floats(m * k);
-                    let q: Vec<ActBlock> =
-                        if format.is_quantized() { x.chunks(k).flat_map(blocks).collect() } else { Vec::new() };
+                    let q: Vec<ActBlock> = if format.is_quantized() {
+                        x.chunks(k).flat_map(blocks).collect()
+                    } else {
+                        Vec::new()
+                    };
                     let want: Vec<Vec<f32>> = (0..m)
                         .map(|r| {
-                            reference(format, &panels, &rows, &x[r * k..][..k], &q[(r * (k / 32)).min(q.len())..][..q.len() / m])
+                            reference(
+                                format,
+                                &panels,
+                                &rows,
+                                &x[r * k..][..k],
+                                &q[(r * (k / 32)).min(q.len())..][..q.len() / m],
+                            )
                         })
                         .collect();
                     for set in KernelSet::available() {
@@ -213,7 +237,10 @@ fn norms_and_blocks_are_the_same_in_all_sets() {
             let squares: f64 = x.row(r).iter().map(|x| *x as f64 * *x as f64).sum();
             for i in 0..n {
                 let want = x.row(r)[i] as f64 / (squares / n as f64 + 1e-5).sqrt() * w[i] as f64;
-                assert!((results[0].row(r)[i] as f64 - want).abs() <= 1e-6 * want.abs() + 1e-37, "row {r} at {i}");
+                assert!(
+                    (results[0].row(r)[i] as f64 - want).abs() <= 1e-6 * want.abs() + 1e-37,
+                    "row {r} at {i}"
+                );
             }
             assert_eq!(results[0].blocks(r), blocks(&results[0].row(r)[..n]), "row {r}");
         }
@@ -250,7 +277,15 @@ fn a_page_of_int8_is_within_half_a_step_and_keeps_a_nan() {
             for column in (0..2 * hd).step_by(16) {
                 // SAFETY: plain Rust; the page has room for both heads.
                 unsafe {
-                    store_kv::<Portable>(&head, key, page.as_mut_ptr(), lane, column, 16, Portable::load(x[column..].as_ptr()))
+                    store_kv::<Portable>(
+                        &head,
+                        key,
+                        page.as_mut_ptr(),
+                        lane,
+                        column,
+                        16,
+                        Portable::load(x[column..].as_ptr()),
+                    )
                 };
             }
         }
@@ -262,20 +297,29 @@ fn a_page_of_int8_is_within_half_a_step_and_keeps_a_nan() {
         for (lane, row) in rows.iter().enumerate() {
             for d in 0..hd {
                 let (key, value) = (row[h * hd + d], row[2 * hd + h * hd + d]);
-                let step = |from: usize| row[from + d / 16 * 16..][..16].iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+                let step = |from: usize| {
+                    row[from + d / 16 * 16..][..16].iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0
+                };
                 assert!((wide[d * PAGE + lane] - key).abs() <= 0.51 * step(h * hd));
-                assert!((wide[hd * PAGE + lane * hd + d] - value).abs() <= 0.51 * step(2 * hd + h * hd));
+                assert!(
+                    (wide[hd * PAGE + lane * hd + d] - value).abs() <= 0.51 * step(2 * hd + h * hd)
+                );
             }
         }
     }
     let mut x = [1.0; 16];
     x[7] = f32::NAN;
     // SAFETY: as above.
-    unsafe { store_kv::<Portable>(&head, true, page.as_mut_ptr(), 3, 0, 16, Portable::load(x.as_ptr())) };
+    unsafe {
+        store_kv::<Portable>(&head, true, page.as_mut_ptr(), 3, 0, 16, Portable::load(x.as_ptr()))
+    };
     let mut wide = vec![0f32; 2 * hd * PAGE];
     // SAFETY: as above.
     unsafe { widen_page::<Portable>(page.as_ptr(), hd, wide.as_mut_ptr()) };
-    assert!((0..16).all(|d| wide[d * PAGE + 3].is_nan() || wide[d * PAGE + 3] == 0.0) && wide[3].is_nan());
+    assert!(
+        (0..16).all(|d| wide[d * PAGE + 3].is_nan() || wide[d * PAGE + 3] == 0.0)
+            && wide[3].is_nan()
+    );
 }
 
 /// Attention of three rows at positions that end within, at and behind a span, in f64.
@@ -293,16 +337,26 @@ fn attention_is_the_textbooks_and_the_same_in_all_sets() {
         let shape = KvShape::uniform(layers, kv_heads, head_dim, element);
         let (positions, hidden) = (210, 32);
         let mut random = Random(5);
-        let parts: Vec<(usize, Vec<u8>)> =
-            [heads, kv_heads, kv_heads].iter().map(|h| (h * head_dim, random.rows(Format::F32, h * head_dim, hidden))).collect();
-        let arenas: Vec<Arena> = parts.iter().map(|(n, rows)| pack(Format::F32, *n, hidden, rows)).collect();
-        let panels: Vec<Panels> =
-            parts.iter().zip(&arenas).map(|((n, _), a)| Panels::new(Format::F32, *n, hidden, a.bytes())).collect();
+        let parts: Vec<(usize, Vec<u8>)> = [heads, kv_heads, kv_heads]
+            .iter()
+            .map(|h| (h * head_dim, random.rows(Format::F32, h * head_dim, hidden)))
+            .collect();
+        let arenas: Vec<Arena> =
+            parts.iter().map(|(n, rows)| pack(Format::F32, *n, hidden, rows)).collect();
+        let panels: Vec<Panels> = parts
+            .iter()
+            .zip(&arenas)
+            .map(|((n, _), a)| Panels::new(Format::F32, *n, hidden, a.bytes()))
+            .collect();
         let mut x = Rows::new(positions, hidden);
         (0..positions).for_each(|r| x.row_mut(r).copy_from_slice(&random.floats(hidden)));
         // No rotation: cosines 1, sines 0.
-        let rotation: Vec<f32> = (0..positions * 2 * head_dim).map(|i| (i % (2 * head_dim) < head_dim) as u8 as f32).collect();
-        let rows: Vec<Row> = (0..positions as u32).map(|p| Row { position: p, page: (p / 16 * 5 + 3) % 14 }).collect();
+        let rotation: Vec<f32> = (0..positions * 2 * head_dim)
+            .map(|i| (i % (2 * head_dim) < head_dim) as u8 as f32)
+            .collect();
+        let rows: Vec<Row> = (0..positions as u32)
+            .map(|p| Row { position: p, page: (p / 16 * 5 + 3) % 14 })
+            .collect();
         let pages: Vec<u32> = (0..14).map(|i| (i * 5 + 3) % 14).collect();
         let mut results = Vec::new();
         for set in KernelSet::available() {
@@ -310,17 +364,60 @@ fn attention_is_the_textbooks_and_the_same_in_all_sets() {
                 let mut team = Team::new(set, 2, head_dim, false).unwrap();
                 let mut kv = KvArena::new(shape.clone(), 14).unwrap();
                 let mut normed = Activations::new(positions, hidden, false);
-                team.norm(&x, None, positions, &NormWeights::rms(&vec![0.2; hidden], 1e-5), hidden, &mut normed);
+                team.norm(
+                    &x,
+                    None,
+                    positions,
+                    &NormWeights::rms(&vec![0.2; hidden], 1e-5),
+                    hidden,
+                    &mut normed,
+                );
                 let mut q = Rows::new(positions, heads * head_dim);
                 let r = Rotation { table: &rotation, scale: 1.0 / (head_dim as f32).sqrt() };
-                team.qkv([&panels[0], &panels[1], &panels[2]], [None; 3], &normed, &rows, &r, &mut kv, 1, &mut q);
+                team.qkv(
+                    [&panels[0], &panels[1], &panels[2]],
+                    [None; 3],
+                    &normed,
+                    &rows,
+                    &r,
+                    &mut kv,
+                    1,
+                    &mut q,
+                );
                 let mut units = Vec::new();
-                attention_units(0, 0, positions, if heads_apart { 500 } else { 0 }, heads, kv_heads, heads_apart, &mut units);
+                attention_units(
+                    0,
+                    0,
+                    positions,
+                    if heads_apart { 500 } else { 0 },
+                    heads,
+                    kv_heads,
+                    heads_apart,
+                    &mut units,
+                );
                 let mut out = Activations::new(positions, heads * head_dim, false);
-                team.attention(&units, &rows, &[Context::Pages(&pages)], &kv, 1, Attending::plain(heads), &q, &mut out);
+                team.attention(
+                    &units,
+                    &rows,
+                    &[Context::Pages(&pages)],
+                    &kv,
+                    1,
+                    Attending::plain(heads),
+                    &q,
+                    &mut out,
+                );
                 let copy = kv.copy_layer(1, &pages);
                 let mut again = Activations::new(positions, heads * head_dim, false);
-                team.attention(&units, &rows, &[Context::Copy(&copy)], &kv, 1, Attending::plain(heads), &q, &mut again);
+                team.attention(
+                    &units,
+                    &rows,
+                    &[Context::Copy(&copy)],
+                    &kv,
+                    1,
+                    Attending::plain(heads),
+                    &q,
+                    &mut again,
+                );
                 assert!(out.same_bits(&again), "{set:?}: a copy of the pages is as good");
                 results.push((set, normed, out));
             }
@@ -338,12 +435,20 @@ fn attention_is_the_textbooks_and_the_same_in_all_sets() {
             for head in [0, 5] {
                 let kv = head / 3 * head_dim;
                 let weights: Vec<f64> = (0..=row)
-                    .map(|p| (0..head_dim).map(|d| product(0, row, head * head_dim + d) * product(1, p, kv + d)).sum::<f64>())
+                    .map(|p| {
+                        (0..head_dim)
+                            .map(|d| product(0, row, head * head_dim + d) * product(1, p, kv + d))
+                            .sum::<f64>()
+                    })
                     .map(|s| (s / (head_dim as f64).sqrt()).exp())
                     .collect();
                 let total: f64 = weights.iter().sum();
                 for d in [0, head_dim - 1] {
-                    let want: f64 = weights.iter().enumerate().map(|(p, w)| w / total * product(2, p, kv + d)).sum();
+                    let want: f64 = weights
+                        .iter()
+                        .enumerate()
+                        .map(|(p, w)| w / total * product(2, p, kv + d))
+                        .sum();
                     let got = out.row(row)[head * head_dim + d] as f64;
                     let most = [1e-3, 0.05, 0.1][element as usize];
                     assert!((got - want).abs() < most, "row {row} head {head} d {d}: {got} {want}");

@@ -35,7 +35,8 @@ pub(crate) struct Sink {
 impl Input {
     /// The rows from `row` on.
     pub(crate) fn from(self, row: usize) -> Input {
-        let (f, q) = (self.f.wrapping_add(row * self.f_stride), self.q.wrapping_add(row * self.q_stride));
+        let (f, q) =
+            (self.f.wrapping_add(row * self.f_stride), self.q.wrapping_add(row * self.q_stride));
         Input { f, q, ..self }
     }
 }
@@ -43,7 +44,8 @@ impl Input {
 impl Sink {
     /// The rows from `row` on.
     pub(crate) fn from(self, row: usize) -> Sink {
-        let (f, q) = (self.f.wrapping_add(row * self.f_stride), self.q.wrapping_add(row * self.q_stride));
+        let (f, q) =
+            (self.f.wrapping_add(row * self.f_stride), self.q.wrapping_add(row * self.q_stride));
         Sink { f, q, ..self }
     }
 }

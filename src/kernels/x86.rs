@@ -36,7 +36,12 @@ unsafe fn to_bf16(v: __m256) -> __m256 {
 
 #[inline(always)]
 unsafe fn power_of(t: __m256) -> __m256 {
-    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_castps_si256(t), _mm256_set1_epi32(127)))) }
+    unsafe {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(
+            _mm256_castps_si256(t),
+            _mm256_set1_epi32(127),
+        )))
+    }
 }
 
 #[inline(always)]
@@ -73,7 +78,10 @@ unsafe fn half_e8m0(p: *const u8) -> __m256 {
         let e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p as *const __m128i));
         let one = _mm256_set1_epi32(1);
         let small = _mm256_slli_epi32::<21>(_mm256_add_epi32(one, _mm256_min_epi32(e, one)));
-        _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32::<23>(_mm256_sub_epi32(e, one)), small))
+        _mm256_castsi256_ps(_mm256_max_epi32(
+            _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, one)),
+            small,
+        ))
     }
 }
 
@@ -137,8 +145,17 @@ impl Isa for Avx2 {
             let a = _mm256_loadu_si256(p as *const __m256i);
             let b = _mm256_loadu_si256(p.add(16) as *const __m256i);
             let mask = _mm256_set1_epi32(0xffff_0000u32 as i32);
-            let low = [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b))];
-            (low, [_mm256_castsi256_ps(_mm256_and_si256(a, mask)), _mm256_castsi256_ps(_mm256_and_si256(b, mask))])
+            let low = [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)),
+            ];
+            (
+                low,
+                [
+                    _mm256_castsi256_ps(_mm256_and_si256(a, mask)),
+                    _mm256_castsi256_ps(_mm256_and_si256(b, mask)),
+                ],
+            )
         }
     }
     #[inline(always)]
@@ -181,7 +198,10 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn any_ge(a: Two, b: Two) -> bool {
         unsafe {
-            let m = _mm256_or_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_GE_OQ>(a[1], b[1]));
+            let m = _mm256_or_ps(
+                _mm256_cmp_ps::<_CMP_GE_OQ>(a[0], b[0]),
+                _mm256_cmp_ps::<_CMP_GE_OQ>(a[1], b[1]),
+            );
             _mm256_movemask_ps(m) != 0
         }
     }
@@ -226,7 +246,8 @@ impl Isa for Avx2 {
     unsafe fn quantize(a: Two, b: Two, scale: f32, out: *mut i8) -> (i32, i32) {
         unsafe {
             let s = _mm256_set1_ps(scale);
-            let (i0, i1, i2, i3) = (scaled(a[0], s), scaled(a[1], s), scaled(b[0], s), scaled(b[1], s));
+            let (i0, i1, i2, i3) =
+                (scaled(a[0], s), scaled(a[1], s), scaled(b[0], s), scaled(b[1], s));
             let packed = _mm256_packs_epi16(_mm256_packs_epi32(i0, i1), _mm256_packs_epi32(i2, i3));
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             _mm256_storeu_si256(out as *mut __m256i, _mm256_permutevar8x32_epi32(packed, order));
@@ -280,7 +301,12 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_b(p: *const u8) -> [__m256i; 2] {
-        unsafe { [_mm256_loadu_si256(p as *const __m256i), _mm256_loadu_si256(p.add(32) as *const __m256i)] }
+        unsafe {
+            [
+                _mm256_loadu_si256(p as *const __m256i),
+                _mm256_loadu_si256(p.add(32) as *const __m256i),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn store_b(p: *mut u8, v: [__m256i; 2]) {
@@ -324,21 +350,31 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn lookup(table: &[u8; 16], v: [__m256i; 2]) -> [__m256i; 2] {
         unsafe {
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr() as *const __m128i));
+            let table =
+                _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr() as *const __m128i));
             [_mm256_shuffle_epi8(table, v[0]), _mm256_shuffle_epi8(table, v[1])]
         }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Two {
         unsafe {
-            let (a, b) = (_mm_loadl_epi64(p as *const __m128i), _mm_loadl_epi64(p.add(8) as *const __m128i));
-            [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b))]
+            let (a, b) =
+                (_mm_loadl_epi64(p as *const __m128i), _mm_loadl_epi64(p.add(8) as *const __m128i));
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)),
+            ]
         }
     }
     #[inline(always)]
     /// Each factor twice, in 16 bits.
     unsafe fn factors(p: *const i8) -> [__m256i; 2] {
-        unsafe { [twice(_mm_loadl_epi64(p as *const __m128i)), twice(_mm_loadl_epi64(p.add(8) as *const __m128i))] }
+        unsafe {
+            [
+                twice(_mm_loadl_epi64(p as *const __m128i)),
+                twice(_mm_loadl_epi64(p.add(8) as *const __m128i)),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn load_e8m0(p: *const u8) -> Two {
@@ -395,7 +431,11 @@ impl Isa for Avx2 {
         unsafe { Self::flush_by(total, sum, [_mm256_set1_epi16(1); 2]) }
     }
     #[inline(always)]
-    unsafe fn flush_by(total: [__m256i; 2], sum: [__m256i; 2], factors: [__m256i; 2]) -> [__m256i; 2] {
+    unsafe fn flush_by(
+        total: [__m256i; 2],
+        sum: [__m256i; 2],
+        factors: [__m256i; 2],
+    ) -> [__m256i; 2] {
         unsafe {
             [
                 _mm256_add_epi32(total[0], _mm256_madd_epi16(sum[0], factors[0])),
@@ -471,7 +511,8 @@ impl Isa for Avx512 {
             let b = _mm512_castps_si512(v);
             let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(b), _mm512_set1_epi32(1));
             let r = _mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let r = _mm512_castsi512_ps(_mm512_and_si512(r, _mm512_set1_epi32(0xffff_0000u32 as i32)));
+            let r =
+                _mm512_castsi512_ps(_mm512_and_si512(r, _mm512_set1_epi32(0xffff_0000u32 as i32)));
             _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), r, v)
         }
     }
@@ -513,7 +554,12 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn power(t: __m512) -> __m512 {
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_castps_si512(t), _mm512_set1_epi32(127)))) }
+        unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(
+                _mm512_castps_si512(t),
+                _mm512_set1_epi32(127),
+            )))
+        }
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {
@@ -527,7 +573,10 @@ impl Isa for Avx512 {
     unsafe fn magnitude(a: __m512, b: __m512) -> f32 {
         unsafe {
             let mask = _mm512_set1_epi32(0x7fff_ffff);
-            let (a, b) = (_mm512_and_si512(_mm512_castps_si512(a), mask), _mm512_and_si512(_mm512_castps_si512(b), mask));
+            let (a, b) = (
+                _mm512_and_si512(_mm512_castps_si512(a), mask),
+                _mm512_and_si512(_mm512_castps_si512(b), mask),
+            );
             f32::from_bits(_mm512_reduce_max_epi32(_mm512_max_epi32(a, b)) as u32)
         }
     }
@@ -535,7 +584,8 @@ impl Isa for Avx512 {
     unsafe fn quantize(a: __m512, b: __m512, scale: f32, out: *mut i8) -> (i32, i32) {
         unsafe {
             let s = _mm512_set1_ps(scale);
-            let (i0, i1) = (_mm512_cvtps_epi32(_mm512_mul_ps(a, s)), _mm512_cvtps_epi32(_mm512_mul_ps(b, s)));
+            let (i0, i1) =
+                (_mm512_cvtps_epi32(_mm512_mul_ps(a, s)), _mm512_cvtps_epi32(_mm512_mul_ps(b, s)));
             _mm_storeu_si128(out as *mut __m128i, _mm512_cvtsepi32_epi8(i0));
             _mm_storeu_si128(out.add(16) as *mut __m128i, _mm512_cvtsepi32_epi8(i1));
             (_mm512_reduce_add_epi32(i0), _mm512_reduce_add_epi32(i1))
@@ -607,7 +657,12 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn lookup(table: &[u8; 16], v: __m512i) -> __m512i {
-        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr() as *const __m128i)), v) }
+        unsafe {
+            _mm512_shuffle_epi8(
+                _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr() as *const __m128i)),
+                v,
+            )
+        }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> __m512 {
@@ -623,14 +678,20 @@ impl Isa for Avx512 {
             let e = _mm512_cvtepu8_epi32(_mm_loadu_si128(p as *const __m128i));
             let one = _mm512_set1_epi32(1);
             let small = _mm512_slli_epi32::<21>(_mm512_add_epi32(one, _mm512_min_epi32(e, one)));
-            _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32::<23>(_mm512_sub_epi32(e, one)), small))
+            _mm512_castsi512_ps(_mm512_max_epi32(
+                _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, one)),
+                small,
+            ))
         }
     }
     #[inline(always)]
     unsafe fn factors4(p: *const u8, high: bool) -> __m512i {
         unsafe {
             let v = _mm512_cvtepu8_epi32(_mm_loadu_si128(p as *const __m128i));
-            _mm512_and_si512(if high { _mm512_srli_epi32::<4>(v) } else { v }, _mm512_set1_epi32(15))
+            _mm512_and_si512(
+                if high { _mm512_srli_epi32::<4>(v) } else { v },
+                _mm512_set1_epi32(15),
+            )
         }
     }
     #[inline(always)]

@@ -71,7 +71,9 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn amx_comes_from_the_flags_and_whole_words_only() {
-        let amx = |flags: &str| detect(flags).into_iter().filter(|f| f.detected && f.name.starts_with("amx")).count();
+        let amx = |flags: &str| {
+            detect(flags).into_iter().filter(|f| f.detected && f.name.starts_with("amx")).count()
+        };
         assert_eq!(amx("fpu amx_bf16 avx512f amx_tile amx_int8"), 3);
         assert_eq!(amx("fpu amx_bf16x xamx_tile"), 0);
     }

@@ -64,7 +64,8 @@ impl Files {
     /// Logical CPUs in the affinity mask (cpusets are part of it); empty if unknown.
     pub fn allowed_cpus(&self) -> Vec<usize> {
         let status = self.read("proc/self/status").unwrap_or_default();
-        let list = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+        let list =
+            status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
         parse_list(list)
     }
 
@@ -77,11 +78,19 @@ impl Files {
     /// makes all others wait. All of them where it does not, or where only slow ones are allowed.
     pub fn fast_cores(&self) -> Option<usize> {
         let cpus = self.allowed_cpus();
-        let slow = self.read("sys/devices/cpu_atom/cpus").map(|list| parse_list(&list)).unwrap_or_default();
-        let capacity =
-            |cpu: usize| self.read(format!("sys/devices/system/cpu/cpu{cpu}/cpu_capacity"))?.trim().parse::<f64>().ok();
+        let slow = self
+            .read("sys/devices/cpu_atom/cpus")
+            .map(|list| parse_list(&list))
+            .unwrap_or_default();
+        let capacity = |cpu: usize| {
+            self.read(format!("sys/devices/system/cpu/cpu{cpu}/cpu_capacity"))?
+                .trim()
+                .parse::<f64>()
+                .ok()
+        };
         let most = cpus.iter().filter_map(|&cpu| capacity(cpu)).fold(0.0, f64::max);
-        let is_fast = |cpu: &usize| !slow.contains(cpu) && capacity(*cpu).is_none_or(|c| c >= most * FAST);
+        let is_fast =
+            |cpu: &usize| !slow.contains(cpu) && capacity(*cpu).is_none_or(|c| c >= most * FAST);
         let fast: Vec<usize> = cpus.iter().copied().filter(is_fast).collect();
         self.cores_of(if fast.is_empty() { &cpus } else { &fast })
     }
@@ -94,8 +103,14 @@ impl Files {
             .iter()
             .map(|cpu| {
                 let topology = format!("sys/devices/system/cpu/cpu{cpu}/topology");
-                let read = |name: &str| self.read(format!("{topology}/{name}")).map(|t| parse_list(&t)).filter(|l| !l.is_empty());
-                read("core_cpus_list").or_else(|| read("thread_siblings_list")).unwrap_or_else(|| vec![*cpu])
+                let read = |name: &str| {
+                    self.read(format!("{topology}/{name}"))
+                        .map(|t| parse_list(&t))
+                        .filter(|l| !l.is_empty())
+                };
+                read("core_cpus_list")
+                    .or_else(|| read("thread_siblings_list"))
+                    .unwrap_or_else(|| vec![*cpu])
             })
             .collect();
         Some(cores.len())
@@ -112,7 +127,10 @@ impl Files {
             let number = |name: &str| self.read(folder.join(name))?.trim().parse::<f64>().ok();
             Some((number("cpu.cfs_quota_us")?, number("cpu.cfs_period_us")?))
         });
-        v2.chain(v1).filter(|(q, p)| *q > 0.0 && *p > 0.0).map(|(q, p)| q / p).min_by(f64::total_cmp)
+        v2.chain(v1)
+            .filter(|(q, p)| *q > 0.0 && *p > 0.0)
+            .map(|(q, p)| q / p)
+            .min_by(f64::total_cmp)
     }
 
     /// Bytes left below the memory limits of the cgroup and its parents. File pages that the kernel can drop do not count as used.
@@ -122,30 +140,45 @@ impl Files {
             // v1 writes "no limit" as the largest multiple of a page in an i64.
             let limit = number(max).filter(|m| *m < 1 << 60)?;
             let stat = self.read(folder.join("memory.stat")).unwrap_or_default();
-            let droppable: u64 =
-                stat.lines().find_map(|l| l.strip_prefix(droppable)?.strip_prefix(' ')?.trim().parse().ok()).unwrap_or(0);
+            let droppable: u64 = stat
+                .lines()
+                .find_map(|l| l.strip_prefix(droppable)?.strip_prefix(' ')?.trim().parse().ok())
+                .unwrap_or(0);
             Some(limit.saturating_sub(number(used).unwrap_or(0).saturating_sub(droppable)))
         };
-        let v2 = self.cgroup_folders("").into_iter().filter_map(|f| level(f, "memory.max", "memory.current", "inactive_file"));
-        let v1 = self
-            .cgroup_folders("memory")
+        let v2 = self
+            .cgroup_folders("")
             .into_iter()
-            .filter_map(|f| level(f, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"));
+            .filter_map(|f| level(f, "memory.max", "memory.current", "inactive_file"));
+        let v1 = self.cgroup_folders("memory").into_iter().filter_map(|f| {
+            level(f, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        });
         v2.chain(v1).min()
     }
 
     /// Bytes left below the resource limits on address space and data (`ulimit -v`, `ulimit -d`).
     pub fn resource_limit_left(&self) -> Option<u64> {
         let limits = self.read("proc/self/limits")?;
-        let soft = |name: &str| limits.lines().find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok());
-        let left = |name: &str, used: &str| Some(soft(name)?.saturating_sub(self.status_bytes(used).unwrap_or(0)));
-        [left("Max address space", "VmSize"), left("Max data size", "VmData")].into_iter().flatten().min()
+        let soft = |name: &str| {
+            limits
+                .lines()
+                .find_map(|l| l.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok())
+        };
+        let left = |name: &str, used: &str| {
+            Some(soft(name)?.saturating_sub(self.status_bytes(used).unwrap_or(0)))
+        };
+        [left("Max address space", "VmSize"), left("Max data size", "VmData")]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Largest file that this process may write (`ulimit -f`), if limited.
     pub fn file_size_limit(&self) -> Option<u64> {
         let limits = self.read("proc/self/limits")?;
-        limits.lines().find_map(|l| l.strip_prefix("Max file size")?.split_whitespace().next()?.parse().ok())
+        limits
+            .lines()
+            .find_map(|l| l.strip_prefix("Max file size")?.split_whitespace().next()?.parse().ok())
     }
 
     /// This process's folder and its parents up to the mount, in the hierarchy of a v1 controller, or of v2 for "".
@@ -165,7 +198,8 @@ impl Files {
         let mounts = self.read("proc/self/mountinfo")?;
         let (root, mount) = mounts.lines().find_map(|l| {
             let (left, right) = l.split_once(" - ")?;
-            let (left, right): (Vec<_>, Vec<_>) = (left.split(' ').collect(), right.split(' ').collect());
+            let (left, right): (Vec<_>, Vec<_>) =
+                (left.split(' ').collect(), right.split(' ').collect());
             let matches = match controller {
                 "" => *right.first()? == "cgroup2",
                 c => *right.first()? == "cgroup" && right.get(2)?.split(',').any(|o| o == c),
@@ -183,7 +217,9 @@ impl Files {
         let mut found: Vec<Cache> = (0..8)
             .map_while(|i| {
                 let folder = format!("sys/devices/system/cpu/cpu{cpu}/cache/index{i}");
-                let read = |name: &str| self.read(format!("{folder}/{name}")).map(|t| t.trim().to_string());
+                let read = |name: &str| {
+                    self.read(format!("{folder}/{name}")).map(|t| t.trim().to_string())
+                };
                 let kind = read("type")?;
                 let cache = (|| {
                     let size: Bytes = read("size")?.parse().ok()?;
@@ -220,7 +256,8 @@ fn parse_list(text: &str) -> Vec<usize> {
         .split(',')
         .filter_map(|part| {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            let (first, last): (usize, usize) =
+                (first.trim().parse().ok()?, last.trim().parse().ok()?);
             (last < MOST).then_some(first..=last)
         })
         .flatten()
@@ -243,7 +280,8 @@ mod tests {
         (root, files)
     }
 
-    const V2_MOUNT: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const V2_MOUNT: &str =
+        "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
 
     #[test]
     fn efficiency_cores_are_left_out_where_the_system_tells_them_apart() {
@@ -260,9 +298,11 @@ mod tests {
             (files.physical_cores(), files.fast_cores())
         };
         // Intel: two performance cores of two threads each, four efficiency cores.
-        let siblings = |cpu: usize| format!("sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list");
+        let siblings =
+            |cpu: usize| format!("sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list");
         let names: Vec<String> = (0..8).map(siblings).collect();
-        let mut hybrid = vec![("sys/devices/cpu_core/cpus", "0-3\n"), ("sys/devices/cpu_atom/cpus", "4-7\n")];
+        let mut hybrid =
+            vec![("sys/devices/cpu_core/cpus", "0-3\n"), ("sys/devices/cpu_atom/cpus", "4-7\n")];
         let lists = ["0-1", "0-1", "2-3", "2-3", "4", "5", "6", "7"];
         hybrid.extend(names.iter().zip(lists).map(|(name, list)| (name.as_str(), list)));
         assert_eq!(machine("0-7", &hybrid), (Some(6), Some(2)));
@@ -270,8 +310,11 @@ mod tests {
         // Arm: one prime, two big, two little cores.
         let capacity = |cpu: usize| format!("sys/devices/system/cpu/cpu{cpu}/cpu_capacity");
         let names: Vec<String> = (0..5).map(capacity).collect();
-        let arm: Vec<(&str, &str)> =
-            names.iter().map(String::as_str).zip(["1024\n", "870\n", "870\n", "350\n", "350\n"]).collect();
+        let arm: Vec<(&str, &str)> = names
+            .iter()
+            .map(String::as_str)
+            .zip(["1024\n", "870\n", "870\n", "350\n", "350\n"])
+            .collect();
         assert_eq!(machine("0-4", &arm), (Some(5), Some(3)));
         assert_eq!(machine("3-4", &arm), (Some(2), Some(2)));
         // All alike, or nothing told.
@@ -288,11 +331,20 @@ mod tests {
 
     #[test]
     fn cores_are_counted_once_however_many_threads_of_them_are_allowed() {
-        let topology =
-            |cpu: usize, siblings: &'static str| (format!("sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list"), siblings);
-        let files = [topology(0, "0,4\n"), topology(1, "1,5\n"), topology(4, "0,4\n"), topology(5, "1,5\n")];
+        let topology = |cpu: usize, siblings: &'static str| {
+            (format!("sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list"), siblings)
+        };
+        let files = [
+            topology(0, "0,4\n"),
+            topology(1, "1,5\n"),
+            topology(4, "0,4\n"),
+            topology(5, "1,5\n"),
+        ];
         let mut list: Vec<(&str, &str)> = files.iter().map(|(p, t)| (p.as_str(), *t)).collect();
-        list.push(("proc/self/status", "Name:\tx\nCpus_allowed:\t33\nCpus_allowed_list:\t0-1,4\nVmHWM:\t  1612 kB\n"));
+        list.push((
+            "proc/self/status",
+            "Name:\tx\nCpus_allowed:\t33\nCpus_allowed_list:\t0-1,4\nVmHWM:\t  1612 kB\n",
+        ));
         let (_root, files) = recorded(&list);
         assert_eq!(files.physical_cores(), Some(2));
         assert_eq!(files.allowed_cpus(), [0, 1, 4]);
@@ -326,7 +378,10 @@ mod tests {
     #[test]
     fn quota_of_a_v1_container_that_sees_only_its_own_part() {
         let (_root, files) = recorded(&[
-            ("proc/self/cgroup", "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n"),
+            (
+                "proc/self/cgroup",
+                "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n",
+            ),
             (
                 "proc/self/mountinfo",
                 "31 30 0:27 /docker/abc /sys/fs/cgroup/cpu,cpuacct ro - cgroup cgroup rw,cpu,cpuacct\n\
@@ -382,21 +437,27 @@ mod tests {
             ),
         ]);
         assert_eq!(files.resource_limit_left(), Some(2048000 - 1024000));
-        let (_root, files) = recorded(&[status, ("proc/self/limits", "Max address space   unlimited   unlimited  bytes\n")]);
+        let (_root, files) = recorded(&[
+            status,
+            ("proc/self/limits", "Max address space   unlimited   unlimited  bytes\n"),
+        ]);
         assert_eq!(files.resource_limit_left(), None);
     }
 
     #[test]
     fn caches_of_the_first_allowed_cpu() {
         let index = "sys/devices/system/cpu/cpu1/cache/index";
-        let texts: Vec<(String, &str)> =
-            [("0", "Data", "1", "32K", "1"), ("1", "Instruction", "1", "64K", "1"), ("2", "Unified", "3", "8192K", "0-3")]
-                .into_iter()
-                .flat_map(|(i, kind, level, size, shared)| {
-                    [("type", kind), ("level", level), ("size", size), ("shared_cpu_list", shared)]
-                        .map(|(n, t)| (format!("{index}{i}/{n}"), t))
-                })
-                .collect();
+        let texts: Vec<(String, &str)> = [
+            ("0", "Data", "1", "32K", "1"),
+            ("1", "Instruction", "1", "64K", "1"),
+            ("2", "Unified", "3", "8192K", "0-3"),
+        ]
+        .into_iter()
+        .flat_map(|(i, kind, level, size, shared)| {
+            [("type", kind), ("level", level), ("size", size), ("shared_cpu_list", shared)]
+                .map(|(n, t)| (format!("{index}{i}/{n}"), t))
+        })
+        .collect();
         let mut list: Vec<(&str, &str)> = texts.iter().map(|(p, t)| (p.as_str(), *t)).collect();
         list.push(("proc/self/status", "Cpus_allowed_list:\t1\n"));
         let (_root, files) = recorded(&list);
@@ -409,7 +470,10 @@ mod tests {
         let (_root, files) = recorded(&[
             ("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n"),
             ("proc/loadavg", "0.84 1.25 1.77 2/101 21703\n"),
-            ("proc/cpuinfo", "processor\t: 0\nmodel name\t: Some CPU: fast\nflags\t\t: fpu hypervisor\n"),
+            (
+                "proc/cpuinfo",
+                "processor\t: 0\nmodel name\t: Some CPU: fast\nflags\t\t: fpu hypervisor\n",
+            ),
             ("proc/meminfo", "MemTotal: 100 kB\nMemAvailable:    50 kB\n"),
         ]);
         assert_eq!(files.huge_pages().as_deref(), Some("madvise"));

@@ -32,15 +32,31 @@ impl Activity {
     /// `stat`: user nice system idle iowait irq softirq steal …; `own`: fields 14 to 17, counted from the process id, are its user and system time
     /// and those of its ended children.
     fn parse(stat: &str, own: &str) -> Option<Activity> {
-        let cpu: Vec<u64> =
-            stat.lines().find(|l| l.starts_with("cpu "))?.split_whitespace().skip(1).map_while(|f| f.parse().ok()).collect();
-        let fields: Vec<u64> =
-            own.rsplit_once(')')?.1.split_whitespace().skip(11).take(4).map_while(|f| f.parse().ok()).collect();
+        let cpu: Vec<u64> = stat
+            .lines()
+            .find(|l| l.starts_with("cpu "))?
+            .split_whitespace()
+            .skip(1)
+            .map_while(|f| f.parse().ok())
+            .collect();
+        let fields: Vec<u64> = own
+            .rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .skip(11)
+            .take(4)
+            .map_while(|f| f.parse().ok())
+            .collect();
         if cpu.len() < 8 || fields.len() < 4 {
             return None;
         }
         // guest and guest_nice (9, 10) are contained in user and nice.
-        Some(Activity { total: cpu[..8].iter().sum(), idle: cpu[3] + cpu[4], steal: cpu[7], own: fields.iter().sum() })
+        Some(Activity {
+            total: cpu[..8].iter().sum(),
+            idle: cpu[3] + cpu[4],
+            steal: cpu[7],
+            own: fields.iter().sum(),
+        })
     }
 
     /// Shares since `earlier`; `None` if less than 10 ticks have passed.
@@ -48,7 +64,10 @@ impl Activity {
         let total = self.total.checked_sub(earlier.total).filter(|t| *t >= 10)? as f64;
         let delta = |f: fn(&Activity) -> u64| f(self).saturating_sub(f(earlier)) as f64;
         let (idle, stolen, own) = (delta(|a| a.idle), delta(|a| a.steal), delta(|a| a.own));
-        Some(Busy { stolen: stolen / total, others: ((total - idle - stolen - own) / total).max(0.0) })
+        Some(Busy {
+            stolen: stolen / total,
+            others: ((total - idle - stolen - own) / total).max(0.0),
+        })
     }
 }
 
@@ -59,10 +78,20 @@ mod tests {
     #[test]
     fn shares_of_two_recorded_moments() {
         let own = |user: u64, system: u64| {
-            format!("42 (a (b) c) R 1 42 42 0 -1 4194560 100 0 0 0 {user} {system} 0 5 20 0 1 0 100 0 0")
+            format!(
+                "42 (a (b) c) R 1 42 42 0 -1 4194560 100 0 0 0 {user} {system} 0 5 20 0 1 0 100 0 0"
+            )
         };
-        let a = Activity::parse("cpu  100 0 50 800 50 0 0 10 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n", &own(60, 10)).unwrap();
-        let b = Activity::parse("cpu  200 0 70 850 60 0 0 30 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n", &own(130, 20)).unwrap();
+        let a = Activity::parse(
+            "cpu  100 0 50 800 50 0 0 10 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n",
+            &own(60, 10),
+        )
+        .unwrap();
+        let b = Activity::parse(
+            "cpu  200 0 70 850 60 0 0 30 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n",
+            &own(130, 20),
+        )
+        .unwrap();
         // 200 ticks in all: idle 60, stolen 20, own 80, so others 40.
         assert_eq!(b.since(&a), Some(Busy { stolen: 0.1, others: 0.2 }));
         assert_eq!(a.since(&a), None);

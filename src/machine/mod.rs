@@ -80,9 +80,17 @@ impl Machine {
             s.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
             s
         });
-        let cpu = system.as_ref().and_then(|s| s.cpus().first().map(|c| c.brand().trim().to_string())).unwrap_or_default();
-        let cpu = if cpu.is_empty() { files.cpuinfo("model name").unwrap_or_else(|| "unknown CPU".into()) } else { cpu };
-        let flags = files.cpuinfo("flags").or_else(|| files.cpuinfo("Features")).unwrap_or_default();
+        let cpu = system
+            .as_ref()
+            .and_then(|s| s.cpus().first().map(|c| c.brand().trim().to_string()))
+            .unwrap_or_default();
+        let cpu = if cpu.is_empty() {
+            files.cpuinfo("model name").unwrap_or_else(|| "unknown CPU".into())
+        } else {
+            cpu
+        };
+        let flags =
+            files.cpuinfo("flags").or_else(|| files.cpuinfo("Features")).unwrap_or_default();
         let total = system.as_ref().map_or(0, |s| s.total_memory());
         Machine {
             cpu: crate::units::shown(&cpu),
@@ -135,7 +143,11 @@ impl Machine {
 
     /// A short name for folders of results: processor, cores, widest vectors; letters, digits and hyphens only, no host name.
     pub fn label(&self) -> String {
-        let vectors = ["avx512f", "avx2", "neon"].into_iter().find(|f| self.has(f)).unwrap_or("scalar").trim_end_matches('f');
+        let vectors = ["avx512f", "avx2", "neon"]
+            .into_iter()
+            .find(|f| self.has(f))
+            .unwrap_or("scalar")
+            .trim_end_matches('f');
         let mut slug = String::new();
         for c in self.cpu.replace("(R)", "").replace("(TM)", "").chars().take(32) {
             match c {
@@ -158,11 +170,18 @@ impl Machine {
         compare("CPU", self.cpu.clone(), other.cpu.clone());
         compare("architecture", self.arch.clone(), other.arch.clone());
         compare("features", self.present().join(" "), other.present().join(" "));
-        let compiled =
-            |m: &Machine| m.features.iter().filter(|f| f.compiled).map(|f| f.name.clone()).collect::<Vec<_>>().join(" ");
+        let compiled = |m: &Machine| {
+            m.features
+                .iter()
+                .filter(|f| f.compiled)
+                .map(|f| f.name.clone())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         compare("features compiled in", compiled(self), compiled(other));
         compare("usable cores", self.usable_threads.to_string(), other.usable_threads.to_string());
-        let caches = |m: &Machine| m.caches.iter().map(Cache::to_string).collect::<Vec<_>>().join(", ");
+        let caches =
+            |m: &Machine| m.caches.iter().map(Cache::to_string).collect::<Vec<_>>().join(", ");
         compare("caches", caches(self), caches(other));
         // The kernel reserves a little differently at every boot: a machine is another one only if its memory differs by more than 5 %.
         let (a, b) = (self.memory_total, other.memory_total);
@@ -211,7 +230,11 @@ pub fn usable_memory() -> u64 {
         system.refresh_memory();
         Some(system.available_memory())
     });
-    [available, files.cgroup_memory_left(), files.resource_limit_left()].into_iter().flatten().min().unwrap_or(u64::MAX)
+    [available, files.cgroup_memory_left(), files.resource_limit_left()]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(u64::MAX)
 }
 
 /// Most resident memory this process has had so far, if the system tells.

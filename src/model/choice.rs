@@ -3,7 +3,13 @@
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use super::gguf::SplitName;
@@ -29,12 +35,20 @@ struct Candidate<'a> {
 
 /// The GGUF files of the model that `asked` names (a path, or a quantization such as `Q4_K_M` in any case), the first part first. Without
 /// it: the only model there is, else Q4_K_M, else the smallest of 8 bits.
-pub(super) fn choose<'a>(files: &'a [(&'a str, u64)], asked: Option<&str>) -> Result<Vec<&'a str>, String> {
+pub(super) fn choose<'a>(
+    files: &'a [(&'a str, u64)],
+    asked: Option<&str>,
+) -> Result<Vec<&'a str>, String> {
     if let Some(asked) = asked {
         let found = files.iter().find(|(path, _)| *path == asked);
         match found {
-            Some((path, _)) => return whole_set(files, path).map(|set| set.into_iter().map(|(path, _)| path).collect()),
-            None if asked.contains(['/', '.']) => return Err(format!("it holds no file '{asked}'")),
+            Some((path, _)) => {
+                return whole_set(files, path)
+                    .map(|set| set.into_iter().map(|(path, _)| path).collect());
+            }
+            None if asked.contains(['/', '.']) => {
+                return Err(format!("it holds no file '{asked}'"));
+            }
             None => {}
         }
     }
@@ -47,7 +61,12 @@ pub(super) fn choose<'a>(files: &'a [(&'a str, u64)], asked: Option<&str>) -> Re
         let Ok(set) = whole_set(files, path) else { continue };
         let (quantization, variant) = quantization(path);
         let bytes = set.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-        all.push(Candidate { files: set.into_iter().map(|(path, _)| path).collect(), bytes, quantization, variant });
+        all.push(Candidate {
+            files: set.into_iter().map(|(path, _)| path).collect(),
+            bytes,
+            quantization,
+            variant,
+        });
     }
     if all.is_empty() {
         return Err("it holds no .gguf file of a whole model".into());
@@ -72,7 +91,8 @@ pub(super) fn choose<'a>(files: &'a [(&'a str, u64)], asked: Option<&str>) -> Re
 /// The one model of this quantization; where a plain one and a variant exist, the plain one.
 fn named<'a>(all: Vec<Candidate<'a>>, asked: &str) -> Result<Vec<&'a str>, String> {
     let (wanted, variant) = plain(asked.to_ascii_uppercase());
-    let mut fitting: Vec<&Candidate> = all.iter().filter(|model| model.quantization == wanted).collect();
+    let mut fitting: Vec<&Candidate> =
+        all.iter().filter(|model| model.quantization == wanted).collect();
     if fitting.iter().any(|model| model.variant == variant) {
         fitting.retain(|model| model.variant == variant);
     } else if variant {
@@ -82,8 +102,15 @@ fn named<'a>(all: Vec<Candidate<'a>>, asked: &str) -> Result<Vec<&'a str>, Strin
         [one] => Ok(one.files.clone()),
         [] => Err(format!("it holds no '{asked}'; there are {}", list(&all))),
         _ => {
-            let fitting: Vec<&str> = fitting.iter().filter_map(|model| model.files.first().copied()).take(MAX_SHOWN).collect();
-            Err(format!("it holds several models of '{asked}'; give one of the files after the colon: {}", fitting.join(", ")))
+            let fitting: Vec<&str> = fitting
+                .iter()
+                .filter_map(|model| model.files.first().copied())
+                .take(MAX_SHOWN)
+                .collect();
+            Err(format!(
+                "it holds several models of '{asked}'; give one of the files after the colon: {}",
+                fitting.join(", ")
+            ))
         }
     }
 }
@@ -115,13 +142,21 @@ fn is_model(path: &str) -> bool {
 fn whole_set<'a>(files: &'a [(&'a str, u64)], path: &str) -> Result<Vec<(&'a str, u64)>, String> {
     let missing = |path: &str| format!("it holds no file '{path}'");
     let Some(split) = SplitName::parse(Path::new(path)) else {
-        return files.iter().find(|file| file.0 == path).map(|file| vec![*file]).ok_or_else(|| missing(path));
+        return files
+            .iter()
+            .find(|file| file.0 == path)
+            .map(|file| vec![*file])
+            .ok_or_else(|| missing(path));
     };
-    let by_path: BTreeMap<&str, (&'a str, u64)> = files.iter().map(|file| (file.0, *file)).collect();
+    let by_path: BTreeMap<&str, (&'a str, u64)> =
+        files.iter().map(|file| (file.0, *file)).collect();
     (0..split.count)
         .map(|number| {
             let part = split.part(number).to_string_lossy().into_owned();
-            by_path.get(&*part).copied().ok_or_else(|| format!("{} of a split model", missing(&part)))
+            by_path
+                .get(&*part)
+                .copied()
+                .ok_or_else(|| format!("{} of a split model", missing(&part)))
         })
         .collect()
 }
@@ -140,7 +175,8 @@ fn quantization(path: &str) -> (String, bool) {
 /// The longest ending of a name that is a quantization and begins at a separator.
 fn ending(name: &str) -> Option<(String, bool)> {
     let name = name.to_ascii_uppercase();
-    let begins = std::iter::once(0).chain(name.match_indices(['-', '_', '.']).map(|(at, _)| at.saturating_add(1)));
+    let begins = std::iter::once(0)
+        .chain(name.match_indices(['-', '_', '.']).map(|(at, _)| at.saturating_add(1)));
     begins.filter_map(|at| name.get(at..)).map(plain).find(|(name, _)| is_quantization(name))
 }
 
@@ -161,7 +197,9 @@ fn is_quantization(name: &str) -> bool {
     let rest = name.strip_prefix(['I', 'T']).unwrap_or(name);
     let Some(rest) = rest.strip_prefix('Q') else { return false };
     let mut parts = rest.split('_');
-    let bits = parts.next().is_some_and(|bits| bits.len() == 1 && bits.bytes().all(|b| b.is_ascii_digit()));
+    let bits = parts
+        .next()
+        .is_some_and(|bits| bits.len() == 1 && bits.bytes().all(|b| b.is_ascii_digit()));
     let mut count = 0usize;
     let good = parts.all(|part| {
         count = count.saturating_add(1);
@@ -229,12 +267,25 @@ mod tests {
 
     #[test]
     fn without_a_name_it_is_q4_k_m_else_the_smallest_of_8_bits() {
-        assert_eq!(chosen(&[("only.gguf", 1), ("README.md", 1), ("mmproj-f16.gguf", 1)], None), Ok("only.gguf"));
-        assert_eq!(chosen(&[("a-Q8_0.gguf", 8), ("a-Q4_K_M.gguf", 4), ("a-Q2_K.gguf", 2)], None), Ok("a-Q4_K_M.gguf"));
-        assert_eq!(chosen(&[("a-Q8_K_XL.gguf", 9), ("a-Q8_0.gguf", 8), ("a-Q2_K.gguf", 2)], None), Ok("a-Q8_0.gguf"));
+        assert_eq!(
+            chosen(&[("only.gguf", 1), ("README.md", 1), ("mmproj-f16.gguf", 1)], None),
+            Ok("only.gguf")
+        );
+        assert_eq!(
+            chosen(&[("a-Q8_0.gguf", 8), ("a-Q4_K_M.gguf", 4), ("a-Q2_K.gguf", 2)], None),
+            Ok("a-Q4_K_M.gguf")
+        );
+        assert_eq!(
+            chosen(&[("a-Q8_K_XL.gguf", 9), ("a-Q8_0.gguf", 8), ("a-Q2_K.gguf", 2)], None),
+            Ok("a-Q8_0.gguf")
+        );
         let error = chosen(&[("a-Q2_K.gguf", 2), ("a-F16.gguf", 16)], None).unwrap_err();
         assert!(error.contains("F16, Q2_K"), "{error}");
-        assert!(chosen(&[("a.gguf", 2), ("sub/b.gguf", 16)], None).unwrap_err().contains("a.gguf, sub/b.gguf"));
+        assert!(
+            chosen(&[("a.gguf", 2), ("sub/b.gguf", 16)], None)
+                .unwrap_err()
+                .contains("a.gguf, sub/b.gguf")
+        );
         assert!(chosen(&[("README.md", 2)], None).unwrap_err().contains(".gguf"));
     }
 

@@ -5,7 +5,13 @@
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use super::ModelError;
@@ -57,7 +63,8 @@ impl SplitName {
     pub(super) fn parse(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
         let digits = |text: &str| -> Option<usize> {
-            (text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok())?
+            (text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit()))
+                .then(|| text.parse().ok())?
         };
         let (rest, count) = name.rsplit_once("-of-")?;
         let (stem, number) = rest.rsplit_once('-')?;
@@ -74,7 +81,8 @@ impl SplitName {
 
     /// The path of another part.
     pub(super) fn part(&self, number: usize) -> PathBuf {
-        let name = format!("{}-{:05}-of-{:05}.gguf", self.stem, number.saturating_add(1), self.count);
+        let name =
+            format!("{}-{:05}-of-{:05}.gguf", self.stem, number.saturating_add(1), self.count);
         self.path.with_file_name(name)
     }
 }
@@ -178,7 +186,8 @@ impl<'a> Reader<'a> {
             self.buffer.drain(..self.at);
             self.at = 0;
             let old = self.buffer.len();
-            let rest = usize::try_from(self.source.len().saturating_sub(self.read)).unwrap_or(usize::MAX);
+            let rest =
+                usize::try_from(self.source.len().saturating_sub(self.read)).unwrap_or(usize::MAX);
             let more = (1 << 18).max(n.saturating_sub(old)).min(rest);
             self.buffer.resize(old.saturating_add(more), 0);
             self.source.read_at(self.read, self.buffer.get_mut(old..).unwrap_or_default())?;
@@ -225,7 +234,10 @@ impl<'a> Reader<'a> {
     fn text(&mut self, most: u64, what: &dyn Fn() -> String) -> Result<String, ModelError> {
         let len = self.u64(what)?;
         if len > most {
-            return Err(self.error(format_args!("{}: a text of {len} bytes; at most {most} are read", what())));
+            return Err(self.error(format_args!(
+                "{}: a text of {len} bytes; at most {most} are read",
+                what()
+            )));
         }
         let bytes = self.take(len as usize, what)?;
         match std::str::from_utf8(bytes) {
@@ -240,7 +252,12 @@ impl<'a> Reader<'a> {
         self.value_of(kind, key, &what)
     }
 
-    fn value_of(&mut self, kind: u32, key: &str, what: &dyn Fn() -> String) -> Result<Value, ModelError> {
+    fn value_of(
+        &mut self,
+        kind: u32,
+        key: &str,
+        what: &dyn Fn() -> String,
+    ) -> Result<Value, ModelError> {
         Ok(match kind {
             0 => Value::Unsigned(u8::from_le_bytes(self.array(what)?).into()),
             1 => Value::Signed(i8::from_le_bytes(self.array(what)?).into()),
@@ -252,14 +269,23 @@ impl<'a> Reader<'a> {
             7 => match u8::from_le_bytes(self.array(what)?) {
                 0 => Value::Bool(false),
                 1 => Value::Bool(true),
-                other => return Err(self.error(format_args!("{}: a bool is 0 or 1, not {other}", what()))),
+                other => {
+                    return Err(
+                        self.error(format_args!("{}: a bool is 0 or 1, not {other}", what()))
+                    );
+                }
             },
             8 => Value::Text(self.text(MAX_TEXT, what)?),
             9 => self.array_value(key, what)?,
             10 => Value::Unsigned(self.u64(what)?),
             11 => Value::Signed(i64::from_le_bytes(self.array(what)?)),
             12 => Value::Float(f64::from_le_bytes(self.array(what)?)),
-            other => return Err(self.error(format_args!("{}: value type {other} does not exist in GGUF (0 to 12 do)", what()))),
+            other => {
+                return Err(self.error(format_args!(
+                    "{}: value type {other} does not exist in GGUF (0 to 12 do)",
+                    what()
+                )));
+            }
         })
     }
 
@@ -275,8 +301,17 @@ impl<'a> Reader<'a> {
             8 => (8, "an array of texts"),
             10 | 11 => (8, "an array of integers"),
             12 => (8, "an array of floats"),
-            9 => return Err(self.error(format_args!("{}: arrays of arrays are not supported", what()))),
-            other => return Err(self.error(format_args!("{}: element type {other} does not exist in GGUF", what()))),
+            9 => {
+                return Err(
+                    self.error(format_args!("{}: arrays of arrays are not supported", what()))
+                );
+            }
+            other => {
+                return Err(self.error(format_args!(
+                    "{}: element type {other} does not exist in GGUF",
+                    what()
+                )));
+            }
         };
         if count.checked_mul(size).is_none_or(|bytes| bytes > self.left()) {
             return Err(self.error(format_args!(
@@ -286,7 +321,10 @@ impl<'a> Reader<'a> {
             )));
         }
         if count > MAX_ARRAY {
-            return Err(self.error(format_args!("{}: an array of {count} elements; at most {MAX_ARRAY} are read", what())));
+            return Err(self.error(format_args!(
+                "{}: an array of {count} elements; at most {MAX_ARRAY} are read",
+                what()
+            )));
         }
         let wanted = key.starts_with("tokenizer.ggml.");
         // Arrays with an element for each layer.
@@ -324,7 +362,9 @@ impl<'a> Reader<'a> {
             7 if short => {
                 let bytes = self.take(count as usize, what)?.to_vec();
                 match bytes.iter().find(|b| **b > 1) {
-                    Some(other) => Err(self.error(format_args!("{}: a bool is 0 or 1, not {other}", what()))),
+                    Some(other) => {
+                        Err(self.error(format_args!("{}: a bool is 0 or 1, not {other}", what())))
+                    }
                     None => Ok(Value::Bools(bytes.iter().map(|b| *b == 1).collect())),
                 }
             }
@@ -359,7 +399,8 @@ impl Gguf {
         }
         let magic: [u8; 4] = reader.array(&|| "GGUF magic".into())?;
         if magic != *b"GGUF" {
-            let begin = [&magic[..], reader.take(reader.left().min(508) as usize, &String::new)?].concat();
+            let begin =
+                [&magic[..], reader.take(reader.left().min(508) as usize, &String::new)?].concat();
             return Err(reader.error(format_args!("not a GGUF file: {}", what_it_is(&begin))));
         }
         let version = reader.u32(&|| "GGUF version".into())?;
@@ -368,19 +409,24 @@ impl Gguf {
             0x0100_0000..=0x0300_0000 if version & 0xff_ffff == 0 => {
                 return Err(reader.error("GGUF version: the file is big-endian; convert it again with little-endian output"));
             }
-            _ => return Err(reader.error(format_args!("GGUF version {version} is not supported; versions 2 and 3 are"))),
+            _ => {
+                return Err(reader.error(format_args!(
+                    "GGUF version {version} is not supported; versions 2 and 3 are"
+                )));
+            }
         }
         let tensor_count = reader.u64(&|| "tensor count".into())?;
         let metadata_count = reader.u64(&|| "metadata count".into())?;
         // A metadata value takes at least 13 bytes (length, type, one byte), a tensor's entry at least 32.
-        for (name, count, least, most) in
-            [("metadata count", metadata_count, 13, MAX_METADATA), ("tensor count", tensor_count, 32, MAX_TENSORS)]
-        {
+        for (name, count, least, most) in [
+            ("metadata count", metadata_count, 13, MAX_METADATA),
+            ("tensor count", tensor_count, 32, MAX_TENSORS),
+        ] {
             if count > most || count.saturating_mul(least) > reader.left() {
                 let room = reader.left().checked_div(least).unwrap_or(0);
-                return Err(
-                    reader.error(format_args!("{name} {count}: the file has room for {room}, and at most {most} are read"))
-                );
+                return Err(reader.error(format_args!(
+                    "{name} {count}: the file has room for {room}, and at most {most} are read"
+                )));
             }
         }
 
@@ -388,7 +434,10 @@ impl Gguf {
         for i in 0..metadata_count {
             let key = reader.text(MAX_KEY, &|| format!("metadata key {i}"))?;
             if key.is_empty() || key.contains(|c: char| c.is_control()) {
-                return Err(reader.error(format_args!("metadata key {i} ('{}') is not a name", crate::units::shown(&key))));
+                return Err(reader.error(format_args!(
+                    "metadata key {i} ('{}') is not a name",
+                    crate::units::shown(&key)
+                )));
             }
             let value = reader.value(&key)?;
             if metadata.insert(key.clone(), value).is_some() {
@@ -416,7 +465,10 @@ impl Gguf {
         for i in 0..tensor_count {
             let name = reader.text(MAX_NAME, &|| format!("name of tensor {i}"))?;
             if name.is_empty() || name.contains(|c: char| c.is_control()) {
-                return Err(reader.error(format_args!("the name of tensor {i} ('{}') is not a name", crate::units::shown(&name))));
+                return Err(reader.error(format_args!(
+                    "the name of tensor {i} ('{}') is not a name",
+                    crate::units::shown(&name)
+                )));
             }
             if !names.insert(name.clone()) {
                 return Err(reader.error(format_args!("tensor {name} appears twice")));
@@ -424,7 +476,9 @@ impl Gguf {
             let what = || format!("tensor {name}");
             let count = reader.u32(&what)?;
             if !(1..=4).contains(&count) {
-                return Err(reader.error(format_args!("tensor {name}: {count} dimensions; 1 to 4 are possible")));
+                return Err(reader.error(format_args!(
+                    "tensor {name}: {count} dimensions; 1 to 4 are possible"
+                )));
             }
             let mut dims = [1u64; 4];
             for dim in dims.iter_mut().take(count as usize) {
@@ -432,12 +486,17 @@ impl Gguf {
             }
             let kind = reader.u32(&what)?;
             let offset = reader.u64(&what)?;
-            let encoding = encoding(kind).map_err(|text| reader.error(format_args!("tensor {name}: {text}")))?;
-            let bytes = byte_size(&dims, encoding).map_err(|text| reader.error(format_args!("tensor {name}: {text}")))?;
+            let encoding = encoding(kind)
+                .map_err(|text| reader.error(format_args!("tensor {name}: {text}")))?;
+            let bytes = byte_size(&dims, encoding)
+                .map_err(|text| reader.error(format_args!("tensor {name}: {text}")))?;
             order.push((name, dims, count, encoding, offset, bytes));
         }
 
-        let data = reader.position().checked_next_multiple_of(alignment).filter(|at| *at <= source.len() || order.is_empty());
+        let data = reader
+            .position()
+            .checked_next_multiple_of(alignment)
+            .filter(|at| *at <= source.len() || order.is_empty());
         let Some(data) = data else {
             return Err(reader.error("the file ends before its tensor data begins; it is cut off"));
         };
@@ -452,9 +511,9 @@ impl Gguf {
         let mut spans = Vec::with_capacity(order.len());
         for (name, dims, count, encoding, offset, bytes) in order {
             if !offset.is_multiple_of(alignment) {
-                return Err(
-                    reader.error(format_args!("tensor {name}: offset {offset} is not a multiple of the alignment {alignment}"))
-                );
+                return Err(reader.error(format_args!(
+                    "tensor {name}: offset {offset} is not a multiple of the alignment {alignment}"
+                )));
             }
             let begin = data.saturating_add(offset);
             if begin.saturating_add(bytes) > source.len() {
@@ -467,14 +526,19 @@ impl Gguf {
             let columns = dims[0] as usize;
             let rows = dims[1..].iter().product::<u64>() as usize;
             let shape = dims.iter().take(count as usize).rev().map(|n| *n as usize).collect();
-            tensors.insert(name, TensorInfo { rows, columns, shape, encoding, offset: begin, part: 0 });
+            tensors.insert(
+                name,
+                TensorInfo { rows, columns, shape, encoding, offset: begin, part: 0 },
+            );
         }
         spans.sort();
         for pair in spans.windows(2) {
             if let [(begin, bytes, first), (next, _, second)] = pair
                 && begin.saturating_add(*bytes) > *next
             {
-                return Err(reader.error(format_args!("tensors {first} and {second} overlap in the file")));
+                return Err(
+                    reader.error(format_args!("tensors {first} and {second} overlap in the file"))
+                );
             }
         }
         Ok(Gguf { parts: vec![source.clone()], source, metadata, tensors })
@@ -484,7 +548,9 @@ impl Gguf {
     /// and names are those of `gguf-split`: `split.no` counts from 0, names from 1; the first part alone has the metadata.
     pub(super) fn open_set(path: &Path) -> Result<Self, ModelError> {
         let named = Gguf::open(path)?;
-        let Some(count) = named.integer("split.count", 1..=MAX_PARTS)?.filter(|n| *n > 1) else { return Ok(named) };
+        let Some(count) = named.integer("split.count", 1..=MAX_PARTS)?.filter(|n| *n > 1) else {
+            return Ok(named);
+        };
         let own = named.split_number(count)?;
         let Some(name) = SplitName::parse(path).filter(|name| name.count == count) else {
             return Err(named.error(format_args!(
@@ -545,20 +611,25 @@ impl Gguf {
         let total = "split.tensors.count";
         if next.integer(total, 0..=MAX_TENSORS)? != self.integer(total, 0..=MAX_TENSORS)? {
             let first = shown(path_name(self.path()));
-            return Err(
-                next.error(format_args!("metadata '{total}' is not the one of {first}; the parts are of different models"))
-            );
+            return Err(next.error(format_args!(
+                "metadata '{total}' is not the one of {first}; the parts are of different models"
+            )));
         }
         let (before, architecture) = (self.parts.len(), "general.architecture");
         if let Some(other) = next.text(architecture)?
             && self.text(architecture)?.is_some_and(|own| own != other)
         {
-            return Err(next.error(format_args!("metadata '{architecture}' is not the one of the first part")));
+            return Err(next.error(format_args!(
+                "metadata '{architecture}' is not the one of the first part"
+            )));
         }
         let Gguf { source, parts: _, metadata: _, tensors } = next;
         for (name, info) in tensors {
             if self.tensors.insert(name.clone(), TensorInfo { part: before, ..info }).is_some() {
-                return Err(invalid(source.path(), format_args!("tensor {name} is also in an earlier part")));
+                return Err(invalid(
+                    source.path(),
+                    format_args!("tensor {name} is also in an earlier part"),
+                ));
             }
         }
         self.parts.push(source);
@@ -602,7 +673,11 @@ impl Gguf {
     }
 
     /// An optional integer in `range`.
-    pub(super) fn integer(&self, key: &str, range: std::ops::RangeInclusive<u64>) -> Result<Option<usize>, ModelError> {
+    pub(super) fn integer(
+        &self,
+        key: &str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<Option<usize>, ModelError> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         let number = match value {
             Value::Unsigned(n) => Some(*n),
@@ -611,7 +686,11 @@ impl Gguf {
         };
         match number.filter(|n| range.contains(n)) {
             Some(n) => Ok(Some(n as usize)),
-            None => Err(self.wrong(key, value, &format!("an integer from {} to {}", range.start(), range.end()))),
+            None => Err(self.wrong(
+                key,
+                value,
+                &format!("an integer from {} to {}", range.start(), range.end()),
+            )),
         }
     }
 
@@ -734,9 +813,14 @@ fn byte_size(dims: &[u64; 4], encoding: Format) -> Result<u64, String> {
         return Err("a dimension is 0".into());
     }
     if !dims[0].is_multiple_of(block as u64) {
-        return Err(format!("rows of {} values cannot be {}, whose blocks hold {block}", dims[0], encoding.ggml_name()));
+        return Err(format!(
+            "rows of {} values cannot be {}, whose blocks hold {block}",
+            dims[0],
+            encoding.ggml_name()
+        ));
     }
-    let count = dims.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| *n <= i64::MAX as u64);
+    let count =
+        dims.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| *n <= i64::MAX as u64);
     count
         .and_then(|n| n.checked_div(block as u64)?.checked_mul(bytes as u64))
         .filter(|n| usize::try_from(*n).is_ok())
@@ -747,21 +831,29 @@ fn byte_size(dims: &[u64; 4], encoding: Format) -> Result<u64, String> {
 pub(super) fn what_it_is(begin: &[u8]) -> &'static str {
     let text = String::from_utf8_lossy(begin).trim_start().to_ascii_lowercase();
     match begin {
-        [b'F', b'U', b'G', b'G', ..] => "it is a big-endian GGUF; convert it again with little-endian output",
+        [b'F', b'U', b'G', b'G', ..] => {
+            "it is a big-endian GGUF; convert it again with little-endian output"
+        }
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => {
             "it is a zip archive (a wheel or a PyTorch checkpoint?); unpack it and give the .gguf file inside"
         }
         [0x1f, 0x8b, ..] => "it is gzip-compressed; unpack it first",
-        [0x80, _, ..] if begin.get(2).is_some_and(|b| matches!(b, b'}' | b']' | b'c' | 0x8a | 0x95)) => {
+        [0x80, _, ..]
+            if begin.get(2).is_some_and(|b| matches!(b, b'}' | b']' | b'c' | 0x8a | 0x95)) =>
+        {
             "it is a Python pickle, which is never loaded; give a GGUF file or a safetensors folder"
         }
-        [b'g', b'g', ..] | [b'l', b'm', b'g', b'g'] | [b't', b'j', b'g', b'g', ..] | [b'f', b'm', b'g', b'g', ..] => {
-            "it is an old GGML file; convert the model to GGUF"
-        }
+        [b'g', b'g', ..]
+        | [b'l', b'm', b'g', b'g']
+        | [b't', b'j', b'g', b'g', ..]
+        | [b'f', b'm', b'g', b'g', ..] => "it is an old GGML file; convert the model to GGUF",
         _ if text.starts_with("version https://git-lfs") => {
             "it is a Git LFS pointer, not the model itself; run `git lfs pull`, or download the file"
         }
-        _ if text.starts_with("<!doctype") || text.starts_with("<html") || text.starts_with("<?xml") => {
+        _ if text.starts_with("<!doctype")
+            || text.starts_with("<html")
+            || text.starts_with("<?xml") =>
+        {
             "it is a web page, perhaps an error page saved in place of the model; download it again"
         }
         [_, _, _, _, _, 0, 0, 0, b'{', ..] => {
@@ -770,7 +862,9 @@ pub(super) fn what_it_is(begin: &[u8]) -> &'static str {
         _ if text.starts_with('{') => {
             "it is JSON; give a GGUF file or a folder with config.json, *.safetensors and tokenizer.json"
         }
-        _ if begin.iter().all(|b| *b == 0) => "it begins with zeros; the download was probably cut off",
+        _ if begin.iter().all(|b| *b == 0) => {
+            "it begins with zeros; the download was probably cut off"
+        }
         _ => "it does not begin with 'GGUF'; give a GGUF file or a safetensors folder",
     }
 }

@@ -2,7 +2,10 @@
 //! the announced length. The token goes to the endpoint's own scheme, host and port and nowhere else, whatever a redirect says; every
 //! body has a bound; a server that sends nothing for the given patience is given up. It knows no repository and no cache.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -93,19 +96,36 @@ impl Answer {
 
 impl Client {
     /// A client of `endpoint`, an `http` or `https` address.
-    pub(super) fn new(endpoint: &str, token: Option<&str>, patience: Duration) -> Result<Client, Failure> {
+    pub(super) fn new(
+        endpoint: &str,
+        token: Option<&str>,
+        patience: Duration,
+    ) -> Result<Client, Failure> {
         let endpoint = endpoint.trim().trim_end_matches('/');
         let address = endpoint.parse::<Uri>().ok().filter(|address| address.query().is_none());
         let origin = address.as_ref().and_then(Origin::of).ok_or_else(|| {
             Failure::Refused(format!("HF_ENDPOINT '{endpoint}' is not an address of the form https://host or http://host:port"))
         })?;
-        Ok(Client { endpoint: endpoint.into(), origin, token: token.map(str::to_string), patience, agents: RefCell::default() })
+        Ok(Client {
+            endpoint: endpoint.into(),
+            origin,
+            token: token.map(str::to_string),
+            patience,
+            agents: RefCell::default(),
+        })
     }
 
     /// The JSON text at `path` of the endpoint, and the query of the next page if the answer names one.
-    pub(super) fn json<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<(T, Option<String>), Failure> {
+    pub(super) fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<(T, Option<String>), Failure> {
         let answer = self.get(path, 0, Some(self.patience * JSON_PATIENCE))?;
-        let next = answer.headers.get_all(header::LINK).iter().find_map(|value| next_query(value.to_str().ok()?));
+        let next = answer
+            .headers
+            .get_all(header::LINK)
+            .iter()
+            .find_map(|value| next_query(value.to_str().ok()?));
         let mut text = Vec::new();
         let read = answer.body.take(LONGEST_JSON + 1).read_to_end(&mut text);
         if text.len() as u64 > LONGEST_JSON {
@@ -115,14 +135,20 @@ impl Client {
             )));
         }
         read.map_err(|error| self.lost(&error))?;
-        let value =
-            serde_json::from_slice(&text).map_err(|e| Failure::Refused(format!("the hub's answer is not understood: {e}")))?;
+        let value = serde_json::from_slice(&text)
+            .map_err(|e| Failure::Refused(format!("the hub's answer is not understood: {e}")))?;
         Ok((value, next))
     }
 
     /// Writes what lies at `path` of the endpoint to the file `to`: exactly `size` bytes. A connection that ends early is taken up again
     /// where it ended; `tell` hears the bytes that are there.
-    pub(super) fn download(&self, path: &str, size: u64, to: &Path, tell: &dyn Fn(u64)) -> Result<(), Failure> {
+    pub(super) fn download(
+        &self,
+        path: &str,
+        size: u64,
+        to: &Path,
+        tell: &dyn Fn(u64),
+    ) -> Result<(), Failure> {
         let mut file = File::create(to)?;
         let mut buffer = vec![0; 1 << 16];
         let (mut at, mut furthest, mut tries) = (0u64, 0u64, 0usize);
@@ -134,13 +160,17 @@ impl Client {
                 file.rewind()?;
                 at = 0;
             } else if answer.header(header::CONTENT_RANGE).and_then(range_start) != Some(at) {
-                return Err(Failure::Refused("the hub sends another part of the file than was asked for".into()));
+                return Err(Failure::Refused(
+                    "the hub sends another part of the file than was asked for".into(),
+                ));
             }
             if let Some(length) = answer.length()
                 && at.checked_add(length) != Some(size)
             {
                 let sent = at.saturating_add(length);
-                return Err(Failure::Refused(format!("the hub sends {sent} bytes where its list announced {size}")));
+                return Err(Failure::Refused(format!(
+                    "the hub sends {sent} bytes where its list announced {size}"
+                )));
             }
             let reason = loop {
                 match answer.body.read(&mut buffer) {
@@ -166,7 +196,9 @@ impl Client {
             tries = if at >= furthest.saturating_add(PROGRESS) { 0 } else { tries + 1 };
             furthest = furthest.max(at);
             if tries == TRIES {
-                return Err(Failure::Refused(format!("{furthest} of {size} bytes came, then {reason}, {TRIES} times in a row")));
+                return Err(Failure::Refused(format!(
+                    "{furthest} of {size} bytes came, then {reason}, {TRIES} times in a row"
+                )));
             }
         }
     }
@@ -186,7 +218,9 @@ impl Client {
     fn follow(&self, path: &str, from: u64, whole: Option<Duration>) -> Result<Answer, Failure> {
         let bad = |address: &str| {
             let address: String = address.chars().take(200).collect();
-            Failure::Refused(format!("the hub redirects to '{address}', which is not an address that is followed"))
+            Failure::Refused(format!(
+                "the hub redirects to '{address}', which is not an address that is followed"
+            ))
         };
         let mut address = format!("{}{path}", self.endpoint);
         for _ in 0..=REDIRECTS {
@@ -196,7 +230,8 @@ impl Client {
             if self.origin.secure && !origin.secure {
                 return Err(bad(&address));
             }
-            let mut request = self.agent(&origin)?.get(&uri).config().timeout_recv_body(whole).build();
+            let mut request =
+                self.agent(&origin)?.get(&uri).config().timeout_recv_body(whole).build();
             request = request.header(header::ACCEPT_ENCODING, "identity");
             if from > 0 {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
@@ -206,7 +241,11 @@ impl Client {
             }
             let answer = request.call().map_err(|e| self.failed(e))?;
             let (parts, body) = answer.into_parts();
-            let answer = Answer { status: parts.status.as_u16(), headers: parts.headers, body: body.into_reader() };
+            let answer = Answer {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body: body.into_reader(),
+            };
             match answer.status {
                 200 => return Ok(answer),
                 206 if from > 0 => return Ok(answer),
@@ -221,11 +260,19 @@ impl Client {
     }
 
     fn status(&self, status: u16) -> Failure {
-        let token = if self.token.is_some() { "the token in HF_TOKEN may not read it" } else { "set HF_TOKEN if it is private" };
+        let token = if self.token.is_some() {
+            "the token in HF_TOKEN may not read it"
+        } else {
+            "set HF_TOKEN if it is private"
+        };
         match status {
-            401 | 403 => Failure::Refused(format!("the hub does not let it be read (HTTP status {status}); {token}")),
+            401 | 403 => Failure::Refused(format!(
+                "the hub does not let it be read (HTTP status {status}); {token}"
+            )),
             404 => Failure::Refused(format!("the hub does not have it (HTTP status 404); {token}")),
-            408 | 429 | 500.. => Failure::Unreachable(format!("the hub failed (HTTP status {status})")),
+            408 | 429 | 500.. => {
+                Failure::Unreachable(format!("the hub failed (HTTP status {status})"))
+            }
             _ => Failure::Refused(format!("the hub answers with the HTTP status {status}")),
         }
     }
@@ -242,7 +289,11 @@ impl Client {
     }
 
     fn lost(&self, error: &std::io::Error) -> Failure {
-        if is_timeout(error) { self.silent() } else { Failure::Unreachable(format!("the hub's answer is cut off ({error})")) }
+        if is_timeout(error) {
+            self.silent()
+        } else {
+            Failure::Unreachable(format!("the hub's answer is cut off ({error})"))
+        }
     }
 
     fn silent(&self) -> Failure {
@@ -260,7 +311,10 @@ impl Client {
         let through = match &proxy {
             None => None,
             Some(text) => Some(Proxy::new(text).map_err(|_| {
-                Failure::Refused("the proxy that the environment names is not one of the form http://host:port".to_string())
+                Failure::Refused(
+                    "the proxy that the environment names is not one of the form http://host:port"
+                        .to_string(),
+                )
             })?),
         };
         let patience = Some(self.patience);
@@ -290,7 +344,8 @@ const SILENT: &str = "the hub sent nothing for";
 /// ureq hands its own errors on inside of those of a reader.
 fn is_timeout(error: &std::io::Error) -> bool {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<ureq::Error>());
-    matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) || matches!(inner, Some(ureq::Error::Timeout(_)))
+    matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+        || matches!(inner, Some(ureq::Error::Timeout(_)))
 }
 
 /// The system's certificates (also `SSL_CERT_FILE` and `SSL_CERT_DIR`); where a container has none, Mozilla's as built in.
@@ -312,13 +367,16 @@ fn proxy_for(origin: &Origin, get: impl Fn(&str) -> Option<String>) -> Option<St
     let spared = value("no_proxy").unwrap_or_default().split([',', ' ']).any(|entry| {
         let entry = entry.trim().to_ascii_lowercase();
         let (host, port) = match entry.rsplit_once(':') {
-            Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => (host, Some(port)),
+            Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
+                (host, Some(port))
+            }
             _ => (&entry[..], None),
         };
         let domain = host.trim_start_matches('*').trim_start_matches('.');
         let named = host == "*"
             || (!domain.is_empty()
-                && (origin.host == domain || origin.host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))));
+                && (origin.host == domain
+                    || origin.host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))));
         named && port.is_none_or(|port| port == origin.port.to_string())
     });
     let own = if origin.secure { "https_proxy" } else { "http_proxy" };
@@ -334,7 +392,9 @@ fn range_start(value: &str) -> Option<u64> {
 fn next_query(value: &str) -> Option<String> {
     value.split(',').find_map(|link| {
         let (address, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-        let next = parameters.split(';').any(|p| p.trim().replace('"', "").eq_ignore_ascii_case("rel=next"));
+        let next = parameters
+            .split(';')
+            .any(|p| p.trim().replace('"', "").eq_ignore_ascii_case("rel=next"));
         let query = address.split_once('?')?.1.split('#').next()?;
         let plain = query.len() <= 4096 && query.bytes().all(|b| b.is_ascii_graphic());
         (next && plain).then(|| query.to_string())
@@ -345,7 +405,8 @@ fn next_query(value: &str) -> Option<String> {
 fn joined(base: &Uri, to: &str) -> Option<String> {
     let to = to.split('#').next()?;
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);
-    let begins = |with: &str| to.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    let begins =
+        |with: &str| to.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
     Some(if begins("https://") || begins("http://") {
         to.to_string()
     } else if to.starts_with("//") {
@@ -365,7 +426,9 @@ pub(super) fn encoded(path: &str) -> String {
     let mut out = String::with_capacity(path.len());
     for byte in path.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => out.push(byte as char),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                out.push(byte as char)
+            }
             _ => out.push_str(&format!("%{byte:02X}")),
         }
     }
@@ -386,10 +449,21 @@ mod tests {
         for same in ["https://HUB.example:443/x?y", "https://hub.example/"] {
             assert_eq!(origin(same).as_ref(), Some(&hub), "{same}");
         }
-        for other in ["http://hub.example", "https://hub.example:444", "https://hub.example.evil", "https://x.hub.example"] {
+        for other in [
+            "http://hub.example",
+            "https://hub.example:444",
+            "https://hub.example.evil",
+            "https://x.hub.example",
+        ] {
             assert_ne!(origin(other), Some(hub.clone()), "{other}");
         }
-        for none in ["https://hub.example@evil.example/", "ftp://hub.example", "file:///etc/passwd", "/x", "https:///x"] {
+        for none in [
+            "https://hub.example@evil.example/",
+            "ftp://hub.example",
+            "file:///etc/passwd",
+            "/x",
+            "https:///x",
+        ] {
             assert_eq!(origin(none), None, "{none}");
         }
     }
@@ -415,8 +489,17 @@ mod tests {
     fn only_the_query_of_a_next_page_is_used() {
         let link = "<https://evil.example/steal?cursor=abc%3D&limit=9>; rel=\"next\"";
         assert_eq!(next_query(link).as_deref(), Some("cursor=abc%3D&limit=9"));
-        assert_eq!(next_query("<https://a/b?c=1>; rel=prev, </x?d=2>; rel=next").as_deref(), Some("d=2"));
-        for none in ["", "<https://a/b>; rel=next", "<https://a/b?c>; rel=last", "https://a/b?c; rel=next", "<a?b c>; rel=next"] {
+        assert_eq!(
+            next_query("<https://a/b?c=1>; rel=prev, </x?d=2>; rel=next").as_deref(),
+            Some("d=2")
+        );
+        for none in [
+            "",
+            "<https://a/b>; rel=next",
+            "<https://a/b?c>; rel=last",
+            "https://a/b?c; rel=next",
+            "<a?b c>; rel=next",
+        ] {
             assert_eq!(next_query(none), None, "{none}");
         }
     }
@@ -424,9 +507,15 @@ mod tests {
     #[test]
     fn the_proxy_is_the_one_of_the_scheme_and_no_proxy_names_domains() {
         let of = |address: &str, set: &[(&str, &str)]| {
-            proxy_for(&origin(address).unwrap(), |name| set.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string()))
+            proxy_for(&origin(address).unwrap(), |name| {
+                set.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string())
+            })
         };
-        let both = [("http_proxy", "http://p:1"), ("HTTPS_PROXY", "http://p:2"), ("ALL_PROXY", "http://p:3")];
+        let both = [
+            ("http_proxy", "http://p:1"),
+            ("HTTPS_PROXY", "http://p:2"),
+            ("ALL_PROXY", "http://p:3"),
+        ];
         assert_eq!(of("http://h", &both).as_deref(), Some("http://p:1"));
         assert_eq!(of("https://h", &both).as_deref(), Some("http://p:2"));
         assert_eq!(of("https://h", &both[2..]).as_deref(), Some("http://p:3"));
@@ -442,13 +531,20 @@ mod tests {
             ("127.0.0.1", "http://127.0.0.1:99", true),
             (".", "https://hub.example", false),
         ] {
-            assert_eq!(of(address, &[("all_proxy", "p"), ("NO_PROXY", list)]).is_none(), spared, "{list} {address}");
+            assert_eq!(
+                of(address, &[("all_proxy", "p"), ("NO_PROXY", list)]).is_none(),
+                spared,
+                "{list} {address}"
+            );
         }
     }
 
     #[test]
     fn names_are_encoded_and_ranges_read() {
         assert_eq!(encoded("sub/a b%é+?.gguf"), "sub/a%20b%25%C3%A9%2B%3F.gguf");
-        assert_eq!((range_start("bytes 5-9/10"), range_start("bytes */10"), range_start("5-9/10")), (Some(5), None, None));
+        assert_eq!(
+            (range_start("bytes 5-9/10"), range_start("bytes */10"), range_start("5-9/10")),
+            (Some(5), None, None)
+        );
     }
 }

@@ -3,7 +3,10 @@
 //! came is checked against them before it enters the cache. The three requests (a branch's commit, its files, a file's content) are those of
 //! huggingface_hub's `hf_api.py` and `file_download.py`.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::alias::Alias;
 use super::cache::{Environment, Lock, is_plain_path};
@@ -76,7 +79,9 @@ pub(super) fn fetch(id: &Id, options: &OpenOptions) -> Result<Place, ModelError>
     let environment = &options.environment;
     let shown_id = format!("{}/{}", id.organization, id.name);
     let cache = environment.hub_cache.as_deref().ok_or_else(|| {
-        ModelError::Invalid("there is no folder for the hub cache: set HF_HUB_CACHE, HF_HOME or HOME".to_string())
+        ModelError::Invalid(
+            "there is no folder for the hub cache: set HF_HUB_CACHE, HF_HOME or HOME".to_string(),
+        )
     })?;
     let folder = cache.join(format!("models--{}--{}", id.organization, id.name));
     let help = |reason: &str| {
@@ -110,16 +115,21 @@ fn list(repository: &Repository) -> Result<(String, Vec<Entry>), Failure> {
     let commit = branch.sha;
     if !is_hex(&commit, 40) {
         let commit: String = commit.chars().take(80).collect();
-        return Err(Failure::Refused(format!("the server names the commit '{commit}', which is not one")));
+        return Err(Failure::Refused(format!(
+            "the server names the commit '{commit}', which is not one"
+        )));
     }
     let mut entries = Vec::new();
     let mut query = "recursive=true".to_string();
     for _ in 0..MAX_PAGES {
-        let (page, next) = client.json::<Vec<Listed>>(&format!("/api/models/{id}/tree/{commit}?{query}"))?;
+        let (page, next) =
+            client.json::<Vec<Listed>>(&format!("/api/models/{id}/tree/{commit}?{query}"))?;
         for listed in page {
             entries.extend(checked(listed)?);
             if entries.len() > MAX_FILES {
-                return Err(Failure::Refused(format!("the server lists more than {MAX_FILES} files")));
+                return Err(Failure::Refused(format!(
+                    "the server lists more than {MAX_FILES} files"
+                )));
             }
         }
         match next {
@@ -136,12 +146,19 @@ fn checked(listed: Listed) -> Result<Option<Entry>, Failure> {
     let short = |text: &str| text.chars().take(80).collect::<String>();
     if !is_plain_path(&path) {
         let path = short(&path);
-        return Err(Failure::Refused(format!("the server lists the file name '{path}', which is not safe on every system")));
+        return Err(Failure::Refused(format!(
+            "the server lists the file name '{path}', which is not safe on every system"
+        )));
     }
     if kind != "file" {
         return Ok(None);
     }
-    let no_hash = |hash: &str| Failure::Refused(format!("the server lists the content hash '{}', which is not one", short(hash)));
+    let no_hash = |hash: &str| {
+        Failure::Refused(format!(
+            "the server lists the content hash '{}', which is not one",
+            short(hash)
+        ))
+    };
     if !is_hex(&oid, 40) && !is_hex(&oid, 64) {
         return Err(no_hash(&oid));
     }
@@ -162,7 +179,9 @@ fn check_room(bytes: u64, largest: u64, folder: &Path) -> Result<(), Failure> {
         && largest > limit
     {
         let (file, limit) = (Bytes(largest), Bytes(limit));
-        return Err(Failure::Refused(format!("a file of it has {file}, and the limit on a file's size (ulimit -f) is {limit}")));
+        return Err(Failure::Refused(format!(
+            "a file of it has {file}, and the limit on a file's size (ulimit -f) is {limit}"
+        )));
     }
     match crate::machine::free_disk(folder) {
         Some(free) if bytes > free => Err(Failure::Refused(format!(
@@ -182,8 +201,12 @@ fn is_hex(text: &str, len: usize) -> bool {
 /// The files that make up the model, and whether it is one GGUF file.
 fn choose<'a>(entries: &'a [Entry], file: Option<&str>) -> Result<(Vec<&'a Entry>, bool), String> {
     let find = |name: &str| entries.iter().find(|e| e.path == name);
-    let shards: Vec<&Entry> = entries.iter().filter(|e| !e.path.contains('/') && e.path.ends_with(".safetensors")).collect();
-    let checkpoint = find("config.json").is_some() && find("tokenizer.json").is_some() && !shards.is_empty();
+    let shards: Vec<&Entry> = entries
+        .iter()
+        .filter(|e| !e.path.contains('/') && e.path.ends_with(".safetensors"))
+        .collect();
+    let checkpoint =
+        find("config.json").is_some() && find("tokenizer.json").is_some() && !shards.is_empty();
     if file.is_none() && checkpoint {
         const BESIDE: [&str; 7] = [
             "config.json",
@@ -197,7 +220,10 @@ fn choose<'a>(entries: &'a [Entry], file: Option<&str>) -> Result<(Vec<&'a Entry
         return Ok((BESIDE.iter().filter_map(|name| find(name)).chain(shards).collect(), false));
     }
     if file.is_none() && !entries.iter().any(|e| e.path.ends_with(".gguf")) {
-        return Err("it holds neither a .gguf file nor config.json, tokenizer.json and *.safetensors".into());
+        return Err(
+            "it holds neither a .gguf file nor config.json, tokenizer.json and *.safetensors"
+                .into(),
+        );
     }
     let files: Vec<(&str, u64)> = entries.iter().map(|e| (&*e.path, e.size)).collect();
     let chosen = choice::choose(&files, file)?;
@@ -209,7 +235,9 @@ fn online(id: &Id, folder: &Path, options: &OpenOptions) -> Result<Place, Failur
     let (commit, entries) = list(&repository)?;
     let (wanted, single) = choose(&entries, id.file).map_err(Failure::Refused)?;
     let snapshot = folder.join("snapshots").join(&commit);
-    let present = |entry: &Entry| snapshot.join(&entry.path).metadata().is_ok_and(|m| m.is_file() && m.len() == entry.size);
+    let present = |entry: &Entry| {
+        snapshot.join(&entry.path).metadata().is_ok_and(|m| m.is_file() && m.len() == entry.size)
+    };
     if !wanted.iter().all(|entry| present(entry)) {
         let sum = |sizes: &mut dyn Iterator<Item = u64>| sizes.fold(0, u64::saturating_add);
         let missing: Vec<u64> = wanted.iter().filter(|e| !present(e)).map(|e| e.size).collect();
@@ -222,7 +250,14 @@ fn online(id: &Id, folder: &Path, options: &OpenOptions) -> Result<Place, Failur
         for entry in &wanted {
             // Another process may have fetched it while this one waited for the lock.
             if !present(entry) {
-                let tell = |done| options.tell(OpeningStage::Download, &entry.path, before.saturating_add(done), Some(total));
+                let tell = |done| {
+                    options.tell(
+                        OpeningStage::Download,
+                        &entry.path,
+                        before.saturating_add(done),
+                        Some(total),
+                    )
+                };
                 let file = download(&repository, &commit, entry, &lock.scratch, &tell)?;
                 install(&file, entry, folder, &snapshot).map_err(Failure::Refused)?;
             }
@@ -258,7 +293,12 @@ fn download(
 fn blob_name(file: &Path, entry: &Entry) -> Result<String, String> {
     let source = Source::open(file).map_err(|e| e.to_string())?;
     if source.len() != entry.size {
-        return Err(format!("{}: {} bytes came, {} were announced", entry.path, source.len(), entry.size));
+        return Err(format!(
+            "{}: {} bytes came, {} were announced",
+            entry.path,
+            source.len(),
+            entry.size
+        ));
     }
     let (what, announced, found) = match &entry.sha256 {
         Some(announced) => ("SHA-256", announced, source.digest(&|_| true)),
@@ -268,7 +308,10 @@ fn blob_name(file: &Path, entry: &Entry) -> Result<String, String> {
     };
     let found = found.map_err(|e| e.to_string())?;
     if *announced != found {
-        return Err(format!("{}: what came has the {what} {found}, not the announced one", entry.path));
+        return Err(format!(
+            "{}: what came has the {what} {found}, not the announced one",
+            entry.path
+        ));
     }
     Ok(found)
 }
@@ -327,7 +370,10 @@ fn cached(folder: &Path, id: &Id) -> Option<Place> {
         return None;
     }
     let snapshot = folder.join("snapshots").join(commit);
-    if id.file.is_none() && snapshot.join("config.json").is_file() && snapshot.join("tokenizer.json").is_file() {
+    if id.file.is_none()
+        && snapshot.join("config.json").is_file()
+        && snapshot.join("tokenizer.json").is_file()
+    {
         return Some(Place::Folder(snapshot));
     }
     let mut files = Vec::new();
@@ -343,7 +389,9 @@ fn files_below(folder: &Path, before: &str, depth: usize, files: &mut Vec<(Strin
         let Ok(name) = entry.file_name().into_string() else { continue };
         let (path, name) = (entry.path(), format!("{before}{name}"));
         match path.metadata() {
-            Ok(meta) if meta.is_dir() && depth > 0 => files_below(&path, &format!("{name}/"), depth.saturating_sub(1), files),
+            Ok(meta) if meta.is_dir() && depth > 0 => {
+                files_below(&path, &format!("{name}/"), depth.saturating_sub(1), files)
+            }
             Ok(meta) if meta.is_file() && files.len() < MAX_FILES => files.push((name, meta.len())),
             _ => {}
         }
@@ -365,9 +413,13 @@ pub(super) fn fetch_file(
     let text = |failure: Failure| match failure {
         Failure::Unreachable(reason) | Failure::Refused(reason) => reason,
     };
-    let repository = self::repository(&options.environment, repository.to_string()).map_err(text)?;
+    let repository =
+        self::repository(&options.environment, repository.to_string()).map_err(text)?;
     let (commit, entries) = list(&repository).map_err(text)?;
-    let entry = entries.iter().find(|e| e.path == file).ok_or_else(|| format!("it holds no file '{file}'"))?;
+    let entry = entries
+        .iter()
+        .find(|e| e.path == file)
+        .ok_or_else(|| format!("it holds no file '{file}'"))?;
     check_room(entry.size.saturating_mul(2), entry.size, &lock.scratch).map_err(text)?;
     let tell = |done| options.tell(OpeningStage::Download, alias.file, done, Some(entry.size));
     let path = download(&repository, &commit, entry, &lock.scratch, &tell).map_err(text)?;
@@ -442,11 +494,15 @@ mod tests {
             let mut lines = BufReader::new(stream.try_clone()?).lines();
             let mut head = lines.next().unwrap_or_else(|| Ok(String::new()))?;
             let request = head.clone();
-            while let Some(Ok(line)) = lines.next().filter(|line| line.as_ref().is_ok_and(|line| !line.is_empty())) {
+            while let Some(Ok(line)) =
+                lines.next().filter(|line| line.as_ref().is_ok_and(|line| !line.is_empty()))
+            {
                 head.push('\n');
                 head.push_str(&line.to_lowercase());
             }
-            let from = head.split_once("range: bytes=").and_then(|(_, r)| r.split('-').next()?.parse::<usize>().ok());
+            let from = head
+                .split_once("range: bytes=")
+                .and_then(|(_, r)| r.split('-').next()?.parse::<usize>().ok());
             self.heads.lock().expect("not poisoned").push(head);
             let target = request.split(' ').nth(1).unwrap_or("");
             let (path, query) = target.split_once('?').unwrap_or((target, ""));
@@ -464,13 +520,18 @@ mod tests {
                 }
             }
             if let Some(other) = self.elsewhere.as_ref().filter(|_| path.contains("/resolve/")) {
-                let head =
-                    format!("HTTP/1.1 302 Found\r\nLocation: {other}{path}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                let head = format!(
+                    "HTTP/1.1 302 Found\r\nLocation: {other}{path}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
                 return stream.write_all(head.as_bytes());
             }
             let mut link = String::new();
             let body = if path.contains("/revision/") {
-                Some(serde_json::json!({"id": "org/name", "sha": self.commit.unwrap_or(COMMIT)}).to_string().into_bytes())
+                Some(
+                    serde_json::json!({"id": "org/name", "sha": self.commit.unwrap_or(COMMIT)})
+                        .to_string()
+                        .into_bytes(),
+                )
             } else if path.contains("/tree/") {
                 let file = |(name, bytes): &(String, Vec<u8>)| {
                     let size = bytes.len() as u64 + self.oversized;
@@ -482,28 +543,44 @@ mod tests {
                     entry
                 };
                 let lie = |path: &String| serde_json::json!({"type": "file", "oid": git_id(&[]), "size": 3, "path": path});
-                let mut all: Vec<_> = self.files.iter().map(file).chain(self.lies.iter().map(lie)).collect();
+                let mut all: Vec<_> =
+                    self.files.iter().map(file).chain(self.lies.iter().map(lie)).collect();
                 if let Some(other) = &self.next_at {
                     let second = all.split_off(all.len() / 2);
                     match query.contains("cursor=two") {
                         true => all = second,
-                        false => link = format!("Link: <{other}/api/models/org/name/tree/x?cursor=two>; rel=\"next\"\r\n"),
+                        false => {
+                            link = format!(
+                                "Link: <{other}/api/models/org/name/tree/x?cursor=two>; rel=\"next\"\r\n"
+                            )
+                        }
                     }
                 }
                 Some(serde_json::Value::from(all).to_string().into_bytes())
             } else {
                 let name = path.split_once(&format!("/resolve/{COMMIT}/")).map_or("", |p| p.1);
                 let mut body = self.files.iter().find(|f| f.0 == name).map(|f| f.1.clone());
-                if let Some(last) = body.as_mut().filter(|_| self.altered).and_then(|body| body.last_mut()) {
+                if let Some(last) =
+                    body.as_mut().filter(|_| self.altered).and_then(|body| body.last_mut())
+                {
                     *last ^= 1;
                 }
                 body
             };
             let Some(body) = body else {
-                return stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                return stream.write_all(
+                    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                );
             };
             let (status, start) = match from.filter(|from| self.ranges && *from < body.len()) {
-                Some(from) => (format!("206 Part\r\nContent-Range: bytes {from}-{}/{}", body.len() - 1, body.len()), from),
+                Some(from) => (
+                    format!(
+                        "206 Part\r\nContent-Range: bytes {from}-{}/{}",
+                        body.len() - 1,
+                        body.len()
+                    ),
+                    from,
+                ),
                 None => ("200 OK".to_string(), 0),
             };
             let body = &body[start..];
@@ -563,7 +640,9 @@ mod tests {
         let fake = Arc::new(Fake { files: checkpoint_files(), ..Fake::default() });
         let mut environment = environment(root.path(), &fake.start());
         let heard = Mutex::new(Vec::new());
-        let progress = |p: crate::model::OpeningProgress| heard.lock().expect("not poisoned").push((p.stage, p.done, p.total));
+        let progress = |p: crate::model::OpeningProgress| {
+            heard.lock().expect("not poisoned").push((p.stage, p.done, p.total))
+        };
         let options = OpenOptions { progress: Some(&progress), environment: environment.clone() };
         let model = open("org/name", &options).expect("fetched");
         assert_eq!(model.name, "org/name");
@@ -579,10 +658,15 @@ mod tests {
         assert!(snapshot.join("config.json").is_file() && !snapshot.join("README.md").exists());
         let before = fake.requests.load(Ordering::Relaxed);
         open("org/name", &options).expect("present");
-        assert_eq!(fake.requests.load(Ordering::Relaxed), before + 2, "only the commit and the tree are asked for again");
+        assert_eq!(
+            fake.requests.load(Ordering::Relaxed),
+            before + 2,
+            "only the commit and the tree are asked for again"
+        );
         environment.hub_offline = true;
         environment.hub_endpoint = Some("http://127.0.0.1:9".into());
-        open("org/name", &OpenOptions { progress: None, environment: environment.clone() }).expect("offline");
+        open("org/name", &OpenOptions { progress: None, environment: environment.clone() })
+            .expect("offline");
         environment.hub_offline = false;
         open("org/name", &OpenOptions { progress: None, environment }).expect("server gone");
     }
@@ -593,7 +677,8 @@ mod tests {
         let file = |name: &str, seed| (name.to_string(), Tiny::seeded(seed).gguf());
         let files = vec![file("a.gguf", 1), file("sub/b.gguf", 2)];
         let fake = Arc::new(Fake { files, ..Fake::default() });
-        let options = OpenOptions { progress: None, environment: environment(root.path(), &fake.start()) };
+        let options =
+            OpenOptions { progress: None, environment: environment(root.path(), &fake.start()) };
         let error = open("org/name", &options).err().expect("two files").to_string();
         assert!(error.contains("a.gguf, sub/b.gguf"), "{error}");
         assert_eq!(open("org/name:sub/b.gguf", &options).expect("named").name, "b.gguf");
@@ -604,11 +689,14 @@ mod tests {
     fn a_quantization_after_the_colon_picks_its_file_online_and_offline() {
         let root = tempfile::tempdir().expect("temporary folder");
         let file = |name: &str, seed| (name.to_string(), Tiny::seeded(seed).gguf());
-        let files = vec![file("m-Q8_0.gguf", 1), file("Q4_K_M/m-Q4_K_M.gguf", 2), file("m-Q2_K.gguf", 3)];
+        let files =
+            vec![file("m-Q8_0.gguf", 1), file("Q4_K_M/m-Q4_K_M.gguf", 2), file("m-Q2_K.gguf", 3)];
         let fake = Arc::new(Fake { files, ..Fake::default() });
         let mut environment = environment(root.path(), &fake.start());
         let named = |id: &str, environment: &Environment| {
-            open(id, &OpenOptions { progress: None, environment: environment.clone() }).map(|m| m.name).map_err(|e| e.to_string())
+            open(id, &OpenOptions { progress: None, environment: environment.clone() })
+                .map(|m| m.name)
+                .map_err(|e| e.to_string())
         };
         assert_eq!(named("org/name", &environment), Ok("m-Q4_K_M.gguf".into()));
         assert_eq!(named("org/name:q8_0", &environment), Ok("m-Q8_0.gguf".into()));
@@ -622,22 +710,47 @@ mod tests {
 
     #[test]
     fn names_that_a_server_makes_up_never_leave_the_cache() {
-        let names =
-            ["../../x", "C:\\x", "/x", "a\0b", "sub/../../x", "..", "a\\..\\..\\x", "nul", "sub/con.txt", "a:b", "x.", "a//b"];
+        let names = [
+            "../../x",
+            "C:\\x",
+            "/x",
+            "a\0b",
+            "sub/../../x",
+            "..",
+            "a\\..\\..\\x",
+            "nul",
+            "sub/con.txt",
+            "a:b",
+            "x.",
+            "a//b",
+        ];
         let many: Vec<String> = (0..10_000).map(|i| format!("f{i}")).collect();
         let lists = names.iter().map(|name| vec![name.to_string()]).chain([many]);
         for lies in lists {
             let root = tempfile::tempdir().expect("temporary folder");
             let shown = lies[0].clone();
             let fake = Arc::new(Fake { lies, files: checkpoint_files(), ..Fake::default() });
-            let options = OpenOptions { progress: None, environment: environment(root.path(), &fake.start()) };
-            let error = open("org/name", &options).err().unwrap_or_else(|| panic!("{shown:?} was accepted"));
-            assert!(matches!(&error, ModelError::Invalid(text) if !text.contains(char::is_control)), "{error}");
+            let options = OpenOptions {
+                progress: None,
+                environment: environment(root.path(), &fake.start()),
+            };
+            let error = open("org/name", &options)
+                .err()
+                .unwrap_or_else(|| panic!("{shown:?} was accepted"));
+            assert!(
+                matches!(&error, ModelError::Invalid(text) if !text.contains(char::is_control)),
+                "{error}"
+            );
             assert_eq!(below(root.path()), Vec::<PathBuf>::new(), "{shown:?}");
         }
         let root = tempfile::tempdir().expect("temporary folder");
-        let fake = Arc::new(Fake { commit: Some("../../../x"), files: checkpoint_files(), ..Fake::default() });
-        let options = OpenOptions { progress: None, environment: environment(root.path(), &fake.start()) };
+        let fake = Arc::new(Fake {
+            commit: Some("../../../x"),
+            files: checkpoint_files(),
+            ..Fake::default()
+        });
+        let options =
+            OpenOptions { progress: None, environment: environment(root.path(), &fake.start()) };
         assert!(open("org/name", &options).is_err());
         assert_eq!(below(root.path()), Vec::<PathBuf>::new());
     }
@@ -646,14 +759,20 @@ mod tests {
     fn a_download_cut_off_anywhere_is_completed_by_the_next_run() {
         let file = Tiny::default().gguf();
         let len = file.len();
-        let fake = Arc::new(Fake { files: vec![("a.gguf".into(), file.clone())], ..Fake::default() });
+        let fake =
+            Arc::new(Fake { files: vec![("a.gguf".into(), file.clone())], ..Fake::default() });
         let address = fake.start();
         for tenth in 1..10 {
             let root = tempfile::tempdir().expect("temporary folder");
-            let options = OpenOptions { progress: None, environment: environment(root.path(), &address) };
+            let options =
+                OpenOptions { progress: None, environment: environment(root.path(), &address) };
             *fake.cut.lock().expect("not poisoned") = Some(len * tenth / 10);
             assert!(open("org/name", &options).is_err());
-            assert_eq!(below(root.path()), Vec::<PathBuf>::new(), "nothing is left of a download that was cut at {tenth}0 %");
+            assert_eq!(
+                below(root.path()),
+                Vec::<PathBuf>::new(),
+                "nothing is left of a download that was cut at {tenth}0 %"
+            );
             *fake.cut.lock().expect("not poisoned") = None;
             let model = open("org/name", &options).expect("complete");
             assert_eq!(std::fs::read(&model.path).expect("cached"), file);
@@ -664,15 +783,29 @@ mod tests {
     fn a_server_that_falls_silent_is_given_up_in_one_line() {
         for silent in ["/revision/", "/tree/", "/resolve/"] {
             let root = tempfile::tempdir().expect("temporary folder");
-            let fake = Arc::new(Fake { silent: Some(silent), files: checkpoint_files(), ..Fake::default() });
-            let environment = Environment { hub_patience: Duration::from_millis(300), ..environment(root.path(), &fake.start()) };
+            let fake = Arc::new(Fake {
+                silent: Some(silent),
+                files: checkpoint_files(),
+                ..Fake::default()
+            });
+            let environment = Environment {
+                hub_patience: Duration::from_millis(300),
+                ..environment(root.path(), &fake.start())
+            };
             let options = OpenOptions { progress: None, environment };
             let error = open("org/name", &options).err().expect("no model").to_string();
-            assert!(error.contains("sent nothing for") && error.contains("give the path") && !error.contains('\n'), "{error}");
+            assert!(
+                error.contains("sent nothing for")
+                    && error.contains("give the path")
+                    && !error.contains('\n'),
+                "{error}"
+            );
             assert_eq!(below(&root.path().join("hf")).len(), 0, "{silent}");
         }
-        let patience =
-            |text: &'static str| Environment::from(|name| (name == "HF_HUB_DOWNLOAD_TIMEOUT").then(|| text.into())).hub_patience;
+        let patience = |text: &'static str| {
+            Environment::from(|name| (name == "HF_HUB_DOWNLOAD_TIMEOUT").then(|| text.into()))
+                .hub_patience
+        };
         assert_eq!(
             (patience("1.5"), patience("nonsense"), patience("-1")),
             (Duration::from_millis(1500), patience(""), patience("0"))
@@ -682,14 +815,18 @@ mod tests {
     #[test]
     fn without_a_server_the_error_says_what_to_do() {
         let root = tempfile::tempdir().expect("temporary folder");
-        let options = OpenOptions { progress: None, environment: environment(root.path(), "http://127.0.0.1:9") };
+        let options = OpenOptions {
+            progress: None,
+            environment: environment(root.path(), "http://127.0.0.1:9"),
+        };
         let error = open("org/name", &options).err().expect("no server").to_string();
         assert!(error.contains("give the path") && !error.contains('\n'), "{error}");
     }
 
     /// Opens `org/name` of a fake hub with a token; the error, if any, as text.
     fn opened(fake: &Arc<Fake>, root: &Path) -> Result<crate::model::Model, String> {
-        let environment = Environment { hub_token: Some("secret".into()), ..environment(root, &fake.start()) };
+        let environment =
+            Environment { hub_token: Some("secret".into()), ..environment(root, &fake.start()) };
         open("org/name", &OpenOptions { progress: None, environment }).map_err(|e| e.to_string())
     }
 
@@ -698,18 +835,32 @@ mod tests {
         let root = tempfile::tempdir().expect("temporary folder");
         let store = Arc::new(Fake { files: checkpoint_files(), ..Fake::default() });
         let elsewhere = store.start();
-        let hub =
-            Fake { files: checkpoint_files(), elsewhere: Some(elsewhere.clone()), next_at: Some(elsewhere), ..Fake::default() };
+        let hub = Fake {
+            files: checkpoint_files(),
+            elsewhere: Some(elsewhere.clone()),
+            next_at: Some(elsewhere),
+            ..Fake::default()
+        };
         let hub = Arc::new(hub);
         opened(&hub, root.path()).expect("fetched from the other server");
-        let (asked, stored) = (hub.heads.lock().expect("not poisoned"), store.heads.lock().expect("not poisoned"));
-        assert!(asked.iter().all(|head| head.contains("authorization: bearer secret")), "{asked:?}");
+        let (asked, stored) =
+            (hub.heads.lock().expect("not poisoned"), store.heads.lock().expect("not poisoned"));
+        assert!(
+            asked.iter().all(|head| head.contains("authorization: bearer secret")),
+            "{asked:?}"
+        );
         assert!(
             !stored.is_empty() && stored.iter().all(|head| head.contains("/resolve/")),
             "the next page is the endpoint's: {stored:?}"
         );
-        assert!(stored.iter().all(|head| !head.contains("secret") && !head.contains("authorization")), "{stored:?}");
-        assert!(asked.iter().any(|head| head.contains("/tree/") && head.contains("cursor=two")), "{asked:?}");
+        assert!(
+            stored.iter().all(|head| !head.contains("secret") && !head.contains("authorization")),
+            "{stored:?}"
+        );
+        assert!(
+            asked.iter().any(|head| head.contains("/tree/") && head.contains("cursor=two")),
+            "{asked:?}"
+        );
     }
 
     #[test]
@@ -734,10 +885,13 @@ mod tests {
     #[test]
     fn an_announced_size_that_does_not_fit_is_refused_before_a_byte_is_asked_for() {
         let root = tempfile::tempdir().expect("temporary folder");
-        let fake = Arc::new(Fake { files: checkpoint_files(), oversized: 1 << 60, ..Fake::default() });
+        let fake =
+            Arc::new(Fake { files: checkpoint_files(), oversized: 1 << 60, ..Fake::default() });
         let error = opened(&fake, root.path()).err().expect("no room");
         assert!(error.contains("are free at") || error.contains("ulimit -f"), "{error}");
-        assert!(!fake.heads.lock().expect("not poisoned").iter().any(|head| head.contains("/resolve/")));
+        assert!(
+            !fake.heads.lock().expect("not poisoned").iter().any(|head| head.contains("/resolve/"))
+        );
         assert_eq!(below(&root.path().join("hf")), Vec::<PathBuf>::new());
     }
 
@@ -761,18 +915,30 @@ mod tests {
             let good = Arc::new(Fake { files: checkpoint_files(), large, ..Fake::default() });
             opened(&good, root.path()).expect("as listed");
             let root = tempfile::tempdir().expect("temporary folder");
-            let fake = Arc::new(Fake { files: checkpoint_files(), large, altered: true, ..Fake::default() });
+            let fake = Arc::new(Fake {
+                files: checkpoint_files(),
+                large,
+                altered: true,
+                ..Fake::default()
+            });
             let error = opened(&fake, root.path()).err().expect("altered");
             assert!(error.contains(if large { "SHA-256" } else { "git blob id" }), "{error}");
             assert_eq!(below(&root.path().join("hf")), Vec::<PathBuf>::new());
         }
-        assert_eq!(git_id(b"hello"), "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0", "what git hash-object says");
+        assert_eq!(
+            git_id(b"hello"),
+            "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0",
+            "what git hash-object says"
+        );
     }
 
     #[test]
     fn an_endpoint_that_is_no_address_is_named() {
         let root = tempfile::tempdir().expect("temporary folder");
-        let options = OpenOptions { progress: None, environment: environment(root.path(), "file:///etc/passwd") };
+        let options = OpenOptions {
+            progress: None,
+            environment: environment(root.path(), "file:///etc/passwd"),
+        };
         let error = open("org/name", &options).err().expect("no address").to_string();
         assert!(error.contains("HF_ENDPOINT") && error.contains("https://host"), "{error}");
     }
@@ -784,11 +950,13 @@ mod tests {
         let address = fake.start();
         std::thread::scope(|scope| {
             let fetch = || {
-                let options = OpenOptions { progress: None, environment: environment(root.path(), &address) };
+                let options =
+                    OpenOptions { progress: None, environment: environment(root.path(), &address) };
                 open("org/name", &options).map(|model| model.digest).map_err(|e| e.to_string())
             };
             let all: Vec<_> = (0..4).map(|_| scope.spawn(fetch)).collect();
-            let digests: Vec<_> = all.into_iter().map(|t| t.join().expect("no panic").expect("fetched")).collect();
+            let digests: Vec<_> =
+                all.into_iter().map(|t| t.join().expect("no panic").expect("fetched")).collect();
             assert!(digests.iter().all(|d| *d == digests[0]));
         });
         let heads = fake.heads.lock().expect("not poisoned");

@@ -37,9 +37,12 @@ mod tests {
 
     #[test]
     fn a_hub_id_is_refused_by_name_and_says_what_would_work() {
-        let error = open("org/name:a.gguf", &OpenOptions::default()).err().expect("no hub").to_string();
+        let error =
+            open("org/name:a.gguf", &OpenOptions::default()).err().expect("no hub").to_string();
         assert!(
-            error.contains("'org/name:a.gguf'") && error.contains("feature 'hub'") && error.contains("give the path"),
+            error.contains("'org/name:a.gguf'")
+                && error.contains("feature 'hub'")
+                && error.contains("give the path"),
             "{error}"
         );
     }

@@ -19,7 +19,8 @@ impl<'a> Id<'a> {
         };
         let (organization, name) = repository.split_once('/')?;
         let good = |part: &str| {
-            let allowed = part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+            let allowed =
+                part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
             // `--` separates organization and name in the cache's folder names.
             allowed && !part.starts_with('.') && is_plain_name(part) && part.len() <= 96
         };
@@ -37,8 +38,10 @@ mod tests {
         let id = |organization, name, file| Some(Id { organization, name, file });
         assert_eq!(Id::parse("org/name"), id("org", "name", None));
         assert_eq!(Id::parse("org/na-me.1:sub/a.gguf"), id("org", "na-me.1", Some("sub/a.gguf")));
-        for bad in ["name", "a/b/c", "../b", "/b", "a/", "a/b:", "a/b:../c", "a/b:/c", "a/b:c:d", "a b/c", "a/..", "a/con", "./b"]
-        {
+        for bad in [
+            "name", "a/b/c", "../b", "/b", "a/", "a/b:", "a/b:../c", "a/b:/c", "a/b:c:d", "a b/c",
+            "a/..", "a/con", "./b",
+        ] {
             assert_eq!(Id::parse(bad), None, "{bad}");
         }
     }

@@ -3,7 +3,9 @@
 //! Over 500 lines: one table of data, a few lines a kind of tensor.
 
 use super::Role;
-use super::spec::{Attention, Convolution, DeltaNet, Ffn, LayerSpec, Mixture, ModelSpec, Norms, QkNorm, Shared};
+use super::spec::{
+    Attention, Convolution, DeltaNet, Ffn, LayerSpec, Mixture, ModelSpec, Norms, QkNorm, Shared,
+};
 
 /// Rows and columns.
 pub(crate) type Shape = (usize, usize);
@@ -63,7 +65,10 @@ fn attention(layer: &LayerSpec, shape: impl FnOnce(&Attention) -> Option<Shape>)
 }
 
 /// The shape of a tensor of a short convolution, where the layer is one.
-fn convolution(layer: &LayerSpec, shape: impl FnOnce(&Convolution) -> Option<Shape>) -> Option<Shape> {
+fn convolution(
+    layer: &LayerSpec,
+    shape: impl FnOnce(&Convolution) -> Option<Shape>,
+) -> Option<Shape> {
     layer.convolution().and_then(shape)
 }
 
@@ -87,10 +92,17 @@ fn row(exists: bool, columns: usize) -> Option<Shape> {
 }
 
 /// The shape by (width, has a gate, biases of the input matrices, bias of the output matrix) of a dense part.
-fn ffn(layer: &LayerSpec, shape: impl FnOnce(usize, bool, bool, bool) -> Option<Shape>) -> Option<Shape> {
+fn ffn(
+    layer: &LayerSpec,
+    shape: impl FnOnce(usize, bool, bool, bool) -> Option<Shape>,
+) -> Option<Shape> {
     match layer.ffn {
-        Ffn::Gated { width, activation: _, input_bias, output_bias } => shape(width, true, input_bias, output_bias),
-        Ffn::Plain { width, activation: _, input_bias, output_bias } => shape(width, false, input_bias, output_bias),
+        Ffn::Gated { width, activation: _, input_bias, output_bias } => {
+            shape(width, true, input_bias, output_bias)
+        }
+        Ffn::Plain { width, activation: _, input_bias, output_bias } => {
+            shape(width, false, input_bias, output_bias)
+        }
         Ffn::Mixture(_) => None,
     }
 }
@@ -539,20 +551,25 @@ pub(crate) static FUSED: &[Fused] = &[
         roles: &[Role::QueryBias, Role::KeyBias, Role::ValueBias],
     },
     // GGUF files keep the name of the second half.
-    Fused { gguf: "blk.{}.ffn_up.weight", hf: "model.layers.{}.mlp.gate_up_proj.weight", roles: &[Role::Gate, Role::Up] },
+    Fused {
+        gguf: "blk.{}.ffn_up.weight",
+        hf: "model.layers.{}.mlp.gate_up_proj.weight",
+        roles: &[Role::Gate, Role::Up],
+    },
 ];
 
 /// The kinds that a model of this spec has, each with its layer (0 outside of layers) and shape, in the order of execution.
-pub(crate) fn present(spec: &ModelSpec) -> impl Iterator<Item = (&'static TensorKind, usize, Shape)> + '_ {
+pub(crate) fn present(
+    spec: &ModelSpec,
+) -> impl Iterator<Item = (&'static TensorKind, usize, Shape)> + '_ {
     // Kinds outside of layers do not look at the layer they are given; a model has at least one.
     let any = spec.layers.first();
-    let outer =
-        move |kinds: &'static [TensorKind]| kinds.iter().filter_map(move |kind| Some((kind, 0, (kind.shape)(spec, any?)?)));
-    let layers = spec
-        .layers
-        .iter()
-        .enumerate()
-        .flat_map(move |(i, layer)| LAYER.iter().filter_map(move |kind| Some((kind, i, (kind.shape)(spec, layer)?))));
+    let outer = move |kinds: &'static [TensorKind]| {
+        kinds.iter().filter_map(move |kind| Some((kind, 0, (kind.shape)(spec, any?)?)))
+    };
+    let layers = spec.layers.iter().enumerate().flat_map(move |(i, layer)| {
+        LAYER.iter().filter_map(move |kind| Some((kind, i, (kind.shape)(spec, layer)?)))
+    });
     outer(FIRST).chain(layers).chain(outer(LAST))
 }
 
@@ -564,8 +581,10 @@ pub fn roles(spec: &ModelSpec) -> impl Iterator<Item = (Role, Shape)> + '_ {
 /// The matrices that a model computes with, in the order of execution, then the output matrix (also where it is the embedding) and the
 /// token embedding where it is another.
 pub fn matrices(spec: &ModelSpec) -> impl Iterator<Item = Role> + '_ {
-    let outer: &[Role] = if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
-    let layers = roles(spec).map(|(role, _)| role).filter(|role| is_matrix(*role) && role.layer().is_some());
+    let outer: &[Role] =
+        if spec.tied_embeddings { &[Role::Output] } else { &[Role::Output, Role::TokenEmbedding] };
+    let layers =
+        roles(spec).map(|(role, _)| role).filter(|role| is_matrix(*role) && role.layer().is_some());
     layers.chain(outer.iter().copied())
 }
 
@@ -709,7 +728,8 @@ impl ModelSpec {
 
     /// Rows and columns of a weight: outputs × inputs of a matrix; a vector is one row. (0, 0) for a weight that the model has not.
     pub fn shape(&self, role: Role) -> Shape {
-        let role = if role == Role::Output && self.tied_embeddings { Role::TokenEmbedding } else { role };
+        let role =
+            if role == Role::Output && self.tied_embeddings { Role::TokenEmbedding } else { role };
         let layer = self.layers.get(role.layer().unwrap_or(0));
         kind(role).zip(layer).and_then(|(kind, layer)| (kind.shape)(self, layer)).unwrap_or((0, 0))
     }

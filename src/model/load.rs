@@ -37,7 +37,8 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Model, ModelError> {
 fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, ModelError> {
     let file = Gguf::open_set(path)?;
     let total = file.parts.iter().map(|part| part.len()).sum();
-    let (built, digest) = with_digest(&name, total, options, |tell| digest_of(&file, tell), || build_gguf(&file));
+    let (built, digest) =
+        with_digest(&name, total, options, |tell| digest_of(&file, tell), || build_gguf(&file));
     let (spec, vocabulary, weights) = built?;
     let digest = digest?;
     // Whichever part was named, the model is the set.
@@ -49,7 +50,8 @@ fn open_gguf(path: &Path, name: String, options: &OpenOptions) -> Result<Model, 
 /// Blueprint, vocabulary and weights, all of them checked.
 fn build_gguf(file: &Gguf) -> Result<(ModelSpec, Vocabulary, FileWeights), ModelError> {
     let name_of = file.need_text("general.architecture")?;
-    let architecture = architectures::of_gguf(name_of).ok_or_else(|| file.error(architectures::unknown(name_of)))?;
+    let architecture = architectures::of_gguf(name_of)
+        .ok_or_else(|| file.error(architectures::unknown(name_of)))?;
     let vocabulary = vocabulary::from_gguf(file)?;
     let metadata = GgufMetadata::new(file, name_of, vocabulary.tokenizer.tokens.len());
     let spec = architectures::build(architecture, &metadata)?;
@@ -67,7 +69,11 @@ fn build_gguf(file: &Gguf) -> Result<(ModelSpec, Vocabulary, FileWeights), Model
         harmless: &|name| ROPE_FACTORS.contains(&name) || behind(name, spec.layers.len(), guessing),
     };
     let mut weights = assemble(architecture, &spec, contents)?;
-    weights.file_type = file.integer("general.file_type", 0..=u64::from(u32::MAX)).ok().flatten().and_then(gguf::file_type);
+    weights.file_type = file
+        .integer("general.file_type", 0..=u64::from(u32::MAX))
+        .ok()
+        .flatten()
+        .and_then(gguf::file_type);
     weights.check_finite()?;
     Ok((spec, vocabulary, weights))
 }
@@ -83,7 +89,8 @@ fn digest_of(file: &Gguf, tell: &dyn Fn(u64) -> bool) -> Result<String, ModelErr
     match &file.parts[..] {
         [only] => only.digest(tell),
         parts => {
-            let files = parts.iter().map(|part| (resolver::file_name(part.path()), part.clone())).collect();
+            let files =
+                parts.iter().map(|part| (resolver::file_name(part.path()), part.clone())).collect();
             safetensors::digest(&files, tell)
         }
     }
@@ -93,10 +100,22 @@ fn open_folder(path: &Path, name: String, options: &OpenOptions) -> Result<Model
     safetensors::looks_like_checkpoint(path)?;
     let safetensors::Checkpoint { spec, vocabulary, weights, files } = safetensors::open(path)?;
     let total = files.values().map(|f| f.len()).sum();
-    let (finite, digest) =
-        with_digest(&name, total, options, |tell| safetensors::digest(&files, tell), || weights.check_finite());
+    let (finite, digest) = with_digest(
+        &name,
+        total,
+        options,
+        |tell| safetensors::digest(&files, tell),
+        || weights.check_finite(),
+    );
     finite?;
-    Ok(Model { name, path: path.to_path_buf(), digest: digest?, spec, vocabulary, weights: Box::new(weights) })
+    Ok(Model {
+        name,
+        path: path.to_path_buf(),
+        digest: digest?,
+        spec,
+        vocabulary,
+        weights: Box::new(weights),
+    })
 }
 
 /// `build` beside the digest of the `total` bytes, which one thread computes; it ends early where `build` fails.
@@ -121,7 +140,8 @@ fn with_digest<T: Send>(
 }
 
 /// Divisors of rotary frequencies, which are read with the rope.
-const ROPE_FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+const ROPE_FACTORS: [&str; 3] =
+    ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 #[cfg(test)]
 mod tests {
@@ -132,7 +152,8 @@ mod tests {
 
     fn opened(tiny: &Tiny) -> Model {
         let folder = tempfile::tempdir().expect("temporary folder");
-        open(tiny.write(folder.path()).to_str().expect("path"), &OpenOptions::default()).expect("a good model")
+        open(tiny.write(folder.path()).to_str().expect("path"), &OpenOptions::default())
+            .expect("a good model")
     }
 
     fn values(model: &Model, role: Role) -> Vec<f32> {
@@ -148,20 +169,33 @@ mod tests {
             let tiny = Tiny { tied: false, ..Tiny::default() }.stored(stored);
             let model = opened(&tiny);
             let (layers, first) = (model.spec.layers.len(), &model.spec.layers[0]);
-            assert_eq!((layers, model.spec.hidden, first.ffn.width()), (tiny.layers, tiny.hidden, tiny.ffn));
+            assert_eq!(
+                (layers, model.spec.hidden, first.ffn.width()),
+                (tiny.layers, tiny.hidden, tiny.ffn)
+            );
             let attention = first.attention().expect("attention");
-            assert_eq!((attention.heads, attention.kv_heads, attention.head_dim), (tiny.heads, tiny.kv_heads, tiny.head_dim));
+            assert_eq!(
+                (attention.heads, attention.kv_heads, attention.head_dim),
+                (tiny.heads, tiny.kv_heads, tiny.head_dim)
+            );
             // The key names 2; `<|endoftext|>` is a control token that ends a text.
             assert_eq!(model.vocabulary.eos, [2, 0]);
             let written = tiny.tensors();
             let weights = written.iter().map(|m| m.values.len() as u64).sum();
-            assert_eq!(kinds::parameters(&model.spec), kinds::Parameters { total: weights, active: weights });
+            assert_eq!(
+                kinds::parameters(&model.spec),
+                kinds::Parameters { total: weights, active: weights }
+            );
             for (role, shape) in kinds::roles(&model.spec) {
                 let stem = kinds::kind(role).expect("in the table").gguf;
                 let name = stem.replace("{}", &role.layer().unwrap_or(0).to_string());
                 let matrix = written.iter().find(|m| m.name == name).expect("written");
                 assert_eq!(model.weights.shape(role), shape);
-                assert_eq!(values(&model, role), matrix.values, "{name} as {stored:?}: the grid is exact in every format");
+                assert_eq!(
+                    values(&model, role),
+                    matrix.values,
+                    "{name} as {stored:?}: the grid is exact in every format"
+                );
             }
         }
     }
@@ -190,20 +224,31 @@ mod tests {
     fn a_file_that_shrinks_after_it_was_opened_is_an_error() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = Tiny::default().write(folder.path());
-        let model = open(path.to_str().expect("path"), &OpenOptions::default()).expect("a good model");
-        std::fs::OpenOptions::new().write(true).open(&path).and_then(|f| f.set_len(1000)).expect("cut");
-        let error = model.weights.read(Role::TokenEmbedding, 0..3, Format::F32, &mut Vec::new()).expect_err("cut off");
+        let model =
+            open(path.to_str().expect("path"), &OpenOptions::default()).expect("a good model");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|f| f.set_len(1000))
+            .expect("cut");
+        let error = model
+            .weights
+            .read(Role::TokenEmbedding, 0..3, Format::F32, &mut Vec::new())
+            .expect_err("cut off");
         assert!(matches!(error, ModelError::Io(_)), "{error}");
     }
 
     #[test]
     fn a_checkpoint_folder_holds_the_same_model_as_the_gguf_file() {
-        for (shards, tied, stored) in [(1, true, Stored::Bf16), (3, false, Stored::F32), (2, true, Stored::F16)] {
+        for (shards, tied, stored) in
+            [(1, true, Stored::Bf16), (3, false, Stored::F32), (2, true, Stored::F16)]
+        {
             let tiny = Tiny { tied, ..Tiny::default() }.stored(stored);
             let folder = tempfile::tempdir().expect("temporary folder");
             tiny.write_checkpoint(&folder.path().join("tiny"), shards);
             let path = folder.path().join("tiny");
-            let checkpoint = open(path.to_str().expect("path"), &OpenOptions::default()).expect("a good folder");
+            let checkpoint =
+                open(path.to_str().expect("path"), &OpenOptions::default()).expect("a good folder");
             let gguf = opened(&tiny);
             assert_eq!(checkpoint.name, "tiny");
             assert_eq!(checkpoint.spec, gguf.spec);
@@ -214,12 +259,18 @@ mod tests {
             // Part of a head, and parts of two heads, of a permuted matrix.
             for rows in [3..9, 12..21] {
                 let (mut some, mut all) = (Vec::new(), Vec::new());
-                checkpoint.weights.read(Role::Query(0), rows.clone(), Format::F32, &mut some).expect("readable");
+                checkpoint
+                    .weights
+                    .read(Role::Query(0), rows.clone(), Format::F32, &mut some)
+                    .expect("readable");
                 gguf.weights.read(Role::Query(0), 0..64, Format::F32, &mut all).expect("readable");
                 assert_eq!(some, all[rows.start * 256..rows.end * 256]);
             }
             let (a, b) = (&checkpoint.vocabulary, &gguf.vocabulary);
-            assert_eq!((a.bos, &a.eos, a.add_bos, &a.chat_template), (b.bos, &b.eos, b.add_bos, &b.chat_template));
+            assert_eq!(
+                (a.bos, &a.eos, a.add_bos, &a.chat_template),
+                (b.bos, &b.eos, b.add_bos, &b.chat_template)
+            );
             assert_eq!((&a.bos_text, &a.eos_text), (&b.bos_text, &b.eos_text));
         }
     }
@@ -232,7 +283,11 @@ mod tests {
         let chunk = total.div_ceil(count - 1);
         let parts: Vec<Gguf> = (0..count)
             .map(|number| {
-                let tensors = whole.tensors.iter().skip((number.max(1) - 1) * chunk).take(if number == 0 { 0 } else { chunk });
+                let tensors = whole
+                    .tensors
+                    .iter()
+                    .skip((number.max(1) - 1) * chunk)
+                    .take(if number == 0 { 0 } else { chunk });
                 let mut part = Gguf { tensors: tensors.cloned().collect(), ..Gguf::default() };
                 if number == 0 {
                     part.metadata = whole.metadata.clone();
@@ -265,7 +320,8 @@ mod tests {
         let mut digests = std::collections::HashSet::new();
         for number in 0..4 {
             let path = part_path(folder.path(), number, 4);
-            let model = open(path.to_str().expect("path"), &OpenOptions::default()).expect("a good set");
+            let model =
+                open(path.to_str().expect("path"), &OpenOptions::default()).expect("a good set");
             assert_eq!((&*model.name, &model.spec), ("tiny-Q8-00001-of-00004.gguf", &whole.spec));
             assert_eq!(model.path, part_path(folder.path(), 0, 4));
             for (role, _) in kinds::roles(&whole.spec) {
@@ -287,12 +343,30 @@ mod tests {
             });
         }
         let huge: [(Damage, &str); 10] = [
-            (|_, p| all(p, "split.count", Value::U64(u64::MAX)), "'split.count' is 18446744073709551615; it must be an integer"),
-            (|_, p| all(p, "split.count", Value::U32(65_535)), "'split.count' is 65535; it must be an integer from 1 to 512"),
-            (|_, p| all(p, "split.count", Value::I32(-3)), "'split.count' is -3; it must be an integer"),
-            (|_, p| all(p, "split.count", Value::U32(0)), "'split.count' is 0; it must be an integer"),
-            (|_, p| all(p, "split.count", Value::U32(400)), "it must be called NAME-00001-of-00400.gguf"),
-            (|_, p| all(p, "split.tensors.count", Value::U64(u64::MAX)), "'split.tensors.count' is 18446744073709551615"),
+            (
+                |_, p| all(p, "split.count", Value::U64(u64::MAX)),
+                "'split.count' is 18446744073709551615; it must be an integer",
+            ),
+            (
+                |_, p| all(p, "split.count", Value::U32(65_535)),
+                "'split.count' is 65535; it must be an integer from 1 to 512",
+            ),
+            (
+                |_, p| all(p, "split.count", Value::I32(-3)),
+                "'split.count' is -3; it must be an integer",
+            ),
+            (
+                |_, p| all(p, "split.count", Value::U32(0)),
+                "'split.count' is 0; it must be an integer",
+            ),
+            (
+                |_, p| all(p, "split.count", Value::U32(400)),
+                "it must be called NAME-00001-of-00400.gguf",
+            ),
+            (
+                |_, p| all(p, "split.tensors.count", Value::U64(u64::MAX)),
+                "'split.tensors.count' is 18446744073709551615",
+            ),
             (|_, p| all(p, "split.tensors.count", Value::I32(-1)), "'split.tensors.count' is -1"),
             (
                 |_, p| {
@@ -319,10 +393,18 @@ mod tests {
             ),
         ];
         let cases: [(Damage, &str); 12] = [
-            (|f, _| std::fs::remove_file(part_path(f, 1, 3)).expect("remove"), "tiny-Q8-00002-of-00003.gguf is missing"),
-            (|f, _| std::fs::write(part_path(f, 2, 3), b"").expect("write"), "00003-of-00003.gguf: the file is empty"),
             (
-                |f, _| std::fs::copy(part_path(f, 1, 3), part_path(f, 2, 3)).map(|_| ()).expect("copy"),
+                |f, _| std::fs::remove_file(part_path(f, 1, 3)).expect("remove"),
+                "tiny-Q8-00002-of-00003.gguf is missing",
+            ),
+            (
+                |f, _| std::fs::write(part_path(f, 2, 3), b"").expect("write"),
+                "00003-of-00003.gguf: the file is empty",
+            ),
+            (
+                |f, _| {
+                    std::fs::copy(part_path(f, 1, 3), part_path(f, 2, 3)).map(|_| ()).expect("copy")
+                },
                 "'split.no' is 1, but the name says 2",
             ),
             (
@@ -384,13 +466,18 @@ mod tests {
             let mut parts = split(folder.path(), 3);
             let before: Vec<Vec<u8>> = parts.iter().map(Gguf::bytes).collect();
             damage(folder.path(), &mut parts);
-            for (number, part) in parts.iter().enumerate().filter(|(i, part)| part.bytes() != before[*i]) {
+            for (number, part) in
+                parts.iter().enumerate().filter(|(i, part)| part.bytes() != before[*i])
+            {
                 std::fs::write(part_path(folder.path(), number, 3), part.bytes()).expect("write");
             }
             let path = part_path(folder.path(), 0, 3);
             let error = open(path.to_str().expect("path"), &OpenOptions::default()).err();
             let error = error.unwrap_or_else(|| panic!("accepted: {expected}")).to_string();
-            assert!(error.contains(expected) && !error.contains('\n'), "{error} does not say {expected}");
+            assert!(
+                error.contains(expected) && !error.contains('\n'),
+                "{error} does not say {expected}"
+            );
             assert!(error.contains("tiny-Q8-0000"), "{error} names no part");
         }
         // Renamed: the others cannot be found.
@@ -398,18 +485,27 @@ mod tests {
         split(folder.path(), 3);
         let path = folder.path().join("model.gguf");
         std::fs::rename(part_path(folder.path(), 1, 3), &path).expect("rename");
-        let error = open(path.to_str().expect("path"), &OpenOptions::default()).err().expect("renamed").to_string();
-        assert!(error.contains("part 2 of 3") && error.contains("NAME-00002-of-00003.gguf"), "{error}");
+        let error = open(path.to_str().expect("path"), &OpenOptions::default())
+            .err()
+            .expect("renamed")
+            .to_string();
+        assert!(
+            error.contains("part 2 of 3") && error.contains("NAME-00002-of-00003.gguf"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_split_set_with_any_byte_changed_is_loaded_or_refused_in_one_line() {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let parts: Vec<Vec<u8>> = split(folder.path(), 3).iter().map(crate::tiny::Gguf::bytes).collect();
+        let parts: Vec<Vec<u8>> =
+            split(folder.path(), 3).iter().map(crate::tiny::Gguf::bytes).collect();
         let named = part_path(folder.path(), 0, 3);
         let (mut state, mut refused) = (7u64, 0);
         let mut random = |below: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize % below
         };
         for _ in 0..600 {
@@ -430,23 +526,35 @@ mod tests {
             std::fs::write(&path, &bytes).expect("write");
             if let Err(error) = open(named.to_str().expect("path"), &OpenOptions::default()) {
                 let line = error.to_string();
-                assert!(line.contains("tiny-Q8-0000") && !line.contains('\n') && line.len() < 600, "{line:?}");
+                assert!(
+                    line.contains("tiny-Q8-0000") && !line.contains('\n') && line.len() < 600,
+                    "{line:?}"
+                );
                 assert!(matches!(error, crate::model::ModelError::Invalid(_)), "{line:?}");
                 refused += 1;
             }
             std::fs::write(&path, &parts[number]).expect("write");
         }
-        assert!(open(named.to_str().expect("path"), &OpenOptions::default()).is_ok() && refused > 250, "{refused} refused");
+        assert!(
+            open(named.to_str().expect("path"), &OpenOptions::default()).is_ok() && refused > 250,
+            "{refused} refused"
+        );
     }
 
     #[test]
     fn the_default_model_is_fetched_and_checked() {
         let model = open("smollm2-135m", &OpenOptions::default()).expect("the default model");
-        assert_eq!((model.spec.layers.len(), model.spec.hidden, model.spec.vocab), (30, 576, 49152));
+        assert_eq!(
+            (model.spec.layers.len(), model.spec.hidden, model.spec.vocab),
+            (30, 576, 49152)
+        );
         assert!(model.spec.tied_embeddings);
         assert_eq!(model.weights.type_name(Role::Query(0)), "Q4_1");
         assert_eq!(model.weights.format(Role::TokenEmbedding), Some(Format::Q8_0));
-        assert_eq!(model.vocabulary.tokenizer.cuts, crate::model::PreTokenizer::named("smollm").expect("known").cuts);
+        assert_eq!(
+            model.vocabulary.tokenizer.cuts,
+            crate::model::PreTokenizer::named("smollm").expect("known").cuts
+        );
     }
 
     #[test]
@@ -460,7 +568,9 @@ mod tests {
         let digest = open(path, &OpenOptions::default()).expect("the only one").digest;
         std::fs::copy(file("weights.safetensors"), file("adapter.safetensors")).expect("copied");
         assert!(
-            error().contains("adapter.safetensors and weights.safetensors, and neither model.safetensors nor"),
+            error().contains(
+                "adapter.safetensors and weights.safetensors, and neither model.safetensors nor"
+            ),
             "{}",
             error()
         );
@@ -477,11 +587,15 @@ mod tests {
         for stored in [Stored::F32, Stored::Bf16] {
             for tiny in [
                 Tiny { ffn: 1, ..Tiny::default() }.stored(stored),
-                Tiny { hidden: 1, heads: 1, kv_heads: 1, head_dim: 2, ffn: 1, ..Tiny::default() }.stored(stored),
+                Tiny { hidden: 1, heads: 1, kv_heads: 1, head_dim: 2, ffn: 1, ..Tiny::default() }
+                    .stored(stored),
             ] {
                 let folder = tempfile::tempdir().expect("temporary folder");
-                let model =
-                    open(tiny.write(folder.path()).to_str().expect("path"), &OpenOptions::default()).expect("a good model");
+                let model = open(
+                    tiny.write(folder.path()).to_str().expect("path"),
+                    &OpenOptions::default(),
+                )
+                .expect("a good model");
                 assert_eq!(model.spec.hidden, tiny.hidden);
             }
         }

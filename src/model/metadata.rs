@@ -1,10 +1,17 @@
 //! What a file says about a model, apart from its tensors: the metadata of a GGUF file or a `config.json`, behind one trait, so that an
 //! architecture is read by one function. In: an untrusted file. Out: checked numbers, flags and texts, or one line that names the field.
 //! Fields that change what a model computes are refused where nobody asked for them.
+//! Over 500 lines: two containers behind one trait, with one set of checks.
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use super::ModelError;
@@ -123,16 +130,28 @@ impl dyn Metadata + '_ {
     }
 
     /// An optional integer in `range`.
-    pub(in crate::model) fn integer(&self, key: Key, range: RangeInclusive<u64>) -> Result<Option<usize>, ModelError> {
+    pub(in crate::model) fn integer(
+        &self,
+        key: Key,
+        range: RangeInclusive<u64>,
+    ) -> Result<Option<usize>, ModelError> {
         let Some((name, item)) = self.find(key) else { return Ok(None) };
         match item.unsigned().filter(|n| range.contains(n)) {
             Some(n) => Ok(Some(n as usize)),
-            None => Err(self.wrong(&name, &item, &format!("an integer from {} to {}", range.start(), range.end()))),
+            None => Err(self.wrong(
+                &name,
+                &item,
+                &format!("an integer from {} to {}", range.start(), range.end()),
+            )),
         }
     }
 
     /// An integer that must be there.
-    pub(in crate::model) fn need(&self, key: Key, range: RangeInclusive<u64>) -> Result<usize, ModelError> {
+    pub(in crate::model) fn need(
+        &self,
+        key: Key,
+        range: RangeInclusive<u64>,
+    ) -> Result<usize, ModelError> {
         self.integer(key, range)?.ok_or_else(|| self.missing(key))
     }
 
@@ -144,22 +163,34 @@ impl dyn Metadata + '_ {
         layers: usize,
     ) -> Result<Option<Vec<usize>>, ModelError> {
         let Some((name, item)) = self.find(key) else { return Ok(None) };
-        let Item::List(items) = &item else { return Ok(self.integer(key, range)?.map(|n| vec![n; layers])) };
-        let numbers: Option<Vec<usize>> =
-            items.iter().map(|item| item.unsigned().filter(|n| range.contains(n)).map(|n| n as usize)).collect();
+        let Item::List(items) = &item else {
+            return Ok(self.integer(key, range)?.map(|n| vec![n; layers]));
+        };
+        let numbers: Option<Vec<usize>> = items
+            .iter()
+            .map(|item| item.unsigned().filter(|n| range.contains(n)).map(|n| n as usize))
+            .collect();
         match numbers.filter(|n| n.len() == layers) {
             Some(numbers) => Ok(Some(numbers)),
             None => {
-                let wanted = format!("an integer, or {layers}, from {} to {}", range.start(), range.end());
+                let wanted =
+                    format!("an integer, or {layers}, from {} to {}", range.start(), range.end());
                 Err(self.wrong(&name, &item, &wanted))
             }
         }
     }
 
     /// An optional finite number for which `good` holds; `wanted` says what that is. Also finite, and not rounded to 0, as an f32.
-    pub(in crate::model) fn float(&self, key: Key, wanted: &str, good: fn(f64) -> bool) -> Result<Option<f64>, ModelError> {
+    pub(in crate::model) fn float(
+        &self,
+        key: Key,
+        wanted: &str,
+        good: fn(f64) -> bool,
+    ) -> Result<Option<f64>, ModelError> {
         let Some((name, item)) = self.find(key) else { return Ok(None) };
-        let fits = |x: f64| x.is_finite() && (x as f32).is_finite() && good(x) && good(f64::from(x as f32));
+        let fits = |x: f64| {
+            x.is_finite() && (x as f32).is_finite() && good(x) && good(f64::from(x as f32))
+        };
         // GGUF has a type for floats; JSON writes 10000 and 10000.0 for the same.
         let number = match (&item, self.container()) {
             (Item::Integer(_), Container::Gguf) => None,
@@ -179,7 +210,9 @@ impl dyn Metadata + '_ {
     /// Optional numbers.
     pub(in crate::model) fn floats(&self, key: Key) -> Result<Option<Vec<f64>>, ModelError> {
         let Some((name, item)) = self.find(key) else { return Ok(None) };
-        let Item::List(items) = &item else { return Err(self.wrong(&name, &item, "a list of numbers")) };
+        let Item::List(items) = &item else {
+            return Err(self.wrong(&name, &item, "a list of numbers"));
+        };
         let numbers: Option<Vec<f64>> = items.iter().map(Item::number).collect();
         numbers.map(Some).ok_or_else(|| self.wrong(&name, &item, "a list of numbers"))
     }
@@ -194,9 +227,15 @@ impl dyn Metadata + '_ {
     }
 
     /// An optional flag (or 0 and 1) for each of `layers` layers.
-    pub(in crate::model) fn flags(&self, key: Key, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
+    pub(in crate::model) fn flags(
+        &self,
+        key: Key,
+        layers: usize,
+    ) -> Result<Option<Vec<bool>>, ModelError> {
         let Some((name, item)) = self.find(key) else { return Ok(None) };
-        let Item::List(items) = &item else { return Err(self.wrong(&name, &item, "a list of flags")) };
+        let Item::List(items) = &item else {
+            return Err(self.wrong(&name, &item, "a list of flags"));
+        };
         let flag = |item: &Item| match item {
             Item::Bool(b) => Some(*b),
             Item::Integer(n) => Some(*n != 0),
@@ -204,16 +243,28 @@ impl dyn Metadata + '_ {
         };
         let flags: Option<Vec<bool>> = items.iter().map(flag).collect();
         let wanted = format!("a list of {layers} flags, one for each layer");
-        flags.filter(|f| f.len() == layers).map(Some).ok_or_else(|| self.wrong(&name, &item, &wanted))
+        flags
+            .filter(|f| f.len() == layers)
+            .map(Some)
+            .ok_or_else(|| self.wrong(&name, &item, &wanted))
     }
 
     /// An optional list of layers by number; empty where there is none.
-    pub(in crate::model) fn indices(&self, key: Key, layers: usize) -> Result<Vec<usize>, ModelError> {
+    pub(in crate::model) fn indices(
+        &self,
+        key: Key,
+        layers: usize,
+    ) -> Result<Vec<usize>, ModelError> {
         let Some((name, item)) = self.find(key) else { return Ok(Vec::new()) };
         let wanted = format!("a list of layers, numbers below {layers}");
         let Item::List(items) = &item else { return Err(self.wrong(&name, &item, &wanted)) };
-        let number = |item: &Item| item.unsigned().filter(|n| *n < layers as u64).map(|n| n as usize);
-        items.iter().map(number).collect::<Option<Vec<usize>>>().ok_or_else(|| self.wrong(&name, &item, &wanted))
+        let number =
+            |item: &Item| item.unsigned().filter(|n| *n < layers as u64).map(|n| n as usize);
+        items
+            .iter()
+            .map(number)
+            .collect::<Option<Vec<usize>>>()
+            .ok_or_else(|| self.wrong(&name, &item, &wanted))
     }
 
     /// An optional text.
@@ -226,13 +277,23 @@ impl dyn Metadata + '_ {
     }
 
     /// An optional list of texts, one for each of `layers` layers.
-    pub(in crate::model) fn texts(&self, key: Key, layers: usize) -> Result<Option<Vec<String>>, ModelError> {
+    pub(in crate::model) fn texts(
+        &self,
+        key: Key,
+        layers: usize,
+    ) -> Result<Option<Vec<String>>, ModelError> {
         let Some((name, item)) = self.find(key) else { return Ok(None) };
-        let Item::List(items) = &item else { return Err(self.wrong(&name, &item, "a list of texts")) };
-        let text = |item: &Item| if let Item::Text(text) = item { Some(text.clone()) } else { None };
+        let Item::List(items) = &item else {
+            return Err(self.wrong(&name, &item, "a list of texts"));
+        };
+        let text =
+            |item: &Item| if let Item::Text(text) = item { Some(text.clone()) } else { None };
         let texts: Option<Vec<String>> = items.iter().map(text).collect();
         let wanted = format!("a list of {layers} texts, one for each layer");
-        texts.filter(|t| t.len() == layers).map(Some).ok_or_else(|| self.wrong(&name, &item, &wanted))
+        texts
+            .filter(|t| t.len() == layers)
+            .map(Some)
+            .ok_or_else(|| self.wrong(&name, &item, &wanted))
     }
 }
 
@@ -252,7 +313,10 @@ enum Neutral {
 /// Fields that change what is computed: an architecture that does not ask for one refuses a file that sets it.
 const GUARDED: &[(Key<'static>, Neutral)] = &[
     (
-        Key { gguf: &["expert_count"], hf: &["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"] },
+        Key {
+            gguf: &["expert_count"],
+            hf: &["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"],
+        },
         Neutral::One,
     ),
     (key(&"expert_used_count", &"num_experts_per_tok"), Neutral::One),
@@ -296,8 +360,11 @@ fn guard(metadata: &dyn Metadata, asked: &HashSet<String>) -> Result<(), ModelEr
             _ => false,
         };
         if !harmless {
-            let what =
-                if name.contains("expert") { "mixtures of experts are not supported" } else { "not computed by llmopt here" };
+            let what = if name.contains("expert") {
+                "mixtures of experts are not supported"
+            } else {
+                "not computed by llmopt here"
+            };
             return Err(metadata.error(&format!("{name} is set to {}: {what}", item.shown())));
         }
     }
@@ -338,7 +405,9 @@ impl Metadata for GgufMetadata<'_> {
                 gguf::Value::Float(x) => Item::Float(*x),
                 gguf::Value::Bool(b) => Item::Bool(*b),
                 gguf::Value::Text(text) => Item::Text(text.clone()),
-                gguf::Value::Integers(all) => Item::List(all.iter().map(|n| Item::Integer((*n).into())).collect()),
+                gguf::Value::Integers(all) => {
+                    Item::List(all.iter().map(|n| Item::Integer((*n).into())).collect())
+                }
                 gguf::Value::Bools(all) => Item::List(all.iter().map(|b| Item::Bool(*b)).collect()),
                 other => Item::Other(other.kind()),
             };
@@ -436,7 +505,9 @@ impl Metadata for ConfigMetadata<'_> {
     fn find(&self, key: Key) -> Option<(String, Item)> {
         let inner = self.config.get("text_config");
         key.hf.iter().filter(|name| !name.is_empty()).find_map(|name| {
-            let value = inner.and_then(|inner| at_path(inner, name)).or_else(|| at_path(self.config, name))?;
+            let value = inner
+                .and_then(|inner| at_path(inner, name))
+                .or_else(|| at_path(self.config, name))?;
             self.asked.borrow_mut().insert(name.to_string());
             Some((name.to_string(), item(value)))
         })

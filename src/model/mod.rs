@@ -38,13 +38,14 @@ pub use load::open;
 pub use opening::{OpenOptions, OpeningProgress, OpeningStage};
 pub use pretokenizers::{Cut, PreTokenizer};
 pub use spec::{
-    Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms,
-    Plain, QkNorm, QueryGrowth, Rope, RopeSet, Routing, Shared,
+    Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture,
+    ModelSpec, Norm, NormKind, Norms, Plain, QkNorm, QueryGrowth, Rope, RopeSet, Routing, Shared,
 };
 #[cfg(test)]
 pub(crate) use vocabulary::example;
 pub use vocabulary::{
-    Match, Merge, Normalizer, SPACE, TokenKind, TokenModel, TokenizerSpec, Vocabulary, Whole, byte_alphabet, byte_of,
+    Match, Merge, Normalizer, SPACE, TokenKind, TokenModel, TokenizerSpec, Vocabulary, Whole,
+    byte_alphabet, byte_of,
 };
 
 use crate::kernels::Format;
@@ -178,7 +179,13 @@ pub trait Weights: Send + Sync {
 
     /// Rows `rows` of the weight in `format`, row-major, appended to `out`: the file's own bytes if it holds that format; widened
     /// exactly or dequantized if `format` is F32; otherwise converted from the f32 values (rounded to nearest even, or quantized).
-    fn read(&self, role: Role, rows: std::ops::Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError>;
+    fn read(
+        &self,
+        role: Role,
+        rows: std::ops::Range<usize>,
+        format: Format,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ModelError>;
 }
 
 /// A validated model: spec, vocabulary and a reader of its weights.

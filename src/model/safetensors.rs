@@ -1,10 +1,17 @@
 //! Checkpoints as training leaves them: a folder of `config.json`, `*.safetensors` (in shards or not) and `tokenizer.json`.
 //! In: an untrusted folder. Out: spec, vocabulary, and tensors in the order that [`Role`] promises (query and key rows come in
 //! half-split rotary order and are permuted when read). Headers are parsed and checked by the `safetensors` crate. No weights are read here.
+//! Over 500 lines: one container format; every check stands beside the read that it guards.
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use super::architectures;
@@ -64,14 +71,21 @@ impl Folder<'_> {
     fn bytes(&mut self, name: &str, most: u64) -> Result<Option<Vec<u8>>, ModelError> {
         let Some(source) = self.open(name)? else { return Ok(None) };
         if source.len() > most {
-            return Err(invalid(source.path(), format_args!("{} bytes; at most {most} are read", source.len())));
+            return Err(invalid(
+                source.path(),
+                format_args!("{} bytes; at most {most} are read", source.len()),
+            ));
         }
         let mut bytes = vec![0; source.len() as usize];
         source.read_at(0, &mut bytes)?;
         Ok(Some(bytes))
     }
 
-    fn json<T: for<'de> Deserialize<'de>>(&mut self, name: &str, most: u64) -> Result<Option<T>, ModelError> {
+    fn json<T: for<'de> Deserialize<'de>>(
+        &mut self,
+        name: &str,
+        most: u64,
+    ) -> Result<Option<T>, ModelError> {
         let Some(bytes) = self.bytes(name, most)? else { return Ok(None) };
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         serde_json::from_slice(bytes).map(Some).map_err(|e| self.error(name, e))
@@ -84,7 +98,9 @@ impl Folder<'_> {
     fn missing(&self, name: &str) -> ModelError {
         invalid(
             self.path,
-            format_args!("the folder has no {name}; a checkpoint has config.json, *.safetensors and tokenizer.json"),
+            format_args!(
+                "the folder has no {name}; a checkpoint has config.json, *.safetensors and tokenizer.json"
+            ),
         )
     }
 }
@@ -92,7 +108,8 @@ impl Folder<'_> {
 /// Reads and checks a folder.
 pub(super) fn open(path: &Path) -> Result<Checkpoint, ModelError> {
     let mut folder = Folder { path, files: BTreeMap::new() };
-    let config: Value = folder.json("config.json", MAX_CONFIG)?.ok_or_else(|| folder.missing("config.json"))?;
+    let config: Value =
+        folder.json("config.json", MAX_CONFIG)?.ok_or_else(|| folder.missing("config.json"))?;
     let error = |what: &str| invalid(&path.join("config.json"), crate::units::shown(what));
     if !config.is_object() {
         return Err(error("it is not an object"));
@@ -119,7 +136,8 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, ModelError> {
             safetensors::Dtype::BF16 => Format::Bf16,
             _ if is_harmless(&name) => continue,
             other => {
-                let text = format_args!("tensor {name} is {other:?}; F32, F16 and BF16 can be read");
+                let text =
+                    format_args!("tensor {name} is {other:?}; F32, F16 and BF16 can be read");
                 return Err(invalid(source.path(), text));
             }
         };
@@ -145,7 +163,9 @@ fn is_harmless(name: &str) -> bool {
     let other = ["vision_tower.", "multi_modal_projector.", "embed_vision.", "model.visual."];
     // Qwen 3.5 has a part that guesses further tokens.
     let guesses = name.starts_with("mtp.") || name.starts_with("model.mtp.");
-    guesses || name.ends_with(".rotary_emb.inv_freq") || other.iter().any(|part| name.contains(part))
+    guesses
+        || name.ends_with(".rotary_emb.inv_freq")
+        || other.iter().any(|part| name.contains(part))
 }
 
 /// The architecture that a config names.
@@ -157,7 +177,9 @@ fn architecture(config: &Value) -> Result<&'static architectures::Architecture, 
     };
     let classes = match config.get("architectures") {
         None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(all)) => all.iter().map(|class| class.as_str().unwrap_or("?").to_string()).collect(),
+        Some(Value::Array(all)) => {
+            all.iter().map(|class| class.as_str().unwrap_or("?").to_string()).collect()
+        }
         Some(_) => return Err("architectures must be a list of texts".into()),
     };
     architectures::of_config(kind, &classes)
@@ -201,13 +223,21 @@ fn tensors(folder: &mut Folder) -> Result<HashMap<String, (Arc<Source>, Found)>,
             if let Some(index) = &index
                 && index.weight_map.get(&tensor) != Some(&name)
             {
-                return Err(folder.error(INDEX, format_args!("tensor {tensor} is in {name}, but weight_map does not say so")));
+                return Err(folder.error(
+                    INDEX,
+                    format_args!("tensor {tensor} is in {name}, but weight_map does not say so"),
+                ));
             }
             all.insert(tensor, (source.clone(), found));
         }
     }
-    if let Some(missing) = index.iter().flat_map(|i| i.weight_map.keys()).find(|name| !all.contains_key(*name)) {
-        return Err(folder.error(INDEX, format_args!("weight_map names the tensor {missing}, which its file does not hold")));
+    if let Some(missing) =
+        index.iter().flat_map(|i| i.weight_map.keys()).find(|name| !all.contains_key(*name))
+    {
+        return Err(folder.error(
+            INDEX,
+            format_args!("weight_map names the tensor {missing}, which its file does not hold"),
+        ));
     }
     Ok(all)
 }
@@ -215,8 +245,10 @@ fn tensors(folder: &mut Folder) -> Result<HashMap<String, (Arc<Source>, Found)>,
 /// The name of the file that holds all tensors where no index says so: `model.safetensors`, or the only one there is.
 fn only_file(folder: &Folder) -> Result<String, ModelError> {
     const USUAL: &str = "model.safetensors";
-    let entries = std::fs::read_dir(folder.path).map_err(|e| super::source::cannot_read(folder.path, &e))?;
-    let mut names: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+    let entries =
+        std::fs::read_dir(folder.path).map_err(|e| super::source::cannot_read(folder.path, &e))?;
+    let mut names: Vec<String> =
+        entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
     names.retain(|name| is_shard_name(name));
     names.sort();
     match &names[..] {
@@ -242,9 +274,14 @@ fn is_shard_name(name: &str) -> bool {
 
 /// The checked header of a safetensors file: its tensors lie one behind the other and cover the file.
 fn header(source: &Source) -> Result<Vec<(String, Found)>, ModelError> {
-    let error = |what: &dyn std::fmt::Display| invalid(source.path(), crate::units::shown(&what.to_string()));
+    let error = |what: &dyn std::fmt::Display| {
+        invalid(source.path(), crate::units::shown(&what.to_string()))
+    };
     if source.len() < 8 {
-        return Err(error(&format_args!("{} bytes are too short for a safetensors file; it is cut off", source.len())));
+        return Err(error(&format_args!(
+            "{} bytes are too short for a safetensors file; it is cut off",
+            source.len()
+        )));
     }
     let mut len = [0; 8];
     source.read_at(0, &mut len)?;
@@ -258,23 +295,31 @@ fn header(source: &Source) -> Result<Vec<(String, Found)>, ModelError> {
     let mut bytes = vec![0; len as usize];
     source.read_at(8, &mut bytes)?;
     let base = len.saturating_add(8);
-    let metadata = parse_header(&bytes, source.len().saturating_sub(base)).map_err(|text| error(&text))?;
+    let metadata =
+        parse_header(&bytes, source.len().saturating_sub(base)).map_err(|text| error(&text))?;
     Ok(metadata
         .tensors()
         .into_iter()
         .map(|(name, info)| {
-            let found =
-                Found { dtype: info.dtype, shape: info.shape.clone(), offset: base.saturating_add(info.data_offsets.0 as u64) };
+            let found = Found {
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                offset: base.saturating_add(info.data_offsets.0 as u64),
+            };
             (name, found)
         })
         .collect())
 }
 
 /// Parses and checks the JSON of a header that is followed by `data` bytes.
-pub(super) fn parse_header(json: &[u8], data: u64) -> Result<safetensors::tensor::Metadata, String> {
+pub(super) fn parse_header(
+    json: &[u8],
+    data: u64,
+) -> Result<safetensors::tensor::Metadata, String> {
     // The crate takes the last of several entries of one name.
     let _: UniqueNames = serde_json::from_slice(json).map_err(|e| format!("header: {e}"))?;
-    let metadata: safetensors::tensor::Metadata = serde_json::from_slice(json).map_err(|e| format!("header: {e}"))?;
+    let metadata: safetensors::tensor::Metadata =
+        serde_json::from_slice(json).map_err(|e| format!("header: {e}"))?;
     if metadata.data_len() as u64 != data {
         return Err(format!(
             "header: tensors take {} bytes, but {data} follow; the file is cut off or damaged",
@@ -297,12 +342,17 @@ impl<'de> Deserialize<'de> for UniqueNames {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<UniqueNames, A::Error> {
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<UniqueNames, A::Error> {
                 let mut names = HashSet::new();
                 while let Some(name) = map.next_key::<String>()? {
                     map.next_value::<serde::de::IgnoredAny>()?;
                     if let Some(twice) = names.replace(name) {
-                        return Err(serde::de::Error::custom(format_args!("tensor {twice} appears twice")));
+                        return Err(serde::de::Error::custom(format_args!(
+                            "tensor {twice} appears twice"
+                        )));
                     }
                 }
                 Ok(UniqueNames)
@@ -319,7 +369,8 @@ fn vocabulary(folder: &mut Folder, config: &Value, vocab: usize) -> Result<Vocab
     const TOKENIZER: &str = "tokenizer.json";
     let json = folder.bytes(TOKENIZER, MAX_TOKENIZER)?.ok_or_else(|| folder.missing(TOKENIZER))?;
     let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&json);
-    let tokenizer_json::Read { mut raw, first } = tokenizer_json::read(json).map_err(|text| folder.error(TOKENIZER, text))?;
+    let tokenizer_json::Read { mut raw, first } =
+        tokenizer_json::read(json).map_err(|text| folder.error(TOKENIZER, text))?;
     let tokens = &raw.spec.tokens;
     if tokens.len() > vocab {
         let text = tokens.last().map(String::as_str).unwrap_or_default();
@@ -331,10 +382,13 @@ fn vocabulary(folder: &mut Folder, config: &Value, vocab: usize) -> Result<Vocab
             ),
         ));
     }
-    let settings: Value = folder.json("tokenizer_config.json", MAX_CONFIG.max(MAX_TOKENIZER))?.unwrap_or(Value::Null);
-    let generation: Value = folder.json("generation_config.json", MAX_CONFIG)?.unwrap_or(Value::Null);
+    let settings: Value =
+        folder.json("tokenizer_config.json", MAX_CONFIG.max(MAX_TOKENIZER))?.unwrap_or(Value::Null);
+    let generation: Value =
+        folder.json("generation_config.json", MAX_CONFIG)?.unwrap_or(Value::Null);
 
-    let id_of = |text: &str| tokens.iter().position(|t| t == text && !t.is_empty()).map(|id| id as TokenId);
+    let id_of =
+        |text: &str| tokens.iter().position(|t| t == text && !t.is_empty()).map(|id| id as TokenId);
     let text_of = |id: TokenId| tokens.get(id as usize).cloned().unwrap_or_default();
     // A special token is a text or an object with a text.
     let special = |name: &str| -> Option<String> {
@@ -350,7 +404,11 @@ fn vocabulary(folder: &mut Folder, config: &Value, vocab: usize) -> Result<Vocab
         let id = |v: &Value| v.as_u64().filter(|id| *id < vocab as u64).map(|id| id as TokenId);
         values
             .iter()
-            .map(|v| id(v).ok_or_else(|| folder.error(file, format_args!("{name}: {v} is not a token id below {vocab}"))))
+            .map(|v| {
+                id(v).ok_or_else(|| {
+                    folder.error(file, format_args!("{name}: {v} is not a token id below {vocab}"))
+                })
+            })
             .collect()
     };
     let mut eos = ids("generation_config.json", "eos_token_id", generation.get("eos_token_id"))?;
@@ -361,17 +419,21 @@ fn vocabulary(folder: &mut Folder, config: &Value, vocab: usize) -> Result<Vocab
     eos.extend(id_of(&eos_text).filter(|id| !eos.contains(id)));
     eos.dedup();
     if eos.is_empty() {
-        return Err(
-            folder.error("config.json", "eos_token_id is missing, here and in generation_config.json and tokenizer_config.json")
-        );
+        return Err(folder.error(
+            "config.json",
+            "eos_token_id is missing, here and in generation_config.json and tokenizer_config.json",
+        ));
     }
     let mut bos_text = special("bos_token").unwrap_or_default();
-    let configured = ids("config.json", "bos_token_id", config.get("bos_token_id"))?.first().copied();
+    let configured =
+        ids("config.json", "bos_token_id", config.get("bos_token_id"))?.first().copied();
     let first = match first {
-        Some(text) => Some(
-            id_of(&text)
-                .ok_or_else(|| folder.error(TOKENIZER, format_args!("post_processor names '{text}', which is not a token")))?,
-        ),
+        Some(text) => Some(id_of(&text).ok_or_else(|| {
+            folder.error(
+                TOKENIZER,
+                format_args!("post_processor names '{text}', which is not a token"),
+            )
+        })?),
         None => None,
     };
     let bos = first.or_else(|| id_of(&bos_text)).or(configured);
@@ -384,13 +446,23 @@ fn vocabulary(folder: &mut Folder, config: &Value, vocab: usize) -> Result<Vocab
     // Ids of config.json may lie in the padding behind the last token.
     let known = |id: &TokenId| (*id as usize) < tokens.len();
     raw.special = bos.iter().chain(&eos).copied().filter(known).collect();
-    let spec =
-        raw.check().map_err(|(field, text)| folder.error(TOKENIZER, format_args!("{}: {text}", tokenizer_json::field(field))))?;
+    let spec = raw.check().map_err(|(field, text)| {
+        folder.error(TOKENIZER, format_args!("{}: {text}", tokenizer_json::field(field)))
+    })?;
     let eos = super::vocabulary::ends(eos, &spec);
     let chat_template = chat_template(folder, &settings)?;
     let template_variables = serde_json::Map::new();
     let add_bos = first.is_some();
-    Ok(Vocabulary { tokenizer: Arc::new(spec), bos, eos, add_bos, chat_template, template_variables, bos_text, eos_text })
+    Ok(Vocabulary {
+        tokenizer: Arc::new(spec),
+        bos,
+        eos,
+        add_bos,
+        chat_template,
+        template_variables,
+        bos_text,
+        eos_text,
+    })
 }
 
 /// `chat_template.jinja`, else `chat_template.json`, else the one in `tokenizer_config.json` (the one named `default` of several).
@@ -401,7 +473,9 @@ fn chat_template(folder: &mut Folder, settings: &Value) -> Result<Option<String>
             Err(_) => Err(folder.error("chat_template.jinja", "not valid UTF-8")),
         };
     }
-    let beside: Value = folder.json("chat_template.json", (MAX_TEMPLATE as u64).saturating_mul(2))?.unwrap_or(Value::Null);
+    let beside: Value = folder
+        .json("chat_template.json", (MAX_TEMPLATE as u64).saturating_mul(2))?
+        .unwrap_or(Value::Null);
     let (file, value) = match beside.get("chat_template") {
         Some(value) => ("chat_template.json", value),
         None => match settings.get("chat_template") {
@@ -409,19 +483,25 @@ fn chat_template(folder: &mut Folder, settings: &Value) -> Result<Option<String>
             None => return Ok(None),
         },
     };
-    let named = |v: &Value| v.as_array()?.iter().find(|t| t["name"] == "default")?.get("template").cloned();
+    let named =
+        |v: &Value| v.as_array()?.iter().find(|t| t["name"] == "default")?.get("template").cloned();
     match named(value).as_ref().unwrap_or(value) {
         Value::String(text) if text.len() <= MAX_TEMPLATE => Ok(Some(text.clone())),
-        Value::String(text) => {
-            Err(folder.error(file, format_args!("chat_template has {} bytes; at most {MAX_TEMPLATE} are read", text.len())))
-        }
+        Value::String(text) => Err(folder.error(
+            file,
+            format_args!("chat_template has {} bytes; at most {MAX_TEMPLATE} are read", text.len()),
+        )),
         Value::Null => Ok(None),
-        _ => Err(folder.error(file, "chat_template is neither a text nor a list with one named 'default'")),
+        _ => Err(folder
+            .error(file, "chat_template is neither a text nor a list with one named 'default'")),
     }
 }
 
 /// The digest of a folder: SHA-256 over `name`, a zero byte and `digest` of its files, sorted by name.
-pub(super) fn digest(files: &BTreeMap<String, Arc<Source>>, tell: &dyn Fn(u64) -> bool) -> Result<String, ModelError> {
+pub(super) fn digest(
+    files: &BTreeMap<String, Arc<Source>>,
+    tell: &dyn Fn(u64) -> bool,
+) -> Result<String, ModelError> {
     use sha2::Digest;
     let mut hash = sha2::Sha256::new();
     let mut before = 0u64;
@@ -448,8 +528,14 @@ pub(super) fn looks_like_checkpoint(folder: &Path) -> Result<(), ModelError> {
     Err(match models.first() {
         Some(name) => invalid(
             folder,
-            format_args!("the folder has no config.json; give a GGUF file in it, such as {}", shown(&folder.join(name))),
+            format_args!(
+                "the folder has no config.json; give a GGUF file in it, such as {}",
+                shown(&folder.join(name))
+            ),
         ),
-        None => invalid(folder, "the folder has no config.json; a checkpoint has config.json, *.safetensors and tokenizer.json"),
+        None => invalid(
+            folder,
+            "the folder has no config.json; a checkpoint has config.json, *.safetensors and tokenizer.json",
+        ),
     })
 }

@@ -37,7 +37,12 @@ impl Source {
         if !metadata.is_file() {
             return Err(ModelError::Invalid(format!("{}: not a regular file", shown(path))));
         }
-        Ok(Source { file, path: path.to_path_buf(), len: metadata.len(), modified: metadata.modified().ok() })
+        Ok(Source {
+            file,
+            path: path.to_path_buf(),
+            len: metadata.len(),
+            modified: metadata.modified().ok(),
+        })
     }
 
     /// Where it is.
@@ -64,7 +69,10 @@ impl Source {
     }
 
     fn changed(&self) -> ModelError {
-        ModelError::Io(format!("{}: the file was changed while it was read; start again once it is complete", shown(&self.path)))
+        ModelError::Io(format!(
+            "{}: the file was changed while it was read; start again once it is complete",
+            shown(&self.path)
+        ))
     }
 
     /// SHA-256 of the whole file, 64 hex digits; `tell` hears the bytes read so far and says whether to go on;
@@ -76,7 +84,11 @@ impl Source {
     }
 
     /// Feeds the whole file to `hash`; `tell` hears the bytes read so far and says whether to go on.
-    pub(super) fn hash(&self, hash: &mut dyn sha2::digest::Update, tell: &dyn Fn(u64) -> bool) -> Result<(), ModelError> {
+    pub(super) fn hash(
+        &self,
+        hash: &mut dyn sha2::digest::Update,
+        tell: &dyn Fn(u64) -> bool,
+    ) -> Result<(), ModelError> {
         let mut buffer = vec![0u8; 1 << 20];
         let mut at = 0;
         while at < self.len {
@@ -107,7 +119,8 @@ pub(super) fn cannot_read(path: &Path, error: &std::io::Error) -> ModelError {
     use std::io::ErrorKind::*;
     let text = format!("{}: {error}", shown(path));
     match error.kind() {
-        NotFound | PermissionDenied | NotADirectory | IsADirectory | InvalidInput | InvalidFilename => ModelError::Invalid(text),
+        NotFound | PermissionDenied | NotADirectory | IsADirectory | InvalidInput
+        | InvalidFilename => ModelError::Invalid(text),
         // A loop of symbolic links has no stable kind.
         _ if error.raw_os_error() == Some(40) => ModelError::Invalid(text),
         _ => ModelError::Io(text),

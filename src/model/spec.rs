@@ -1,6 +1,7 @@
 //! The spec of a model as data: everything the forward pass needs to know apart from the weights.
 //! Architectures fill it in; nothing that computes asks which architecture it came from. Whoever computes from a spec takes it
 //! apart without `..`, so that a field nobody computes does not compile.
+//! Over 500 lines: one record of data, a line or two a field.
 
 /// The spec. All sizes are counts of elements; checked by [`crate::model`] before anyone else sees them.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -344,7 +345,18 @@ pub struct Plain {
 impl ModelSpec {
     /// A tied llama without any extra: what benchmarks, tests and the fake decoder need.
     pub fn plain(sizes: Plain) -> ModelSpec {
-        let Plain { layers, hidden, ffn, heads, kv_heads, head_dim, vocab, context, theta, epsilon } = sizes;
+        let Plain {
+            layers,
+            hidden,
+            ffn,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab,
+            context,
+            theta,
+            epsilon,
+        } = sizes;
         ModelSpec {
             architecture: "llama".into(),
             hidden,
@@ -370,7 +382,12 @@ impl ModelSpec {
 
     /// Which set of its ropes turns a request that takes so many positions, prompt and answer together; `None` where there is one only.
     pub fn rope_set(&self, positions: usize) -> Option<RopeSet> {
-        let mut borders = self.ropes.iter().filter_map(|rope| rope.long.as_ref()).map(|long| long.above).peekable();
+        let mut borders = self
+            .ropes
+            .iter()
+            .filter_map(|rope| rope.long.as_ref())
+            .map(|long| long.above)
+            .peekable();
         borders.peek()?;
         Some(if borders.any(|above| positions > above) { RopeSet::Long } else { RopeSet::Short })
     }
@@ -399,7 +416,12 @@ impl LayerSpec {
                 sinks: false,
                 gate: false,
             }),
-            ffn: Ffn::Gated { width: ffn, activation: Activation::Silu, input_bias: false, output_bias: false },
+            ffn: Ffn::Gated {
+                width: ffn,
+                activation: Activation::Silu,
+                input_bias: false,
+                output_bias: false,
+            },
             norms: Norms::Before,
             residual_scale: 1.0,
         }
@@ -470,7 +492,9 @@ impl Ffn {
     /// Width between its two matrices (those of one expert).
     pub fn width(&self) -> usize {
         match *self {
-            Ffn::Gated { width, .. } | Ffn::Plain { width, .. } | Ffn::Mixture(Mixture { width, .. }) => width,
+            Ffn::Gated { width, .. }
+            | Ffn::Plain { width, .. }
+            | Ffn::Mixture(Mixture { width, .. }) => width,
         }
     }
 

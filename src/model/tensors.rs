@@ -16,20 +16,25 @@ fn first_not_finite(format: Format, bytes: &[u8]) -> Option<usize> {
     let word = |b: &[u8], at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
     // The loops carry no exit, so that the compiler can vectorize them; a second one finds the place.
     let bad = |block: &[u8]| match format {
-        Format::F32 => u32::from_le_bytes([block[0], block[1], block[2], block[3]]) & F32_EXPONENT == F32_EXPONENT,
+        Format::F32 => {
+            u32::from_le_bytes([block[0], block[1], block[2], block[3]]) & F32_EXPONENT
+                == F32_EXPONENT
+        }
         Format::Bf16 => u32::from(word(block, 0)) << 16 & F32_EXPONENT == F32_EXPONENT,
         // 255 is no scale (OCP Microscaling Formats, E8M0: NaN).
         Format::Mxfp4 => block[0] == 255,
         _ => format.half_offsets().iter().any(|at| word(block, *at) & F16_EXPONENT == F16_EXPONENT),
     };
     let any = match format {
-        Format::F32 => bytes
-            .chunks_exact(4)
-            .fold(false, |a, b| a | (u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & F32_EXPONENT == F32_EXPONENT)),
-        Format::Bf16 => bytes.chunks_exact(2).fold(false, |a, b| a | (u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80)),
-        Format::F16 => {
-            bytes.chunks_exact(2).fold(false, |a, b| a | (u16::from_le_bytes([b[0], b[1]]) & F16_EXPONENT == F16_EXPONENT))
-        }
+        Format::F32 => bytes.chunks_exact(4).fold(false, |a, b| {
+            a | (u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & F32_EXPONENT == F32_EXPONENT)
+        }),
+        Format::Bf16 => bytes
+            .chunks_exact(2)
+            .fold(false, |a, b| a | (u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80)),
+        Format::F16 => bytes.chunks_exact(2).fold(false, |a, b| {
+            a | (u16::from_le_bytes([b[0], b[1]]) & F16_EXPONENT == F16_EXPONENT)
+        }),
         _ => true,
     };
     if any { bytes.chunks_exact(format.block_bytes()).position(bad) } else { None }
@@ -91,7 +96,9 @@ impl Tensor {
         out.resize(begin + rows.len() * width, 0);
         let out = &mut out[begin..];
         match self.order {
-            RowOrder::HalfSplit { head_dim, dims } if self.rows > 1 => self.ordered(rows, width, head_dim, dims, out),
+            RowOrder::HalfSplit { head_dim, dims } if self.rows > 1 => {
+                self.ordered(rows, width, head_dim, dims, out)
+            }
             // A vector: its elements are what rows are to a matrix.
             RowOrder::HalfSplit { head_dim, dims } if !rows.is_empty() => {
                 self.ordered(0..self.columns, width / self.columns, head_dim, dims, out)
@@ -112,7 +119,12 @@ impl Tensor {
         }
         // The elements of a vector are what rows are to a matrix.
         let (count, width, columns, rows) = match self.rows {
-            1 => (self.columns, width / self.columns.max(1), 1, 0..if rows.is_empty() { 0 } else { self.columns }),
+            1 => (
+                self.columns,
+                width / self.columns.max(1),
+                1,
+                0..if rows.is_empty() { 0 } else { self.columns },
+            ),
             count => (count, width, self.columns, rows),
         };
         let of_one = count / self.places.len();
@@ -129,9 +141,12 @@ impl Tensor {
             let value = width / columns.max(1);
             let mut whole = vec![0; of_one * step * columns * value];
             source.read_at(*offset, &mut whole)?;
-            for (row, out) in (from - i * of_one..to - i * of_one).zip(out.chunks_exact_mut(width)) {
+            for (row, out) in (from - i * of_one..to - i * of_one).zip(out.chunks_exact_mut(width))
+            {
                 for (column, out) in out.chunks_exact_mut(value).enumerate() {
-                    out.copy_from_slice(&whole[((column * of_one + row) * step + phase) * value..][..value]);
+                    out.copy_from_slice(
+                        &whole[((column * of_one + row) * step + phase) * value..][..value],
+                    );
                 }
             }
         }
@@ -139,7 +154,14 @@ impl Tensor {
     }
 
     /// Rows of `width` bytes from the half-split order into the interleaved one.
-    fn ordered(&self, rows: Range<usize>, width: usize, head_dim: usize, dims: usize, out: &mut [u8]) -> Result<(), ModelError> {
+    fn ordered(
+        &self,
+        rows: Range<usize>,
+        width: usize,
+        head_dim: usize,
+        dims: usize,
+        out: &mut [u8],
+    ) -> Result<(), ModelError> {
         // Whole heads are read once; rows outside `rows` are dropped.
         let mut head = vec![0; head_dim * width];
         for h in rows.start / head_dim..rows.end.div_ceil(head_dim) {
@@ -147,8 +169,10 @@ impl Tensor {
             source.read_at(offset + (h * head_dim * width) as u64, &mut head)?;
             for row in rows.start.max(h * head_dim)..rows.end.min((h + 1) * head_dim) {
                 let within = row % head_dim;
-                let from = if within < dims { within / 2 + within % 2 * (dims / 2) } else { within };
-                out[(row - rows.start) * width..][..width].copy_from_slice(&head[from * width..][..width]);
+                let from =
+                    if within < dims { within / 2 + within % 2 * (dims / 2) } else { within };
+                out[(row - rows.start) * width..][..width]
+                    .copy_from_slice(&head[from * width..][..width]);
             }
         }
         Ok(())
@@ -171,16 +195,29 @@ impl Tensor {
     }
 
     /// Rows in `format`, appended to `out`.
-    pub(super) fn read(&self, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
-        let place = || format!("{}: tensor {}", super::source::shown(self.only().source.path()), self.name);
+    pub(super) fn read(
+        &self,
+        rows: Range<usize>,
+        format: Format,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
+        let place =
+            || format!("{}: tensor {}", super::source::shown(self.only().source.path()), self.name);
         if rows.start > rows.end || rows.end > self.rows {
-            return Err(ModelError::Io(format!("{}: rows {rows:?} of {} were asked for", place(), self.rows)));
+            return Err(ModelError::Io(format!(
+                "{}: rows {rows:?} of {} were asked for",
+                place(),
+                self.rows
+            )));
         }
         if self.encoding == format && self.plus == 0.0 && !self.logarithm {
             return self.stored(rows, out);
         }
         if !format.is_written() {
-            return Err(ModelError::Invalid(format!("{}: {format} is read but not written; use --dtype q4_k", place())));
+            return Err(ModelError::Invalid(format!(
+                "{}: {format} is read but not written; use --dtype q4_k",
+                place()
+            )));
         }
         if !self.columns.is_multiple_of(format.block()) {
             return Err(ModelError::Invalid(format!(
@@ -245,7 +282,11 @@ impl FileWeights {
     }
 
     fn get(&self, role: Role) -> &Tensor {
-        let role = if role == Role::Output && !self.tensors.contains_key(&role) { Role::TokenEmbedding } else { role };
+        let role = if role == Role::Output && !self.tensors.contains_key(&role) {
+            Role::TokenEmbedding
+        } else {
+            role
+        };
         // Loading checked that all roles of the spec exist.
         self.tensors.get(&role).unwrap_or_else(|| panic!("{role:?} is not part of this model"))
     }
@@ -269,7 +310,13 @@ impl Weights for FileWeights {
         self.file_type
     }
 
-    fn read(&self, role: Role, rows: Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn read(
+        &self,
+        role: Role,
+        rows: Range<usize>,
+        format: Format,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         self.get(role).read(rows, format, out)
     }
 }
@@ -302,7 +349,11 @@ mod tests {
             (Format::Q5K, GgmlDType::Q5K),
             (Format::Q6K, GgmlDType::Q6K),
         ] {
-            assert_eq!((format.block(), format.block_bytes()), (kind.block_size(), kind.type_size()), "{format}");
+            assert_eq!(
+                (format.block(), format.block_bytes()),
+                (kind.block_size(), kind.type_size()),
+                "{format}"
+            );
             let mut bytes: Vec<u8> = (0..64 * format.block_bytes()).map(|_| next() as u8).collect();
             for block in bytes.chunks_exact_mut(format.block_bytes()) {
                 for at in format.half_offsets() {
@@ -312,18 +363,24 @@ mod tests {
             }
             let mut ours = Vec::new();
             format.dequantize(&bytes, &mut ours);
-            let storage = QStorage::from_data(std::borrow::Cow::Borrowed(&bytes), &cpu, kind).expect("known");
+            let storage =
+                QStorage::from_data(std::borrow::Cow::Borrowed(&bytes), &cpu, kind).expect("known");
             let tensor = QTensor::new(storage, (64, format.block())).expect("a tensor");
-            let theirs: Vec<f32> = tensor.dequantize(&cpu).and_then(|t| t.flatten_all()?.to_vec1()).expect("values");
+            let theirs: Vec<f32> =
+                tensor.dequantize(&cpu).and_then(|t| t.flatten_all()?.to_vec1()).expect("values");
             assert_eq!(ours, theirs, "{format}");
             // Its searches for K types are older than ggml's, which tests/blocks.rs compares with.
             if format.is_written() && format.block() == 32 {
-                let values: Vec<f32> =
-                    (0..32 * 256).map(|_| (0..4).map(|_| next() as f32 / (1u64 << 31) as f32 - 0.5).sum()).collect();
+                let values: Vec<f32> = (0..32 * 256)
+                    .map(|_| (0..4).map(|_| next() as f32 / (1u64 << 31) as f32 - 0.5).sum())
+                    .collect();
                 let mut ours = Vec::new();
                 format.encode(&values, &mut ours);
-                let tensor = candle_core::Tensor::from_slice(&values, (32, 256), &cpu).expect("a tensor");
-                let theirs = QTensor::quantize(&tensor, kind).and_then(|q| Ok(q.data()?.into_owned())).expect("quantized");
+                let tensor =
+                    candle_core::Tensor::from_slice(&values, (32, 256), &cpu).expect("a tensor");
+                let theirs = QTensor::quantize(&tensor, kind)
+                    .and_then(|q| Ok(q.data()?.into_owned()))
+                    .expect("quantized");
                 assert_eq!(ours.len(), theirs.len(), "{format}");
                 let other = ours.iter().zip(&theirs).filter(|(a, b)| a != b).count();
                 assert!(other * 100 <= ours.len(), "{format}: {other} of {} bytes", ours.len());
@@ -334,7 +391,8 @@ mod tests {
     /// What is written means nearly what went in: half a step of the coarsest scale, for all types that can be written.
     #[test]
     fn what_is_quantized_is_near_what_was_given() {
-        let values: Vec<f32> = (0..1024).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * 0.1).collect();
+        let values: Vec<f32> =
+            (0..1024).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * 0.1).collect();
         for format in Format::ALL.into_iter().filter(|f| f.is_written()) {
             for values in [&values[..], &[0.0; 256], &[-0.25; 256], &[1e-7; 256]] {
                 let mut bytes = Vec::new();

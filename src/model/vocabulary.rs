@@ -5,7 +5,13 @@
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use super::ModelError;
@@ -54,8 +60,16 @@ const ENDS: &[&str] = &[
 
 /// Marks that are control tokens even where a file calls them something else (llama.cpp does the same), unless merges make them:
 /// Qwen2's `</s>` is text.
-const ALWAYS_CONTROL: &[&str] =
-    &["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>"];
+const ALWAYS_CONTROL: &[&str] = &[
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|end_of_text|>",
+];
 
 /// What a token is, as ggml's types say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -276,7 +290,8 @@ pub fn byte_alphabet() -> [char; 256] {
 /// The byte that a text `<0x00>` … `<0xFF>` stands for: six characters, capital digits, nothing else.
 pub fn byte_of(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
-    let capital = digits.len() == 2 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
+    let capital =
+        digits.len() == 2 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
     if capital { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
@@ -331,12 +346,18 @@ impl Raw {
             return Err((Field::Tokens, "is empty".into()));
         }
         if spec.kinds.len() != count {
-            return Err((Field::Kinds, format!("has {} elements for {count} tokens", spec.kinds.len())));
+            return Err((
+                Field::Kinds,
+                format!("has {} elements for {count} tokens", spec.kinds.len()),
+            ));
         }
         let tokens = std::mem::take(&mut spec.tokens);
         let ids = ids_by_text(&tokens, &spec.kinds)?;
         if let Some(id) = special.iter().chain(&spec.unknown).find(|id| **id as usize >= count) {
-            return Err((Field::Special, format!("the special token {id} is past the vocabulary of {count} tokens")));
+            return Err((
+                Field::Special,
+                format!("the special token {id} is past the vocabulary of {count} tokens"),
+            ));
         }
         let byte_level = matches!(model, RawModel::ByteBpe { .. });
         check_bytes(&tokens, &spec.kinds, &ids, byte_level, spec.unknown)?;
@@ -355,19 +376,23 @@ impl Raw {
         // Whether text becomes this token: then it is no control token, whatever its text looks like.
         let is_piece = |text: &str, kinds: &[TokenKind]| {
             let id = ids.get(text).copied();
-            id.and_then(|id| kinds.get(id as usize)).is_some_and(|k| matches!(k, TokenKind::Normal | TokenKind::UserDefined))
+            id.and_then(|id| kinds.get(id as usize))
+                .is_some_and(|k| matches!(k, TokenKind::Normal | TokenKind::UserDefined))
         };
         let made = |id: TokenId, text: &str, kinds: &[TokenKind]| {
             let one = text.chars().nth(1).is_none();
             one || merged.contains(&id)
                 || matches!(model, RawModel::Scores { .. })
-                    && text
-                        .char_indices()
-                        .skip(1)
-                        .any(|(at, _)| text.split_at_checked(at).is_some_and(|(l, r)| is_piece(l, kinds) && is_piece(r, kinds)))
+                    && text.char_indices().skip(1).any(|(at, _)| {
+                        text.split_at_checked(at)
+                            .is_some_and(|(l, r)| is_piece(l, kinds) && is_piece(r, kinds))
+                    })
         };
-        let looks_so =
-            tokens.iter().enumerate().filter(|(_, t)| ALWAYS_CONTROL.contains(&t.as_str())).map(|(id, _)| id as TokenId);
+        let looks_so = tokens
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| ALWAYS_CONTROL.contains(&t.as_str()))
+            .map(|(id, _)| id as TokenId);
         let ends: Vec<Option<TokenId>> = special.iter().map(|id| Some(*id)).collect();
         for id in looks_so.chain(special) {
             let Some(text) = tokens.get(id as usize) else { continue };
@@ -385,18 +410,27 @@ impl Raw {
             *kind = TokenKind::Unknown;
         }
         spec.model = match model {
-            RawModel::ByteBpe { merges, whole } => {
-                TokenModel::ByteBpe { merges: resolve(&merges, &ids, &tokens, &spec.kinds, true)?, whole }
-            }
-            RawModel::TextBpe { merges, whole, fuse_unknown } => {
-                TokenModel::TextBpe { merges: resolve(&merges, &ids, &tokens, &spec.kinds, false)?, whole, fuse_unknown }
-            }
+            RawModel::ByteBpe { merges, whole } => TokenModel::ByteBpe {
+                merges: resolve(&merges, &ids, &tokens, &spec.kinds, true)?,
+                whole,
+            },
+            RawModel::TextBpe { merges, whole, fuse_unknown } => TokenModel::TextBpe {
+                merges: resolve(&merges, &ids, &tokens, &spec.kinds, false)?,
+                whole,
+                fuse_unknown,
+            },
             RawModel::Scores { scores } => {
                 if scores.len() != count {
-                    return Err((Field::Scores, format!("has {} elements for {count} tokens", scores.len())));
+                    return Err((
+                        Field::Scores,
+                        format!("has {} elements for {count} tokens", scores.len()),
+                    ));
                 }
                 if let Some((i, score)) = scores.iter().enumerate().find(|(_, s)| !s.is_finite()) {
-                    return Err((Field::Scores, format!("element {i} is {score}; scores are finite numbers")));
+                    return Err((
+                        Field::Scores,
+                        format!("element {i} is {score}; scores are finite numbers"),
+                    ));
                 }
                 TokenModel::Scores { scores }
             }
@@ -408,7 +442,10 @@ impl Raw {
 }
 
 /// The ids of all texts, each of which is there once.
-fn ids_by_text<'t>(tokens: &'t [String], kinds: &[TokenKind]) -> Result<HashMap<&'t str, TokenId>, Fault> {
+fn ids_by_text<'t>(
+    tokens: &'t [String],
+    kinds: &[TokenKind],
+) -> Result<HashMap<&'t str, TokenId>, Fault> {
     let mut ids = HashMap::with_capacity(tokens.len());
     for (i, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
         let problem = if token.is_empty() {
@@ -445,7 +482,12 @@ fn check_bytes(
     if byte_level {
         if let Some(i) = kinds.iter().position(|k| *k == TokenKind::Byte) {
             let text = tokens.get(i).map(|t| short(t)).unwrap_or_default();
-            return Err((Field::Tokens, format!("element {i} ('{text}') is a byte token, which byte-level BPE does not have")));
+            return Err((
+                Field::Tokens,
+                format!(
+                    "element {i} ('{text}') is a byte token, which byte-level BPE does not have"
+                ),
+            ));
         }
         for (byte, letter) in (0..=255u8).zip(byte_alphabet()).filter(|(byte, _)| needed(*byte)) {
             if !normal(letter.encode_utf8(&mut [0; 4])) {
@@ -455,10 +497,14 @@ fn check_bytes(
     } else if unknown.is_none() {
         for byte in (0x20..=0x7eu8).chain([b'\n']) {
             let text = if byte == b' ' { SPACE } else { char::from(byte) };
-            if !normal(text.encode_utf8(&mut [0; 4])) && !ids.contains_key(format!("<0x{byte:02X}>").as_str()) {
+            if !normal(text.encode_utf8(&mut [0; 4]))
+                && !ids.contains_key(format!("<0x{byte:02X}>").as_str())
+            {
                 return Err((
                     Field::Tokens,
-                    format!("no token for the byte 0x{byte:02x}, and neither byte tokens nor an unknown token"),
+                    format!(
+                        "no token for the byte 0x{byte:02x}, and neither byte tokens nor an unknown token"
+                    ),
                 ));
             }
         }
@@ -477,32 +523,47 @@ fn resolve(
     // Of each ordinary token, once: a token is part of many merges.
     let letters: HashSet<char> = byte_alphabet().into();
     let most = letters.iter().map(|c| (*c as usize).saturating_add(1)).max().unwrap_or(0);
-    let known: Vec<bool> = (0..most as u32).map(|c| char::from_u32(c).is_some_and(|c| letters.contains(&c))).collect();
-    let spelled = |text: &String| text.chars().all(|c| known.get(c as usize).copied().unwrap_or(false));
+    let known: Vec<bool> =
+        (0..most as u32).map(|c| char::from_u32(c).is_some_and(|c| letters.contains(&c))).collect();
+    let spelled =
+        |text: &String| text.chars().all(|c| known.get(c as usize).copied().unwrap_or(false));
     let foreign: Vec<bool> = match byte_level {
-        true => tokens.iter().zip(kinds).map(|(text, kind)| *kind == TokenKind::Normal && !spelled(text)).collect(),
+        true => tokens
+            .iter()
+            .zip(kinds)
+            .map(|(text, kind)| *kind == TokenKind::Normal && !spelled(text))
+            .collect(),
         false => Vec::new(),
     };
     let mut both = String::new();
     let mut resolved = Vec::with_capacity(merges.len());
     for (rank, (left, right)) in merges.iter().enumerate() {
-        let fault = |what: String| (Field::Merges, format!("element {rank} ('{} {}') {what}", short(left), short(right)));
+        let fault = |what: String| {
+            (Field::Merges, format!("element {rank} ('{} {}') {what}", short(left), short(right)))
+        };
         if left.is_empty() || right.is_empty() {
             return Err(fault("is not two texts with a space between".into()));
         }
         both.clear();
         both.extend([left.as_str(), right]);
-        let id =
-            |text: &str| ids.get(text).copied().ok_or_else(|| fault(format!("names '{}', which is not a token", short(text))));
+        let id = |text: &str| {
+            ids.get(text)
+                .copied()
+                .ok_or_else(|| fault(format!("names '{}', which is not a token", short(text))))
+        };
         let merge = Merge { left: id(left)?, right: id(right)?, result: id(&both)? };
         let of = |id: TokenId| kinds.get(id as usize).copied().unwrap_or(TokenKind::Unused);
         let parts = [merge.left, merge.right, merge.result];
         if parts.iter().any(|id| !matches!(of(*id), TokenKind::Normal | TokenKind::UserDefined)) {
             continue;
         }
-        if let Some(id) = parts.iter().find(|id| foreign.get(**id as usize).copied().unwrap_or(false)) {
+        if let Some(id) =
+            parts.iter().find(|id| foreign.get(**id as usize).copied().unwrap_or(false))
+        {
             let text = tokens.get(*id as usize).map(|t| short(t)).unwrap_or_default();
-            return Err(fault(format!("names '{text}', which has characters that are not in the byte alphabet")));
+            return Err(fault(format!(
+                "names '{text}', which has characters that are not in the byte alphabet"
+            )));
         }
         resolved.push(merge);
     }
@@ -517,7 +578,8 @@ pub(super) fn ends(named: Vec<TokenId>, spec: &TokenizerSpec) -> Vec<TokenId> {
         let id = spec.tokens.iter().position(|t| t == text)?;
         (spec.kinds.get(id) == Some(&TokenKind::Control)).then_some(id as TokenId)
     };
-    let found: HashMap<&str, TokenId> = ENDS.iter().filter_map(|text| Some((*text, control(text)?))).collect();
+    let found: HashMap<&str, TokenId> =
+        ENDS.iter().filter_map(|text| Some((*text, control(text)?))).collect();
     let has = |text: &str| found.contains_key(text);
     let messages = has("<|return|>") && has("<|call|>") || has("<|calls|>") && has("<|flush|>");
     for text in ENDS {
@@ -540,19 +602,27 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
     let mut kinds = Vec::with_capacity(types.len());
     for (i, number) in types.iter().enumerate() {
         kinds.push(TokenKind::from_ggml(*number).ok_or_else(|| {
-            file.error(format_args!("metadata 'tokenizer.ggml.token_type': element {i} is {number}; 1 to 6 exist"))
+            file.error(format_args!(
+                "metadata 'tokenizer.ggml.token_type': element {i} is {number}; 1 to 6 exist"
+            ))
         })?);
     }
     let count = tokens.len();
     if count == 0 {
         return Err(file.error("metadata 'tokenizer.ggml.tokens' is empty"));
     }
-    if file.has("tokenizer.ggml.scores") && file.array_len("tokenizer.ggml.scores") != Some(count as u64) {
+    if file.has("tokenizer.ggml.scores")
+        && file.array_len("tokenizer.ggml.scores") != Some(count as u64)
+    {
         // BPE has no use for them, but a wrong length says that the arrays do not belong together.
-        return Err(file.error(format_args!("metadata 'tokenizer.ggml.scores' does not have {count} elements as the tokens do")));
+        return Err(file.error(format_args!(
+            "metadata 'tokenizer.ggml.scores' does not have {count} elements as the tokens do"
+        )));
     }
     let id = |key: &str| -> Result<Option<TokenId>, ModelError> {
-        Ok(file.integer(&format!("tokenizer.ggml.{key}"), 0..=(count as u64).saturating_sub(1))?.map(|n| n as TokenId))
+        Ok(file
+            .integer(&format!("tokenizer.ggml.{key}"), 0..=(count as u64).saturating_sub(1))?
+            .map(|n| n as TokenId))
     };
     let mut bos = id("bos_token_id")?;
     let mut eos = Vec::new();
@@ -598,7 +668,11 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
             }
             spec.own_space = file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
             if spec.own_space {
-                spec.normalizers.push(Normalizer::Prepend { text: " ".into(), unless_there: false, only_first: false });
+                spec.normalizers.push(Normalizer::Prepend {
+                    text: " ".into(),
+                    unless_there: false,
+                    only_first: false,
+                });
             }
             spec.normalizers.push(Normalizer::Replace { from: " ".into(), to: SPACE.into() });
             spec.escaped_spaces = true;
@@ -612,7 +686,11 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
             spec.cuts.push(Cut::Isolate("[^\n]+|\n+".into()));
             spec.escaped_spaces = true;
             add_bos = bos.is_some();
-            RawModel::TextBpe { merges: gguf_merges(file)?, whole: Whole::LineFeeds, fuse_unknown: true }
+            RawModel::TextBpe {
+                merges: gguf_merges(file)?,
+                whole: Whole::LineFeeds,
+                fuse_unknown: true,
+            }
         }
         other => {
             return Err(file.error(format_args!(
@@ -632,7 +710,9 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
     let add_bos = if name == "gemma4" { add_bos } else { asked.unwrap_or(add_bos) };
     let chat_template = file.text("tokenizer.chat_template")?.map(String::from);
     if chat_template.as_ref().is_some_and(|text| text.len() > MAX_TEMPLATE) {
-        return Err(file.error(format_args!("metadata 'tokenizer.chat_template' is longer than {MAX_TEMPLATE} bytes")));
+        return Err(file.error(format_args!(
+            "metadata 'tokenizer.chat_template' is longer than {MAX_TEMPLATE} bytes"
+        )));
     }
 
     spec.unknown = unknown;
@@ -647,37 +727,50 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
         };
         file.error(format_args!("metadata 'tokenizer.ggml.{key}'{colon}{text}"))
     })?;
-    let text_of = |id: Option<TokenId>| id.and_then(|id| spec.tokens.get(id as usize)).cloned().unwrap_or_default();
+    let text_of = |id: Option<TokenId>| {
+        id.and_then(|id| spec.tokens.get(id as usize)).cloned().unwrap_or_default()
+    };
     let (bos_text, eos_text) = (text_of(bos), text_of(eos.first().copied()));
     let eos = ends(eos, &spec);
     let template_variables = serde_json::Map::new();
-    Ok(Vocabulary { tokenizer: Arc::new(spec), bos, eos, add_bos, chat_template, template_variables, bos_text, eos_text })
+    Ok(Vocabulary {
+        tokenizer: Arc::new(spec),
+        bos,
+        eos,
+        add_bos,
+        chat_template,
+        template_variables,
+        bos_text,
+        eos_text,
+    })
 }
 
 /// `tokenizer.ggml.merges`: two texts with a space between; the first character may be a space itself.
 fn gguf_merges(file: &Gguf) -> Result<Vec<(String, String)>, ModelError> {
-    let pair =
-        |(i, merge): (usize, &String)| {
-            let at = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
-            let parts = at.and_then(|at| Some((merge.get(..at)?, merge.get(at.saturating_add(1)..)?)));
-            match parts {
+    let pair = |(i, merge): (usize, &String)| {
+        let at = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
+        let parts = at.and_then(|at| Some((merge.get(..at)?, merge.get(at.saturating_add(1)..)?)));
+        match parts {
                 Some((left, right)) if !right.is_empty() => Ok((left.to_string(), right.to_string())),
                 _ => Err(file
                     .error(format_args!("metadata 'tokenizer.ggml.merges': element {i} is not two texts with a space between"))),
             }
-        };
+    };
     file.texts("tokenizer.ggml.merges")?.iter().enumerate().map(pair).collect()
 }
 
 /// Phi-3 and Phi-3.5: their special tokens swallow white space behind them, which GGUF files cannot say (llama.cpp goes by the name too).
 fn is_phi3(file: &Gguf) -> Result<bool, ModelError> {
     let name = file.text("general.name")?.unwrap_or_default().to_lowercase();
-    Ok(file.text("general.architecture")? == Some("phi3") || name.contains("phi-3") || name.contains("phi3"))
+    Ok(file.text("general.architecture")? == Some("phi3")
+        || name.contains("phi-3")
+        || name.contains("phi3"))
 }
 
 fn phi3_matches(spec: &TokenizerSpec) -> HashMap<TokenId, Match> {
     let special = spec.tokens.iter().zip(&spec.kinds).enumerate().filter(|(_, (text, kind))| {
-        let special = matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
+        let special =
+            matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
         special && !matches!(text.as_str(), "<unk>" | "<s>" | "<|endoftext|>")
     });
     special.map(|(id, _)| (id as TokenId, Match { rstrip: true, ..Match::default() })).collect()
@@ -688,19 +781,40 @@ fn phi3_matches(spec: &TokenizerSpec) -> HashMap<TokenId, Match> {
 pub(crate) mod example {
     use super::*;
 
-    fn finish(spec: TokenizerSpec, model: RawModel, bos: TokenId, eos: TokenId) -> Result<Vocabulary, String> {
+    fn finish(
+        spec: TokenizerSpec,
+        model: RawModel,
+        bos: TokenId,
+        eos: TokenId,
+    ) -> Result<Vocabulary, String> {
         let text = |id: TokenId| spec.tokens[id as usize].clone();
         let (bos_text, eos_text) = (text(bos), text(eos));
-        let spec = Raw { spec, model, special: vec![bos, eos] }.check().map_err(|(field, text)| format!("{field:?}: {text}"))?;
+        let spec = Raw { spec, model, special: vec![bos, eos] }
+            .check()
+            .map_err(|(field, text)| format!("{field:?}: {text}"))?;
         let eos = ends(vec![eos], &spec);
-        Ok(Vocabulary { tokenizer: Arc::new(spec), bos: Some(bos), eos, bos_text, eos_text, ..Vocabulary::default() })
+        Ok(Vocabulary {
+            tokenizer: Arc::new(spec),
+            bos: Some(bos),
+            eos,
+            bos_text,
+            eos_text,
+            ..Vocabulary::default()
+        })
     }
 
     /// Byte-level BPE with the pre-tokenizer of SmolLM2; BOS is 1, the end 2.
-    pub fn byte_bpe(tokens: Vec<(String, TokenKind)>, merges: &[&str]) -> Result<Vocabulary, String> {
+    pub fn byte_bpe(
+        tokens: Vec<(String, TokenKind)>,
+        merges: &[&str],
+    ) -> Result<Vocabulary, String> {
         let (tokens, kinds) = tokens.into_iter().unzip();
         let cuts = PreTokenizer::named("smollm").unwrap().cuts;
-        let merges = merges.iter().map(|m| m.split_once(' ').unwrap()).map(|(l, r)| (l.into(), r.into())).collect();
+        let merges = merges
+            .iter()
+            .map(|m| m.split_once(' ').unwrap())
+            .map(|(l, r)| (l.into(), r.into()))
+            .collect();
         finish(
             TokenizerSpec { tokens, kinds, cuts, ..TokenizerSpec::default() },
             RawModel::ByteBpe { merges, whole: Whole::Never },
@@ -711,17 +825,30 @@ pub(crate) mod example {
 
     /// What a `tokenizer.json` says.
     pub fn json(file: &serde_json::Value) -> Result<Vocabulary, String> {
-        let super::super::tokenizer_json::Read { raw, first } = super::super::tokenizer_json::read(file.to_string().as_bytes())?;
-        let spec = raw.check().map_err(|(field, text)| format!("{}: {text}", super::super::tokenizer_json::field(field)))?;
-        Ok(Vocabulary { tokenizer: Arc::new(spec), add_bos: first.is_some(), ..Vocabulary::default() })
+        let super::super::tokenizer_json::Read { raw, first } =
+            super::super::tokenizer_json::read(file.to_string().as_bytes())?;
+        let spec = raw.check().map_err(|(field, text)| {
+            format!("{}: {text}", super::super::tokenizer_json::field(field))
+        })?;
+        Ok(Vocabulary {
+            tokenizer: Arc::new(spec),
+            add_bos: first.is_some(),
+            ..Vocabulary::default()
+        })
     }
 
     /// SentencePiece as GGUF files have it; token 0 is the unknown one, BOS is 1, the end 2.
-    pub fn scores(tokens: Vec<(String, TokenKind, f32)>, space: bool) -> Result<Vocabulary, String> {
+    pub fn scores(
+        tokens: Vec<(String, TokenKind, f32)>,
+        space: bool,
+    ) -> Result<Vocabulary, String> {
         let scores = tokens.iter().map(|t| t.2).collect();
         let mut normalizers = vec![Normalizer::Replace { from: " ".into(), to: SPACE.into() }];
         if space {
-            normalizers.insert(0, Normalizer::Prepend { text: " ".into(), unless_there: false, only_first: false });
+            normalizers.insert(
+                0,
+                Normalizer::Prepend { text: " ".into(), unless_there: false, only_first: false },
+            );
         }
         let (tokens, kinds) = tokens.into_iter().map(|(text, kind, _)| (text, kind)).unzip();
         let spec = TokenizerSpec {
@@ -754,7 +881,9 @@ mod tests {
     #[test]
     fn byte_tokens_are_six_characters_with_capital_digits() {
         assert_eq!((byte_of("<0x0A>"), byte_of("<0xFF>")), (Some(10), Some(255)));
-        for bad in ["<0x-1>", "<0x+1>", "<0x1>", "<0x100>", "<0xff>", "<0x0G>", "0x0A", "<0x 1>", ""] {
+        for bad in
+            ["<0x-1>", "<0x+1>", "<0x1>", "<0x100>", "<0xff>", "<0x0G>", "0x0A", "<0x 1>", ""]
+        {
             assert_eq!(byte_of(bad), None, "{bad}");
         }
     }
@@ -762,13 +891,23 @@ mod tests {
     #[test]
     fn a_token_that_merges_make_is_text_whatever_it_looks_like() {
         use TokenKind::*;
-        let tokens =
-            [("<unk>", Unknown), ("</s", Normal), (">", Normal), ("<|end|>", Normal), ("</s>", Control), ("<|im_end|>", Normal)];
+        let tokens = [
+            ("<unk>", Unknown),
+            ("</s", Normal),
+            (">", Normal),
+            ("<|end|>", Normal),
+            ("</s>", Control),
+            ("<|im_end|>", Normal),
+        ];
         let merges = vec![("</s".to_string(), ">".to_string())];
-        let model = RawModel::TextBpe { merges: merges.clone(), whole: Whole::Never, fuse_unknown: true };
+        let model =
+            RawModel::TextBpe { merges: merges.clone(), whole: Whole::Never, fuse_unknown: true };
         // The merge is left out: the file says that its result is a control token.
         let spec = raw(&tokens, model).check().unwrap();
-        assert_eq!(spec.model, TokenModel::TextBpe { merges: vec![], whole: Whole::Never, fuse_unknown: true });
+        assert_eq!(
+            spec.model,
+            TokenModel::TextBpe { merges: vec![], whole: Whole::Never, fuse_unknown: true }
+        );
         assert_eq!((spec.kinds[3], spec.kinds[5]), (Control, Control));
         assert_eq!(ends(vec![5], &spec), [5, 3, 4]);
         // An ordinary token, also if the file names it as an end.
@@ -787,7 +926,12 @@ mod tests {
     #[test]
     fn a_message_end_of_harmony_does_not_end_the_answer() {
         use TokenKind::*;
-        let tokens = [("<unk>", Unknown), ("<|end|>", Control), ("<|return|>", Control), ("<|call|>", Control)];
+        let tokens = [
+            ("<unk>", Unknown),
+            ("<|end|>", Control),
+            ("<|return|>", Control),
+            ("<|call|>", Control),
+        ];
         let spec = raw(&tokens, RawModel::Scores { scores: vec![0.0; 4] }).check().unwrap();
         assert_eq!(ends(vec![2], &spec), [2, 3]);
     }
@@ -802,10 +946,17 @@ mod tests {
         assert!(fault(&ok, scores(vec![0.0, f32::NAN])).1.contains("element 1 is NaN"));
         assert!(fault(&ok, scores(vec![f32::INFINITY, 0.0])).1.contains("element 0 is inf"));
         assert!(fault(&[("<0x-1>", Byte)], scores(vec![0.0])).1.contains("none of <0x00>"));
-        assert!(fault(&[("a", Normal), ("a", Control)], scores(vec![0.0; 2])).1.contains("appears twice"));
+        assert!(
+            fault(&[("a", Normal), ("a", Control)], scores(vec![0.0; 2]))
+                .1
+                .contains("appears twice")
+        );
         assert!(fault(&[], scores(vec![])).1.contains("is empty"));
-        let merge =
-            |l: &str, r: &str| RawModel::TextBpe { merges: vec![(l.into(), r.into())], whole: Whole::Never, fuse_unknown: true };
+        let merge = |l: &str, r: &str| RawModel::TextBpe {
+            merges: vec![(l.into(), r.into())],
+            whole: Whole::Never,
+            fuse_unknown: true,
+        };
         assert!(fault(&ok, merge("a", "b")).1.contains("'b', which is not a token"));
         let mut none = raw(&[("a", Normal)], scores(vec![0.0]));
         none.spec.unknown = None;

@@ -16,7 +16,9 @@ mod tokenizer;
 mod warmup;
 
 /// The audit's phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// A request's own work: dtype, greedy choice, reused answers, stopping.
@@ -108,7 +110,9 @@ pub fn find(name: &str) -> Option<&'static Optimization> {
 }
 
 /// A set of switched-on optimizations: bit i is `ALL[i]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct Set(u32);
 
 impl Set {
@@ -129,14 +133,16 @@ impl Set {
 
     /// Those named. Errors name the unknown one and list the known.
     pub fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Set, String> {
-        names.into_iter().try_fold(Set(0), |set, name| match ALL.iter().position(|o| o.name == name) {
-            Some(i) => Ok(Set(set.0 | 1 << i)),
-            None => Err(format!(
-                "no optimization is called '{}'; {}known are {}",
-                crate::units::shown(name),
-                crate::units::did_you_mean(name, ALL.iter().map(|o| o.name)),
-                ALL.iter().map(|o| o.name).collect::<Vec<_>>().join(", ")
-            )),
+        names.into_iter().try_fold(Set(0), |set, name| {
+            match ALL.iter().position(|o| o.name == name) {
+                Some(i) => Ok(Set(set.0 | 1 << i)),
+                None => Err(format!(
+                    "no optimization is called '{}'; {}known are {}",
+                    crate::units::shown(name),
+                    crate::units::did_you_mean(name, ALL.iter().map(|o| o.name)),
+                    ALL.iter().map(|o| o.name).collect::<Vec<_>>().join(", ")
+                )),
+            }
         })
     }
 
@@ -169,7 +175,10 @@ impl Set {
     pub fn check_needs(self) -> Result<(), String> {
         for o in self.iter() {
             if let Some(need) = o.needs.iter().find(|n| !self.has(n)) {
-                return Err(format!("'{}' has no effect without '{need}'; add {need} to the list", o.name));
+                return Err(format!(
+                    "'{}' has no effect without '{need}'; add {need} to the list",
+                    o.name
+                ));
             }
         }
         Ok(())
@@ -225,7 +234,9 @@ mod tests {
         for o in ALL {
             assert!(o.needs.iter().all(|n| find(n).is_some()), "{}", o.name);
         }
-        assert!(Set::named(["quantized"]).unwrap().check_needs().unwrap_err().contains("precision"));
+        assert!(
+            Set::named(["quantized"]).unwrap().check_needs().unwrap_err().contains("precision")
+        );
         assert!(Set::named(["quantized"]).unwrap().with_needs().check_needs().is_ok());
         assert!(Set::all().check_needs().is_ok() && Set::none().check_needs().is_ok());
     }

@@ -25,10 +25,17 @@ impl Key {
         sha.update(s.seed.to_le_bytes());
         // Everything else is named, so that a new field cannot be forgotten.
         let Extras { penalties, min_p, logprobs, constraint, thought, choices } = &*request.extras;
-        sha.update(format!("{penalties:?} {min_p:?} {logprobs:?} {thought:?} {choices:?}").as_bytes());
+        sha.update(
+            format!("{penalties:?} {min_p:?} {logprobs:?} {thought:?} {choices:?}").as_bytes(),
+        );
         sha.update(constraint.as_ref().map_or(&[0; 32], |grammar| grammar.digest()));
         if stopping == StoppingPolicy::Early {
-            sha.update([1, request.stop.eos as u8, request.stop.sentence as u8, request.stop.repetition as u8]);
+            sha.update([
+                1,
+                request.stop.eos as u8,
+                request.stop.sentence as u8,
+                request.stop.repetition as u8,
+            ]);
             for text in &request.stop.strings {
                 sha.update((text.len() as u64).to_le_bytes());
                 sha.update(text.as_bytes());
@@ -59,7 +66,14 @@ struct Entry<V> {
 impl<V> Lru<V> {
     /// An empty one.
     pub fn new(capacity: usize, capacity_bytes: usize) -> Self {
-        Lru { entries: HashMap::new(), by_age: BTreeMap::new(), clock: 0, bytes: 0, capacity, capacity_bytes }
+        Lru {
+            entries: HashMap::new(),
+            by_age: BTreeMap::new(),
+            clock: 0,
+            bytes: 0,
+            capacity,
+            capacity_bytes,
+        }
     }
 
     /// The value, which becomes the youngest.
@@ -117,7 +131,12 @@ mod tests {
             prompt: prompt.into(),
             max_tokens: 8,
             sampling: Sampling { temperature: 0.2, top_p: 0.95, top_k: 50, seed: 0 },
-            stop: Arc::new(StopRules { eos: true, strings: vec![], sentence: true, repetition: true }),
+            stop: Arc::new(StopRules {
+                eos: true,
+                strings: vec![],
+                sentence: true,
+                repetition: true,
+            }),
             extras: Arc::default(),
         }
     }
@@ -129,15 +148,20 @@ mod tests {
         let mut renamed = base.clone();
         renamed.ticket = 9;
         assert_eq!(key(&base), key(&renamed));
-        let mut seen =
-            vec![key(&base), Key::of(&base, StoppingPolicy::MaxTokensOnly), key(&request(&[1, 2])), key(&request(&[1, 2, 4]))];
+        let mut seen = vec![
+            key(&base),
+            Key::of(&base, StoppingPolicy::MaxTokensOnly),
+            key(&request(&[1, 2])),
+            key(&request(&[1, 2, 4])),
+        ];
         let edits: [fn(&mut Request); 13] = [
             |r| Arc::make_mut(&mut r.extras).min_p = 0.1,
             |r| Arc::make_mut(&mut r.extras).penalties.presence = 0.1,
             |r| Arc::make_mut(&mut r.extras).logprobs = Some(0),
             |r| Arc::make_mut(&mut r.extras).logprobs = Some(1),
             |r| {
-                let choices = Choices { texts: vec!["a".into(), "b".into()], tokens: vec![vec![1], vec![2]] };
+                let choices =
+                    Choices { texts: vec!["a".into(), "b".into()], tokens: vec![vec![1], vec![2]] };
                 Arc::make_mut(&mut r.extras).choices = Some(Arc::new(choices));
             },
             |r| r.max_tokens = 9,
@@ -169,7 +193,10 @@ mod tests {
         lru.put(key(3), Arc::new(3), 10);
         assert_eq!((lru.get(&key(2)), lru.len()), (None, 2));
         lru.put(key(4), Arc::new(4), 95);
-        assert_eq!((lru.get(&key(1)), lru.get(&key(3)), lru.get(&key(4)).as_deref(), lru.len()), (None, None, Some(&4), 1));
+        assert_eq!(
+            (lru.get(&key(1)), lru.get(&key(3)), lru.get(&key(4)).as_deref(), lru.len()),
+            (None, None, Some(&4), 1)
+        );
         lru.put(key(5), Arc::new(5), 101);
         assert_eq!((lru.get(&key(5)), lru.len()), (None, 1));
         lru.put(key(4), Arc::new(6), 5);

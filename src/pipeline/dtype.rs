@@ -6,7 +6,9 @@ use super::{DtypePolicy, PipelineConfig, QuantizedPolicy};
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use crate::decoder::{Batch, Decoder, Segment, Want};
 use crate::kernels::{Format, KernelSet, KvElement};
-use crate::model::{Model, ModelError, ModelSpec, Role, Vocabulary, Weights, is_matrix, matrices, roles};
+use crate::model::{
+    Model, ModelError, ModelSpec, Role, Vocabulary, Weights, is_matrix, matrices, roles,
+};
 use crate::units::seconds;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +33,10 @@ pub struct ResolvedDtype {
 fn computed(model: &Model, as_stored: &str) -> String {
     let of = |role: Role| {
         let (rows, columns) = model.weights.shape(role);
-        (rows * columns, model.weights.format(role).is_none().then(|| model.weights.type_name(role)))
+        (
+            rows * columns,
+            model.weights.format(role).is_none().then(|| model.weights.type_name(role)),
+        )
     };
     with_widened(as_stored, matrices(&model.spec).map(of))
 }
@@ -48,7 +53,9 @@ fn with_widened(as_stored: &str, weights: impl Iterator<Item = (usize, Option<St
     match widened {
         0 => as_stored.to_string(),
         _ if widened == whole => {
-            format!("the file's {names} weights are widened at load: no kernel computes with them as stored")
+            format!(
+                "the file's {names} weights are widened at load: no kernel computes with them as stored"
+            )
         }
         _ => format!("{as_stored}, but for its {names} weights, which are widened to f32 at load"),
     }
@@ -83,32 +90,56 @@ fn only_format(model: &Model) -> Option<Format> {
 impl ResolvedDtype {
     /// Resolves a configuration's dtype for a model. `kernels` and the sizes are what a timing would use; without them nothing is timed,
     /// and of two storages with the same bits the file's own is named.
-    pub(super) fn resolve(model: &Model, config: &PipelineConfig, kernels: Option<KernelSet>) -> ResolvedDtype {
-        let quantized_file = matrices(&model.spec).any(|r| model.weights.format(r).is_none_or(Format::is_quantized));
+    pub(super) fn resolve(
+        model: &Model,
+        config: &PipelineConfig,
+        kernels: Option<KernelSet>,
+    ) -> ResolvedDtype {
+        let quantized_file =
+            matrices(&model.spec).any(|r| model.weights.format(r).is_none_or(Format::is_quantized));
         let widened = config.quantized == QuantizedPolicy::Widened;
         let stored_name = stored_name(model);
         let (plan, name, reason) = match config.dtype {
-            DtypePolicy::Bf16Emulated => {
-                (FormatPlan::WidenedBf16Emulated, "bf16-emulated", "asked for, or 'precision' is off".into())
-            }
+            DtypePolicy::Bf16Emulated => (
+                FormatPlan::WidenedBf16Emulated,
+                "bf16-emulated",
+                "asked for, or 'precision' is off".into(),
+            ),
             DtypePolicy::Fixed(format) if !(format.is_quantized() && widened) => {
                 (FormatPlan::All(format), format.name(), "asked for".into())
             }
-            DtypePolicy::Fixed(_) | DtypePolicy::Native | DtypePolicy::Auto if quantized_file && widened => {
-                (FormatPlan::All(Format::F32), "f32", "'quantized' is off: weights are widened at load".into())
+            DtypePolicy::Fixed(_) | DtypePolicy::Native | DtypePolicy::Auto
+                if quantized_file && widened =>
+            {
+                (
+                    FormatPlan::All(Format::F32),
+                    "f32",
+                    "'quantized' is off: weights are widened at load".into(),
+                )
             }
-            DtypePolicy::Fixed(_) => (FormatPlan::All(Format::F32), "f32", "'quantized' is off".into()),
-            DtypePolicy::Native => (FormatPlan::AsStored, stored_name, computed(model, "as stored in the file")),
-            DtypePolicy::Auto if quantized_file => {
-                (FormatPlan::AsStored, stored_name, computed(model, "a quantized file runs as stored"))
+            DtypePolicy::Fixed(_) => {
+                (FormatPlan::All(Format::F32), "f32", "'quantized' is off".into())
             }
+            DtypePolicy::Native => {
+                (FormatPlan::AsStored, stored_name, computed(model, "as stored in the file"))
+            }
+            DtypePolicy::Auto if quantized_file => (
+                FormatPlan::AsStored,
+                stored_name,
+                computed(model, "a quantized file runs as stored"),
+            ),
             DtypePolicy::Auto => match only_format(model) {
                 Some(format) if format != Format::F32 => {
                     let as_stored = (format, "as stored in the file".into());
-                    let (format, reason) = kernels.map_or(as_stored, |k| faster(&model.spec, format, config, k));
+                    let (format, reason) =
+                        kernels.map_or(as_stored, |k| faster(&model.spec, format, config, k));
                     (FormatPlan::All(format), format.name(), reason)
                 }
-                _ => (FormatPlan::All(Format::F32), "f32", "the only storage that holds every weight of the file exactly".into()),
+                _ => (
+                    FormatPlan::All(Format::F32),
+                    "f32",
+                    "the only storage that holds every weight of the file exactly".into(),
+                ),
             },
         };
         let numeric_path = numeric_path(model, plan, config.sizes.kv_dtype);
@@ -139,9 +170,17 @@ fn numeric_path(model: &Model, plan: FormatPlan, kv: Option<KvElement>) -> Strin
         }
     };
     let classes: Vec<&str> = matrices(&model.spec).map(class).collect();
-    let quantized = matrices(&model.spec).any(|role| role.layer().is_some() && computed(role).1.is_quantized());
+    let quantized =
+        matrices(&model.spec).any(|role| role.layer().is_some() && computed(role).1.is_quantized());
     let usual = if quantized { KvElement::F16 } else { KvElement::F32 };
-    with_kv(if classes.iter().all(|c| *c == classes[0]) { classes[0].to_string() } else { classes.join(",") }, usual)
+    with_kv(
+        if classes.iter().all(|c| *c == classes[0]) {
+            classes[0].to_string()
+        } else {
+            classes.join(",")
+        },
+        usual,
+    )
 }
 
 /// Weights that look like a model's but are made up: enough copies of one layer to be larger than the caches.
@@ -160,7 +199,13 @@ impl Weights for Pattern {
         "F32".into()
     }
 
-    fn read(&self, role: Role, rows: std::ops::Range<usize>, format: Format, out: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn read(
+        &self,
+        role: Role,
+        rows: std::ops::Range<usize>,
+        format: Format,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         let count = rows.len() * self.shape(role).1;
         for i in 0..count {
             // Small numbers of both signs that every float format holds.
@@ -176,7 +221,12 @@ impl Weights for Pattern {
 }
 
 /// The faster of f32 and `stored` for decode steps of a whole batch, on copies of one layer.
-fn faster(spec: &ModelSpec, stored: Format, config: &PipelineConfig, kernels: KernelSet) -> (Format, String) {
+fn faster(
+    spec: &ModelSpec,
+    stored: Format,
+    config: &PipelineConfig,
+    kernels: KernelSet,
+) -> (Format, String) {
     let rows = config.sizes.batch.min(16);
     let timed = |format: Format| time_layers(spec, format, rows, config.sizes.threads, kernels);
     match (timed(stored), timed(Format::F32)) {
@@ -197,13 +247,20 @@ fn faster(spec: &ModelSpec, stored: Format, config: &PipelineConfig, kernels: Ke
 }
 
 /// Seconds that one layer takes in a decode step of so many rows: the best of a few.
-fn time_layers(spec: &ModelSpec, format: Format, rows: usize, threads: usize, kernels: KernelSet) -> Option<f64> {
+fn time_layers(
+    spec: &ModelSpec,
+    format: Format,
+    rows: usize,
+    threads: usize,
+    kernels: KernelSet,
+) -> Option<f64> {
     let first = |(role, _): &(Role, _)| is_matrix(*role) && role.layer() == Some(0);
     let weights: usize = roles(spec).filter(first).map(|(_, (rows, columns))| rows * columns).sum();
     // At least 96 MB of f32: more than most caches hold, so that reading the weights is in the time.
     let copies = (96_000_000 / (4 * weights).max(1)).clamp(1, spec.layers.len());
     let layers = vec![spec.layers[0].clone(); copies];
-    let small = ModelSpec { layers, vocab: 64, tied_embeddings: true, output_bias: false, ..spec.clone() };
+    let small =
+        ModelSpec { layers, vocab: 64, tied_embeddings: true, output_bias: false, ..spec.clone() };
     let model = Model {
         name: String::new(),
         path: Default::default(),
@@ -218,7 +275,8 @@ fn time_layers(spec: &ModelSpec, format: Format, rows: usize, threads: usize, ke
         kernels,
         slots: rows,
         rows,
-        kv_bytes: (packed.kv_bytes_per_position() * 32 + packed.state_bytes_per_sequence()) * rows as u64,
+        kv_bytes: (packed.kv_bytes_per_position() * 32 + packed.state_bytes_per_sequence())
+            * rows as u64,
         memory: Memory::Preallocated,
     };
     let mut decoder = NativeDecoder::new(packed, options).ok()?;
@@ -253,13 +311,22 @@ mod tests {
     #[test]
     fn the_reason_says_what_is_widened_and_never_that_it_runs_as_stored() {
         let told = |weights: &[(usize, Option<&str>)]| {
-            with_widened("a quantized file runs as stored", weights.iter().map(|(n, name)| (*n, name.map(String::from))))
+            with_widened(
+                "a quantized file runs as stored",
+                weights.iter().map(|(n, name)| (*n, name.map(String::from))),
+            )
         };
         assert_eq!(told(&[(8, None), (4, None)]), "a quantized file runs as stored");
         let mixed = told(&[(8, None), (4, Some("IQ2_XS"))]);
-        assert_eq!(mixed, "a quantized file runs as stored, but for its IQ2_XS weights, which are widened to f32 at load");
+        assert_eq!(
+            mixed,
+            "a quantized file runs as stored, but for its IQ2_XS weights, which are widened to f32 at load"
+        );
         let all = told(&[(8, Some("Q3_K")), (4, Some("IQ2_XS")), (4, Some("Q3_K"))]);
-        assert_eq!(all, "the file's IQ2_XS, Q3_K weights are widened at load: no kernel computes with them as stored");
+        assert_eq!(
+            all,
+            "the file's IQ2_XS, Q3_K weights are widened at load: no kernel computes with them as stored"
+        );
     }
 
     /// Layers in Q4_K, the output matrix in another type.
@@ -278,12 +345,22 @@ mod tests {
         fn file_type(&self) -> Option<&'static str> {
             self.2
         }
-        fn read(&self, _: Role, _: std::ops::Range<usize>, _: Format, _: &mut Vec<u8>) -> Result<(), ModelError> {
+        fn read(
+            &self,
+            _: Role,
+            _: std::ops::Range<usize>,
+            _: Format,
+            _: &mut Vec<u8>,
+        ) -> Result<(), ModelError> {
             Ok(())
         }
     }
 
-    fn resolved(output: Format, file_type: Option<&'static str>, kv_dtype: Option<KvElement>) -> ResolvedDtype {
+    fn resolved(
+        output: Format,
+        file_type: Option<&'static str>,
+        kv_dtype: Option<KvElement>,
+    ) -> ResolvedDtype {
         let plain = crate::model::Plain {
             layers: 2,
             hidden: 256,
@@ -305,9 +382,14 @@ mod tests {
             vocabulary: Vocabulary::default(),
             weights: Box::new(Mixed(spec, output, file_type)),
         };
-        let sizes = crate::pipeline::Sizes { threads: 1, batch: 1, chunk: 16, kv_bytes: None, kv_dtype };
+        let sizes =
+            crate::pipeline::Sizes { threads: 1, batch: 1, chunk: 16, kv_bytes: None, kv_dtype };
         let base = PipelineConfig::audit_baseline(DtypePolicy::Native, sizes);
-        let config = PipelineConfig { dtype: DtypePolicy::Native, quantized: QuantizedPolicy::AsStored, ..base };
+        let config = PipelineConfig {
+            dtype: DtypePolicy::Native,
+            quantized: QuantizedPolicy::AsStored,
+            ..base
+        };
         ResolvedDtype::resolve(&model, &config, None)
     }
 

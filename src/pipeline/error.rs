@@ -24,7 +24,9 @@ impl From<NativeError> for PipelineError {
     fn from(error: NativeError) -> Self {
         match error {
             NativeError::Model(e) => PipelineError::Model(e),
-            NativeError::Memory { .. } | NativeError::Threads(_) => PipelineError::Memory(error.to_string()),
+            NativeError::Memory { .. } | NativeError::Threads(_) => {
+                PipelineError::Memory(error.to_string())
+            }
             NativeError::Broken(message) => PipelineError::Internal(message),
         }
     }

@@ -7,13 +7,15 @@ use super::dtype::ResolvedDtype;
 use super::report::Clock;
 use super::run::{CachedAnswer, Encode, Encoded, Run};
 use super::{
-    Answer, AnswerPolicy, Control, Form, Generation, Input, MemoryPolicy, Order, PipelineConfig, PipelineError, Prompt,
-    RecordError, RunReport, Settings, TokenizerPolicy, WarmupPolicy,
+    Answer, AnswerPolicy, Control, Form, Generation, Input, MemoryPolicy, Order, PipelineConfig,
+    PipelineError, Prompt, RecordError, RunReport, Settings, TokenizerPolicy, WarmupPolicy,
 };
 use crate::decoder::Decoder;
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use crate::decoder::page_table::PAGE;
-use crate::engine::{Choices, Engine, EngineConfig, Extras, Request, Sampling, StopRules, TextDecoder, Thought};
+use crate::engine::{
+    Choices, Engine, EngineConfig, Extras, Request, Sampling, StopRules, TextDecoder, Thought,
+};
 use crate::kernels::KernelSet;
 use crate::machine;
 use crate::model::Model;
@@ -50,29 +52,45 @@ impl LoadedModel {
     /// Builds tokenizer and template; weights are packed when a pipeline first asks for them.
     pub fn open(model: Model) -> Result<Arc<LoadedModel>, PipelineError> {
         let prompt_encoder = Arc::new(PromptEncoder::new(&model)?);
-        let (vocab, eos, words) = (model.spec.vocab, model.vocabulary.eos.clone(), prompt_encoder.clone());
+        let (vocab, eos, words) =
+            (model.spec.vocab, model.vocabulary.eos.clone(), prompt_encoder.clone());
         let grammars = Arc::new(Grammars::new(move || {
             let tokenizer = words.tokenizer();
             let encoder = words.clone();
             Words {
-                bytes: (0..vocab.max(tokenizer.len()) as TokenId).map(|id| tokenizer.said_bytes(id).to_vec()).collect(),
+                bytes: (0..vocab.max(tokenizer.len()) as TokenId)
+                    .map(|id| tokenizer.said_bytes(id).to_vec())
+                    .collect(),
                 eos: eos.clone(),
-                encode: Box::new(move |text| encoder.tokenizer().encode_continued(text).unwrap_or_default()),
+                encode: Box::new(move |text| {
+                    encoder.tokenizer().encode_continued(text).unwrap_or_default()
+                }),
             }
         }));
-        Ok(Arc::new(LoadedModel { model: Arc::new(model), prompt_encoder, grammars, packed: Mutex::default() }))
+        Ok(Arc::new(LoadedModel {
+            model: Arc::new(model),
+            prompt_encoder,
+            grammars,
+            packed: Mutex::default(),
+        }))
     }
 
     /// That a model can answer in this form: the constraint compiles, and a model that thinks can be asked not to where choices are
     /// scored. For what the flags ask, before any prompt is read; `template`: prompts are written by the chat template.
     pub fn check_form(&self, form: &Form, template: bool) -> Result<(), RecordError> {
         if let Some(constraint) = &form.constraint {
-            self.grammars.compile(constraint).map_err(|message| RecordError::new("constraint", message))?;
+            self.grammars
+                .compile(constraint)
+                .map_err(|message| RecordError::new("constraint", message))?;
         }
         if form.choices.is_none() {
             return Ok(());
         }
-        let encoder = Encoder { prompt_encoder: self.prompt_encoder.clone(), grammars: self.grammars.clone(), shared: true };
+        let encoder = Encoder {
+            prompt_encoder: self.prompt_encoder.clone(),
+            grammars: self.grammars.clone(),
+            shared: true,
+        };
         let stop = StopRules { eos: true, strings: Vec::new(), sentence: false, repetition: false };
         let generation = Generation {
             max_tokens: 1,
@@ -83,8 +101,12 @@ impl LoadedModel {
             turn: Turn::default(),
             form: Box::new(form.clone()),
         };
-        let probe =
-            Prompt { id: String::new(), content: text::Content::Text("Is it so?".to_string()), generation, accepts_cut: false };
+        let probe = Prompt {
+            id: String::new(),
+            content: text::Content::Text("Is it so?".to_string()),
+            generation,
+            accepts_cut: false,
+        };
         encoder.encode(&[&probe]).into_iter().collect::<Result<Vec<_>, _>>().map(drop)
     }
 
@@ -94,7 +116,11 @@ impl LoadedModel {
     }
 
     /// The packed weights of a plan, packed now if they are not yet.
-    pub fn packed(&self, plan: FormatPlan, threads: usize) -> Result<Arc<PackedModel>, PipelineError> {
+    pub fn packed(
+        &self,
+        plan: FormatPlan,
+        threads: usize,
+    ) -> Result<Arc<PackedModel>, PipelineError> {
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = packed.get(&plan) {
             return Ok(found.clone());
@@ -111,7 +137,10 @@ impl LoadedModel {
 
     /// Frees the packed weights that no pipeline uses.
     pub fn forget_unused_weights(&self) {
-        self.packed.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, p| Arc::strong_count(p) > 1);
+        self.packed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, p| Arc::strong_count(p) > 1);
     }
 }
 
@@ -136,26 +165,38 @@ fn turn_of(prompt: &Prompt, prompt_encoder: &PromptEncoder) -> Result<Turn, Reco
     if form.choices.is_none() || prompt_encoder.marks(true).is_none() {
         return Ok(turn.clone());
     }
-    prompt_encoder
-        .without_thought(turn)
-        .ok_or_else(|| RecordError::new("thinking", "choices are scored without a thought; leave enable_thinking out"))
+    prompt_encoder.without_thought(turn).ok_or_else(|| {
+        RecordError::new(
+            "thinking",
+            "choices are scored without a thought; leave enable_thinking out",
+        )
+    })
 }
 
 impl Encode for Encoder {
     fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Encoded, RecordError>> {
-        let turns: Vec<_> = prompts.iter().map(|prompt| turn_of(prompt, &self.prompt_encoder)).collect();
+        let turns: Vec<_> =
+            prompts.iter().map(|prompt| turn_of(prompt, &self.prompt_encoder)).collect();
         let presented: Vec<text::ToEncode> = prompts
             .iter()
             .zip(&turns)
             .map(|(prompt, turn)| {
                 let Generation { system, raw, turn: own, .. } = &prompt.generation;
                 let turn = turn.as_ref().unwrap_or(own);
-                text::ToEncode { content: &prompt.content, system: system.as_deref(), raw: *raw, turn }
+                text::ToEncode {
+                    content: &prompt.content,
+                    system: system.as_deref(),
+                    raw: *raw,
+                    turn,
+                }
             })
             .collect();
         let ids = match self.shared {
             true => self.prompt_encoder.prompt_ids_batch(&presented),
-            false => presented.iter().map(|prompt| self.prompt_encoder.prompt_ids_rebuilt(*prompt)).collect(),
+            false => presented
+                .iter()
+                .map(|prompt| self.prompt_encoder.prompt_ids_rebuilt(*prompt))
+                .collect(),
         };
         let all = prompts.iter().zip(&presented).zip(ids.into_iter().zip(&turns));
         all.map(|((prompt, presented), (ids, turn))| {
@@ -176,26 +217,34 @@ impl Encode for Encoder {
 
 impl Encoder {
     /// What a request has besides its ids: the constraint compiled, the choices as ids, the marks of thoughts.
-    fn with_extras(&self, prompt: &Prompt, presented: &text::ToEncode, ids: Vec<TokenId>) -> Result<Encoded, RecordError> {
+    fn with_extras(
+        &self,
+        prompt: &Prompt,
+        presented: &text::ToEncode,
+        ids: Vec<TokenId>,
+    ) -> Result<Encoded, RecordError> {
         let form = &prompt.generation.form;
         let tokenizer = self.prompt_encoder.tokenizer();
         let conversation = self.prompt_encoder.is_conversation(presented);
         let mut extras = Extras::default();
         if let Some(constraint) = &form.constraint {
             let compiled = self.grammars.compile(constraint);
-            extras.constraint = Some(compiled.map_err(|message| RecordError::new("constraint", message))?);
+            extras.constraint =
+                Some(compiled.map_err(|message| RecordError::new("constraint", message))?);
         }
         let marks = self.prompt_encoder.marks(conversation);
-        let at_end = marks.map(|marks| marks.at_end(tokenizer, &ids, presented.turn.continue_final));
+        let at_end =
+            marks.map(|marks| marks.at_end(tokenizer, &ids, presented.turn.continue_final));
         if let Some(texts) = &form.choices {
             let allowed = match at_end {
                 None | Some(ThoughtAtEnd::Closed) => true,
                 Some(ThoughtAtEnd::Open) => false,
-                Some(ThoughtAtEnd::None) => !conversation || self.prompt_encoder.can_switch_thoughts(),
+                Some(ThoughtAtEnd::None) => {
+                    !conversation || self.prompt_encoder.can_switch_thoughts()
+                }
             };
             if !allowed {
-                let message =
-                    "the model thinks before it answers, and its template has no empty thought: choices cannot be scored";
+                let message = "the model thinks before it answers, and its template has no empty thought: choices cannot be scored";
                 return Err(RecordError::new("thinking", message));
             }
             extras.choices = Some(Arc::new(self.choices(texts, conversation)?));
@@ -215,7 +264,9 @@ impl Encoder {
 
     fn choices(&self, texts: &[String], conversation: bool) -> Result<Choices, RecordError> {
         let end = self.prompt_encoder.end_of_answer(conversation);
-        let end = end.ok_or_else(|| RecordError::new("choices", "the model has no token that ends an answer"))?;
+        let end = end.ok_or_else(|| {
+            RecordError::new("choices", "the model has no token that ends an answer")
+        })?;
         let one = |text: &String| {
             let ids = self
                 .prompt_encoder
@@ -223,11 +274,17 @@ impl Encoder {
                 .encode_continued(text)
                 .map_err(|e| RecordError::new("tokenizer", e.to_string()))?;
             match ids.is_empty() {
-                true => Err(RecordError::new("choices", format!("the choice '{}' has no tokens", crate::units::shown(text)))),
+                true => Err(RecordError::new(
+                    "choices",
+                    format!("the choice '{}' has no tokens", crate::units::shown(text)),
+                )),
                 false => Ok(ids.into_iter().chain([end]).collect()),
             }
         };
-        Ok(Choices { texts: texts.to_vec(), tokens: texts.iter().map(one).collect::<Result<_, _>>()? })
+        Ok(Choices {
+            texts: texts.to_vec(),
+            tokens: texts.iter().map(one).collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -274,7 +331,11 @@ impl Identity {
     }
 
     fn with(model: &Model, dtype: &ResolvedDtype) -> Identity {
-        let half = Settings::model_half(&model.digest, &dtype.numeric_path, &model.vocabulary.template_identity());
+        let half = Settings::model_half(
+            &model.digest,
+            &dtype.numeric_path,
+            &model.vocabulary.template_identity(),
+        );
         Identity { model: model.name.clone(), dtype: dtype.name.clone(), half }
     }
 }
@@ -299,8 +360,15 @@ const OTHER_BYTES: u64 = 24 << 20;
 
 impl Pipeline {
     /// Packs what is not packed yet, reserves memory, warms up if the configuration says so.
-    #[allow(clippy::too_many_lines, reason = "to be cut: each step needs what the one before it made")]
-    pub fn new(loaded: &Arc<LoadedModel>, config: &PipelineConfig, options: &Options) -> Result<Pipeline, PipelineError> {
+    #[allow(
+        clippy::too_many_lines,
+        reason = "to be cut: each step needs what the one before it made"
+    )]
+    pub fn new(
+        loaded: &Arc<LoadedModel>,
+        config: &PipelineConfig,
+        options: &Options,
+    ) -> Result<Pipeline, PipelineError> {
         let kernels = match &options.kernels {
             Some(name) => KernelSet::named(name).map_err(PipelineError::Config)?,
             None => KernelSet::best(),
@@ -308,7 +376,8 @@ impl Pipeline {
         let model = &loaded.model;
         let mut dtype = ResolvedDtype::resolve(model, config, Some(kernels));
         let have = options.memory_limit.unwrap_or(u64::MAX).min(machine::usable_memory());
-        let weights = if loaded.is_packed(dtype.plan) { 0 } else { PackedModel::estimate(model, dtype.plan) };
+        let weights =
+            if loaded.is_packed(dtype.plan) { 0 } else { PackedModel::estimate(model, dtype.plan) };
         let refuse = |kv: u64, scratch: u64, have: u64| {
             PipelineError::Memory(format!(
                 "not enough memory: weights as {} need {}, keys and values {}, working memory {}, and {} are left; a smaller model, --dtype, --batch-size or --kv-memory may fit",
@@ -321,7 +390,9 @@ impl Pipeline {
         };
         // 0 bytes usable: /proc/meminfo could not be read.
         if let (0, Err(e)) = (machine::usable_memory(), std::fs::File::open("/proc/meminfo")) {
-            return Err(PipelineError::Internal(format!("the memory that is left cannot be looked up: /proc/meminfo: {e}")));
+            return Err(PipelineError::Internal(format!(
+                "the memory that is left cannot be looked up: /proc/meminfo: {e}"
+            )));
         }
         if weights + OTHER_BYTES > have {
             return Err(refuse(0, OTHER_BYTES, have));
@@ -330,7 +401,9 @@ impl Pipeline {
         let left = have - weights;
         let rows = config.sizes.chunk.max(config.sizes.batch);
         let kv_dtype = config.sizes.kv_dtype.unwrap_or(packed.usual_kv());
-        let odd = |l: &crate::model::LayerSpec| l.attention().map(|a| a.head_dim).filter(|d| !kv_dtype.holds(*d));
+        let odd = |l: &crate::model::LayerSpec| {
+            l.attention().map(|a| a.head_dim).filter(|d| !kv_dtype.holds(*d))
+        };
         if let Some(width) = model.spec.layers.iter().find_map(odd) {
             return Err(PipelineError::Config(format!(
                 "--kv-dtype {}: this model's heads are {width} wide, which is no multiple of 16; use f16",
@@ -348,17 +421,23 @@ impl Pipeline {
                  leave it out, or give {} for one answer of a whole context",
                 if states > 0 { " and the states of a batch" } else { "" },
                 Bytes(page),
-                Bytes(states + position * (model.spec.context as u64).next_multiple_of(PAGE as u64))
+                Bytes(
+                    states + position * (model.spec.context as u64).next_multiple_of(PAGE as u64)
+                )
             )));
         }
         // A prompt of the whole context must fit whatever the batch size: the answer to it must not depend on that.
-        let wanted = 2 * states + position * (config.sizes.batch as u64 * 2048).max(model.spec.context as u64 + 16);
+        let wanted = 2 * states
+            + position * (config.sizes.batch as u64 * 2048).max(model.spec.context as u64 + 16);
         let mut native = NativeOptions {
             threads: config.sizes.threads,
             kernels,
             slots: config.sizes.batch,
             rows,
-            kv_bytes: config.sizes.kv_bytes.unwrap_or(wanted.min((machine::usable_memory() / 4).max(page))),
+            kv_bytes: config
+                .sizes
+                .kv_bytes
+                .unwrap_or(wanted.min((machine::usable_memory() / 4).max(page))),
             memory: match config.memory {
                 MemoryPolicy::PerStep => Memory::PerStep,
                 MemoryPolicy::Preallocated => Memory::Preallocated,
@@ -368,11 +447,14 @@ impl Pipeline {
         // Keys and values are touched only as used, but a limit on addresses counts them at once.
         if native.kv_bytes + scratch > left {
             match config.sizes.kv_bytes {
-                None if left > scratch + states + 256 * position => native.kv_bytes = left - scratch,
+                None if left > scratch + states + 256 * position => {
+                    native.kv_bytes = left - scratch
+                }
                 _ => return Err(refuse(native.kv_bytes, scratch, have)),
             }
         }
-        let mut decoder: Box<dyn Decoder> = Box::new(NativeDecoder::with_kv(packed.clone(), native, kv_dtype)?);
+        let mut decoder: Box<dyn Decoder> =
+            Box::new(NativeDecoder::with_kv(packed.clone(), native, kv_dtype)?);
         if let Some(around) = options.around {
             decoder = around(decoder);
         }
@@ -392,7 +474,8 @@ impl Pipeline {
         let prompt_encoder = loaded.prompt_encoder.clone();
         let text = Box::new(move || {
             let detokenizer = prompt_encoder.tokenizer().detokenizer();
-            Box::new(Text { detokenizer, prompt_encoder: prompt_encoder.clone() }) as Box<dyn TextDecoder>
+            Box::new(Text { detokenizer, prompt_encoder: prompt_encoder.clone() })
+                as Box<dyn TextDecoder>
         });
         let encoder: Arc<dyn Encode> = Arc::new(Encoder {
             prompt_encoder: loaded.prompt_encoder.clone(),
@@ -423,14 +506,25 @@ impl Pipeline {
         let _ = self.loaded.prompt_encoder.tokenizer().encode("Warm up, 1 2 3.");
         let token = self.loaded.model.vocabulary.eos.first().copied().unwrap_or(0);
         // As many as touch every weight and every kind of tile; a whole chunk of a model of 10^9 weights would take seconds.
-        let rows = self.config.sizes.chunk.min(WARM_ROWS).min(self.loaded.model.spec.context.saturating_sub(4)).max(1);
+        let rows = self
+            .config
+            .sizes
+            .chunk
+            .min(WARM_ROWS)
+            .min(self.loaded.model.spec.context.saturating_sub(4))
+            .max(1);
         let rows = rows.min(self.engine.capacity().positions.saturating_sub(4)).max(1);
         self.engine.submit(Request {
             ticket: 0,
             prompt: vec![token; rows].into(),
             max_tokens: 2,
             sampling: Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
-            stop: Arc::new(StopRules { eos: false, strings: Vec::new(), sentence: false, repetition: false }),
+            stop: Arc::new(StopRules {
+                eos: false,
+                strings: Vec::new(),
+                sentence: false,
+                repetition: false,
+            }),
             extras: Arc::default(),
         });
         let mut events = Vec::new();
@@ -483,7 +577,8 @@ impl Pipeline {
 
     /// The digest of an answer made with these generation settings.
     pub fn settings(&self, generation: &Generation) -> Settings {
-        let generation = Settings::generation_half(generation, self.config.sampling, self.config.stopping);
+        let generation =
+            Settings::generation_half(generation, self.config.sampling, self.config.stopping);
         Settings { model: self.model_settings(), generation }
     }
 

@@ -18,7 +18,9 @@ pub use control::{Control, Stopping};
 pub use dtype::ResolvedDtype;
 pub use error::PipelineError;
 pub use loaded_model::{Identity, LoadedModel, Options, Pipeline};
-pub use prompt::{Alternative, Answer, Form, Generation, Input, Prompt, SourceFailure, TokenLogprob, clipped};
+pub use prompt::{
+    Alternative, Answer, Form, Generation, Input, Prompt, SourceFailure, TokenLogprob, clipped,
+};
 pub use report::{Ended, Latencies, RunReport, StageTimes};
 pub use run::{GRACE, Order};
 pub use settings::Settings;

@@ -66,7 +66,14 @@ pub struct Form {
 
 impl Default for Form {
     fn default() -> Form {
-        Form { constraint: None, choices: None, logprobs: None, n: 1, penalties: Penalties::default(), min_p: 0.0 }
+        Form {
+            constraint: None,
+            choices: None,
+            logprobs: None,
+            n: 1,
+            penalties: Penalties::default(),
+            min_p: 0.0,
+        }
     }
 }
 

@@ -82,7 +82,10 @@ pub struct Latencies {
 impl Default for Latencies {
     fn default() -> Self {
         // 1 µs to one day; larger values saturate. The bounds are constants that satisfy the constructor's conditions.
-        let new = || hdrhistogram::Histogram::new_with_bounds(1, 86_400_000_000, 3).expect("valid constant bounds");
+        let new = || {
+            hdrhistogram::Histogram::new_with_bounds(1, 86_400_000_000, 3)
+                .expect("valid constant bounds")
+        };
         Latencies { queue: new(), ttft: new(), per_token: new(), end_to_end: new() }
     }
 }
@@ -95,7 +98,8 @@ impl Latencies {
         self.ttft.saturating_record(us(answer.ttft_ms));
         self.end_to_end.saturating_record(us(answer.latency_ms));
         if !answer.cached && answer.completion_tokens > 1 {
-            let per_token = (answer.latency_ms - answer.ttft_ms) / (answer.completion_tokens - 1) as f64;
+            let per_token =
+                (answer.latency_ms - answer.ttft_ms) / (answer.completion_tokens - 1) as f64;
             self.per_token.saturating_record(us(per_token));
         }
     }

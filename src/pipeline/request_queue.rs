@@ -71,7 +71,11 @@ impl<A, R> RequestQueue<A, R> {
             closed: false,
             failed: None,
         };
-        RequestQueue { capacity: capacity.max(1), state: Mutex::new(state), changed: Condvar::new() }
+        RequestQueue {
+            capacity: capacity.max(1),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<A, R>> {
@@ -81,8 +85,11 @@ impl<A, R> RequestQueue<A, R> {
 
     /// Reader: accepts an item as soon as there is room; false once the queue is closed.
     pub fn accept(&self, item: A) -> bool {
-        let full = |s: &mut State<A, R>| !s.closed && s.waiting.len() + s.working + s.ready.len() >= self.capacity;
-        let mut state = self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
+        let full = |s: &mut State<A, R>| {
+            !s.closed && s.waiting.len() + s.working + s.ready.len() >= self.capacity
+        };
+        let mut state =
+            self.changed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
         if state.closed {
             return false;
         }
@@ -104,7 +111,8 @@ impl<A, R> RequestQueue<A, R> {
     /// Tokenizer: what waits now, at most `most` items, at least one; `None` if there is no more.
     pub fn take(&self, most: usize) -> Option<Vec<Accepted<A>>> {
         let idle = |s: &mut State<A, R>| !s.closed && s.waiting.is_empty() && !s.source_ended;
-        let mut state = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+        let mut state =
+            self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
         if state.closed || state.waiting.is_empty() {
             return None;
         }
@@ -137,7 +145,9 @@ impl<A, R> RequestQueue<A, R> {
                 self.changed.notify_all();
                 Next::Item(item)
             }
-            None if state.closed || (state.source_ended && state.waiting.is_empty() && state.working == 0) => {
+            None if state.closed
+                || (state.source_ended && state.waiting.is_empty() && state.working == 0) =>
+            {
                 Next::Ended(state.failed.clone())
             }
             None => Next::Empty,
@@ -193,7 +203,12 @@ mod tests {
             move || {
                 while let Some(items) = queue.take(3) {
                     assert!((1..=3).contains(&items.len()));
-                    queue.give(items.into_iter().map(|a| Accepted { index: a.index, at: a.at, item: a.item * 2 }).collect());
+                    queue.give(
+                        items
+                            .into_iter()
+                            .map(|a| Accepted { index: a.index, at: a.at, item: a.item * 2 })
+                            .collect(),
+                    );
                 }
             }
         });
@@ -240,11 +255,16 @@ mod tests {
     fn a_failure_is_told_after_what_was_accepted_before_it() {
         let queue: RequestQueue<u32, u32> = RequestQueue::new(4);
         assert!(queue.accept(1));
-        queue.end(Some(Failed::Source(SourceFailure { message: "line 2 is broken".into(), refused: true })));
+        queue.end(Some(Failed::Source(SourceFailure {
+            message: "line 2 is broken".into(),
+            refused: true,
+        })));
         assert!(matches!(queue.next(), Next::Empty) && !queue.settled(2));
         let items = queue.take(9).unwrap();
         queue.give(items);
         assert!(queue.settled(2) && matches!(queue.next(), Next::Item(_)));
-        assert!(matches!(queue.next(), Next::Ended(Some(Failed::Source(_)))) && queue.take(1).is_none());
+        assert!(
+            matches!(queue.next(), Next::Ended(Some(Failed::Source(_)))) && queue.take(1).is_none()
+        );
     }
 }

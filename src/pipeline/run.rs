@@ -6,9 +6,13 @@ use super::cache::{Key, Lru};
 use super::report::{Clock, Ended};
 use super::request_queue::{Accepted, Failed, Next, RequestQueue};
 use super::{
-    Alternative, Answer, Control, Form, Input, PipelineError, Prompt, RecordError, RunReport, Stopping, TokenLogprob, clipped,
+    Alternative, Answer, Control, Form, Input, PipelineError, Prompt, RecordError, RunReport,
+    Stopping, TokenLogprob, clipped,
 };
-use crate::engine::{BatchingPolicy, Completion, Engine, Event, Extras, FinishReason, Request, Stage, StoppingPolicy, Ticket};
+use crate::engine::{
+    BatchingPolicy, Completion, Engine, Event, Extras, FinishReason, Request, Stage,
+    StoppingPolicy, Ticket,
+};
 use crate::model::RopeSet;
 use crate::text::Constraint;
 use crate::units::TokenId;
@@ -74,14 +78,21 @@ pub(super) struct CachedAnswer {
 impl CachedAnswer {
     /// What a completion says, with what the caller of the engine knows of it.
     fn of(completion: Completion, json: bool, encoder: &dyn Encode) -> CachedAnswer {
-        let Completion { tokens, text, reasoning, logprobs, choices, incomplete, reason, greedy } = completion;
+        let Completion { tokens, text, reasoning, logprobs, choices, incomplete, reason, greedy } =
+            completion;
         let scored = |token: TokenId, logprob: f32, top: Vec<TokenLogprob>| {
             let bytes = encoder.spelled(token);
-            TokenLogprob { token: String::from_utf8_lossy(&bytes).into_owned(), bytes, logprob, top }
+            TokenLogprob {
+                token: String::from_utf8_lossy(&bytes).into_owned(),
+                bytes,
+                logprob,
+                top,
+            }
         };
         let logprobs = logprobs.map(|all| {
-            let top =
-                |top: Vec<(TokenId, f32)>| top.into_iter().map(|(token, logprob)| scored(token, logprob, Vec::new())).collect();
+            let top = |top: Vec<(TokenId, f32)>| {
+                top.into_iter().map(|(token, logprob)| scored(token, logprob, Vec::new())).collect()
+            };
             all.into_iter().map(|one| scored(one.token, one.logprob, top(one.top))).collect()
         });
         let choice_probs = choices.map(|sums| {
@@ -89,14 +100,31 @@ impl CachedAnswer {
             let total: f64 = sums.iter().map(|s| (s.1 - best).exp()).sum();
             sums.into_iter().map(|(text, sum)| (text, (sum - best).exp() / total)).collect()
         });
-        CachedAnswer { text, reasoning, json, tokens, reason, greedy, incomplete, choice_probs, logprobs }
+        CachedAnswer {
+            text,
+            reasoning,
+            json,
+            tokens,
+            reason,
+            greedy,
+            incomplete,
+            choice_probs,
+            logprobs,
+        }
     }
 
     /// About how much memory it takes.
     fn bytes(&self) -> usize {
-        let logprobs = self.logprobs.iter().flatten().map(|one| 100 * (1 + one.top.len())).sum::<usize>();
-        let choices = self.choice_probs.iter().flatten().map(|(text, _)| text.len() + 32).sum::<usize>();
-        self.text.len() + self.reasoning.as_ref().map_or(0, String::len) + 4 * self.tokens.len() + logprobs + choices + 160
+        let logprobs =
+            self.logprobs.iter().flatten().map(|one| 100 * (1 + one.top.len())).sum::<usize>();
+        let choices =
+            self.choice_probs.iter().flatten().map(|(text, _)| text.len() + 32).sum::<usize>();
+        self.text.len()
+            + self.reasoning.as_ref().map_or(0, String::len)
+            + 4 * self.tokens.len()
+            + logprobs
+            + choices
+            + 160
     }
 }
 
@@ -192,7 +220,8 @@ impl Run<'_> {
         sink: &mut dyn FnMut(Answer, T) -> ControlFlow<()>,
     ) -> Result<RunReport, PipelineError> {
         let begin = Instant::now();
-        let queue: Arc<RequestQueue<Input<T>, Ready<T>>> = Arc::new(RequestQueue::new(4 * self.batch));
+        let queue: Arc<RequestQueue<Input<T>, Ready<T>>> =
+            Arc::new(RequestQueue::new(4 * self.batch));
         spawn("reader", read(source, queue.clone()))?;
         let tokenizing = tokenize(self.encoder.clone(), self.clock.clone(), queue.clone());
         let tokenizer = spawn("tokenizer", tokenizing).inspect_err(|_| queue.close())?;
@@ -224,7 +253,11 @@ impl Run<'_> {
         Ok(report)
     }
 
-    fn answer_all<T>(&mut self, queue: &RequestQueue<Input<T>, Ready<T>>, state: &mut State<T>) -> Result<Ended, PipelineError> {
+    fn answer_all<T>(
+        &mut self,
+        queue: &RequestQueue<Input<T>, Ready<T>>,
+        state: &mut State<T>,
+    ) -> Result<Ended, PipelineError> {
         let mut events = Vec::new();
         let mut draining: Option<Instant> = None;
         let mut source_ended = None;
@@ -244,7 +277,10 @@ impl Run<'_> {
             if draining.is_some_and(|since| state.flights.is_empty() || now >= since + GRACE) {
                 return Ok(Ended::Stopped);
             }
-            let too_late = self.control.deadline.is_some_and(|d| d.saturating_duration_since(now) < state.mean_service());
+            let too_late = self
+                .control
+                .deadline
+                .is_some_and(|d| d.saturating_duration_since(now) < state.mean_service());
             if too_late && state.flights.is_empty() && source_ended.is_none() {
                 return Ok(Ended::Deadline);
             }
@@ -259,7 +295,9 @@ impl Run<'_> {
                     Some(None) => return Ok(Ended::Complete),
                     Some(Some(Failed::Source(failure))) => return Ok(Ended::SourceFailed(failure)),
                     Some(Some(Failed::Panic(thread))) => {
-                        return Err(PipelineError::Internal(format!("the {thread} thread panicked")));
+                        return Err(PipelineError::Internal(format!(
+                            "the {thread} thread panicked"
+                        )));
                     }
                     None => queue.wait(Duration::from_millis(50)),
                 }
@@ -272,7 +310,9 @@ impl Run<'_> {
                 Err(_) => return Err(PipelineError::Internal("the engine panicked".into())),
             }
             if self.engine.in_flight() == 0 && self.engine.queue_len() > 0 && events.is_empty() {
-                return Err(PipelineError::Internal("the decoder has no room for a request that it could hold".into()));
+                return Err(PipelineError::Internal(
+                    "the decoder has no room for a request that it could hold".into(),
+                ));
             }
             let now = Instant::now();
             for event in events.drain(..) {
@@ -284,8 +324,14 @@ impl Run<'_> {
     }
 
     /// Takes records from the queue while there is room; `Some` once there will never be more.
-    fn admit<T>(&mut self, queue: &RequestQueue<Input<T>, Ready<T>>, state: &mut State<T>) -> Option<Option<Failed>> {
-        if self.batching == BatchingPolicy::Blocking && (!state.flights.is_empty() || !queue.settled(self.batch)) {
+    fn admit<T>(
+        &mut self,
+        queue: &RequestQueue<Input<T>, Ready<T>>,
+        state: &mut State<T>,
+    ) -> Option<Option<Failed>> {
+        if self.batching == BatchingPolicy::Blocking
+            && (!state.flights.is_empty() || !queue.settled(self.batch))
+        {
             // The next batch is gathered while this one runs, so that it starts whole.
             return None;
         }
@@ -301,7 +347,10 @@ impl Run<'_> {
 
     fn has_room<T>(&self, state: &State<T>) -> bool {
         let unwritten = state.held.len() + state.flights.len() + state.waiting;
-        !state.sink_closed && state.flights.len() < self.batch && state.waiting < 4 * self.batch && unwritten < 4 * self.batch
+        !state.sink_closed
+            && state.flights.len() < self.batch
+            && state.waiting < 4 * self.batch
+            && unwritten < 4 * self.batch
     }
 
     /// One record leaves the queue: it is answered at once (rejected, kept in memory), waits for an identical one, or is submitted.
@@ -322,7 +371,9 @@ impl Run<'_> {
                 let id = prompt.id.clone();
                 (prompt, pending(id, with))
             }
-            Input::Rejected { id, error, with } => return state.emit(failed(pending(id, with), error), self.control),
+            Input::Rejected { id, error, with } => {
+                return state.emit(failed(pending(id, with), error), self.control);
+            }
             Input::Failed(_) => return,
         };
         let encoded = match encoded {
@@ -335,8 +386,10 @@ impl Run<'_> {
             Err(error) => return state.emit(failed(pending, error), self.control),
         };
         pending.rope = self.engine.decoder().spec().rope_set(request.positions());
-        let (json, n) =
-            (prompt.generation.form.constraint.as_ref().is_some_and(Constraint::is_json), prompt.generation.form.n.max(1));
+        let (json, n) = (
+            prompt.generation.form.constraint.as_ref().is_some_and(Constraint::is_json),
+            prompt.generation.form.n.max(1),
+        );
         pending.parts.resize_with(n, || None);
         pending.accepts_cut = prompt.accepts_cut;
         state.records.insert(index, pending);
@@ -356,10 +409,18 @@ impl Run<'_> {
         if let Some(cache) = &mut self.cache {
             let k = Key::of(&request, self.stopping);
             if let Some(kept) = cache.get(&k) {
-                let part = Part { outcome: Ok(kept), cached: true, forward_rows: 0, started: None, first_token: None };
+                let part = Part {
+                    outcome: Ok(kept),
+                    cached: true,
+                    forward_rows: 0,
+                    started: None,
+                    first_token: None,
+                };
                 return state.answer(&waiter, part, self.control);
             }
-            if let Some(flight) = state.by_key.get(&k).and_then(|ticket| state.flights.get_mut(ticket)) {
+            if let Some(flight) =
+                state.by_key.get(&k).and_then(|ticket| state.flights.get_mut(ticket))
+            {
                 waiter.started = Some(Instant::now());
                 state.waiting += 1;
                 return flight.waiters.push(waiter);
@@ -367,7 +428,10 @@ impl Run<'_> {
             state.by_key.insert(k, request.ticket);
             key = Some(k);
         }
-        state.flights.insert(request.ticket, InFlight { waiters: vec![waiter], key, reused: 0, first_token: None, json });
+        state.flights.insert(
+            request.ticket,
+            InFlight { waiters: vec![waiter], key, reused: 0, first_token: None, json },
+        );
         self.engine.submit(request);
     }
 
@@ -395,8 +459,9 @@ impl Run<'_> {
         let positions = self.engine.capacity().positions;
         if ids.len() + max_tokens > positions {
             let need = ids.len() + max_tokens;
-            let message =
-                format!("needs {need} positions of keys and values, --kv-memory holds {positions}; raise it or lower max_tokens");
+            let message = format!(
+                "needs {need} positions of keys and values, --kv-memory holds {positions}; raise it or lower max_tokens"
+            );
             return Err(RecordError::new("no_memory", message));
         }
         let Form { constraint: _, choices: _, logprobs, n: _, penalties, min_p } = *generation.form;
@@ -428,7 +493,10 @@ impl Run<'_> {
             Event::Finished { ticket, completion } => {
                 let Some(flight) = state.remove(ticket) else { return };
                 if let Some(started) = flight.waiters[0].started {
-                    state.served = (state.served.0 + 1, state.served.1 + now.saturating_duration_since(started));
+                    state.served = (
+                        state.served.0 + 1,
+                        state.served.1 + now.saturating_duration_since(started),
+                    );
                 }
                 let kept = Arc::new(CachedAnswer::of(completion, flight.json, &*self.encoder));
                 if let (Some(cache), Some(key)) = (&mut self.cache, flight.key) {
@@ -436,7 +504,8 @@ impl Run<'_> {
                 }
                 for (n, waiter) in flight.waiters.iter().enumerate() {
                     // Each generated token but the last one goes through a forward pass of its own.
-                    let rows = waiter.prompt_tokens - flight.reused + kept.tokens.len().saturating_sub(1);
+                    let rows =
+                        waiter.prompt_tokens - flight.reused + kept.tokens.len().saturating_sub(1);
                     let part = Part {
                         outcome: Ok(kept.clone()),
                         cached: n > 0,
@@ -451,7 +520,13 @@ impl Run<'_> {
                 let Some(flight) = state.remove(ticket) else { return };
                 for waiter in &flight.waiters {
                     let outcome = Err(RecordError::new(code, &message));
-                    let part = Part { outcome, cached: false, forward_rows: 0, started: waiter.started, first_token: None };
+                    let part = Part {
+                        outcome,
+                        cached: false,
+                        forward_rows: 0,
+                        started: waiter.started,
+                        first_token: None,
+                    };
                     state.answer(waiter, part, self.control);
                 }
             }
@@ -513,7 +588,10 @@ impl<T> State<'_, T> {
 }
 
 fn too_long(tokens: usize, context: usize) -> RecordError {
-    let message = format!("the prompt has {tokens} tokens, the model's context is {context}; at most {} fit", context - 1);
+    let message = format!(
+        "the prompt has {tokens} tokens, the model's context is {context}; at most {} fit",
+        context - 1
+    );
     RecordError::new("prompt_too_long", message)
 }
 
@@ -548,13 +626,21 @@ fn tokenize<T: Send + 'static>(
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             while let Some(items) = queue.take(encoder.at_once()) {
                 let since = Instant::now();
-                let prompts: Vec<&Prompt> =
-                    items.iter().filter_map(|a| if let Input::Prompt(p, _) = &a.item { Some(p) } else { None }).collect();
+                let prompts: Vec<&Prompt> = items
+                    .iter()
+                    .filter_map(|a| if let Input::Prompt(p, _) = &a.item { Some(p) } else { None })
+                    .collect();
                 let mut encoded = encoder.encode(&prompts).into_iter();
-                clock.lock().unwrap_or_else(PoisonError::into_inner).times.add(Stage::Tokenize, since.elapsed().as_secs_f64());
+                clock
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .times
+                    .add(Stage::Tokenize, since.elapsed().as_secs_f64());
                 let ready = items.into_iter().map(|a| {
                     let ids = match &a.item {
-                        Input::Prompt(..) => encoded.next().unwrap_or_else(|| Ok(Encoded::default())),
+                        Input::Prompt(..) => {
+                            encoded.next().unwrap_or_else(|| Ok(Encoded::default()))
+                        }
                         _ => Ok(Encoded::default()),
                     };
                     Accepted { index: a.index, at: a.at, item: (a.item, ids) }
@@ -568,7 +654,10 @@ fn tokenize<T: Send + 'static>(
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>, PipelineError> {
+fn spawn(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, PipelineError> {
     let thread = std::thread::Builder::new().name(name.to_string()).spawn(work);
     thread.map_err(|e| PipelineError::Memory(format!("the {name} thread cannot be started: {e}")))
 }
@@ -587,7 +676,8 @@ fn answered<T>(mut pending: Pending<T>) -> (Answer, T) {
     let started = parts.iter().filter_map(|part| part.started).min().unwrap_or(now);
     // One that waits for an identical request has its first token when it began to wait, if that one's came earlier.
     let first = parts.iter().filter_map(|part| part.first_token).min().unwrap_or(now).max(started);
-    let (cached, forward_rows) = (parts.iter().all(|part| part.cached), parts.iter().map(|part| part.forward_rows).sum());
+    let (cached, forward_rows) =
+        (parts.iter().all(|part| part.cached), parts.iter().map(|part| part.forward_rows).sum());
     let mut kept = parts.into_iter().filter_map(|part| part.outcome.ok());
     let Some(chosen) = kept.next() else {
         return failed(pending, RecordError::new("internal", "no answer was asked for"));
@@ -633,7 +723,8 @@ fn answered<T>(mut pending: Pending<T>) -> (Answer, T) {
 
 fn failed<T>(pending: Pending<T>, error: RecordError) -> (Answer, T) {
     let now = Instant::now();
-    let started = pending.parts.iter().flatten().filter_map(|part| part.started).min().unwrap_or(now);
+    let started =
+        pending.parts.iter().flatten().filter_map(|part| part.started).min().unwrap_or(now);
     let answer = Answer {
         index: pending.index,
         id: pending.id,
@@ -663,7 +754,9 @@ fn failed<T>(pending: Pending<T>, error: RecordError) -> (Answer, T) {
 mod tests {
     use super::*;
     use crate::decoder::{Capacity, fake::FakeDecoder};
-    use crate::engine::{EngineConfig, PaddingPolicy, PrefixPolicy, Sampling, SamplingPolicy, StopRules, TextDecoder};
+    use crate::engine::{
+        EngineConfig, PaddingPolicy, PrefixPolicy, Sampling, SamplingPolicy, StopRules, TextDecoder,
+    };
     use crate::pipeline::{Content, Generation, SourceFailure};
 
     /// A letter is a token; `!` cannot be encoded, `%` panics.
@@ -672,7 +765,9 @@ mod tests {
     impl Encode for Letters {
         fn encode(&self, prompts: &[&Prompt]) -> Vec<Result<Encoded, RecordError>> {
             let ids = |p: &&Prompt| {
-                let Content::Text(text) = &p.content else { return Err(RecordError::new("x", "x")) };
+                let Content::Text(text) = &p.content else {
+                    return Err(RecordError::new("x", "x"));
+                };
                 assert!(!text.contains('%'), "told to panic");
                 if text.contains('!') {
                     Err(RecordError::new("bad", text))
@@ -731,7 +826,12 @@ mod tests {
             form: Box::default(),
         };
         Input::Prompt(
-            Prompt { id: text.into(), content: Content::Text(text.into()), generation, accepts_cut: false },
+            Prompt {
+                id: text.into(),
+                content: Content::Text(text.into()),
+                generation,
+                accepts_cut: false,
+            },
             format!("with {text}"),
         )
     }
@@ -749,7 +849,13 @@ mod tests {
         fn new() -> Setup {
             let batching = BatchingPolicy::Continuous;
             let control = Arc::new(Control::default());
-            Setup { engine: engine(fake(), batching), cache: None, batching, order: Order::Finished, control }
+            Setup {
+                engine: engine(fake(), batching),
+                cache: None,
+                batching,
+                order: Order::Finished,
+                control,
+            }
         }
 
         fn run(
@@ -778,7 +884,11 @@ mod tests {
             let source: Vec<Input<String>> = texts.iter().map(|t| prompt(t)).collect();
             let mut answers = Vec::new();
             let report = self.run(source.into_iter(), &mut |a, with| {
-                assert_eq!(with, format!("with {}", a.id), "what came along comes back with its own answer");
+                assert_eq!(
+                    with,
+                    format!("with {}", a.id),
+                    "what came along comes back with its own answer"
+                );
                 answers.push(a);
                 ControlFlow::Continue(())
             });
@@ -786,7 +896,8 @@ mod tests {
         }
     }
 
-    const TEXTS: [&str; 9] = ["ab", "abc", "ab", "b", "a!", "ab", "zzzzzzzzzzzzzzzzzzzzzzzzzzzz", "c", "ab"];
+    const TEXTS: [&str; 9] =
+        ["ab", "abc", "ab", "b", "a!", "ab", "zzzzzzzzzzzzzzzzzzzzzzzzzzzz", "c", "ab"];
 
     #[test]
     fn every_record_is_answered_once_and_the_same_whatever_the_policies() {
@@ -795,9 +906,18 @@ mod tests {
             for order in [Order::Finished, Order::Input] {
                 for cached in [false, true] {
                     let cache = cached.then(|| Lru::new(10, 10_000));
-                    let mut setup = Setup { engine: engine(fake(), batching), cache, batching, order, ..Setup::new() };
+                    let mut setup = Setup {
+                        engine: engine(fake(), batching),
+                        cache,
+                        batching,
+                        order,
+                        ..Setup::new()
+                    };
                     let (mut answers, report) = setup.all(&TEXTS);
-                    assert_eq!((report.ended, report.answers, report.errors), (Ended::Complete, 9, 1));
+                    assert_eq!(
+                        (report.ended, report.answers, report.errors),
+                        (Ended::Complete, 9, 1)
+                    );
                     assert_eq!(report.cached, if cached { 3 } else { 0 });
                     if order == Order::Input {
                         assert!(answers.iter().map(|a| a.index).eq(0..9));
@@ -809,7 +929,10 @@ mod tests {
                         assert!(a.queue_ms >= 0.0 && a.ttft_ms <= a.latency_ms, "{a:?}");
                         assert!(!a.cached || a.forward_rows == 0);
                     }
-                    let what: Vec<_> = answers.into_iter().map(|a| (a.id, a.text, a.tokens, a.finish_reason, a.error)).collect();
+                    let what: Vec<_> = answers
+                        .into_iter()
+                        .map(|a| (a.id, a.text, a.tokens, a.finish_reason, a.error))
+                        .collect();
                     assert_eq!(expected.get_or_insert_with(|| what.clone()), &what);
                 }
             }
@@ -822,7 +945,10 @@ mod tests {
         setup.all(&TEXTS);
         let (answers, report) = setup.all(&["ab", "abc", "c"]);
         assert!(answers.iter().all(|a| a.cached && a.forward_rows == 0));
-        assert_eq!((report.stages.forward_passes, report.generated_tokens, report.cached), (0, 0, 3));
+        assert_eq!(
+            (report.stages.forward_passes, report.generated_tokens, report.cached),
+            (0, 0, 3)
+        );
     }
 
     #[test]
@@ -830,20 +956,27 @@ mod tests {
         let (answers, report) = Setup::new().all(&[&"x".repeat(40), &"x".repeat(38)]);
         let error = answers[0].error.as_ref().unwrap();
         assert!(
-            error.code == "prompt_too_long" && error.message.contains("40 tokens") && error.message.contains("39"),
+            error.code == "prompt_too_long"
+                && error.message.contains("40 tokens")
+                && error.message.contains("39"),
             "{error:?}"
         );
-        assert_eq!((answers[1].completion_tokens, answers[1].finish_reason, report.errors), (2, FinishReason::Length, 1));
+        assert_eq!(
+            (answers[1].completion_tokens, answers[1].finish_reason, report.errors),
+            (2, FinishReason::Length, 1)
+        );
     }
 
     #[test]
     fn scores_that_are_not_finite_fail_their_record_and_everybody_who_waits_for_it() {
         let decoder = fake().not_finite_after(TokenId::from(b'q'));
         let cache = Some(Lru::new(10, 10_000));
-        let mut setup = Setup { engine: engine(decoder, BatchingPolicy::Continuous), cache, ..Setup::new() };
+        let mut setup =
+            Setup { engine: engine(decoder, BatchingPolicy::Continuous), cache, ..Setup::new() };
         let (mut answers, _) = setup.all(&["q", "a", "q", "b"]);
         answers.sort_by_key(|a| a.index);
-        let failed: Vec<_> = answers.iter().map(|a| a.error.as_ref().map(|e| e.code.as_str())).collect();
+        let failed: Vec<_> =
+            answers.iter().map(|a| a.error.as_ref().map(|e| e.code.as_str())).collect();
         assert_eq!(failed, [Some("not_finite"), None, Some("not_finite"), None]);
     }
 
@@ -853,10 +986,12 @@ mod tests {
         std::panic::set_hook(Box::new(|_| {}));
         let mut nothing = |_: Answer, _: String| ControlFlow::Continue(());
         let decoder = fake().panic_at(TokenId::from(b'q'));
-        let mut broken = Setup { engine: engine(decoder, BatchingPolicy::Continuous), ..Setup::new() };
+        let mut broken =
+            Setup { engine: engine(decoder, BatchingPolicy::Continuous), ..Setup::new() };
         let in_decoder = broken.run([prompt("a"), prompt("q")].into_iter(), &mut nothing);
         let in_tokenizer = Setup::new().run([prompt("a"), prompt("%")].into_iter(), &mut nothing);
-        let in_source = Setup::new().run((0..).map(|i| if i < 5 { prompt("a") } else { panic!("told to") }), &mut nothing);
+        let in_source = Setup::new()
+            .run((0..).map(|i| if i < 5 { prompt("a") } else { panic!("told to") }), &mut nothing);
         std::panic::set_hook(keep_quiet);
         for outcome in [in_decoder, in_tokenizer, in_source] {
             assert!(matches!(outcome, Err(PipelineError::Internal(_))), "{outcome:?}");
@@ -895,7 +1030,8 @@ mod tests {
         assert_eq!((report.ended, report.answers), (Ended::Stopped, 1));
         let line_2 = SourceFailure { message: "line 2".into(), refused: true };
         let source = [prompt("a"), Input::Failed(line_2.clone()), prompt("b")];
-        let report = Setup::new().run(source.into_iter(), &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let report =
+            Setup::new().run(source.into_iter(), &mut |_, _| ControlFlow::Continue(())).unwrap();
         assert_eq!((report.ended, report.answers), (Ended::SourceFailed(line_2), 1));
     }
 

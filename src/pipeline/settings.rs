@@ -25,12 +25,19 @@ impl Settings {
 
     /// The half that needs only the flags and the record. All fields count as given, also those that have no effect on a
     /// greedy answer; under [`StoppingPolicy::MaxTokensOnly`] the stop rules are not read and do not count.
-    pub fn generation_half(generation: &Generation, sampling: SamplingPolicy, stopping: StoppingPolicy) -> u32 {
+    pub fn generation_half(
+        generation: &Generation,
+        sampling: SamplingPolicy,
+        stopping: StoppingPolicy,
+    ) -> u32 {
         let Generation { max_tokens, sampling: s, stop, system, raw, turn, form } = generation;
         let early = match stopping {
             StoppingPolicy::MaxTokensOnly => "max-tokens-only".to_string(),
             StoppingPolicy::Early => {
-                format!("eos={} sentence={} loop={} strings={:?}", stop.eos, stop.sentence, stop.repetition, stop.strings)
+                format!(
+                    "eos={} sentence={} loop={} strings={:?}",
+                    stop.eos, stop.sentence, stop.repetition, stop.strings
+                )
             }
         };
         let greedy = match sampling {
@@ -39,10 +46,14 @@ impl Settings {
         };
         // Nothing for a new turn, so that answers from before there were others are found again.
         let turn = if *turn == NEW_TURN { String::new() } else { format!(" turn={turn:?}") };
-        let form = if **form == Form::default() { String::new() } else { format!(" form={form:?}") };
+        let form =
+            if **form == Form::default() { String::new() } else { format!(" form={form:?}") };
         digest([
             &format!("max_tokens={max_tokens}"),
-            &format!("temperature={} top_p={} top_k={} seed={}", s.temperature, s.top_p, s.top_k, s.seed),
+            &format!(
+                "temperature={} top_p={} top_k={} seed={}",
+                s.temperature, s.top_p, s.top_k, s.seed
+            ),
             &greedy,
             &early,
             &format!("system={system:?} raw={raw}{turn}{form}"),
@@ -83,7 +94,9 @@ mod tests {
 
     #[test]
     fn every_generation_setting_changes_the_second_half() {
-        let half = |g: &Generation| Settings::generation_half(g, SamplingPolicy::GreedyBelow(0.3), StoppingPolicy::Early);
+        let half = |g: &Generation| {
+            Settings::generation_half(g, SamplingPolicy::GreedyBelow(0.3), StoppingPolicy::Early)
+        };
         let base = Generation::usual();
         let edits: [fn(&mut Generation); 23] = [
             |g| g.form.constraint = Some(Constraint::Object),
@@ -116,8 +129,16 @@ mod tests {
             edit(&mut g);
             assert!(seen.insert(half(&g)), "edit {i}");
         }
-        assert!(seen.insert(Settings::generation_half(&base, SamplingPolicy::AlwaysSample, StoppingPolicy::Early)));
-        assert!(seen.insert(Settings::generation_half(&base, SamplingPolicy::GreedyBelow(0.3), StoppingPolicy::MaxTokensOnly)));
+        assert!(seen.insert(Settings::generation_half(
+            &base,
+            SamplingPolicy::AlwaysSample,
+            StoppingPolicy::Early
+        )));
+        assert!(seen.insert(Settings::generation_half(
+            &base,
+            SamplingPolicy::GreedyBelow(0.3),
+            StoppingPolicy::MaxTokensOnly
+        )));
     }
 
     #[test]

@@ -108,9 +108,14 @@ impl Distributions {
             }
             let marks: Vec<(String, f64)> = [50.0, 90.0, 99.0]
                 .into_iter()
-                .filter_map(|p| Some((format!("p{p}"), super::histograms::percentile_ms(histogram, p)? / 1e3)))
+                .filter_map(|p| {
+                    Some((format!("p{p}"), super::histograms::percentile_ms(histogram, p)? / 1e3))
+                })
                 .collect();
-            let shown: Vec<String> = marks.iter().map(|(name, s)| format!("{name} {}", crate::units::seconds(*s))).collect();
+            let shown: Vec<String> = marks
+                .iter()
+                .map(|(name, s)| format!("{name} {}", crate::units::seconds(*s)))
+                .collect();
             Distribution { label: label.to_string(), bins, marks, shown: shown.join(" · ") }
         });
         Some(Distributions { range, series: series.collect() })
@@ -133,7 +138,10 @@ mod tests {
         assert_eq!(drawn.series[0].bins.iter().sum::<u64>(), 200);
         assert_eq!(drawn.series[1].bins.iter().sum::<u64>(), 1);
         assert!(drawn.range.0 < 0.001 && drawn.range.1 > 0.2);
-        assert_eq!(drawn.series[0].marks.iter().map(|m| m.0.as_str()).collect::<Vec<_>>(), ["p50", "p90"]);
+        assert_eq!(
+            drawn.series[0].marks.iter().map(|m| m.0.as_str()).collect::<Vec<_>>(),
+            ["p50", "p90"]
+        );
         assert_eq!(drawn.series[1].shown, "");
         assert_eq!(Distributions::of(&[("none", &empty)]), None);
     }

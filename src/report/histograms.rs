@@ -8,12 +8,18 @@ const PER_MS: f64 = 1e3;
 
 /// The percentile distribution in HdrHistogram's text format, values in milliseconds, 5 ticks per halving of the distance to 100 %.
 pub fn hgrm(histogram: &Histogram<u64>) -> String {
-    let mut out = format!("{:>12} {:>14} {:>10} {:>14}\n\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)");
+    let mut out = format!(
+        "{:>12} {:>14} {:>10} {:>14}\n\n",
+        "Value", "Percentile", "TotalCount", "1/(1-Percentile)"
+    );
     for v in histogram.iter_quantiles(5) {
         let (value, quantile) = (v.value_iterated_to() as f64 / PER_MS, v.quantile_iterated_to());
         let count: u64 = histogram.count_between(0, v.value_iterated_to());
         if quantile < 1.0 {
-            out.push_str(&format!("{value:>12.3} {quantile:>14.12} {count:>10} {:>14.2}\n", 1.0 / (1.0 - quantile)));
+            out.push_str(&format!(
+                "{value:>12.3} {quantile:>14.12} {count:>10} {:>14.2}\n",
+                1.0 / (1.0 - quantile)
+            ));
         } else {
             out.push_str(&format!("{value:>12.3} {quantile:>14.12} {count:>10}\n"));
         }
@@ -23,8 +29,16 @@ pub fn hgrm(histogram: &Histogram<u64>) -> String {
         histogram.mean() / PER_MS,
         histogram.stdev() / PER_MS
     ));
-    out.push_str(&format!("#[Max     = {:>12.3}, Total count    = {:>12}]\n", histogram.max() as f64 / PER_MS, histogram.len()));
-    out.push_str(&format!("#[Buckets = {:>12}, SubBuckets     = {:>12}]\n", histogram.buckets(), histogram.distinct_values()));
+    out.push_str(&format!(
+        "#[Max     = {:>12.3}, Total count    = {:>12}]\n",
+        histogram.max() as f64 / PER_MS,
+        histogram.len()
+    ));
+    out.push_str(&format!(
+        "#[Buckets = {:>12}, SubBuckets     = {:>12}]\n",
+        histogram.buckets(),
+        histogram.distinct_values()
+    ));
     out
 }
 
@@ -33,7 +47,11 @@ pub fn csv(histogram: &Histogram<u64>) -> String {
     let mut out = "value_ms,percentile,total_count\n".to_string();
     for v in histogram.iter_quantiles(5) {
         let count = histogram.count_between(0, v.value_iterated_to());
-        out.push_str(&format!("{:.3},{:.6},{count}\n", v.value_iterated_to() as f64 / PER_MS, v.quantile_iterated_to() * 100.0));
+        out.push_str(&format!(
+            "{:.3},{:.6},{count}\n",
+            v.value_iterated_to() as f64 / PER_MS,
+            v.quantile_iterated_to() * 100.0
+        ));
     }
     out
 }
@@ -42,7 +60,8 @@ pub fn csv(histogram: &Histogram<u64>) -> String {
 pub fn percentile_ms(histogram: &Histogram<u64>, percentile: f64) -> Option<f64> {
     let needed = 10.0 / (1.0 - percentile / 100.0);
     // The subtraction leaves rounding noise: 10 / (1 − 0.9) is a little more than 100.
-    (histogram.len() as f64 + 1e-6 >= needed).then(|| histogram.value_at_percentile(percentile) as f64 / PER_MS)
+    (histogram.len() as f64 + 1e-6 >= needed)
+        .then(|| histogram.value_at_percentile(percentile) as f64 / PER_MS)
 }
 
 /// The same for people: `12.3 ms` or `–`.
@@ -79,7 +98,8 @@ mod tests {
         assert!(last.contains("3.00") && last.contains("1.000000000000"), "{last}");
         let csv = csv(&histogram);
         assert!(
-            csv.starts_with("value_ms,percentile,total_count\n") && csv.lines().last().unwrap().ends_with(",100.000000,3"),
+            csv.starts_with("value_ms,percentile,total_count\n")
+                && csv.lines().last().unwrap().ends_with(",100.000000,3"),
             "{csv}"
         );
     }

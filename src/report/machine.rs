@@ -14,7 +14,11 @@ pub fn section(machine: &Machine, limits: Option<&Limits>) -> Section {
         let int8 = r.int8.map_or(String::new(), |i| format!(", int8 {:.0} Gop/s", i / 1e9));
         facts.push((
             format!("Measured, {} thread{}", r.threads, if r.threads == 1 { "" } else { "s" }),
-            format!("reads {} GB/s, f32 multiply-adds {:.0} GFLOP/s{int8}{best}", rate(r.read / 1e9), r.fma / 1e9),
+            format!(
+                "reads {} GB/s, f32 multiply-adds {:.0} GFLOP/s{int8}{best}",
+                rate(r.read / 1e9),
+                r.fma / 1e9
+            ),
         ));
     }
     Section::new("Machine", vec![Block::Facts(facts)])
@@ -23,7 +27,8 @@ pub fn section(machine: &Machine, limits: Option<&Limits>) -> Section {
 /// Names and values, a line each.
 fn facts(machine: &Machine) -> Vec<(String, String)> {
     let names = |names: Vec<&str>| if names.is_empty() { "none".into() } else { names.join(" ") };
-    let compiled = machine.features.iter().filter(|f| f.compiled).map(|f| f.name.as_str()).collect();
+    let compiled =
+        machine.features.iter().filter(|f| f.compiled).map(|f| f.name.as_str()).collect();
     let quota = machine.cpu_quota.map_or(String::new(), |q| format!(", quota {} CPUs", rate(q)));
     let mut facts = vec![
         ("Processor", machine.cpu.clone()),
@@ -40,7 +45,12 @@ fn facts(machine: &Machine) -> Vec<(String, String)> {
         ("Memory", format!("{}, {} usable", machine.memory_total, machine.memory_usable)),
         (
             "System",
-            format!("{} on {}{}", machine.os, machine.arch, if machine.virtual_machine { ", virtual machine" } else { "" }),
+            format!(
+                "{} on {}{}",
+                machine.os,
+                machine.arch,
+                if machine.virtual_machine { ", virtual machine" } else { "" }
+            ),
         ),
     ];
     facts.retain(|f| !f.1.is_empty());

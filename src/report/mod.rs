@@ -111,8 +111,11 @@ pub struct Bars {
 impl Table {
     /// An empty one; each column is (key, title, alignment).
     pub fn new(columns: &[(&str, &str, Align)]) -> Table {
-        let columns =
-            columns.iter().map(|(key, title, align)| TableColumn { key: (*key).into(), title: (*title).into(), align: *align });
+        let columns = columns.iter().map(|(key, title, align)| TableColumn {
+            key: (*key).into(),
+            title: (*title).into(),
+            align: *align,
+        });
         Table { columns: columns.collect(), rows: Vec::new() }
     }
 
@@ -133,8 +136,9 @@ impl Table {
         if self.rows.len() < 2 {
             return self;
         }
-        let keep: Vec<bool> =
-            (0..self.columns.len()).map(|c| c == 0 || self.rows.iter().any(|r| r[c].shown != self.rows[0][c].shown)).collect();
+        let keep: Vec<bool> = (0..self.columns.len())
+            .map(|c| c == 0 || self.rows.iter().any(|r| r[c].shown != self.rows[0][c].shown))
+            .collect();
         let mut kept = keep.iter();
         self.columns.retain(|_| *kept.next().unwrap_or(&true));
         for row in &mut self.rows {
@@ -154,7 +158,10 @@ impl Cell {
     /// Text.
     pub fn text(text: impl Into<String>) -> Cell {
         let text = text.into();
-        Cell { shown: text.clone(), value: if text.is_empty() { CellValue::Empty } else { CellValue::Text(text) } }
+        Cell {
+            shown: text.clone(),
+            value: if text.is_empty() { CellValue::Empty } else { CellValue::Text(text) },
+        }
     }
 
     /// A number with its text for people.
@@ -187,7 +194,8 @@ impl Bars {
             interval: None,
             shown: shown.clone(),
         };
-        let all: Vec<String> = self.bars.iter().map(|(label, _, shown)| format!("{label} {shown}")).collect();
+        let all: Vec<String> =
+            self.bars.iter().map(|(label, _, shown)| format!("{label} {shown}")).collect();
         chart::Chart {
             title: self.title.clone(),
             description: format!("Bars from zero: {}.", all.join("; ")),
@@ -225,14 +233,23 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let mut table =
-            Table::new(&[("name", "Name", Align::Left), ("gain", "Gain", Align::Right), ("note", "Note", Align::Left)]);
+        let mut table = Table::new(&[
+            ("name", "Name", Align::Left),
+            ("gain", "Gain", Align::Right),
+            ("note", "Note", Align::Left),
+        ]);
         let hostile = "=cmd|' /C calc'!A0 \u{1b}[31m\n::error::x <img src=x> **b** `c` [l](u)";
-        table.push(vec![Cell::text(hostile), Cell::number(1.234567890, "1.23"), Cell::text("a | b ".repeat(40))]);
+        table.push(vec![
+            Cell::text(hostile),
+            Cell::number(1.234567890, "1.23"),
+            Cell::text("a | b ".repeat(40)),
+        ]);
         table.push(vec![Cell::text("cache"), Cell::rate(Some(f64::INFINITY)), Cell::empty()]);
         table.push(vec![Cell::text("broken"), Cell::number(f64::NAN, "–")]);
-        let bars =
-            Bars { title: "Times".into(), bars: vec![("a".repeat(200), 3.0, "3 s".into()), ("b".into(), 0.0, "0".into())] };
+        let bars = Bars {
+            title: "Times".into(),
+            bars: vec![("a".repeat(200), 3.0, "3 s".into()), ("b".into(), 0.0, "0".into())],
+        };
         let blocks = vec![
             Block::Text(format!("::warning:: {}", "word ".repeat(100))),
             Block::Notes(vec![hostile.into()]),
@@ -241,12 +258,20 @@ mod tests {
             Block::Bars(bars),
             Block::Chart(dots()),
         ];
-        Report { title: hostile.into(), sections: vec![Section::new("Results", blocks)], data: table }
+        Report {
+            title: hostile.into(),
+            sections: vec![Section::new("Results", blocks)],
+            data: table,
+        }
     }
 
     fn dots() -> chart::Chart {
-        let dot =
-            |label: &str, measured, expected| chart::Dot { label: label.into(), measured, expected, shown: "1.2 (1–2)".into() };
+        let dot = |label: &str, measured, expected| chart::Dot {
+            label: label.into(),
+            measured,
+            expected,
+            shown: "1.2 (1–2)".into(),
+        };
         chart::Chart {
             title: "a <b> & \"c\"".into(),
             description: "x</desc><script>alert(1)</script>".into(),
@@ -266,7 +291,11 @@ mod tests {
             let end = at + rest[at..].find('>').unwrap();
             let tag = &rest[at + 1..end];
             rest = &rest[end + 1..];
-            let name: String = tag.trim_start_matches('/').chars().take_while(|c| c.is_ascii_alphanumeric()).collect();
+            let name: String = tag
+                .trim_start_matches('/')
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric())
+                .collect();
             if let Some(closed) = tag.strip_prefix('/') {
                 assert_eq!(open.pop().as_deref(), Some(closed), "closed out of order");
             } else if name != "meta" && !tag.ends_with('/') {
@@ -280,14 +309,19 @@ mod tests {
     fn a_page_needs_nothing_else_is_well_formed_and_texts_in_it_are_dead() {
         let page = report().page();
         assert_well_formed(&page);
-        for needle in ["<script", "http://", "https://", " href=", "url(", "@import", "<img", "onload", "\u{1b}"] {
+        for needle in [
+            "<script", "http://", "https://", " href=", "url(", "@import", "<img", "onload",
+            "\u{1b}",
+        ] {
             assert!(!page.contains(needle), "{needle}");
         }
         assert!(page.contains("&lt;img src=x&gt;"));
         assert_eq!(page.matches("<svg").count(), 2);
         // Each picture has a title and a text of its own.
         for number in 1..=2 {
-            for id in [format!("id=\"chart-{number}-title\""), format!("id=\"chart-{number}-text\"")] {
+            for id in
+                [format!("id=\"chart-{number}-title\""), format!("id=\"chart-{number}-text\"")]
+            {
                 assert_eq!(page.matches(&id).count(), 1, "{id}");
             }
         }
@@ -297,7 +331,11 @@ mod tests {
 
     #[test]
     fn a_point_stands_where_its_axis_says() {
-        let page = Report { sections: vec![Section::new("", vec![Block::Chart(dots())])], ..Report::default() }.page();
+        let page = Report {
+            sections: vec![Section::new("", vec![Block::Chart(dots())])],
+            ..Report::default()
+        }
+        .page();
         let place = |needle: &str, nth: usize| -> f64 {
             let at = page.match_indices(needle).nth(nth).unwrap().0 + needle.len();
             page[at..].split('%').next().unwrap().parse().unwrap()
@@ -305,7 +343,10 @@ mod tests {
         let x = |nth| place("<circle class=\"dot\" cx=\"", nth);
         // Logarithmic: the distances of 0.6, 1 and 1.2 are those of their logarithms.
         let (narrow, one, low) = (x(0), x(1), x(2));
-        assert!(((narrow - one) / (one - low) - 1.2f64.ln() / (1.0f64 / 0.6).ln()).abs() < 0.01, "{narrow} {one} {low}");
+        assert!(
+            ((narrow - one) / (one - low) - 1.2f64.ln() / (1.0f64 / 0.6).ln()).abs() < 0.01,
+            "{narrow} {one} {low}"
+        );
         assert!((place("<line class=\"one\" x1=\"", 0) - one).abs() < 0.02);
     }
 
@@ -314,7 +355,10 @@ mod tests {
         for width in [0, 80, 120] {
             let text = report().render(ReportFormat::Table, width);
             for line in text.lines() {
-                assert!(line.chars().count() <= width.max(80) || !line.contains(' '), "{width}: {line}");
+                assert!(
+                    line.chars().count() <= width.max(80) || !line.contains(' '),
+                    "{width}: {line}"
+                );
                 assert!(!line.trim_start().starts_with("::"), "{line}");
             }
             assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
@@ -326,8 +370,15 @@ mod tests {
     fn figures_and_words_of_titles_stay_whole_where_they_fit() {
         let titles = ["total", "token", "prefill", "decode", "sample", "detok", "queue", "n"];
         let mut table = Table::new(&[("name", "ms per slice", Align::Left)]);
-        table.columns.extend(titles.iter().map(|t| Table::new(&[(t, t, Align::Right)]).columns.remove(0)));
-        table.push(std::iter::once("baseline + precision + quantized").chain(["1"; 8]).map(Cell::text).collect());
+        table
+            .columns
+            .extend(titles.iter().map(|t| Table::new(&[(t, t, Align::Right)]).columns.remove(0)));
+        table.push(
+            std::iter::once("baseline + precision + quantized")
+                .chain(["1"; 8])
+                .map(Cell::text)
+                .collect(),
+        );
         table.push(std::iter::once("baseline").chain(["88.6 ms"; 3]).map(Cell::text).collect());
         let text = format::table::table(&table, 80);
         let header = text.lines().find(|l| l.contains("ms per slice")).unwrap();
@@ -346,7 +397,12 @@ mod tests {
             let bars = row.replace("\\\\", "").replace("\\|", "").matches('|').count();
             assert_eq!(bars, 4, "{row}");
         }
-        assert!(!text.contains("<img") && !text.contains(" **b**") && !text.contains(" `c`") && !text.contains('\u{1b}'));
+        assert!(
+            !text.contains("<img")
+                && !text.contains(" **b**")
+                && !text.contains(" `c`")
+                && !text.contains('\u{1b}')
+        );
     }
 
     #[test]
@@ -362,14 +418,24 @@ mod tests {
 
     #[test]
     fn json_is_a_list_of_objects_in_the_order_of_the_columns() {
-        let json: serde_json::Value = serde_json::from_str(&report().render(ReportFormat::Json, 80)).unwrap();
+        let json: serde_json::Value =
+            serde_json::from_str(&report().render(ReportFormat::Json, 80)).unwrap();
         assert_eq!(json[1], serde_json::json!({"name": "cache", "gain": "inf", "note": null}));
-        assert_eq!(json[0].as_object().unwrap().keys().collect::<Vec<_>>(), ["name", "gain", "note"]);
+        assert_eq!(
+            json[0].as_object().unwrap().keys().collect::<Vec<_>>(),
+            ["name", "gain", "note"]
+        );
     }
 
     #[test]
     fn numbers_in_files() {
-        for (value, text) in [(1.0, "1"), (0.5, "0.5"), (1234567.0, "1234567"), (0.000123456789, "0.000123457"), (-2.5, "-2.5")] {
+        for (value, text) in [
+            (1.0, "1"),
+            (0.5, "0.5"),
+            (1234567.0, "1234567"),
+            (0.000123456789, "0.000123457"),
+            (-2.5, "-2.5"),
+        ] {
             assert_eq!(format::csv::number(value), text);
         }
     }

@@ -22,11 +22,15 @@ pub fn report(found: &ResultDiff) -> Report {
     ]);
     for other in &found.others {
         let differences = match other.differences.is_empty() {
-            true => vec!["Nothing that is recorded differs between the machines and settings.".to_string()],
+            true => vec![
+                "Nothing that is recorded differs between the machines and settings.".to_string(),
+            ],
             false => other.differences.clone(),
         };
-        sections
-            .push(Section::new(format!("What differs: {} → {}", found.reference, other.path), vec![Block::Notes(differences)]));
+        sections.push(Section::new(
+            format!("What differs: {} → {}", found.reference, other.path),
+            vec![Block::Notes(differences)],
+        ));
         let mut table = Table::new(&[
             ("row", "gain of", Align::Left),
             ("ratio", "this / first", Align::Right),
@@ -38,7 +42,11 @@ pub fn report(found: &ResultDiff) -> Report {
             table.push(vec![
                 Cell::text(&r.row),
                 Cell::text(interval(&r.ratio)),
-                Cell::text(if r.between { format!("{} (between runs)", r.change.name()) } else { r.change.name().into() }),
+                Cell::text(if r.between {
+                    format!("{} (between runs)", r.change.name())
+                } else {
+                    r.change.name().into()
+                }),
                 Cell::text(interval(&r.first)),
                 Cell::text(interval(&r.other)),
             ]);
@@ -59,12 +67,14 @@ pub fn report(found: &ResultDiff) -> Report {
             data.push(row);
         }
         let mut blocks = vec![Block::Table(table)];
-        let missing =
-            |names: &[String], whose: &str| (!names.is_empty()).then(|| format!("Only in {whose}: {}.", names.join(", ")));
-        let notes: Vec<String> = [missing(&other.only_first, &found.reference), missing(&other.only_other, &other.path)]
-            .into_iter()
-            .flatten()
-            .collect();
+        let missing = |names: &[String], whose: &str| {
+            (!names.is_empty()).then(|| format!("Only in {whose}: {}.", names.join(", ")))
+        };
+        let notes: Vec<String> =
+            [missing(&other.only_first, &found.reference), missing(&other.only_other, &other.path)]
+                .into_iter()
+                .flatten()
+                .collect();
         if !notes.is_empty() {
             blocks.push(Block::Notes(notes));
         }
@@ -86,8 +96,12 @@ fn spread(found: &ResultDiff) -> Option<Section> {
     ]);
     let percent = |log: f64| format!("± {:.1} %", log.exp_m1() * 100.0);
     for s in &found.spread {
-        let cells =
-            [s.row.clone(), format!("{}–{}", factor(s.least), factor(s.greatest)), percent(s.deviation), percent(s.within)];
+        let cells = [
+            s.row.clone(),
+            format!("{}–{}", factor(s.least), factor(s.greatest)),
+            percent(s.deviation),
+            percent(s.within),
+        ];
         table.push(cells.into_iter().map(Cell::text).collect());
     }
     let text = format!(
@@ -130,19 +144,35 @@ mod tests {
         };
         for format in [ReportFormat::Table, ReportFormat::Md] {
             let text = report(&found).render(format, 100);
-            let (differs, number) = (text.find("CPU: A → B").unwrap(), text.find("2.00 (1.80").unwrap());
-            assert!(differs < number && text.contains("better") && text.contains("Only in old.json: greedy"), "{text}");
+            let (differs, number) =
+                (text.find("CPU: A → B").unwrap(), text.find("2.00 (1.80").unwrap());
+            assert!(
+                differs < number
+                    && text.contains("better")
+                    && text.contains("Only in old.json: greedy"),
+                "{text}"
+            );
         }
-        assert!(report(&found).render(ReportFormat::Csv, 80).lines().nth(1).unwrap().starts_with("new.json,cache,2,1.8,2.2,4,"));
+        assert!(
+            report(&found)
+                .render(ReportFormat::Csv, 80)
+                .lines()
+                .nth(1)
+                .unwrap()
+                .starts_with("new.json,cache,2,1.8,2.2,4,")
+        );
     }
 
     /// Every place of a JSON value; of lists the first element and the last one.
     fn places(value: &serde_json::Value, at: String, found: &mut Vec<String>) {
         found.push(at.clone());
         match value {
-            serde_json::Value::Object(fields) => fields.iter().for_each(|(name, v)| places(v, format!("{at}/{name}"), found)),
+            serde_json::Value::Object(fields) => {
+                fields.iter().for_each(|(name, v)| places(v, format!("{at}/{name}"), found))
+            }
             serde_json::Value::Array(items) => {
-                let some = items.iter().enumerate().filter(|(i, _)| *i == 0 || i + 1 == items.len());
+                let some =
+                    items.iter().enumerate().filter(|(i, _)| *i == 0 || i + 1 == items.len());
                 some.for_each(|(i, v)| places(v, format!("{at}/{i}"), found));
             }
             _ => {}
@@ -165,8 +195,15 @@ mod tests {
             Err(error) => assert!(!error.is_empty() && !error.contains('\n'), "{error}"),
         }
         if let Ok(before) = BenchResult::parse(text) {
-            match gate::compare(&before, now, Thresholds { max_regression: 3.0, same_machine: false }) {
-                Ok(outcome) => assert!(!outcome.checks.is_empty(), "a gate that compares nothing passes everything"),
+            match gate::compare(
+                &before,
+                now,
+                Thresholds { max_regression: 3.0, same_machine: false },
+            ) {
+                Ok(outcome) => assert!(
+                    !outcome.checks.is_empty(),
+                    "a gate that compares nothing passes everything"
+                ),
                 Err(error) => assert!(!error.is_empty() && !error.contains('\n'), "{error}"),
             }
         }
@@ -175,7 +212,10 @@ mod tests {
     #[test]
     fn whatever_is_changed_in_a_results_file_it_is_refused_or_lined_up_and_never_a_panic() {
         let now = result(2, 0.05, 1, |label| if label == "baseline" { 4.5 } else { 1.5 });
-        let settings = vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), Some(true))];
+        let settings = vec![
+            setting("f32", "f32", 35.0, None, None),
+            setting("bf16", "bf16", 65.0, Some(1.86), Some(true)),
+        ];
         let mut tried = 0;
         for text in [now.to_json(), serde_json::to_string(&comparison(settings)).unwrap()] {
             let good = Results::parse(&text).unwrap();
@@ -184,7 +224,17 @@ mod tests {
             places(&whole, String::new(), &mut found);
             for (n, place) in found.iter().enumerate() {
                 // Three of nine changes at each place: an analysis takes milliseconds.
-                let changes = ["null", "-1", "0", "1e308", "18446744073709551615", r#""\u001b[2J\n""#, "[]", "{}", "true"];
+                let changes = [
+                    "null",
+                    "-1",
+                    "0",
+                    "1e308",
+                    "18446744073709551615",
+                    r#""\u001b[2J\n""#,
+                    "[]",
+                    "{}",
+                    "true",
+                ];
                 for change in changes.iter().skip(n % 3).step_by(3) {
                     let mut changed = whole.clone();
                     *changed.pointer_mut(place).unwrap() = serde_json::from_str(change).unwrap();
@@ -195,7 +245,8 @@ mod tests {
             // Cut off and flipped.
             for at in (0..text.len()).step_by(499).filter(|at| text.is_char_boundary(*at)) {
                 used(&text[..at], &good, &now);
-                let flipped: String = text.char_indices().map(|(i, c)| if i == at { '9' } else { c }).collect();
+                let flipped: String =
+                    text.char_indices().map(|(i, c)| if i == at { '9' } else { c }).collect();
                 used(&flipped, &good, &now);
                 tried += 2;
             }

@@ -66,11 +66,17 @@ fn title(name: &str) -> String {
 pub fn data(analysis: &Analysis) -> Table {
     let mut table = Table::of_keys(&HEADER);
     let three = |ratio: &Option<Ratio>| match ratio {
-        Some(r) => [r.interval.ratio, r.interval.low, r.interval.high].map(|v| Cell::number(v, factor(v))),
+        Some(r) => {
+            [r.interval.ratio, r.interval.low, r.interval.high].map(|v| Cell::number(v, factor(v)))
+        }
         None => [Cell::empty(), Cell::empty(), Cell::empty()],
     };
     for row in &analysis.rows {
-        let mut cells = vec![Cell::text(&*row.name), Cell::text(phase(&row.name)), Cell::text(difficulty(&row.name))];
+        let mut cells = vec![
+            Cell::text(&*row.name),
+            Cell::text(phase(&row.name)),
+            Cell::text(difficulty(&row.name)),
+        ];
         cells.push(Cell::rate(row.expected.map(|e| e.0)));
         cells.push(Cell::rate(row.expected.map(|e| e.1)));
         cells.extend(three(&row.alone));
@@ -136,7 +142,14 @@ fn audit_table(analysis: &Analysis) -> Table {
                 Some(Verdict::Below) => "a forward pass",
                 _ => "no hit",
             };
-            table.push(vec![Cell::text(format!("{name}: hit")), Cell::text(hit), verdict, expected(row), answers, effort]);
+            table.push(vec![
+                Cell::text(format!("{name}: hit")),
+                Cell::text(hit),
+                verdict,
+                expected(row),
+                answers,
+                effort,
+            ]);
             table.push(vec![Cell::text("  this workload"), gain]);
         } else {
             table.push(vec![Cell::text(name), gain, verdict, expected(row), answers, effort]);
@@ -154,7 +167,9 @@ fn runs_table(analysis: &Analysis) -> Option<Table> {
         ("within", "within a run", Align::Right),
     ]);
     for row in &analysis.rows {
-        let Some((Some(between), within)) = row.alone.map(|r| (r.between, r.within)) else { continue };
+        let Some((Some(between), within)) = row.alone.map(|r| (r.between, r.within)) else {
+            continue;
+        };
         let ends = |i: &Interval| format!("{}–{}", factor(i.low), factor(i.high));
         let cells = [title(&row.name), factor(within.ratio), ends(&between), ends(&within)];
         table.push(cells.into_iter().map(Cell::text).collect());
@@ -164,7 +179,8 @@ fn runs_table(analysis: &Analysis) -> Option<Table> {
 
 /// Removed and cumulative.
 fn steps_table(analysis: &Analysis) -> Option<Table> {
-    let rows: Vec<&RowResult> = analysis.rows.iter().filter(|r| r.removed.is_some() || r.cumulative.is_some()).collect();
+    let rows: Vec<&RowResult> =
+        analysis.rows.iter().filter(|r| r.removed.is_some() || r.cumulative.is_some()).collect();
     let removed = rows.iter().any(|r| r.removed.is_some());
     let mut columns = vec![("optimization", "Name", Align::Left)];
     if removed {
@@ -196,7 +212,8 @@ fn audit_chart(analysis: &Analysis) -> Option<Chart> {
         })
     };
     let dots: Vec<Dot> = analysis.rows.iter().filter_map(dot).collect();
-    let within = |d: &&Dot| d.expected.is_some_and(|(low, high)| (low..=high).contains(&d.measured.1));
+    let within =
+        |d: &&Dot| d.expected.is_some_and(|(low, high)| (low..=high).contains(&d.measured.1));
     let description = format!(
         "Measured factors with 95 % intervals on a logarithmic axis, over the ranges that the audit expected. {} of {} points with a range lie in it: {}.",
         dots.iter().filter(within).count(),
@@ -221,7 +238,10 @@ fn ladder_chart(analysis: &Analysis) -> Option<Chart> {
     let rows = analysis.rows.iter().filter(|r| TOTALS.iter().all(|t| t.0 != r.name));
     let bars: Vec<Bar> = rows.filter_map(step).collect();
     let last = bars.last().map_or(String::new(), |b| format!("; the last is {}", b.shown));
-    let description = format!("Times the baseline's speed after each step, in the audit's order, {} steps{last}.", bars.len());
+    let description = format!(
+        "Times the baseline's speed after each step, in the audit's order, {} steps{last}.",
+        bars.len()
+    );
     let title = "Speed over the baseline, optimizations switched on in order".into();
     (bars.len() > 1).then_some(Chart { title, description, marks: ChartMarks::Bars(bars) })
 }
@@ -229,10 +249,12 @@ fn ladder_chart(analysis: &Analysis) -> Option<Chart> {
 /// Where the time of a slice went, for the configurations that a reader asks about first.
 fn stages_chart(result: &BenchResult) -> Option<Chart> {
     let parts = [Stage::Prefill, Stage::Decode, Stage::Sample, Stage::Detokenize, Stage::Tokenize];
-    let names = ["prefill", "decode", "sample", "detokenize", "tokenize (beside the forward passes)"];
+    let names =
+        ["prefill", "decode", "sample", "detokenize", "tokenize (beside the forward passes)"];
     let mut rows = Vec::new();
     for config in first_configs(result) {
-        let part = |stage: &Stage| of_samples(result, config, |s| s.stages.of(*stage)).unwrap_or(0.0);
+        let part =
+            |stage: &Stage| of_samples(result, config, |s| s.stages.of(*stage)).unwrap_or(0.0);
         let total = of_samples(result, config, |s| s.seconds)?;
         rows.push(Stack {
             label: result.configs.get(config)?.label.clone(),
@@ -240,7 +262,8 @@ fn stages_chart(result: &BenchResult) -> Option<Chart> {
             shown: format!("{} a slice", seconds(total)),
         });
     }
-    let text = rows.iter().map(|r| format!("{}: {}", r.label, r.shown)).collect::<Vec<_>>().join("; ");
+    let text =
+        rows.iter().map(|r| format!("{}: {}", r.label, r.shown)).collect::<Vec<_>>().join("; ");
     let description = format!("Bars of stages laid end to end, medians over the rounds. {text}.");
     let marks = ChartMarks::Stacks(names.map(String::from).to_vec(), rows);
     Some(Chart { title: "Where the time of a slice went".into(), description, marks })
@@ -248,20 +271,33 @@ fn stages_chart(result: &BenchResult) -> Option<Chart> {
 
 /// The start and everything on: what is drawn of each configuration.
 fn first_configs(result: &BenchResult) -> Vec<usize> {
-    if result.start == result.everything { vec![result.start] } else { vec![result.start, result.everything] }
+    if result.start == result.everything {
+        vec![result.start]
+    } else {
+        vec![result.start, result.everything]
+    }
 }
 
 /// How long whole answers took.
 fn latency_chart(result: &BenchResult, latencies: &[Latencies]) -> Option<Chart> {
     let named: Vec<(&str, &hdrhistogram::Histogram<u64>)> = first_configs(result)
         .into_iter()
-        .filter_map(|i| Some((result.configs.get(i)?.label.as_str(), &latencies.get(i)?.end_to_end)))
+        .filter_map(|i| {
+            Some((result.configs.get(i)?.label.as_str(), &latencies.get(i)?.end_to_end))
+        })
         .collect();
     let drawn = Distributions::of(&named)?;
-    let text = drawn.series.iter().map(|s| format!("{}: {}", s.label, s.shown)).collect::<Vec<_>>().join("; ");
+    let text = drawn
+        .series
+        .iter()
+        .map(|s| format!("{}: {}", s.label, s.shown))
+        .collect::<Vec<_>>()
+        .join("; ");
     Some(Chart {
         title: "Latency of whole answers, logarithmic axis (lines: percentiles)".into(),
-        description: format!("Histograms of seconds from acceptance to the end of an answer. {text}."),
+        description: format!(
+            "Histograms of seconds from acceptance to the end of an answer. {text}."
+        ),
         marks: ChartMarks::Distributions(drawn),
     })
 }
@@ -313,15 +349,22 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
         let more = if busy > BUSY { " Too busy for verdicts." } else { "" };
         notes.push(format!("Time taken by others during the trials (median): {parts}.{more}"));
     }
-    let starred = analysis.rows.iter().any(|r| [r.alone, r.removed, r.cumulative].iter().flatten().any(|r| r.per_token));
+    let starred = analysis
+        .rows
+        .iter()
+        .any(|r| [r.alone, r.removed, r.cumulative].iter().flatten().any(|r| r.per_token));
     if starred {
         notes.push("* The two sides generated different numbers of tokens: the ratio is of seconds per generated token.".into());
     }
     if let Some(hit) = &result.hit {
         let gain = hit.generated_s / hit.repeated_s;
         let n = hit.prompts.max(1) as f64;
-        let tokens = hit.tokens.map_or(String::new(), |t| format!(" for answers of {:.0} tokens", t as f64 / n));
-        let tokenizing = hit.tokenize_s.map_or(String::new(), |s| format!(" ({} of it tokenizing)", seconds(s / n)));
+        let tokens = hit
+            .tokens
+            .map_or(String::new(), |t| format!(" for answers of {:.0} tokens", t as f64 / n));
+        let tokenizing = hit
+            .tokenize_s
+            .map_or(String::new(), |s| format!(" ({} of it tokenizing)", seconds(s / n)));
         let alone = analysis.row("cache").and_then(|r| r.alone).map_or(String::new(), |r| {
             format!(
                 " Over this workload, in which {} of {} prompts are repeats, it gains {}.",
@@ -345,7 +388,9 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
                 .into(),
         );
     }
-    if let Some(beside) = beside_precision(result).filter(|_| analysis.row("precision").is_some_and(|r| r.alone.is_some())) {
+    if let Some(beside) = beside_precision(result)
+        .filter(|_| analysis.row("precision").is_some_and(|r| r.alone.is_some()))
+    {
         notes.push(beside);
     }
     if analysis.row("warmup").is_some_and(|r| r.alone.is_some()) {
@@ -363,7 +408,9 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
 fn made_of(result: &BenchResult) -> String {
     let w = &result.workload;
     let repeats = percent(w.repeats as f64 / w.prompts.max(1) as f64);
-    let of = |f: fn(&Sample) -> u64| mean(result, result.everything, |s| f(s) as f64 / s.answers.max(1) as f64);
+    let of = |f: fn(&Sample) -> u64| {
+        mean(result, result.everything, |s| f(s) as f64 / s.answers.max(1) as f64)
+    };
     let measured = match (of(|s| s.prompt_tokens), of(|s| s.completion_tokens), of(|s| s.early)) {
         (Some(prompt), Some(answer), Some(early)) => {
             format!(
@@ -376,15 +423,23 @@ fn made_of(result: &BenchResult) -> String {
         }
         _ => String::new(),
     };
-    format!("The workload decides what cache and early stopping can gain: {repeats} of its prompts are repeats{measured}.")
+    format!(
+        "The workload decides what cache and early stopping can gain: {repeats} of its prompts are repeats{measured}."
+    )
 }
 
 /// The emulated baseline beside what it emulates, from candle beside it.
 fn beside_precision(result: &BenchResult) -> Option<String> {
     let candle_baseline = result.candle_baseline.as_ref()?;
-    let times: Option<Vec<String>> =
-        candle_baseline.seconds.iter().map(|(name, s)| Some(format!("{name} {}", seconds(median(s)?)))).collect();
-    Some(format!("Beside precision, one batch of the same prompts: {} (see the candle baseline).", times?.join(", ")))
+    let times: Option<Vec<String>> = candle_baseline
+        .seconds
+        .iter()
+        .map(|(name, s)| Some(format!("{name} {}", seconds(median(s)?))))
+        .collect();
+    Some(format!(
+        "Beside precision, one batch of the same prompts: {} (see the candle baseline).",
+        times?.join(", ")
+    ))
 }
 
 /// Medians over the rounds of something of a configuration's samples.
@@ -411,7 +466,8 @@ fn stages(result: &BenchResult) -> Table {
     ]);
     for (i, config) in result.configs.iter().enumerate() {
         let stage = |stage: Stage| ms(of_samples(result, i, |s| s.stages.of(stage)));
-        let waiting = ms(of_samples(result, i, |s| s.stages.of(Stage::Queue) / s.answers.max(1) as f64));
+        let waiting =
+            ms(of_samples(result, i, |s| s.stages.of(Stage::Queue) / s.answers.max(1) as f64));
         let tokens = of_samples(result, i, |s| s.generated_tokens as f64);
         table.push(vec![
             Cell::text(&*config.label),
@@ -442,7 +498,9 @@ fn latency(result: &BenchResult, latencies: &[Latencies]) -> Vec<Block> {
     ]);
     let mut bars = Bars { title: "Whole answers, mean".into(), bars: Vec::new() };
     for (config, l) in result.configs.iter().zip(latencies) {
-        let most = |h: &hdrhistogram::Histogram<u64>| if h.is_empty() { "–".into() } else { seconds(h.max() as f64 / 1e6) };
+        let most = |h: &hdrhistogram::Histogram<u64>| {
+            if h.is_empty() { "–".into() } else { seconds(h.max() as f64 / 1e6) }
+        };
         table.push(
             [
                 config.label.clone(),
@@ -486,7 +544,9 @@ fn starts(result: &BenchResult) -> Table {
     });
     names.sort();
     for name in names {
-        let of = |f: fn(&Start) -> f64| median(&result.starts.iter().filter(|s| s.what == name).map(f).collect::<Vec<_>>());
+        let of = |f: fn(&Start) -> f64| {
+            median(&result.starts.iter().filter(|s| s.what == name).map(f).collect::<Vec<_>>())
+        };
         let time = |v: Option<f64>| v.map_or_else(Cell::empty, |v| Cell::number(v, seconds(v)));
         let peak = of(|s| s.peak_rss.map_or(f64::NAN, |b| b as f64)).filter(|p| p.is_finite());
         table.push(vec![
@@ -517,7 +577,8 @@ fn candle_baseline(result: &BenchResult) -> Option<Section> {
         ("rate", "tokens/s", Align::Right),
         ("ratio", "over the first", Align::Right),
     ]);
-    for ((name, times), (_, tokens)) in candle_baseline.seconds.iter().zip(&candle_baseline.tokens) {
+    for ((name, times), (_, tokens)) in candle_baseline.seconds.iter().zip(&candle_baseline.tokens)
+    {
         let logs: Vec<f64> = first.iter().zip(times).map(|(a, b)| (a / b).ln()).collect();
         let ratio = match (Interval::of_logs(&logs), logs.first()) {
             (Some(i), _) => interval(&i),
@@ -573,39 +634,62 @@ fn clients(result: &BenchResult) -> Option<Section> {
             Cell::text(c.requests.to_string()),
         ]);
     }
-    let text =
-        "Closed-loop clients: each sends its next prompt when its last one is answered. Everything on but the answer cache.";
-    (!result.clients.is_empty())
-        .then(|| Section::new("The queue under load", vec![Block::Text(text.into()), Block::Table(table)]))
+    let text = "Closed-loop clients: each sends its next prompt when its last one is answered. Everything on but the answer cache.";
+    (!result.clients.is_empty()).then(|| {
+        Section::new("The queue under load", vec![Block::Text(text.into()), Block::Table(table)])
+    })
 }
 
 /// What the workload lets an optimization gain.
 fn workload(result: &BenchResult) -> Vec<(String, String)> {
     let w = &result.workload;
     let early = of_samples(result, result.everything, |s| s.early as f64 / s.answers.max(1) as f64);
-    let answers = mean(result, result.everything, |s| s.completion_tokens as f64 / s.answers.max(1) as f64);
-    let prompt = mean(result, result.everything, |s| s.prompt_tokens as f64 / s.answers.max(1) as f64);
+    let answers =
+        mean(result, result.everything, |s| s.completion_tokens as f64 / s.answers.max(1) as f64);
+    let prompt =
+        mean(result, result.everything, |s| s.prompt_tokens as f64 / s.answers.max(1) as f64);
     let mut facts = vec![
-        ("Workload".to_string(), format!("{}, {} prompts in {} slices", w.name, w.prompts, w.slices)),
+        (
+            "Workload".to_string(),
+            format!("{}, {} prompts in {} slices", w.name, w.prompts, w.slices),
+        ),
         (
             "Repeats".to_string(),
-            format!("{} of {} prompts ({})", w.repeats, w.prompts, percent(w.repeats as f64 / w.prompts.max(1) as f64)),
+            format!(
+                "{} of {} prompts ({})",
+                w.repeats,
+                w.prompts,
+                percent(w.repeats as f64 / w.prompts.max(1) as f64)
+            ),
         ),
         (
             "Limit".to_string(),
-            format!("{} tokens, temperature {}, batch {}, {} threads", w.max_tokens, w.temperature, result.batch, result.threads),
+            format!(
+                "{} tokens, temperature {}, batch {}, {} threads",
+                w.max_tokens, w.temperature, result.batch, result.threads
+            ),
         ),
     ];
     if let (Some(prompt), Some(answer), Some(early)) = (prompt, answers, early) {
-        facts
-            .push(("Lengths".into(), format!("{} tokens a prompt, {} an answer with everything on", rate(prompt), rate(answer))));
-        facts.push(("Ended early".into(), format!("{} of the answers with everything on", percent(early))));
+        facts.push((
+            "Lengths".into(),
+            format!(
+                "{} tokens a prompt, {} an answer with everything on",
+                rate(prompt),
+                rate(answer)
+            ),
+        ));
+        facts.push((
+            "Ended early".into(),
+            format!("{} of the answers with everything on", percent(early)),
+        ));
     }
     facts
 }
 
 fn mean(result: &BenchResult, config: usize, f: impl Fn(&Sample) -> f64) -> Option<f64> {
-    mean_interval(&result.rounds.iter().filter_map(|r| r.of(config)).map(f).collect::<Vec<_>>()).map(|m| m.0)
+    mean_interval(&result.rounds.iter().filter_map(|r| r.of(config)).map(f).collect::<Vec<_>>())
+        .map(|m| m.0)
 }
 
 /// What ran.
@@ -618,7 +702,11 @@ fn program(result: &BenchResult) -> Vec<(String, String)> {
         ("Started".to_string(), result.started.clone()),
         (
             "Model".to_string(),
-            format!("{}, sha256 {}", result.model.shown(), result.model.digest.chars().take(16).collect::<String>()),
+            format!(
+                "{}, sha256 {}",
+                result.model.shown(),
+                result.model.digest.chars().take(16).collect::<String>()
+            ),
         ),
     ];
     if let Some(config) = everything {
@@ -649,19 +737,28 @@ pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]
         let mut went: Vec<Block> = stages_chart(result).map(Block::Chart).into_iter().collect();
         went.extend([Block::Text(text.into()), Block::Table(stages(result))]);
         sections.push(Section::new("Where the time went", went));
-        let mut took: Vec<Block> = latency_chart(result, latencies).map(Block::Chart).into_iter().collect();
+        let mut took: Vec<Block> =
+            latency_chart(result, latencies).map(Block::Chart).into_iter().collect();
         took.extend(latency(result, latencies));
         sections.push(Section::new("Latency", took));
     }
     if !result.starts.is_empty() {
-        sections.push(Section::new("Load time, first request, memory", vec![Block::Table(starts(result))]));
+        sections.push(Section::new(
+            "Load time, first request, memory",
+            vec![Block::Table(starts(result))],
+        ));
     }
     sections.extend(clients(result));
     sections.extend(candle_baseline(result));
     sections.push(Section::new("Workload", vec![Block::Facts(workload(result))]));
     sections.push(super::machine::section(&result.machine, result.limits.as_ref()));
     sections.push(Section::new("Program", vec![Block::Facts(program(result))]));
-    let title = format!("llmopt bench --phase {}: {} on {}", result.phases.name(), result.model.shown(), result.machine.cpu);
+    let title = format!(
+        "llmopt bench --phase {}: {} on {}",
+        result.phases.name(),
+        result.model.shown(),
+        result.machine.cpu
+    );
     Report { title, sections, data: data(analysis) }
 }
 
@@ -673,7 +770,8 @@ pub fn tables(analysis: &Analysis) -> String {
 
 /// The short form for a CI's summary page.
 pub fn summary(result: &BenchResult, analysis: &Analysis, gate: &[String]) -> Report {
-    let mut blocks = vec![Block::Table(audit_table(analysis)), Block::Notes(notes(result, analysis))];
+    let mut blocks =
+        vec![Block::Table(audit_table(analysis)), Block::Notes(notes(result, analysis))];
     if !gate.is_empty() {
         blocks.push(Block::Text("Gate:".into()));
         blocks.push(Block::Notes(gate.to_vec()));

@@ -64,14 +64,17 @@ impl Limits {
         let buffer = Buffer::new(buffer_bytes(most), threads);
         let isas = Isa::detected();
         let widest = isas.last().copied().unwrap_or(Isa::Portable);
-        let mut counts: Vec<usize> = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < threads).collect();
+        let mut counts: Vec<usize> =
+            std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < threads).collect();
         counts.push(threads);
         let (mut fma_isa, mut int8_isa) = (widest, None);
         let rates = counts
             .iter()
             .map(|&threads| {
                 let best = |rate: &dyn Fn(Isa) -> Option<f64>| {
-                    isas.iter().filter_map(|&isa| Some((isa, rate(isa)?))).max_by(|a, b| a.1.total_cmp(&b.1))
+                    isas.iter()
+                        .filter_map(|&isa| Some((isa, rate(isa)?)))
+                        .max_by(|a, b| a.1.total_cmp(&b.1))
                 };
                 let fma = best(&|isa| Some(fma_rate(isa, threads, rounds, passes)));
                 let int8 = best(&|isa| int8_rate(isa, threads, rounds / 4, passes));
@@ -85,7 +88,14 @@ impl Limits {
                 }
             })
             .collect();
-        Limits { rates, buffer: Bytes(buffer.bytes().len() as u64), passes, probes: 1, fma_isa, int8_isa }
+        Limits {
+            rates,
+            buffer: Bytes(buffer.bytes().len() as u64),
+            passes,
+            probes: 1,
+            fma_isa,
+            int8_isa,
+        }
     }
 
     /// Takes over what was better at another moment: on a shared machine a limit is the best that was seen while the work was measured.
@@ -240,9 +250,13 @@ impl Reference {
     pub fn time(&self) -> ReferenceRates {
         const ROUNDS: u64 = 1 << 21;
         let part = self.buffer.bytes().len() / self.threads / 4096 * 4096;
-        let read = (part * self.threads) as f64 / read_pass(self.isa, &self.buffer, self.threads).max(1e-9);
+        let read = (part * self.threads) as f64
+            / read_pass(self.isa, &self.buffer, self.threads).max(1e-9);
         let operations = 2 * probes::fma_per_round(self.isa) * ROUNDS * self.threads as u64;
-        ReferenceRates { read, fma: operations as f64 / fma_pass(self.isa, self.threads, ROUNDS).max(1e-9) }
+        ReferenceRates {
+            read,
+            fma: operations as f64 / fma_pass(self.isa, self.threads, ROUNDS).max(1e-9),
+        }
     }
 }
 
@@ -255,7 +269,10 @@ mod tests {
         let limits = Limits::measure(3, Effort::Quick);
         assert_eq!(limits.rates.iter().map(|r| r.threads).collect::<Vec<_>>(), [1, 2, 3]);
         for r in &limits.rates {
-            assert!(r.read.is_finite() && r.read > 0.0 && r.fma.is_finite() && r.fma > 0.0, "{r:?}");
+            assert!(
+                r.read.is_finite() && r.read > 0.0 && r.fma.is_finite() && r.fma > 0.0,
+                "{r:?}"
+            );
             assert!(r.int8.is_none_or(|i| i.is_finite() && i > 0.0), "{r:?}");
         }
         assert_eq!(limits.at(3).unwrap().threads, 3);
@@ -273,7 +290,10 @@ mod tests {
         other.rates[1].fma /= 2.0;
         limits.raise(&other);
         assert_eq!((limits.rates[0], limits.probes), (before.rates[0], 2));
-        assert_eq!((limits.rates[1].read, limits.rates[1].fma), (2.0 * before.rates[1].read, before.rates[1].fma));
+        assert_eq!(
+            (limits.rates[1].read, limits.rates[1].fma),
+            (2.0 * before.rates[1].read, before.rates[1].fma)
+        );
     }
 
     #[test]

@@ -21,11 +21,19 @@ pub struct Formats {
 impl Formats {
     /// One format for everything; keys and values in f16 for quantized weights, in f32 for the others.
     pub fn all(format: Format) -> Formats {
-        Formats { of: HashMap::new(), rest: format, kv_element: if format.is_quantized() { 2.0 } else { 4.0 } }
+        Formats {
+            of: HashMap::new(),
+            rest: format,
+            kv_element: if format.is_quantized() { 2.0 } else { 4.0 },
+        }
     }
 
     /// These formats of these matrices, `rest` for all others; keys and values of `kv_element` bytes each.
-    pub fn new(of: impl IntoIterator<Item = (Role, Format)>, rest: Format, kv_element: f64) -> Formats {
+    pub fn new(
+        of: impl IntoIterator<Item = (Role, Format)>,
+        rest: Format,
+        kv_element: f64,
+    ) -> Formats {
         Formats { of: of.into_iter().collect(), rest, kv_element }
     }
 
@@ -77,11 +85,20 @@ impl Work {
 
     /// One sequence: `tokens` tokens one after the other from an empty context.
     pub fn decode(spec: &ModelSpec, formats: &Formats, tokens: usize) -> Work {
-        (0..tokens).map(|start| Work::step(spec, formats, &[(start, 1)])).fold(Work::default(), Work::plus).yielding(tokens)
+        (0..tokens)
+            .map(|start| Work::step(spec, formats, &[(start, 1)]))
+            .fold(Work::default(), Work::plus)
+            .yielding(tokens)
     }
 
     /// `batch` sequences together, one token each a step: `tokens` steps after prompts of `prompt` tokens (whose prefill is not part of it).
-    pub fn decode_batch(spec: &ModelSpec, formats: &Formats, batch: usize, prompt: usize, tokens: usize) -> Work {
+    pub fn decode_batch(
+        spec: &ModelSpec,
+        formats: &Formats,
+        batch: usize,
+        prompt: usize,
+        tokens: usize,
+    ) -> Work {
         (0..tokens)
             .map(|i| Work::step(spec, formats, &vec![(prompt + i, 1); batch]))
             .fold(Work::default(), Work::plus)
@@ -92,13 +109,18 @@ impl Work {
     pub fn step(spec: &ModelSpec, formats: &Formats, segments: &[(usize, usize)]) -> Work {
         let rows: usize = segments.iter().map(|s| s.1).sum();
         let mut work = Work { tokens: rows as f64, ..Work::default() };
-        for (role, (n, k)) in roles(spec).filter(|(role, _)| is_matrix(*role) && role.layer().is_some()) {
+        for (role, (n, k)) in
+            roles(spec).filter(|(role, _)| is_matrix(*role) && role.layer().is_some())
+        {
             // Of experts those that are used are read and computed: at most as many as rows choose, at least as many as one row does.
             let (experts, used) = spec.experts_read(role, rows);
             let small = matches!(role, Role::Router(_) | Role::DeltaBeta(_) | Role::DeltaAlpha(_));
             let (format, n) = (if small { Format::F32 } else { formats.of(role) }, n / experts);
             work.weight_bytes += (n * format.row_bytes(k)) as f64 * used;
-            work.add_products(format, (n * k) as f64 * spec.experts_used(role) as f64 * rows as f64);
+            work.add_products(
+                format,
+                (n * k) as f64 * spec.experts_used(role) as f64 * rows as f64,
+            );
         }
         let output = formats.of(Role::Output);
         work.weight_bytes += (spec.vocab * output.row_bytes(spec.hidden)) as f64;
@@ -115,7 +137,8 @@ impl Work {
                 Mixer::DeltaNet(net) => {
                     // Three products of the state with a vector and one that changes it; the state is read and written once.
                     let state = (net.value_heads * net.key_dim * net.value_dim) as f64;
-                    work.f32_ops += (7.0 * state + 2.0 * (net.taps * net.channels()) as f64) * rows as f64;
+                    work.f32_ops +=
+                        (7.0 * state + 2.0 * (net.taps * net.channels()) as f64) * rows as f64;
                     let kept = state + ((net.taps - 1) * net.channels()) as f64;
                     work.kv_bytes += 2.0 * kept * 4.0 * segments.len() as f64;
                     continue;
@@ -127,7 +150,8 @@ impl Work {
                 let seen: f64 = (0..rows).map(|r| (start + r + 1).min(window) as f64).sum();
                 work.f32_ops += 4.0 * seen * attention.query_width() as f64;
                 let held = (start + rows).min(window.saturating_add(rows.saturating_sub(1)));
-                work.kv_bytes += 2.0 * held as f64 * attention.kv_width() as f64 * formats.kv_element;
+                work.kv_bytes +=
+                    2.0 * held as f64 * attention.kv_width() as f64 * formats.kv_element;
             }
         }
         work
@@ -157,11 +181,17 @@ impl Work {
     /// Tokens a second that cannot be beaten at these rates, and why; `None` if no measured rate applies. `cached`: bytes that the caches hold;
     /// weights smaller than that need not come from memory.
     pub fn limit(&self, rates: &Rates, cached: f64) -> Option<(f64, Bound)> {
-        let memory = if self.weight_bytes > cached { (self.weight_bytes + self.kv_bytes) / rates.read } else { 0.0 };
-        let int8 = if self.int8_ops > 0.0 { rates.int8.map(|r| self.int8_ops / r) } else { Some(0.0) };
+        let memory = if self.weight_bytes > cached {
+            (self.weight_bytes + self.kv_bytes) / rates.read
+        } else {
+            0.0
+        };
+        let int8 =
+            if self.int8_ops > 0.0 { rates.int8.map(|r| self.int8_ops / r) } else { Some(0.0) };
         // Without an int8 probe only the f32 part is known: still a lower bound of the time.
         let compute = self.f32_ops / rates.fma + int8.unwrap_or(0.0);
-        let (time, bound) = if memory >= compute { (memory, Bound::Memory) } else { (compute, Bound::Compute) };
+        let (time, bound) =
+            if memory >= compute { (memory, Bound::Memory) } else { (compute, Bound::Compute) };
         (time > 0.0 && time.is_finite()).then(|| (self.tokens / time, bound))
     }
 }
@@ -207,8 +237,19 @@ mod tests {
     /// Q4_K_M holds some matrices in Q6_K: their bytes are theirs, not those of the layer's first.
     #[test]
     fn a_mixture_counts_every_matrix_in_its_own_format() {
-        let spec = ModelSpec::plain(Plain { layers: 2, hidden: 256, ffn: 512, heads: 4, kv_heads: 4, ..SMOLLM2 });
-        let mixture = Formats::new([(Role::Down(1), Format::Q6K), (Role::Output, Format::F16)], Format::Q4K, 2.0);
+        let spec = ModelSpec::plain(Plain {
+            layers: 2,
+            hidden: 256,
+            ffn: 512,
+            heads: 4,
+            kv_heads: 4,
+            ..SMOLLM2
+        });
+        let mixture = Formats::new(
+            [(Role::Down(1), Format::Q6K), (Role::Output, Format::F16)],
+            Format::Q4K,
+            2.0,
+        );
         let work = Work::step(&spec, &mixture, &[(0, 1)]);
         let weights = 2 * (4 * 256 * 256 + 3 * 256 * 512);
         let down = 256 * 512;
@@ -220,20 +261,32 @@ mod tests {
     #[test]
     fn bounds_are_those_of_the_peer_table() {
         let spec = smollm2();
-        let (rate, bound) = Work::decode(&spec, &Formats::all(Format::F32), 1).limit(&ZEN1, 8e6).unwrap();
+        let (rate, bound) =
+            Work::decode(&spec, &Formats::all(Format::F32), 1).limit(&ZEN1, 8e6).unwrap();
         assert!((rate - 46.5).abs() < 0.5 && bound == Bound::Memory, "{rate} {bound}");
         // Without attention 212 MFLOP a token: 353 tokens/s; the head once for 512 and attention over 257 positions on average take some of it.
-        let (rate, bound) = Work::prefill(&spec, &Formats::all(Format::Bf16), 512).limit(&ZEN1, 8e6).unwrap();
+        let (rate, bound) =
+            Work::prefill(&spec, &Formats::all(Format::Bf16), 512).limit(&ZEN1, 8e6).unwrap();
         assert!((310.0..353.0).contains(&rate) && bound == Bound::Compute, "{rate} {bound}");
-        let (rate, bound) = Work::decode_batch(&spec, &Formats::all(Format::F32), 64, 1, 1).limit(&ZEN1, 8e6).unwrap();
+        let (rate, bound) = Work::decode_batch(&spec, &Formats::all(Format::F32), 64, 1, 1)
+            .limit(&ZEN1, 8e6)
+            .unwrap();
         assert!((270.0..280.0).contains(&rate) && bound == Bound::Compute, "{rate} {bound}");
     }
 
     #[test]
     fn a_step_counts_what_a_hand_count_gives() {
         // One layer, hidden 2, ffn 4, 1 head of 2, vocabulary 3: 4·(2·2) + 3·(4·2) = 40 weights, head 6.
-        let spec =
-            ModelSpec::plain(Plain { layers: 1, hidden: 2, ffn: 4, heads: 1, kv_heads: 1, head_dim: 2, vocab: 3, ..SMOLLM2 });
+        let spec = ModelSpec::plain(Plain {
+            layers: 1,
+            hidden: 2,
+            ffn: 4,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 2,
+            vocab: 3,
+            ..SMOLLM2
+        });
         let work = Work::step(&spec, &Formats::all(Format::F32), &[(3, 2)]);
         // Rows see 4 and 5 positions, 2 wide, scores and sums: 4·9·2 operations. 2·40·2 for the layer, 2·6 for one row of the head.
         assert_eq!(work.f32_ops, 72.0 + 160.0 + 12.0);
@@ -242,7 +295,10 @@ mod tests {
         assert_eq!(work.kv_bytes, 80.0);
         // Two tokens one after the other from nothing read the weights twice and see 1 and 2 positions.
         let two = Work::decode(&spec, &Formats::all(Format::F32), 2);
-        assert_eq!((two.weight_bytes, two.f32_ops, two.tokens), (2.0 * 184.0, 2.0 * 92.0 + 4.0 * 3.0 * 2.0, 2.0));
+        assert_eq!(
+            (two.weight_bytes, two.f32_ops, two.tokens),
+            (2.0 * 184.0, 2.0 * 92.0 + 4.0 * 3.0 * 2.0, 2.0)
+        );
     }
 
     #[test]

@@ -10,10 +10,23 @@ pub struct Date {
     day: u32,
 }
 
-const MONTHS: [&str; 12] =
-    ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
 /// From Sunday.
-const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const WEEKDAYS: [&str; 7] =
+    ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 impl Date {
     /// The day that Llama 3's template falls back to.
@@ -22,21 +35,31 @@ impl Date {
     /// `2024-07-26`, `26 Jul 2024` or `26 July 2024`; `None` for anything else.
     pub fn parse(text: &str) -> Option<Date> {
         let text = text.trim();
-        let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<u32>().ok())?;
-        let (year, month, day) = if let [year, month, day] = text.split('-').collect::<Vec<_>>()[..] {
+        let number = |part: &str| {
+            part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<u32>().ok())?
+        };
+        let (year, month, day) = if let [year, month, day] = text.split('-').collect::<Vec<_>>()[..]
+        {
             (number(year)?, number(month)?, number(day)?)
         } else if let [day, month, year] = text.split_whitespace().collect::<Vec<_>>()[..] {
-            let named = |name: &&str| name.eq_ignore_ascii_case(month) || name[..3].eq_ignore_ascii_case(month);
+            let named = |name: &&str| {
+                name.eq_ignore_ascii_case(month) || name[..3].eq_ignore_ascii_case(month)
+            };
             (number(year)?, MONTHS.iter().position(named)? as u32 + 1, number(day)?)
         } else {
             return None;
         };
         let date = Date { year, month, day };
-        ((1000..=9999).contains(&year) && (1..=12).contains(&month) && day >= 1 && day <= date.days_in(month)).then_some(date)
+        ((1000..=9999).contains(&year)
+            && (1..=12).contains(&month)
+            && day >= 1
+            && day <= date.days_in(month))
+        .then_some(date)
     }
 
     fn is_leap(self) -> bool {
-        self.year.is_multiple_of(4) && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400))
+        self.year.is_multiple_of(4)
+            && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400))
     }
 
     fn days_in(self, month: u32) -> u32 {
@@ -161,13 +184,15 @@ enum Text {
 fn flagged(text: Text, flags: &str) -> String {
     let text = match text {
         Text::Words(text) => text,
-        Text::Number { value, width, pad } => match flags.chars().rfind(|flag| matches!(flag, '-' | '_' | '0')) {
-            Some('-') => value.to_string(),
-            Some('_') => format!("{value:width$}"),
-            Some(_) => format!("{value:0width$}"),
-            None if pad == ' ' => format!("{value:width$}"),
-            None => format!("{value:0width$}"),
-        },
+        Text::Number { value, width, pad } => {
+            match flags.chars().rfind(|flag| matches!(flag, '-' | '_' | '0')) {
+                Some('-') => value.to_string(),
+                Some('_') => format!("{value:width$}"),
+                Some(_) => format!("{value:0width$}"),
+                None if pad == ' ' => format!("{value:width$}"),
+                None => format!("{value:0width$}"),
+            }
+        }
     };
     match flags.chars().rfind(|flag| matches!(flag, '^' | '#')) {
         Some('#') if text == "PM" || text == "UTC" => text.to_lowercase(),
@@ -190,9 +215,17 @@ mod tests {
                 "%d %b %Y|%-d %B %y|%A %a|%j|%H:%M:%S %p|%F %T",
                 "26 Jul 2024|26 July 24|Friday Fri|208|12:00:00 PM|2024-07-26 12:00:00",
             ),
-            ("2021-01-03", "%d %-d %_d %e %0e %m %-m|%G-W%V-%u %g|%U %W %w", "03 3  3  3 03 01 1|2020-W53-7 20|01 00 0"),
+            (
+                "2021-01-03",
+                "%d %-d %_d %e %0e %m %-m|%G-W%V-%u %g|%U %W %w",
+                "03 3  3  3 03 01 1|2020-W53-7 20|01 00 0",
+            ),
             ("2020-12-31", "%j %-j|%G-W%V-%u|%U %W", "366 366|2020-W53-4|52 52"),
-            ("2019-12-30", "%G-W%V|%D|%x|%R|%r|%c", "2020-W01|12/30/19|12/30/19|12:00|12:00:00 PM|Mon Dec 30 12:00:00 2019"),
+            (
+                "2019-12-30",
+                "%G-W%V|%D|%x|%R|%r|%c",
+                "2020-W01|12/30/19|12/30/19|12:00|12:00:00 PM|Mon Dec 30 12:00:00 2019",
+            ),
             ("2000-02-29", "%C %^a %^B %#p %P %k %l%n%t%%", "20 TUE FEBRUARY pm pm 12 12\n\t%"),
             ("2024-07-26", "%z %Z %f", "+0000 UTC 000000"),
         ] {

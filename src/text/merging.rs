@@ -49,7 +49,13 @@ impl Word {
         if let Some(last) = self.symbols.last_mut() {
             last.next = at;
         }
-        self.symbols.push(Symbol { id, start, len: len as u32, previous: at.checked_sub(1).unwrap_or(END), next: END });
+        self.symbols.push(Symbol {
+            id,
+            start,
+            len: len as u32,
+            previous: at.checked_sub(1).unwrap_or(END),
+            next: END,
+        });
     }
 
     /// Merges all that `pair` (rank and result of two neighbours) has a merge for.
@@ -60,7 +66,10 @@ impl Word {
         while let Some(Reverse((_, at, len, result))) = self.heap.pop() {
             let left = self.symbols[at as usize];
             // Out of date: a part has been taken in by another merge since. Lengths only grow, so that they tell.
-            if left.len == 0 || left.next == END || left.len + self.symbols[left.next as usize].len != len {
+            if left.len == 0
+                || left.next == END
+                || left.len + self.symbols[left.next as usize].len != len
+            {
                 continue;
             }
             let right = self.symbols[left.next as usize];

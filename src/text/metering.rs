@@ -12,9 +12,14 @@
 //! user or a test has none), started under limits on processes and memory that may forbid it, and asked twice for each prompt.
 //! Over 500 lines: a rule for each instruction of minijinja, none of which is of use alone.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
-use minijinja::machinery::{CodeGenerator, Instruction, Instructions, ast, make_string_output, parse};
+use minijinja::machinery::{
+    CodeGenerator, Instruction, Instructions, ast, make_string_output, parse,
+};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
@@ -29,7 +34,8 @@ const MAX_DEPTH: usize = 50;
 const NO_SLOT: u8 = u8::MAX;
 
 /// Filters that look at the first layer of their input only and make nothing deeper, or charge for themselves.
-const SHALLOW: [&str; 10] = ["attr", "count", "d", "default", "first", "last", "length", "reverse", "string", "tojson"];
+const SHALLOW: [&str; 10] =
+    ["attr", "count", "d", "default", "first", "last", "length", "reverse", "string", "tojson"];
 /// Tests that do.
 const PLAIN: [&str; 18] = [
     "boolean",
@@ -59,7 +65,11 @@ pub(super) struct Program {
 
 impl Program {
     /// Compiles `source`; registers the checks in `environment`.
-    pub(super) fn compile(environment: &mut Environment, source: &str, syntax: SyntaxConfig) -> Result<Program, Error> {
+    pub(super) fn compile(
+        environment: &mut Environment,
+        source: &str,
+        syntax: SyntaxConfig,
+    ) -> Result<Program, Error> {
         let source = kept(source);
         let tree: ast::Stmt<'static> = parse(source, "chat", syntax)?;
         statement(&tree)?;
@@ -80,11 +90,22 @@ impl Program {
     }
 
     /// Runs it.
-    pub(super) fn render(&self, environment: &Environment, context: Value) -> Result<String, Error> {
+    pub(super) fn render(
+        &self,
+        environment: &Environment,
+        context: Value,
+    ) -> Result<String, Error> {
         let mut text = String::new();
         let mut out = make_string_output(&mut text);
         let none = BTreeMap::new();
-        minijinja::machinery::eval(environment, &self.instructions, context, &none, &mut out, AutoEscape::None)?;
+        minijinja::machinery::eval(
+            environment,
+            &self.instructions,
+            context,
+            &none,
+            &mut out,
+            AutoEscape::None,
+        )?;
         drop(out);
         Ok(text)
     }
@@ -114,7 +135,8 @@ fn statements(all: &[ast::Stmt]) -> Result<(), Error> {
 
 fn statement(statement: &ast::Stmt) -> Result<(), Error> {
     use ast::Stmt as S;
-    let all = |expressions: &[&ast::Expr]| expressions.iter().try_for_each(|e| constant(e).map(drop));
+    let all =
+        |expressions: &[&ast::Expr]| expressions.iter().try_for_each(|e| constant(e).map(drop));
     match statement {
         S::Template(s) => statements(&s.children),
         S::EmitExpr(s) => all(&[&s.expr]),
@@ -167,8 +189,10 @@ fn call(call: &ast::Call) -> Result<(), Error> {
 
 fn arguments(arguments: &[ast::CallArg]) -> Result<(), Error> {
     arguments.iter().try_for_each(|argument| {
-        let (ast::CallArg::Pos(e) | ast::CallArg::Kwarg(_, e) | ast::CallArg::PosSplat(e) | ast::CallArg::KwargSplat(e)) =
-            argument;
+        let (ast::CallArg::Pos(e)
+        | ast::CallArg::Kwarg(_, e)
+        | ast::CallArg::PosSplat(e)
+        | ast::CallArg::KwargSplat(e)) = argument;
         constant(e).map(drop)
     })
 }
@@ -199,7 +223,9 @@ fn constant(expression: &ast::Expr) -> Result<Option<bool>, Error> {
         E::Map(e) => Ok(items(&e.keys)?.and(items(&e.values)?)),
         E::UnaryOp(e) => constant(&e.expr),
         E::BinOp(e) => folded(&[&e.left, &e.right]),
-        E::Compare(e) => folded(&std::iter::once(&e.expr).chain(e.ops.iter().map(|op| &op.expr)).collect::<Vec<_>>()),
+        E::Compare(e) => folded(
+            &std::iter::once(&e.expr).chain(e.ops.iter().map(|op| &op.expr)).collect::<Vec<_>>(),
+        ),
         E::Slice(e) => each(&[Some(&e.expr), e.start.as_ref(), e.stop.as_ref(), e.step.as_ref()]),
         E::IfExpr(e) => each(&[Some(&e.test_expr), Some(&e.true_expr), e.false_expr.as_ref()]),
         E::GetAttr(e) => each(&[Some(&e.expr)]),
@@ -226,10 +252,13 @@ fn target<'a>(instruction: &'a mut Instruction<'static>) -> Option<&'a mut u32> 
 /// The check that an instruction needs, and how many values on the stack it is about.
 fn check(instruction: &Instruction) -> Result<Option<(&'static str, usize)>, Error> {
     use Instruction as I;
-    let known = |count: &Option<u16>| count.map(usize::from).ok_or_else(|| refused("a call with * or **"));
+    let known =
+        |count: &Option<u16>| count.map(usize::from).ok_or_else(|| refused("a call with * or **"));
     Ok(match instruction {
         I::StringConcat => Some(("!text", 2)),
-        I::Eq | I::Ne | I::Gt | I::Gte | I::Lt | I::Lte | I::In | I::CompareAndPreserve(_) => Some(("!walk", 2)),
+        I::Eq | I::Ne | I::Gt | I::Gte | I::Lt | I::Lte | I::In | I::CompareAndPreserve(_) => {
+            Some(("!walk", 2))
+        }
         I::GetItem => Some(("!item", 2)),
         I::Add => Some(("!add", 2)),
         I::Mul => Some(("!times", 2)),
@@ -244,10 +273,14 @@ fn check(instruction: &Instruction) -> Result<Option<(&'static str, usize)>, Err
         I::PerformTest(name, ..) if PLAIN.contains(name) => None,
         I::PerformTest(_, count, _) => Some(("!walk", known(count)?)),
         I::CallFunction("super", _) => return Err(refused("super()")),
-        I::CallFunction(_, count) | I::CallMethod(_, count) | I::CallObject(count) => Some(("!both", known(count)?)),
+        I::CallFunction(_, count) | I::CallMethod(_, count) | I::CallObject(count) => {
+            Some(("!both", known(count)?))
+        }
         // What a loop with a condition is left with is no deeper than what it goes through.
         I::BuildList(None) => None,
-        I::BuildTuple(None) | I::UnpackLists(_) | I::MergeKwargs(_) => return Err(refused("a call with * or **")),
+        I::BuildTuple(None) | I::UnpackLists(_) | I::MergeKwargs(_) => {
+            return Err(refused("a call with * or **"));
+        }
         I::PushAutoEscape => return Err(refused("autoescape")),
         I::Include(_) | I::LoadBlocks | I::ExportLocals | I::CallBlock(_) | I::FastSuper => {
             return Err(refused("a block or another template"));
@@ -258,18 +291,26 @@ fn check(instruction: &Instruction) -> Result<Option<(&'static str, usize)>, Err
 
 /// Whether the value is one that follows nothing.
 fn is_scalar(value: &Value) -> bool {
-    !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain)
+    !matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain
+    )
 }
 
 /// The instructions with checks before those that need one: the values are taken off the stack, looked at and put back.
-fn guarded(program: &Instructions<'static>, source: &'static str) -> Result<Instructions<'static>, Error> {
+fn guarded(
+    program: &Instructions<'static>,
+    source: &'static str,
+) -> Result<Instructions<'static>, Error> {
     let old: Vec<Instruction<'static>> = (0..).map_while(|at| program.get(at).cloned()).collect();
-    let targets: BTreeSet<u32> = old.iter().filter_map(|i| target(&mut i.clone()).copied()).collect();
+    let targets: BTreeSet<u32> =
+        old.iter().filter_map(|i| target(&mut i.clone()).copied()).collect();
     let mut checks = Vec::with_capacity(old.len());
     for (at, instruction) in old.iter().enumerate() {
         let mut check = check(instruction)?.filter(|(_, count)| *count > 0);
         // Most comparisons are with a constant text, and most sums have one: nothing can be followed then.
-        if let Some(Instruction::LoadConst(right)) = at.checked_sub(1).and_then(|before| old.get(before))
+        if let Some(Instruction::LoadConst(right)) =
+            at.checked_sub(1).and_then(|before| old.get(before))
             && is_scalar(right)
             && !targets.contains(&(at as u32))
         {
@@ -475,7 +516,8 @@ fn repeated(state: &State, values: Stacked) -> Result<Value, Error> {
         if is_list(list) && number(factor).is_some() {
             let all = items(state, list)?;
             let times = usize::try_from(times).unwrap_or(usize::MAX);
-            let size = all.len().checked_mul(times).ok_or_else(|| Error::from(ErrorKind::OutOfFuel))?;
+            let size =
+                all.len().checked_mul(times).ok_or_else(|| Error::from(ErrorKind::OutOfFuel))?;
             *list = Value::from(all.iter().cycle().take(size).cloned().collect::<Vec<_>>());
             *factor = Value::from(1);
         }
@@ -503,13 +545,15 @@ fn sliced(state: &State, values: Stacked) -> Result<Value, Error> {
     fee(state, &values)?;
     if let [value, start, stop, step] = &mut values[..] {
         state.consume_fuel(letters(value) / READ)?;
-        let bound = |value: &Value| if value.is_none() { Some(None) } else { value.as_i64().map(Some) };
+        let bound =
+            |value: &Value| if value.is_none() { Some(None) } else { value.as_i64().map(Some) };
         if is_list(value)
             && let (Some(first), Some(last), Some(by)) = (bound(start), bound(stop), bound(step))
             && by != Some(0)
         {
             let all = items(state, value)?;
-            let part = places(all.len(), first, last, by.unwrap_or(1)).filter_map(|at| all.get(at).cloned());
+            let part = places(all.len(), first, last, by.unwrap_or(1))
+                .filter_map(|at| all.get(at).cloned());
             *value = Value::from(part.collect::<Vec<_>>());
             (*start, *stop, *step) = (Value::from(()), Value::from(()), Value::from(()));
         }
@@ -518,7 +562,12 @@ fn sliced(state: &State, values: Stacked) -> Result<Value, Error> {
 }
 
 /// The places that Python's slice `[first:last:step]` of `len` items names, in its order (the language reference's "slicings").
-fn places(len: usize, first: Option<i64>, last: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
+fn places(
+    len: usize,
+    first: Option<i64>,
+    last: Option<i64>,
+    step: i64,
+) -> impl Iterator<Item = usize> {
     let len = i64::try_from(len).unwrap_or(i64::MAX);
     let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
     let within = |at: i64| if at < 0 { at.saturating_add(len) } else { at }.clamp(low, high);

@@ -36,7 +36,9 @@ fn apply(step: &Normalizer, text: &str, first: bool) -> Option<String> {
             }
             Some(out)
         }
-        Normalizer::Replace { from, to } => text.contains(from.as_str()).then(|| text.replace(from.as_str(), to)),
+        Normalizer::Replace { from, to } => {
+            text.contains(from.as_str()).then(|| text.replace(from.as_str(), to))
+        }
         Normalizer::Prepend { text: begin, unless_there, only_first } => {
             let there = *unless_there && text.starts_with(begin.as_str());
             let inside = *only_first && !first;
@@ -62,7 +64,11 @@ mod tests {
         assert_eq!(one(Normalizer::Strip { left: true, right: false }, " a "), "a ");
         assert_eq!(one(Normalizer::OneSpace, "  a   b\n "), "a b\n");
         assert_eq!(one(Normalizer::Replace { from: " ".into(), to: "▁".into() }, "a b"), "a▁b");
-        let prepend = |unless_there, only_first| Normalizer::Prepend { text: "▁".into(), unless_there, only_first };
+        let prepend = |unless_there, only_first| Normalizer::Prepend {
+            text: "▁".into(),
+            unless_there,
+            only_first,
+        };
         assert_eq!(one(prepend(false, false), "▁a"), "▁▁a");
         assert_eq!(one(prepend(true, false), "▁a"), "▁a");
         assert_eq!(one(prepend(false, true), "a"), "a");

@@ -56,10 +56,15 @@ pub(super) fn pieces(spec: &TokenizerSpec, kinds: Vec<Kind>) -> Result<Pieces, S
                     }
                 }
             }
-            _ if spec.escaped_spaces => bytes.extend_from_slice(text.replace(SPACE, " ").as_bytes()),
+            _ if spec.escaped_spaces => {
+                bytes.extend_from_slice(text.replace(SPACE, " ").as_bytes())
+            }
             _ => bytes.extend_from_slice(text.as_bytes()),
         }
-        ends.push(u32::try_from(bytes.len()).map_err(|_| "the vocabulary holds more than 4 GiB of text".to_string())?);
+        ends.push(
+            u32::try_from(bytes.len())
+                .map_err(|_| "the vocabulary holds more than 4 GiB of text".to_string())?,
+        );
     }
     Ok(Pieces { bytes, ends, kinds })
 }

@@ -24,12 +24,15 @@ impl PreTokenizer {
         let compiled = cuts.iter().map(|cut| {
             let (rule, pattern) = match cut {
                 Cut::Isolate(pattern) => (Rule::Isolate, pattern),
-                Cut::Words { pattern, lines_apart } => (Rule::Words { lines_apart: *lines_apart }, pattern),
+                Cut::Words { pattern, lines_apart } => {
+                    (Rule::Words { lines_apart: *lines_apart }, pattern)
+                }
                 Cut::EndAt(pattern) => (Rule::EndAt, pattern),
                 Cut::BeginAt(pattern) => (Rule::BeginAt, pattern),
             };
-            let regex =
-                Regex::new(pattern).map_err(|_| format!("the pattern '{}' is not supported", crate::units::shown(pattern)))?;
+            let regex = Regex::new(pattern).map_err(|_| {
+                format!("the pattern '{}' is not supported", crate::units::shown(pattern))
+            })?;
             Ok((rule, regex))
         });
         Ok(PreTokenizer { stages: compiled.collect::<Result<_, String>>()? })
@@ -119,14 +122,23 @@ mod tests {
     fn digits_spaces_and_lines_are_cut_as_each_rule_says() {
         assert_eq!(cut("smollm", "in  1234!"), ["in", "  ", "1", "2", "3", "4", "!"]);
         assert_eq!(cut("gpt-2", "in  1234!"), ["in", " ", " 1234", "!"]);
-        assert_eq!(cut("default", "in 1234!"), ["in", " ", "123", "4", "!"].map(String::from).to_vec().as_slice());
-        assert_eq!(cut("llama-bpe", "a  \n\n  b 12345"), ["a", "  \n\n", " ", " b", " ", "123", "45"]);
+        assert_eq!(
+            cut("default", "in 1234!"),
+            ["in", " ", "123", "4", "!"].map(String::from).to_vec().as_slice()
+        );
+        assert_eq!(
+            cut("llama-bpe", "a  \n\n  b 12345"),
+            ["a", "  \n\n", " ", " b", " ", "123", "45"]
+        );
         assert_eq!(cut("qwen2", "I'LL x\t\ty 12"), ["I", "'LL", " x", "\t", "\ty", " ", "1", "2"]);
         // Marks stay with their letters.
         assert_eq!(cut("qwen35", "a\u{301}b"), ["a\u{301}b"]);
         assert_eq!(cut("qwen2", "a\u{301}b"), ["a", "\u{301}b"]);
         // Upper and lower case, English suffixes, signs with slashes.
-        assert_eq!(cut("gpt-4o", "HTMLParser don't a./\n12345"), ["HTMLParser", " don't", " a", "./\n", "123", "45"]);
+        assert_eq!(
+            cut("gpt-4o", "HTMLParser don't a./\n12345"),
+            ["HTMLParser", " don't", " a", "./\n", "123", "45"]
+        );
         assert_eq!(cut("gpt-4o", "fooBar ÉÉé"), ["foo", "Bar", " ÉÉé"]);
         assert_eq!(cut("tekken", "don't 12"), ["don", "'t", " ", "1", "2"]);
         assert_eq!(cut("deepseek-v3", "abc漢字12345, x"), ["abc", "漢字", "123", "45", ",", " x"]);
@@ -140,7 +152,10 @@ mod tests {
         assert_eq!(cut(Cut::Isolate("x".into()), "axxb"), ["a", "x", "x", "b"]);
         assert_eq!(cut(Cut::EndAt("x".into()), "axxb"), ["ax", "x", "b"]);
         assert_eq!(cut(Cut::BeginAt("x".into()), "axxb"), ["a", "x", "xb"]);
-        assert_eq!(cut(Cut::Words { pattern: r"x*|\s+".into(), lines_apart: false }, "axxb").concat(), "axxb");
+        assert_eq!(
+            cut(Cut::Words { pattern: r"x*|\s+".into(), lines_apart: false }, "axxb").concat(),
+            "axxb"
+        );
         assert!(PreTokenizer::new(&[Cut::Isolate("(?=x)".into())]).is_err());
     }
 
@@ -159,7 +174,8 @@ mod tests {
     fn rules_cut_as_tokenizers_does_with_the_original_patterns() {
         use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
         use tokenizers::{
-            OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior::Isolated,
+            OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _,
+            SplitDelimiterBehavior::Isolated,
         };
         const CASED: [&str; 2] = [
             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
@@ -191,18 +207,28 @@ mod tests {
         ];
         let texts: Vec<String> = include_str!("../../tests/data/tokens-smollm.jsonl")
             .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["text"].as_str().unwrap().to_string())
+            .map(|line| {
+                serde_json::from_str::<serde_json::Value>(line).unwrap()["text"]
+                    .as_str()
+                    .unwrap()
+                    .to_string()
+            })
             .collect();
         assert!(texts.len() >= 600);
         for (name, patterns) in originals {
             let ours = PreTokenizer::new(&model::PreTokenizer::named(name).unwrap().cuts).unwrap();
-            let theirs: Vec<Split> =
-                patterns.into_iter().map(|p| Split::new(SplitPattern::Regex(p), Isolated, false).unwrap()).collect();
+            let theirs: Vec<Split> = patterns
+                .into_iter()
+                .map(|p| Split::new(SplitPattern::Regex(p), Isolated, false).unwrap())
+                .collect();
             for text in texts.iter().filter(|t| !t.is_empty()) {
                 let mut cut = PreTokenizedString::from(text.as_str());
                 theirs.iter().for_each(|split| split.pre_tokenize(&mut cut).unwrap());
-                let want: Vec<&str> =
-                    cut.get_splits(OffsetReferential::Original, OffsetType::Byte).into_iter().map(|(piece, ..)| piece).collect();
+                let want: Vec<&str> = cut
+                    .get_splits(OffsetReferential::Original, OffsetType::Byte)
+                    .into_iter()
+                    .map(|(piece, ..)| piece)
+                    .collect();
                 assert_eq!(ours.split(text), want, "{name}: {text:?}");
             }
         }

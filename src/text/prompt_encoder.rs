@@ -91,17 +91,32 @@ impl PromptEncoder {
     }
 
     /// The same without a model; errors name the field only.
-    pub fn from_vocabulary(vocabulary: &Vocabulary, context: usize) -> Result<PromptEncoder, ModelError> {
+    pub fn from_vocabulary(
+        vocabulary: &Vocabulary,
+        context: usize,
+    ) -> Result<PromptEncoder, ModelError> {
         let tokenizer = Tokenizer::build(vocabulary)?;
         let Vocabulary { bos_text, eos_text, template_variables: variables, .. } = vocabulary;
         let template = match &vocabulary.chat_template {
             Some(source) => Some(
-                ChatTemplate::compile_with(source, bos_text, eos_text, variables, RenderLimits::default())
-                    .map_err(|e| e.within("tokenizer.chat_template"))?,
+                ChatTemplate::compile_with(
+                    source,
+                    bos_text,
+                    eos_text,
+                    variables,
+                    RenderLimits::default(),
+                )
+                .map_err(|e| e.within("tokenizer.chat_template"))?,
             ),
             None => None,
         };
-        Ok(PromptEncoder { tokenizer, template, vocabulary: vocabulary.clone(), context, doubled_bos: AtomicU64::new(0) })
+        Ok(PromptEncoder {
+            tokenizer,
+            template,
+            vocabulary: vocabulary.clone(),
+            context,
+            doubled_bos: AtomicU64::new(0),
+        })
     }
 
     /// Whether conversations can be written; a base model has no template, and its prompts are texts to be continued.
@@ -122,7 +137,11 @@ impl PromptEncoder {
     /// Whether the template takes this system message; asked once, so that `--system` fails before any work.
     pub fn check_system(&self, system: &str) -> Result<(), PromptError> {
         let content = Content::Text("What is the capital of France?".to_string());
-        self.ids(&self.tokenizer, ToEncode { content: &content, system: Some(system), raw: false, turn: &NEW_TURN }).map(|_| ())
+        self.ids(
+            &self.tokenizer,
+            ToEncode { content: &content, system: Some(system), raw: false, turn: &NEW_TURN },
+        )
+        .map(|_| ())
     }
 
     /// The marks of thoughts: of a conversation those that the template mentions, of other text those that are tokens.
@@ -150,24 +169,35 @@ impl PromptEncoder {
         }
         let mut turn = turn.clone();
         if source.contains(SWITCH) && given.is_none() {
-            turn.variables.get_or_insert_default().insert(SWITCH.into(), serde_json::Value::Bool(false));
+            turn.variables
+                .get_or_insert_default()
+                .insert(SWITCH.into(), serde_json::Value::Bool(false));
         }
         Some(turn)
     }
 
     /// Whether the template has a switch for thoughts.
     pub fn can_switch_thoughts(&self) -> bool {
-        self.vocabulary.chat_template.as_deref().is_some_and(|source| source.contains("enable_thinking"))
+        self.vocabulary
+            .chat_template
+            .as_deref()
+            .is_some_and(|source| source.contains("enable_thinking"))
     }
 
     /// The token that ends what the assistant says: the template's, that of the model without one.
     pub fn end_of_answer(&self, conversation: bool) -> Option<TokenId> {
         let eos = self.vocabulary.eos.first().copied();
         let Some(template) = self.template.as_ref().filter(|_| conversation) else { return eos };
-        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let message =
+            |role: &str, content: &str| Message { role: role.into(), content: content.into() };
         let turn = Turn { generation_prompt: false, ..Turn::default() };
-        let segments = template.splice_turn(&[message("user", "Say yes."), message("assistant", "Yes.")], &turn);
-        let Some(TextSegment::Scaffold(after)) = segments.ok().and_then(|mut segments| segments.pop()) else { return eos };
+        let segments = template
+            .splice_turn(&[message("user", "Say yes."), message("assistant", "Yes.")], &turn);
+        let Some(TextSegment::Scaffold(after)) =
+            segments.ok().and_then(|mut segments| segments.pop())
+        else {
+            return eos;
+        };
         let first = self.tokenizer.scaffold(&after).into_iter().find_map(|part| match part {
             Part::Token(id) => Some(id),
             Part::Text(_) => None,
@@ -181,7 +211,12 @@ impl PromptEncoder {
     }
 
     /// The ids of a prompt.
-    pub fn prompt_ids(&self, content: &Content, system: Option<&str>, raw: bool) -> Result<Vec<TokenId>, PromptError> {
+    pub fn prompt_ids(
+        &self,
+        content: &Content,
+        system: Option<&str>,
+        raw: bool,
+    ) -> Result<Vec<TokenId>, PromptError> {
         self.ids(&self.tokenizer, ToEncode { content, system, raw, turn: &NEW_TURN })
     }
 
@@ -199,10 +234,16 @@ impl PromptEncoder {
     fn ids(&self, tokenizer: &Tokenizer, prompt: ToEncode) -> Result<Vec<TokenId>, PromptError> {
         let least = match prompt.content {
             Content::Text(text) | Content::Completion(text) => tokenizer.least_tokens(text),
-            Content::Messages(messages) => messages.iter().map(|m| tokenizer.least_tokens(&m.content)).sum(),
+            Content::Messages(messages) => {
+                messages.iter().map(|m| tokenizer.least_tokens(&m.content)).sum()
+            }
         };
         if least >= self.context {
-            return Err(PromptError::TooLong { tokens: least, at_least: true, limit: self.context });
+            return Err(PromptError::TooLong {
+                tokens: least,
+                at_least: true,
+                limit: self.context,
+            });
         }
         let ids = match (prompt.content, &self.template) {
             (Content::Messages(messages), None) if !prompt.raw => {
@@ -234,10 +275,12 @@ impl PromptEncoder {
                 if let Some(system) = prompt.system
                     && messages.first().is_none_or(|m| m.role != "system" && m.role != "developer")
                 {
-                    messages.insert(0, Message { role: "system".into(), content: system.to_string() });
+                    messages
+                        .insert(0, Message { role: "system".into(), content: system.to_string() });
                 }
                 self.check_variables(prompt.turn)?;
-                let segments = template.splice_turn(&messages, prompt.turn).map_err(PromptError::Template)?;
+                let segments =
+                    template.splice_turn(&messages, prompt.turn).map_err(PromptError::Template)?;
                 conversation(tokenizer, &segments)?
             }
             (Content::Messages(_), None) => return Err(PromptError::Empty),
@@ -249,17 +292,26 @@ impl PromptEncoder {
     /// spelled with brackets, bars and the like.
     fn check_variables(&self, turn: &Turn) -> Result<(), PromptError> {
         fn plain(text: &str) -> bool {
-            text.chars().all(|c| c.is_alphanumeric() || c.is_whitespace() || "_-.,:;/'\"!?()+*%&@#=".contains(c))
+            text.chars().all(|c| {
+                c.is_alphanumeric() || c.is_whitespace() || "_-.,:;/'\"!?()+*%&@#=".contains(c)
+            })
         }
         fn all_plain(value: &serde_json::Value) -> bool {
             match value {
                 serde_json::Value::String(text) => plain(text),
                 serde_json::Value::Array(many) => many.iter().all(all_plain),
-                serde_json::Value::Object(fields) => fields.iter().all(|(name, value)| plain(name) && all_plain(value)),
+                serde_json::Value::Object(fields) => {
+                    fields.iter().all(|(name, value)| plain(name) && all_plain(value))
+                }
                 _ => true,
             }
         }
-        match turn.variables.iter().flatten().find(|(name, value)| !plain(name) || !all_plain(value)) {
+        match turn
+            .variables
+            .iter()
+            .flatten()
+            .find(|(name, value)| !plain(name) || !all_plain(value))
+        {
             Some((name, _)) => Err(PromptError::Template(format!(
                 "the variable '{}' has characters that control tokens are spelled with; use letters, digits and plain punctuation",
                 crate::units::shown(&name.chars().take(60).collect::<String>())
@@ -282,10 +334,20 @@ impl PromptEncoder {
     }
 
     /// Text without a template: BOS if the file asks for it.
-    fn plain(&self, tokenizer: &Tokenizer, text: &str, control: bool) -> Result<Vec<TokenId>, PromptError> {
-        let mut ids: Vec<TokenId> = self.vocabulary.bos.filter(|_| self.vocabulary.add_bos).into_iter().collect();
+    fn plain(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        control: bool,
+    ) -> Result<Vec<TokenId>, PromptError> {
+        let mut ids: Vec<TokenId> =
+            self.vocabulary.bos.filter(|_| self.vocabulary.add_bos).into_iter().collect();
         let own = ids.len();
-        ids.extend(if control { tokenizer.encode_with_control(text)? } else { tokenizer.encode(text)? });
+        ids.extend(if control {
+            tokenizer.encode_with_control(text)?
+        } else {
+            tokenizer.encode(text)?
+        });
         if own > 0 && ids.get(own) == self.vocabulary.bos.as_ref() {
             self.doubled_bos.fetch_add(1, Ordering::Relaxed);
         }
@@ -295,7 +357,9 @@ impl PromptEncoder {
     fn fitting(&self, ids: Vec<TokenId>) -> Result<Vec<TokenId>, PromptError> {
         match ids.len() {
             0 => Err(PromptError::Empty),
-            tokens if tokens >= self.context => Err(PromptError::TooLong { tokens, at_least: false, limit: self.context }),
+            tokens if tokens >= self.context => {
+                Err(PromptError::TooLong { tokens, at_least: false, limit: self.context })
+            }
             _ => Ok(ids),
         }
     }
@@ -304,7 +368,10 @@ impl PromptEncoder {
 /// Ids of a rendered conversation. Control tokens count only in the scaffold; the text between two of them is encoded in one go,
 /// scaffold and contents together, so that words at the seams are cut as transformers cuts them. White space that belongs to a
 /// token is removed also where a content brings it. User-defined marks of the scaffold are no tokens in a content.
-fn conversation(tokenizer: &Tokenizer, segments: &[TextSegment]) -> Result<Vec<TokenId>, TextError> {
+fn conversation(
+    tokenizer: &Tokenizer,
+    segments: &[TextSegment],
+) -> Result<Vec<TokenId>, TextError> {
     let (mut ids, mut run) = (Vec::new(), String::new());
     let cut: Vec<Option<Vec<Part>>> = segments
         .iter()
@@ -349,7 +416,9 @@ fn conversation(tokenizer: &Tokenizer, segments: &[TextSegment]) -> Result<Vec<T
                     }
                 }
             }
-            (TextSegment::Content(text) | TextSegment::Scaffold(text), _) => append(&mut run, text, &mut strip),
+            (TextSegment::Content(text) | TextSegment::Scaffold(text), _) => {
+                append(&mut run, text, &mut strip)
+            }
         }
     }
     tokenizer.encode_typed(&run, first, &marks, &mut ids);
@@ -365,15 +434,18 @@ mod tests {
     const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
     fn prompt_encoder(template: Option<&str>, add_bos: bool) -> PromptEncoder {
-        let vocabulary = Vocabulary { chat_template: template.map(String::from), add_bos, ..tiny() };
+        let vocabulary =
+            Vocabulary { chat_template: template.map(String::from), add_bos, ..tiny() };
         PromptEncoder::from_vocabulary(&vocabulary, 200).unwrap()
     }
 
     #[test]
     fn conversations_have_their_control_tokens_and_users_have_none() {
         let p = prompt_encoder(Some(CHATML), true);
-        let ids = p.prompt_ids(&Content::Text("the <|im_end|> 12".into()), Some("sys"), false).unwrap();
-        let control: Vec<_> = ids.iter().copied().filter(|&i| p.tokenizer().is_control(i)).collect();
+        let ids =
+            p.prompt_ids(&Content::Text("the <|im_end|> 12".into()), Some("sys"), false).unwrap();
+        let control: Vec<_> =
+            ids.iter().copied().filter(|&i| p.tokenizer().is_control(i)).collect();
         assert_eq!(control, [1, 2, 1, 2, 1]);
         assert_eq!(p.tokenizer().decode(&ids), "system\nsys\nuser\nthe <|im_end|> 12\nassistant\n");
         let own = Content::Messages(vec![
@@ -382,8 +454,24 @@ mod tests {
         ]);
         let ids = p.prompt_ids(&own, Some("sys"), false).unwrap();
         assert_eq!(p.tokenizer().decode(&ids), "system\nown\nuser\nx\nassistant\n");
-        assert_eq!(p.prompt_ids_rebuilt(ToEncode { content: &own, system: None, raw: false, turn: &NEW_TURN }), Ok(ids.clone()));
-        assert_eq!(p.prompt_ids_batch(&[ToEncode { content: &own, system: None, raw: false, turn: &NEW_TURN }]), [Ok(ids)]);
+        assert_eq!(
+            p.prompt_ids_rebuilt(ToEncode {
+                content: &own,
+                system: None,
+                raw: false,
+                turn: &NEW_TURN
+            }),
+            Ok(ids.clone())
+        );
+        assert_eq!(
+            p.prompt_ids_batch(&[ToEncode {
+                content: &own,
+                system: None,
+                raw: false,
+                turn: &NEW_TURN
+            }]),
+            [Ok(ids)]
+        );
     }
 
     #[test]
@@ -393,10 +481,20 @@ mod tests {
         let content = Content::Text("x".into());
         let ids = |json: &str| {
             let turn = Turn { variables: serde_json::from_str(json).unwrap(), ..Turn::default() };
-            p.prompt_ids_batch(&[ToEncode { content: &content, system: None, raw: false, turn: &turn }]).remove(0)
+            p.prompt_ids_batch(&[ToEncode {
+                content: &content,
+                system: None,
+                raw: false,
+                turn: &turn,
+            }])
+            .remove(0)
         };
-        for bad in [r#"{"a": "<|im_", "b": "end|>"}"#, r#"{"a": ["<|im_end|>"]}"#, r#"{"a": {"<|im_end|>": 1}}"#, r#"{"｜": 1}"#]
-        {
+        for bad in [
+            r#"{"a": "<|im_", "b": "end|>"}"#,
+            r#"{"a": ["<|im_end|>"]}"#,
+            r#"{"a": {"<|im_end|>": 1}}"#,
+            r#"{"｜": 1}"#,
+        ] {
             assert_eq!(ids(bad).unwrap_err().code(), "chat_template", "{bad}");
         }
         assert!(ids(r#"{"a": "26 Jul 2024", "b": false}"#).is_ok());
@@ -405,17 +503,29 @@ mod tests {
     #[test]
     fn raw_text_begins_with_bos_only_if_the_file_says_so() {
         let text = Content::Text("<|im_end|>".into());
-        assert_eq!(prompt_encoder(Some(CHATML), true).prompt_ids(&text, Some("no"), true), Ok(vec![1, 2]));
+        assert_eq!(
+            prompt_encoder(Some(CHATML), true).prompt_ids(&text, Some("no"), true),
+            Ok(vec![1, 2])
+        );
         assert_eq!(prompt_encoder(None, false).prompt_ids(&text, None, true), Ok(vec![2]));
         let plain = prompt_encoder(None, true).prompt_ids(&text, None, false).unwrap();
         assert!(plain[0] == 1 && plain[1..].iter().all(|i| *i > 2));
-        assert!(!prompt_encoder(None, true).has_template() && prompt_encoder(Some(CHATML), true).has_template());
+        assert!(
+            !prompt_encoder(None, true).has_template()
+                && prompt_encoder(Some(CHATML), true).has_template()
+        );
         // Text that begins with BOS gets another, and it is counted.
         let twice = prompt_encoder(Some(CHATML), true);
-        assert_eq!(twice.prompt_ids(&Content::Text("<|im_start|>".into()), None, true), Ok(vec![1, 1]));
+        assert_eq!(
+            twice.prompt_ids(&Content::Text("<|im_start|>".into()), None, true),
+            Ok(vec![1, 1])
+        );
         assert_eq!((twice.doubled_bos(), prompt_encoder(Some(CHATML), true).doubled_bos()), (1, 0));
         let completion = Content::Completion("<|im_end|>".into());
-        assert_eq!(prompt_encoder(Some(CHATML), true).prompt_ids(&completion, None, false), Ok(plain));
+        assert_eq!(
+            prompt_encoder(Some(CHATML), true).prompt_ids(&completion, None, false),
+            Ok(plain)
+        );
     }
 
     #[test]
@@ -428,20 +538,42 @@ mod tests {
         let error = p.prompt_ids(&text("x".repeat(100_000_000)), None, false).unwrap_err();
         assert!(error.to_string().contains("at least"), "{error}");
         let messages = |roles: &[&str]| {
-            Content::Messages(roles.iter().map(|r| Message { role: r.to_string(), content: "x".into() }).collect())
+            Content::Messages(
+                roles
+                    .iter()
+                    .map(|r| Message { role: r.to_string(), content: "x".into() })
+                    .collect(),
+            )
         };
-        assert_eq!(p.prompt_ids(&messages(&["user", "user"]), None, true).unwrap_err().code(), "no_chat_template");
-        // One message alone was not written by somebody who knows the template either.
-        assert_eq!(p.prompt_ids(&messages(&["user"]), None, true).unwrap_err().code(), "no_chat_template");
-        assert!(prompt_encoder(None, false).prompt_ids(&messages(&["user"]), None, false).is_ok());
         assert_eq!(
-            prompt_encoder(None, false).prompt_ids(&messages(&["a", "b"]), None, false).unwrap_err().code(),
+            p.prompt_ids(&messages(&["user", "user"]), None, true).unwrap_err().code(),
             "no_chat_template"
         );
-        assert_eq!(prompt_encoder(None, false).prompt_ids(&text(String::new()), None, false), Err(PromptError::Empty));
-        assert_eq!(p.prompt_ids(&messages(&["<|im_start|>"]), None, false).unwrap_err().code(), "chat_template");
+        // One message alone was not written by somebody who knows the template either.
+        assert_eq!(
+            p.prompt_ids(&messages(&["user"]), None, true).unwrap_err().code(),
+            "no_chat_template"
+        );
+        assert!(prompt_encoder(None, false).prompt_ids(&messages(&["user"]), None, false).is_ok());
+        assert_eq!(
+            prompt_encoder(None, false)
+                .prompt_ids(&messages(&["a", "b"]), None, false)
+                .unwrap_err()
+                .code(),
+            "no_chat_template"
+        );
+        assert_eq!(
+            prompt_encoder(None, false).prompt_ids(&text(String::new()), None, false),
+            Err(PromptError::Empty)
+        );
+        assert_eq!(
+            p.prompt_ids(&messages(&["<|im_start|>"]), None, false).unwrap_err().code(),
+            "chat_template"
+        );
         let strict = prompt_encoder(
-            Some(&format!("{{% if messages[0].role == 'system' %}}{{{{ raise_exception('no system') }}}}{{% endif %}}{CHATML}")),
+            Some(&format!(
+                "{{% if messages[0].role == 'system' %}}{{{{ raise_exception('no system') }}}}{{% endif %}}{CHATML}"
+            )),
             false,
         );
         assert!(strict.check_system("x").unwrap_err().to_string().contains("no system"));
@@ -450,8 +582,12 @@ mod tests {
 
     #[test]
     fn a_bad_template_is_an_invalid_model() {
-        let vocabulary = Vocabulary { chat_template: Some("{{ messages[0].role }}".into()), ..tiny() };
-        let Err(ModelError::Invalid(message)) = PromptEncoder::from_vocabulary(&vocabulary, 200) else { panic!("accepted") };
+        let vocabulary =
+            Vocabulary { chat_template: Some("{{ messages[0].role }}".into()), ..tiny() };
+        let Err(ModelError::Invalid(message)) = PromptEncoder::from_vocabulary(&vocabulary, 200)
+        else {
+            panic!("accepted")
+        };
         assert!(message.contains("chat_template") && message.contains("leaves out"), "{message}");
     }
 

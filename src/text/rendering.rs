@@ -2,7 +2,10 @@
 //! In: a source, limits, values as JSON. Out: text, or one line that says what fails. Python's methods and printing are there as transformers
 //! has them. It knows no messages and no model.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::date::Date;
 use super::metering::{Program, reversed, walk, walk_indented};
@@ -62,15 +65,28 @@ pub struct Template {
 
 impl Template {
     /// Compiles `source`; `strftime_now` in it tells `date` at noon. Errors are one line.
-    pub fn compile(source: &str, limits: RenderLimits, style: TemplateStyle, date: Date) -> Result<Template, ModelError> {
+    pub fn compile(
+        source: &str,
+        limits: RenderLimits,
+        style: TemplateStyle,
+        date: Date,
+    ) -> Result<Template, ModelError> {
         within_stack(source, limits, || Self::compile_here(source, limits, style, date))
     }
 
     /// The same on the caller's stack, which [`within_stack`] has made deep enough.
-    pub(super) fn compile_here(source: &str, limits: RenderLimits, style: TemplateStyle, date: Date) -> Result<Template, String> {
+    pub(super) fn compile_here(
+        source: &str,
+        limits: RenderLimits,
+        style: TemplateStyle,
+        date: Date,
+    ) -> Result<Template, String> {
         let mut environment = Environment::new();
-        let syntax =
-            SyntaxConfig::builder().trim_blocks(style.trim).lstrip_blocks(style.trim).build().map_err(|e| e.to_string())?;
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(style.trim)
+            .lstrip_blocks(style.trim)
+            .build()
+            .map_err(|e| e.to_string())?;
         environment.set_fuel(Some(limits.fuel));
         environment.set_recursion_limit(limits.recursion);
         if style.strict {
@@ -93,17 +109,27 @@ impl Template {
         environment.add_function("raise_exception", raise_exception);
         let asks_for_date = Arc::new(AtomicBool::new(false));
         let asked = asks_for_date.clone();
-        environment.add_function("strftime_now", move |state: &State, format: &str| -> Result<String, Error> {
-            asked.store(true, Ordering::Relaxed);
-            state.consume_fuel(format.len() as u64)?;
-            date.format(format).map_err(|why| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {why}")))
-        });
-        let program = guarded(style.name, || Program::compile(&mut environment, &without_generation_tags(source), syntax))?;
+        environment.add_function(
+            "strftime_now",
+            move |state: &State, format: &str| -> Result<String, Error> {
+                asked.store(true, Ordering::Relaxed);
+                state.consume_fuel(format.len() as u64)?;
+                date.format(format).map_err(|why| {
+                    Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {why}"))
+                })
+            },
+        );
+        let program = guarded(style.name, || {
+            Program::compile(&mut environment, &without_generation_tags(source), syntax)
+        })?;
         Ok(Template { environment, program, style, asks_for_date })
     }
 
     /// The text for these values.
-    pub fn render(&self, values: &serde_json::Map<String, serde_json::Value>) -> Result<String, String> {
+    pub fn render(
+        &self,
+        values: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<String, String> {
         let pairs = values.iter().map(|(name, value)| (&name[..], from_json(value)));
         self.render_values(Value::from_pairs(pairs.collect::<Vec<_>>()))
     }
@@ -138,7 +164,9 @@ pub(super) fn from_json(json: &serde_json::Value) -> Value {
         },
         Json::String(text) => Value::from(&text[..]),
         Json::Array(items) => Value::from(items.iter().map(from_json).collect::<Vec<_>>()),
-        Json::Object(map) => Value::from_pairs(map.iter().map(|(name, value)| (&name[..], from_json(value))).collect::<Vec<_>>()),
+        Json::Object(map) => Value::from_pairs(
+            map.iter().map(|(name, value)| (&name[..], from_json(value))).collect::<Vec<_>>(),
+        ),
     }
 }
 
@@ -149,7 +177,11 @@ pub(super) fn within_stack<T: Send>(
     work: impl FnOnce() -> Result<T, String> + Send,
 ) -> Result<T, ModelError> {
     if source.len() > limits.longest {
-        return Err(ModelError::Invalid(format!("it has {} bytes; the limit is {}", source.len(), limits.longest)));
+        return Err(ModelError::Invalid(format!(
+            "it has {} bytes; the limit is {}",
+            source.len(),
+            limits.longest
+        )));
     }
     let stack = source.len().max(SHORT) * STACK;
     std::thread::scope(|scope| {
@@ -190,7 +222,8 @@ fn guarded<T>(name: &str, work: impl FnOnce() -> Result<T, Error>) -> Result<T, 
 /// `{% generation %}` marks answers for training; to transformers' rendering it is nothing.
 #[cfg_attr(not(test), expect(clippy::expect_used, reason = "the pattern is a constant"))]
 fn without_generation_tags(source: &str) -> String {
-    let tag = regex::Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a constant pattern");
+    let tag = regex::Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+        .expect("a constant pattern");
     tag.replace_all(source, |c: &regex::Captures| {
         let word = if c.get(2).is_some() { "endif" } else { "if true" };
         format!("{{%{} {word} {}%}}", &c[1], &c[3])
@@ -205,8 +238,12 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     state.consume_fuel(size as u64 / if name.contains("split") { 8 } else { 64 })?;
     if value.kind() == ValueKind::String {
         match (name, args) {
-            ("replace", [from, to]) => return state.apply_filter("replace", &[value.clone(), from.clone(), to.clone()]),
-            ("join", [values]) => return state.apply_filter("join", &[values.clone(), value.clone()]),
+            ("replace", [from, to]) => {
+                return state.apply_filter("replace", &[value.clone(), from.clone(), to.clone()]);
+            }
+            ("join", [values]) => {
+                return state.apply_filter("join", &[values.clone(), value.clone()]);
+            }
             // Widths ask for as much memory as they like.
             ("format" | "replace" | "join" | "center" | "ljust" | "rjust" | "zfill", _) => {
                 return Err(Error::new(
@@ -221,9 +258,15 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
 }
 
 /// Values print as in Python: `True`, `False`, `None`.
-fn format_as_python(out: &mut minijinja::Output, state: &mut State, value: &Value) -> Result<(), Error> {
+fn format_as_python(
+    out: &mut minijinja::Output,
+    state: &mut State,
+    value: &Value,
+) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Error::from),
+        ValueKind::Bool => {
+            out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Error::from)
+        }
         ValueKind::None => out.write_str("None").map_err(Error::from),
         _ => {
             walk(state, value)?;
@@ -233,14 +276,22 @@ fn format_as_python(out: &mut minijinja::Output, state: &mut State, value: &Valu
 }
 
 /// Transformers' `tojson`: `json.dumps(x, ensure_ascii=False, indent=…)`: the crate's, without its escapes for HTML.
-fn tojson(state: &State, value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+fn tojson(
+    state: &State,
+    value: &Value,
+    indent: Option<Value>,
+    options: Kwargs,
+) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
         None => options.get::<Option<Value>>("indent")?,
     };
     let width = indent.as_ref().and_then(|width| usize::try_from(width.clone()).ok()).unwrap_or(0);
     if width > WIDEST {
-        return Err(Error::new(ErrorKind::InvalidOperation, format!("tojson: an indent of more than {WIDEST} is not supported")));
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("tojson: an indent of more than {WIDEST} is not supported"),
+        ));
     }
     // Before the work is done: a repeated list is as large as it says only when it is written out.
     walk_indented(state, value, width as u64)?;

@@ -1,7 +1,10 @@
 //! A user's template over the fields of a record: `Summarise: {{ ticket_text }}`. In: a source, then records as names and values. Out: the
 //! prompt's text. Which fields it needs is known before any record is read. Bounded like the templates of models.
 // A template file may be anybody's, and the values are untrusted.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::date::Date;
 use super::rendering::{RenderLimits, Template, TemplateStyle, from_json, within_stack};
@@ -14,7 +17,8 @@ use std::collections::BTreeSet;
 /// All fields together.
 const ROW: &str = "row";
 /// Names that the template language has itself.
-const GLOBALS: [&str; 8] = ["range", "dict", "namespace", "loop", "caller", "raise_exception", "strftime_now", "self"];
+const GLOBALS: [&str; 8] =
+    ["range", "dict", "namespace", "loop", "caller", "raise_exception", "strftime_now", "self"];
 
 /// A compiled template; rendered by many threads.
 pub struct RowTemplate {
@@ -40,16 +44,23 @@ struct Names {
 impl RowTemplate {
     /// Compiles `source`. Errors are one line.
     pub fn compile(source: &str) -> Result<RowTemplate, ModelError> {
-        let (limits, style) = (RenderLimits::default(), TemplateStyle { name: "the template", trim: false, strict: true });
+        let (limits, style) = (
+            RenderLimits::default(),
+            TemplateStyle { name: "the template", trim: false, strict: true },
+        );
         within_stack(source, limits, || {
             let template = Template::compile_here(source, limits, style, Date::FIXED)?;
             let mut names = Names::default();
-            let tree = parse(source, "template", SyntaxConfig::default()).map_err(|e| format!("the template fails: {e}"))?;
+            let tree = parse(source, "template", SyntaxConfig::default())
+                .map_err(|e| format!("the template fails: {e}"))?;
             names.statement(&tree);
-            let own = |name: &&String| !names.bound.contains(*name) && !GLOBALS.contains(&name.as_str());
+            let own =
+                |name: &&String| !names.bound.contains(*name) && !GLOBALS.contains(&name.as_str());
             let all = names.used.contains(ROW) && !names.bound.contains(ROW);
-            let own_names: Vec<String> = names.used.iter().filter(own).filter(|name| *name != ROW).cloned().collect();
-            let needed = own_names.iter().filter(|name| !names.optional.contains(*name)).cloned().collect();
+            let own_names: Vec<String> =
+                names.used.iter().filter(own).filter(|name| *name != ROW).cloned().collect();
+            let needed =
+                own_names.iter().filter(|name| !names.optional.contains(*name)).cloned().collect();
             Ok(RowTemplate { needed, names: own_names, all, template })
         })
     }
@@ -78,10 +89,16 @@ impl RowTemplate {
     pub fn render(&self, fields: &[(&str, serde_json::Value)]) -> Result<String, String> {
         let there = |name: &String| fields.iter().any(|(n, value)| n == name && !value.is_null());
         if let Some(missing) = self.needed.iter().find(|name| !there(name)) {
-            return Err(format!("the record has no {}, which the template asks for", crate::units::shown(missing)));
+            return Err(format!(
+                "the record has no {}, which the template asks for",
+                crate::units::shown(missing)
+            ));
         }
-        let mut pairs: Vec<(&str, Value)> =
-            fields.iter().filter(|(_, value)| !value.is_null()).map(|(name, value)| (*name, from_json(value))).collect();
+        let mut pairs: Vec<(&str, Value)> = fields
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| (*name, from_json(value)))
+            .collect();
         let row = Value::from_pairs(pairs.clone());
         pairs.retain(|(name, _)| *name != ROW);
         pairs.push((ROW, row));
@@ -187,8 +204,10 @@ impl Names {
 
     fn arguments(&mut self, arguments: &[ast::CallArg]) {
         for argument in arguments {
-            let (ast::CallArg::Pos(e) | ast::CallArg::Kwarg(_, e) | ast::CallArg::PosSplat(e) | ast::CallArg::KwargSplat(e)) =
-                argument;
+            let (ast::CallArg::Pos(e)
+            | ast::CallArg::Kwarg(_, e)
+            | ast::CallArg::PosSplat(e)
+            | ast::CallArg::KwargSplat(e)) = argument;
             self.expression(e);
         }
     }
@@ -262,7 +281,8 @@ mod tests {
     }
 
     fn rendered(source: &str, fields: &Json) -> Result<String, String> {
-        let fields: Vec<(&str, Json)> = fields.as_object().unwrap().iter().map(|(n, v)| (&n[..], v.clone())).collect();
+        let fields: Vec<(&str, Json)> =
+            fields.as_object().unwrap().iter().map(|(n, v)| (&n[..], v.clone())).collect();
         RowTemplate::compile(source).unwrap().render(&fields)
     }
 
@@ -270,11 +290,23 @@ mod tests {
     fn a_template_says_which_fields_it_needs() {
         for (source, fields) in [
             ("Summarise: {{ ticket_text }}", &["ticket_text"][..]),
-            ("{{ a }}{{ row.b }}{{ row[\"Ticket text\"] }}{{ row['c'] | upper }}", &["Ticket text", "a", "b", "c"]),
+            (
+                "{{ a }}{{ row.b }}{{ row[\"Ticket text\"] }}{{ row['c'] | upper }}",
+                &["Ticket text", "a", "b", "c"],
+            ),
             ("{% for item in items %}{{ loop.index }} {{ item.name }}{% endfor %}", &["items"]),
-            ("{% if note is defined and note %}{{ note }}{% endif %}{{ a | default('x') }}{{ b | d }}{{ c }}", &["c"]),
-            ("{% if row.note is defined %}{{ row.note }}{% endif %}{{ row['x'] | default(y) }}", &["y"]),
-            ("{% set n = text | length %}{{ n }}{{ range(3) | join }}{{ row | tojson }}", &["text"]),
+            (
+                "{% if note is defined and note %}{{ note }}{% endif %}{{ a | default('x') }}{{ b | d }}{{ c }}",
+                &["c"],
+            ),
+            (
+                "{% if row.note is defined %}{{ row.note }}{% endif %}{{ row['x'] | default(y) }}",
+                &["y"],
+            ),
+            (
+                "{% set n = text | length %}{{ n }}{{ range(3) | join }}{{ row | tojson }}",
+                &["text"],
+            ),
             ("{% for name, value in row | items %}{{ name }}: {{ value }}\n{% endfor %}", &[]),
             ("{% for name, value in row.items() %}{{ name }}: {{ value }}\n{% endfor %}", &[]),
             ("{% macro m(x) %}{{ x }}{{ z }}{% endmacro %}{{ m(w) }}", &["w", "z"]),
@@ -285,9 +317,18 @@ mod tests {
         ] {
             assert_eq!(needed(source), fields, "{source}");
         }
-        assert!(!RowTemplate::compile("the same for all {{ range(2) | join }}").unwrap().looks_at_fields());
-        let (all, some) = (RowTemplate::compile("{{ row | tojson }}").unwrap(), RowTemplate::compile("{{ row.a }}").unwrap());
-        assert!(all.looks_at_fields() && all.sees_all() && some.looks_at_fields() && !some.sees_all());
+        assert!(
+            !RowTemplate::compile("the same for all {{ range(2) | join }}")
+                .unwrap()
+                .looks_at_fields()
+        );
+        let (all, some) = (
+            RowTemplate::compile("{{ row | tojson }}").unwrap(),
+            RowTemplate::compile("{{ row.a }}").unwrap(),
+        );
+        assert!(
+            all.looks_at_fields() && all.sees_all() && some.looks_at_fields() && !some.sees_all()
+        );
     }
 
     #[test]
@@ -297,7 +338,10 @@ mod tests {
             ("{{ text }}|{{ n + 1 }}|{{ big }}|{{ x }}", "a\n|8|18446744073709551615|2.5"),
             ("{{ tags[1] }}{{ tags | length }}{{ o.k[0] }}", "b21"),
             ("{{ row['Ticket text'] }}{{ row.n }}", "t7"),
-            ("{{ gone | default('none') }}{{ gone is defined }}{{ other is defined }}", "noneFalseFalse"),
+            (
+                "{{ gone | default('none') }}{{ gone is defined }}{{ other is defined }}",
+                "noneFalseFalse",
+            ),
             ("{{ text | trim }}\n", "a"),
         ] {
             assert_eq!(rendered(source, &fields).as_deref(), Ok(expected), "{source}");
@@ -314,17 +358,23 @@ mod tests {
 
     #[test]
     fn a_hostile_template_is_an_error_and_never_a_panic_or_a_long_wait() {
-        for source in ["{{ a", "{% for %}", "{% include 'x' %}", &"{{ -".repeat(2000), &"x".repeat(1 << 17)] {
+        for source in
+            ["{{ a", "{% for %}", "{% include 'x' %}", &"{{ -".repeat(2000), &"x".repeat(1 << 17)]
+        {
             assert!(RowTemplate::compile(source).is_err());
         }
-        for source in
-            ["{% for i in range(99999) %}{% for j in range(99999) %}{{ a }}{% endfor %}{% endfor %}", "{{ a * 999999999 }}"]
-        {
+        for source in [
+            "{% for i in range(99999) %}{% for j in range(99999) %}{{ a }}{% endfor %}{% endfor %}",
+            "{{ a * 999999999 }}",
+        ] {
             let error = rendered(source, &json!({"a": "x"})).unwrap_err();
             assert!(!error.is_empty());
         }
-        let error =
-            rendered("{% set x = a * 99999 %}{% for i in range(9999) %}{{ x }}{% endfor %}", &json!({"a": "x"})).unwrap_err();
+        let error = rendered(
+            "{% set x = a * 99999 %}{% for i in range(9999) %}{{ x }}{% endfor %}",
+            &json!({"a": "x"}),
+        )
+        .unwrap_err();
         assert!(error.contains("too much work"), "{error}");
     }
 }

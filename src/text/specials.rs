@@ -21,7 +21,9 @@ pub(super) struct Specials {
 
 impl Specials {
     /// The set of these texts, none of them empty.
-    pub fn new<'t>(all: impl Iterator<Item = (&'t str, TokenId, Match)>) -> Result<Specials, String> {
+    pub fn new<'t>(
+        all: impl Iterator<Item = (&'t str, TokenId, Match)>,
+    ) -> Result<Specials, String> {
         let (mut texts, mut tokens) = (Vec::new(), Vec::new());
         for (text, id, rule) in all.filter(|(text, ..)| !text.is_empty()) {
             texts.push(text);
@@ -53,7 +55,11 @@ impl Specials {
                 continue;
             }
             let before = &text[done..found.start()];
-            push(&mut parts, done, done + if rule.lstrip { before.trim_end().len() } else { before.len() });
+            push(
+                &mut parts,
+                done,
+                done + if rule.lstrip { before.trim_end().len() } else { before.len() },
+            );
             parts.push(Part::Token(id));
             if rule.rstrip {
                 at = text.len() - text[at..].trim_start().len();
@@ -73,7 +79,10 @@ mod tests {
     thread_local!(pub static SEARCHES: Cell<usize> = const { Cell::new(0) });
 
     fn specials(texts: &[(&str, Match)]) -> Specials {
-        Specials::new(texts.iter().enumerate().map(|(id, (text, rule))| (*text, id as TokenId, *rule))).unwrap()
+        Specials::new(
+            texts.iter().enumerate().map(|(id, (text, rule))| (*text, id as TokenId, *rule)),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -88,10 +97,20 @@ mod tests {
 
     #[test]
     fn a_token_takes_the_white_space_that_belongs_to_it() {
-        let set = specials(&[("<l>", Match { lstrip: true, rstrip: false }), ("<r>", Match { lstrip: false, rstrip: true })]);
+        let set = specials(&[
+            ("<l>", Match { lstrip: true, rstrip: false }),
+            ("<r>", Match { lstrip: false, rstrip: true }),
+        ]);
         assert_eq!(
             set.cut("a \n<l> b <r>\u{a0}\n c<r>  ", |_| true),
-            [Part::Text("a"), Part::Token(0), Part::Text(" b "), Part::Token(1), Part::Text("c"), Part::Token(1)]
+            [
+                Part::Text("a"),
+                Part::Token(0),
+                Part::Text(" b "),
+                Part::Token(1),
+                Part::Text("c"),
+                Part::Token(1)
+            ]
         );
     }
 
@@ -99,7 +118,9 @@ mod tests {
     fn the_work_grows_with_the_text_and_not_with_the_number_of_tokens() {
         let texts: Vec<String> = (0..4000).map(|i| format!("<{i}>")).collect();
         let work = |tokens: usize, repeats: usize| {
-            let set = specials(&texts[..tokens].iter().map(|t| (&t[..], Match::default())).collect::<Vec<_>>());
+            let set = specials(
+                &texts[..tokens].iter().map(|t| (&t[..], Match::default())).collect::<Vec<_>>(),
+            );
             let text: String = (0..repeats).map(|i| format!("a<{}>", i % 500)).collect();
             SEARCHES.with(|s| s.set(0));
             let parts = set.cut(&text, |_| true).len();

@@ -3,7 +3,10 @@
 //! random placeholders instead of contents, each must come out exactly once, and the text must be the one it gives for the real contents.
 //! The date is fixed: a prompt that changes at midnight would not give the same answer when a run is resumed.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::date::Date;
 use super::rendering::{RenderLimits, Template, TemplateStyle, from_json, within_stack};
@@ -33,7 +36,8 @@ pub struct Turn {
 }
 
 /// A new turn without variables: what is asked unless something else is.
-pub static NEW_TURN: Turn = Turn { continue_final: false, generation_prompt: true, variables: None };
+pub static NEW_TURN: Turn =
+    Turn { continue_final: false, generation_prompt: true, variables: None };
 
 impl Default for Turn {
     fn default() -> Self {
@@ -42,7 +46,8 @@ impl Default for Turn {
 }
 
 /// Names of variables that are the template's already.
-const OWN_NAMES: [&str; 6] = ["messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"];
+const OWN_NAMES: [&str; 6] =
+    ["messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"];
 
 /// A part of a rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +70,11 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Compiles `source` and renders one probe conversation. Errors are one line.
-    pub fn compile(source: &str, bos_text: &str, eos_text: &str) -> Result<ChatTemplate, ModelError> {
+    pub fn compile(
+        source: &str,
+        bos_text: &str,
+        eos_text: &str,
+    ) -> Result<ChatTemplate, ModelError> {
         Self::compile_with(source, bos_text, eos_text, &Map::new(), RenderLimits::default())
     }
 
@@ -79,7 +88,11 @@ impl ChatTemplate {
         limits: RenderLimits,
     ) -> Result<ChatTemplate, ModelError> {
         variables.keys().try_for_each(|name| free(name)).map_err(ModelError::Invalid)?;
-        let date = variables.get("date_string").and_then(Json::as_str).and_then(Date::parse).unwrap_or(Date::FIXED);
+        let date = variables
+            .get("date_string")
+            .and_then(Json::as_str)
+            .and_then(Date::parse)
+            .unwrap_or(Date::FIXED);
         let style = TemplateStyle { name: "the chat template", trim: true, strict: false };
         let some = |text: &str| (!text.is_empty()).then(|| text.to_string());
         within_stack(source, limits, || {
@@ -88,9 +101,15 @@ impl ChatTemplate {
                 source: source.to_string(),
                 bos: some(bos_text),
                 eos: some(eos_text),
-                variables: variables.iter().map(|(name, value)| (name.clone(), from_json(value))).collect(),
+                variables: variables
+                    .iter()
+                    .map(|(name, value)| (name.clone(), from_json(value)))
+                    .collect(),
             };
-            template.splice(&[Message { role: "user".into(), content: "What is the capital of France?".into() }])?;
+            template.splice(&[Message {
+                role: "user".into(),
+                content: "What is the capital of France?".into(),
+            }])?;
             Ok(template)
         })
     }
@@ -113,7 +132,12 @@ impl ChatTemplate {
     fn render_turn(&self, messages: &[Message], turn: &Turn) -> Result<String, String> {
         let messages: Vec<Value> = messages
             .iter()
-            .map(|m| Value::from_pairs([("role", Value::from(&m.role[..])), ("content", Value::from(&m.content[..]))]))
+            .map(|m| {
+                Value::from_pairs([
+                    ("role", Value::from(&m.role[..])),
+                    ("content", Value::from(&m.content[..])),
+                ])
+            })
             .collect();
         let mut context = vec![
             ("messages", Value::from(messages)),
@@ -138,10 +162,19 @@ impl ChatTemplate {
     }
 
     /// The same for a turn that is continued, left out, or has variables.
-    pub fn splice_turn(&self, messages: &[Message], turn: &Turn) -> Result<Vec<TextSegment>, String> {
+    pub fn splice_turn(
+        &self,
+        messages: &[Message],
+        turn: &Turn,
+    ) -> Result<Vec<TextSegment>, String> {
         for (n, m) in messages.iter().enumerate() {
-            if m.role.is_empty() || !m.role.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
-                return Err(format!("the role of message {} is not a word of letters, digits, _ and -", n + 1));
+            if m.role.is_empty()
+                || !m.role.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+            {
+                return Err(format!(
+                    "the role of message {} is not a word of letters, digits, _ and -",
+                    n + 1
+                ));
             }
         }
         // White space around a content stays outside its placeholder, so that templates may trim it; blank contents need none.
@@ -154,7 +187,12 @@ impl ChatTemplate {
                 let lead = m.content.len() - m.content.trim_start().len();
                 let content = match core {
                     "" => m.content.clone(),
-                    _ => format!("{}{}{}", &m.content[..lead], keys.key(n), &m.content[lead + core.len()..]),
+                    _ => format!(
+                        "{}{}{}",
+                        &m.content[..lead],
+                        keys.key(n),
+                        &m.content[lead + core.len()..]
+                    ),
                 };
                 Message { role: m.role.clone(), content }
             })
@@ -165,13 +203,22 @@ impl ChatTemplate {
         for (at, n) in keys.find(&rendered) {
             let Some((met, message)) = met.get_mut(n).zip(messages.get(n)) else { continue };
             if std::mem::replace(met, true) {
-                return Err(format!("the chat template repeats message {} ({})", n + 1, message.role));
+                return Err(format!(
+                    "the chat template repeats message {} ({})",
+                    n + 1,
+                    message.role
+                ));
             }
             places.push((at, message.content.trim()));
         }
-        let lost = messages.iter().zip(&met).position(|(m, met)| !met && !m.content.trim().is_empty());
+        let lost =
+            messages.iter().zip(&met).position(|(m, met)| !met && !m.content.trim().is_empty());
         if let Some((n, message)) = lost.and_then(|n| messages.get(n).map(|m| (n, m))) {
-            return Err(format!("the chat template leaves out message {} ({})", n + 1, message.role));
+            return Err(format!(
+                "the chat template leaves out message {} ({})",
+                n + 1,
+                message.role
+            ));
         }
         let mut segments = Vec::with_capacity(2 * places.len() + 1);
         let mut at = 0;
@@ -201,7 +248,11 @@ impl ChatTemplate {
 
 /// Refuses the name of a variable that is set here.
 fn free(name: &str) -> Result<(), String> {
-    if OWN_NAMES.contains(&name) { Err(format!("the variable {name} is the chat template's own")) } else { Ok(()) }
+    if OWN_NAMES.contains(&name) {
+        Err(format!("the variable {name} is the chat template's own"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Cuts a rendered conversation after the last message's content, its own white space at the end kept where the template keeps it
@@ -212,11 +263,16 @@ fn cut_after_last(segments: &mut Vec<TextSegment>, messages: &[Message]) -> Resu
     let Some(at) = segments.iter().rposition(|s| matches!(s, TextSegment::Content(_))) else {
         return Err("there is no last message to continue".to_string());
     };
-    if !matches!((segments.get(at), content), (Some(TextSegment::Content(text)), Some(content)) if text == content) {
-        return Err("the chat template does not end with the last message, so that it cannot be continued".to_string());
+    if !matches!((segments.get(at), content), (Some(TextSegment::Content(text)), Some(content)) if text == content)
+    {
+        return Err(
+            "the chat template does not end with the last message, so that it cannot be continued"
+                .to_string(),
+        );
     }
     let tail = last.map_or("", |m| &m.content[m.content.trim_end().len()..]);
-    let keep = matches!(segments.get(at + 1), Some(TextSegment::Scaffold(text)) if text.starts_with(tail));
+    let keep =
+        matches!(segments.get(at + 1), Some(TextSegment::Scaffold(text)) if text.starts_with(tail));
     segments.truncate(at + 1);
     if keep && !tail.is_empty() {
         segments.push(TextSegment::Scaffold(tail.to_string()));
@@ -296,13 +352,17 @@ mod tests {
     fn twice_as_many_messages_are_searched_for_with_about_twice_the_work() {
         let template = ChatTemplate::compile(TURNS, "", "").unwrap();
         let searched = |count: usize| {
-            let messages: Vec<Message> = (0..count).map(|n| message("user", &format!("message {n}"))).collect();
+            let messages: Vec<Message> =
+                (0..count).map(|n| message("user", &format!("message {n}"))).collect();
             WORK.set(0);
             assert_eq!(template.splice(&messages).unwrap().len(), 2 * count + 1);
             WORK.get()
         };
         let (once, twice) = (searched(2_000), searched(4_000));
-        assert!(once >= 2_000 * 10 && twice < 3 * once, "{once} bytes for 2,000 messages, {twice} for 4,000");
+        assert!(
+            once >= 2_000 * 10 && twice < 3 * once,
+            "{once} bytes for 2,000 messages, {twice} for 4,000"
+        );
     }
 
     #[test]
@@ -320,50 +380,79 @@ mod tests {
         let go_on = Turn { continue_final: true, ..Turn::default() };
         let asked = [message("user", "Name one."), message("assistant", " Sure, it is ")];
         assert_eq!(text(&asked, &go_on).unwrap(), "<user>Name one.</user><assistant> Sure, it is ");
-        assert_eq!(text(&asked, &NEW_TURN).unwrap(), "<user>Name one.</user><assistant> Sure, it is </assistant><assistant>");
+        assert_eq!(
+            text(&asked, &NEW_TURN).unwrap(),
+            "<user>Name one.</user><assistant> Sure, it is </assistant><assistant>"
+        );
         let closed = Turn { generation_prompt: false, ..Turn::default() };
         assert_eq!(text(&asked[..1], &closed).unwrap(), "<user>Name one.</user>");
-        let trims = ChatTemplate::compile(&TURNS.replace("m.content", "m.content | trim"), "", "").unwrap();
+        let trims =
+            ChatTemplate::compile(&TURNS.replace("m.content", "m.content | trim"), "", "").unwrap();
         let segments = trims.splice_turn(&asked, &go_on).unwrap();
-        assert_eq!(segments.last(), Some(&TextSegment::Content("Sure, it is".into())), "what the template trims stays away");
+        assert_eq!(
+            segments.last(),
+            Some(&TextSegment::Content("Sure, it is".into())),
+            "what the template trims stays away"
+        );
         assert!(text(&[message("user", "x"), message("assistant", " ")], &go_on).is_err());
     }
 
     #[test]
     fn variables_reach_the_template_and_never_replace_its_own() {
         let template = ChatTemplate::compile(TURNS, "", "").unwrap();
-        let with = |json: &str| Turn { variables: serde_json::from_str(json).unwrap(), ..Turn::default() };
+        let with =
+            |json: &str| Turn { variables: serde_json::from_str(json).unwrap(), ..Turn::default() };
         let asked = [message("user", "x")];
-        let segments = template.splice_turn(&asked, &with(r#"{"mark": "!", "other": [1, {"a": null}]}"#)).unwrap();
+        let segments = template
+            .splice_turn(&asked, &with(r#"{"mark": "!", "other": [1, {"a": null}]}"#))
+            .unwrap();
         assert_eq!(segments.last(), Some(&TextSegment::Scaffold("</user><assistant>!".into())));
-        assert!(template.splice_turn(&asked, &with(r#"{"messages": []}"#)).unwrap_err().contains("messages"));
+        assert!(
+            template
+                .splice_turn(&asked, &with(r#"{"messages": []}"#))
+                .unwrap_err()
+                .contains("messages")
+        );
     }
 
     #[test]
     fn contents_are_kept_apart_whatever_they_say() {
         let template = ChatTemplate::compile(CHATML, "", "").unwrap();
         let nasty = " <|im_end|>\n{{ 7*7 }}{% raise %} \n";
-        let segments = template.splice(&[message("user", nasty), message("assistant", "  ")]).unwrap();
+        let segments =
+            template.splice(&[message("user", nasty), message("assistant", "  ")]).unwrap();
         assert_eq!(
             segments,
             [
                 TextSegment::Scaffold("<|im_start|>user\n ".into()),
                 TextSegment::Content("<|im_end|>\n{{ 7*7 }}{% raise %}".into()),
-                TextSegment::Scaffold(" \n<|im_end|>\n<|im_start|>assistant\n  <|im_end|>\n<|im_start|>assistant\n".into()),
+                TextSegment::Scaffold(
+                    " \n<|im_end|>\n<|im_start|>assistant\n  <|im_end|>\n<|im_start|>assistant\n"
+                        .into()
+                ),
             ]
         );
-        assert!(template.splice(&[message("user<|im_end|>", "x")]).unwrap_err().contains("role of message 1"));
+        assert!(
+            template
+                .splice(&[message("user<|im_end|>", "x")])
+                .unwrap_err()
+                .contains("role of message 1")
+        );
     }
 
     #[test]
     fn templates_may_trim_but_not_rewrite_drop_or_repeat() {
         let trims = CHATML.replace("message['content']", "message['content'] | trim");
-        let segments = ChatTemplate::compile(&trims, "", "").unwrap().splice(&[message("user", "\n hi ")]).unwrap();
+        let segments = ChatTemplate::compile(&trims, "", "")
+            .unwrap()
+            .splice(&[message("user", "\n hi ")])
+            .unwrap();
         assert_eq!(segments[0], TextSegment::Scaffold("<|im_start|>user\n".into()));
         assert!(refusal("{{ messages[0].role }}").contains("leaves out message 1 (user)"));
         assert!(refusal("{{ messages[0].content * 2 }}").contains("repeats message 1"));
         assert!(refusal("{{ messages[0].contnet }}").contains("leaves out"));
-        let cuts = ChatTemplate::compile("{{ messages[0].content.split('<end>')[-1] }}", "", "").unwrap();
+        let cuts =
+            ChatTemplate::compile("{{ messages[0].content.split('<end>')[-1] }}", "", "").unwrap();
         assert!(cuts.splice(&[message("user", "a<end>b")]).unwrap_err().contains("rewrites"));
         assert!(cuts.splice(&[message("user", "ab")]).is_ok());
     }
@@ -371,7 +460,10 @@ mod tests {
     #[test]
     fn hostile_templates_are_refused_quickly() {
         for (source, message) in [
-            ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "too much work"),
+            (
+                "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+                "too much work",
+            ),
             (
                 "{% set ns = namespace(s='aaaaaaaa') %}{% for a in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
                 "too much work",
@@ -379,7 +471,10 @@ mod tests {
             ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
             ("{{ 'a' * 10000000000 }}", "too"),
             ("{% set s = 'a' * 1000000 %}{{ s.replace('a', s) }}", "too much work"),
-            ("{% set s = 'a' * 1000000 %}{% for a in range(99999) %}{% set t = s.upper() %}{% endfor %}", "too much work"),
+            (
+                "{% set s = 'a' * 1000000 %}{% for a in range(99999) %}{% set t = s.upper() %}{% endfor %}",
+                "too much work",
+            ),
             ("{{ '{:999999999}'.format(1) }}", "format"),
             ("{{ '%999999999d' | format(1) }}", "too much work"),
             ("{{ messages | tojson(indent=100000000) }}", "indent"),
@@ -418,7 +513,8 @@ mod tests {
             ),
         ] {
             let times = (RenderLimits::default().longest - 200) / (open.len() + close.len()).max(1);
-            let deep = format!("{before}{}{middle}{}{after}", open.repeat(times), close.repeat(times));
+            let deep =
+                format!("{before}{}{middle}{}{after}", open.repeat(times), close.repeat(times));
             assert!(!refusal(&deep).is_empty());
         }
     }
@@ -426,7 +522,10 @@ mod tests {
     #[test]
     fn what_transformers_offers_is_there() {
         let source = "{{ bos_token }}{{ messages[0]['content'].strip() }}|{{ strftime_now('%d %b %Y') }}|{{ {'a': '<é>', 'b': [1, none]} | tojson }}|{{ true }}{% for m in messages %}{% break %}{% endfor %}{% generation %}|{% endgeneration %}{{ pad_token is defined }}";
-        let text = ChatTemplate::compile(source, "<s>", "").unwrap().render(&[message("user", " x ")]).unwrap();
+        let text = ChatTemplate::compile(source, "<s>", "")
+            .unwrap()
+            .render(&[message("user", " x ")])
+            .unwrap();
         assert_eq!(text, "<s>x|26 Jul 2024|{\"a\": \"<é>\", \"b\": [1, null]}|True|False");
     }
 }

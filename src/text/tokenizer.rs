@@ -9,7 +9,10 @@ use super::normalizer::normalize;
 use super::pieces::{Kind, Pieces, pieces};
 use super::pretokenizer::PreTokenizer;
 use super::specials::{Part, Specials};
-use crate::model::{ModelError, Normalizer, TokenKind, TokenModel, TokenizerSpec, Vocabulary, Whole, byte_alphabet, byte_of};
+use crate::model::{
+    ModelError, Normalizer, TokenKind, TokenModel, TokenizerSpec, Vocabulary, Whole, byte_alphabet,
+    byte_of,
+};
 use crate::units::TokenId;
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -33,7 +36,12 @@ enum Symbols {
     /// Bytes, with their tokens.
     Bytes(Box<[TokenId; 256]>),
     /// Characters, with the tokens of those that have one, and of single bytes.
-    Characters { tokens: HashMap<char, TokenId>, bytes: Box<[TokenId; 256]>, unknown: TokenId, fuse: bool },
+    Characters {
+        tokens: HashMap<char, TokenId>,
+        bytes: Box<[TokenId; 256]>,
+        unknown: TokenId,
+        fuse: bool,
+    },
 }
 
 /// What is known about the least number of tokens of a text.
@@ -76,8 +84,11 @@ fn looks_like_marker(text: &str) -> bool {
 impl Tokenizer {
     /// The tokenizer of a vocabulary. Errors name the faulty field.
     pub fn build(vocabulary: &Vocabulary) -> Result<Tokenizer, ModelError> {
-        Self::from_spec(vocabulary.tokenizer.clone(), vocabulary.chat_template.as_deref().unwrap_or_default())
-            .map_err(ModelError::Invalid)
+        Self::from_spec(
+            vocabulary.tokenizer.clone(),
+            vocabulary.chat_template.as_deref().unwrap_or_default(),
+        )
+        .map_err(ModelError::Invalid)
     }
 
     fn from_spec(spec: Arc<TokenizerSpec>, template: &str) -> Result<Tokenizer, String> {
@@ -88,7 +99,11 @@ impl Tokenizer {
             TokenKind::Normal | TokenKind::Byte => Kind::Normal,
             TokenKind::Control | TokenKind::Unused => Kind::Control,
             TokenKind::Unknown => Kind::Unknown,
-            TokenKind::UserDefined if looks_like_marker(text) && template.contains(text.as_str()) => Kind::Marker,
+            TokenKind::UserDefined
+                if looks_like_marker(text) && template.contains(text.as_str()) =>
+            {
+                Kind::Marker
+            }
             TokenKind::UserDefined => Kind::UserDefined,
         };
         let kinds: Vec<Kind> = spec.tokens.iter().zip(&spec.kinds).map(kind).collect();
@@ -96,21 +111,28 @@ impl Tokenizer {
         let kinds = &pieces.kinds;
         let text_of = |id: TokenId| spec.tokens.get(id as usize).map_or("", |t| t.as_str());
         // Merges may make a user's token (two spaces), but never what users cannot type.
-        let free = |id: TokenId| matches!(kinds.get(id as usize), Some(Kind::Normal | Kind::UserDefined));
-        let ids = || (0..spec.tokens.len() as TokenId).filter(|id| free(*id) && spec.kinds[*id as usize] != TokenKind::Byte);
+        let free =
+            |id: TokenId| matches!(kinds.get(id as usize), Some(Kind::Normal | Kind::UserDefined));
+        let ids = || {
+            (0..spec.tokens.len() as TokenId)
+                .filter(|id| free(*id) && spec.kinds[*id as usize] != TokenKind::Byte)
+        };
 
         let merging = match &spec.model {
             TokenModel::ByteBpe { merges, .. } | TokenModel::TextBpe { merges, .. } => {
                 let mut pairs = HashMap::with_capacity(merges.len());
-                for (rank, merge) in merges.iter().enumerate().filter(|(_, merge)| free(merge.result)) {
+                for (rank, merge) in
+                    merges.iter().enumerate().filter(|(_, merge)| free(merge.result))
+                {
                     pairs.entry((merge.left, merge.right)).or_insert((rank as u32, merge.result));
                 }
                 Merging::Pairs(pairs)
             }
             TokenModel::Scores { scores } => {
                 let normal = ids().filter(|id| kinds[*id as usize] == Kind::Normal);
-                let tokens: HashMap<Box<str>, _> =
-                    normal.map(|id| (text_of(id).into(), (rank_of(scores[id as usize]), id))).collect();
+                let tokens: HashMap<Box<str>, _> = normal
+                    .map(|id| (text_of(id).into(), (rank_of(scores[id as usize]), id)))
+                    .collect();
                 let longest = tokens.keys().map(|t| t.len()).max().unwrap_or(0) as u32;
                 Merging::Texts { tokens, longest }
             }
@@ -139,16 +161,22 @@ impl Tokenizer {
                         continue;
                     }
                     let mut letters = text.chars();
-                    if let (Some(letter), None, true) = (letters.next(), letters.next(), free(id as TokenId)) {
+                    if let (Some(letter), None, true) =
+                        (letters.next(), letters.next(), free(id as TokenId))
+                    {
                         tokens.insert(letter, id as TokenId);
                     }
                 }
-                let fuse = matches!(spec.model, TokenModel::Scores { .. } | TokenModel::TextBpe { fuse_unknown: true, .. });
+                let fuse = matches!(
+                    spec.model,
+                    TokenModel::Scores { .. } | TokenModel::TextBpe { fuse_unknown: true, .. }
+                );
                 Symbols::Characters { tokens, bytes, unknown: spec.unknown.unwrap_or(NONE), fuse }
             }
         };
         let mut whole = HashMap::new();
-        if let TokenModel::ByteBpe { whole: rule, .. } | TokenModel::TextBpe { whole: rule, .. } = &spec.model
+        if let TokenModel::ByteBpe { whole: rule, .. } | TokenModel::TextBpe { whole: rule, .. } =
+            &spec.model
             && *rule != Whole::Never
         {
             for id in ids().filter(|id| kinds[*id as usize] == Kind::Normal) {
@@ -163,9 +191,15 @@ impl Tokenizer {
         }
         let special = |wanted: &dyn Fn(Kind, &str) -> bool| {
             let all = spec.tokens.iter().zip(&spec.kinds).enumerate();
-            let all = all.filter(|(id, (text, kind))| **kind != TokenKind::Unused && wanted(kinds[*id], text));
+            let all = all.filter(|(id, (text, kind))| {
+                **kind != TokenKind::Unused && wanted(kinds[*id], text)
+            });
             Specials::new(all.map(|(id, (text, _))| {
-                (text.as_str(), id as TokenId, spec.matches.get(&(id as TokenId)).copied().unwrap_or_default())
+                (
+                    text.as_str(),
+                    id as TokenId,
+                    spec.matches.get(&(id as TokenId)).copied().unwrap_or_default(),
+                )
             }))
         };
         let all = special(&|kind, _| kind != Kind::Normal)?;
@@ -176,7 +210,18 @@ impl Tokenizer {
         let typed = special(&|kind, _| kind == Kind::UserDefined)?;
         let pre = PreTokenizer::new(&spec.cuts)?;
         let least = least(&spec, &pieces, &symbols);
-        Ok(Tokenizer { pre, symbols, merging, whole, pieces: Arc::new(pieces), all, marks, typed, least, spec })
+        Ok(Tokenizer {
+            pre,
+            symbols,
+            merging,
+            whole,
+            pieces: Arc::new(pieces),
+            all,
+            marks,
+            typed,
+            least,
+            spec,
+        })
     }
 
     /// The ids of plain text: whatever it says, none of them is a control token.
@@ -192,7 +237,9 @@ impl Tokenizer {
         for (n, part) in self.typed.cut(text, |_| true).into_iter().enumerate() {
             match part {
                 Part::Token(id) => ids.push(id),
-                Part::Text(text) if n == 0 => self.encode_normalized(&self.normalized_inside(text), &mut word, &mut ids),
+                Part::Text(text) if n == 0 => {
+                    self.encode_normalized(&self.normalized_inside(text), &mut word, &mut ids)
+                }
                 Part::Text(text) => self.encode_words(text, false, &mut word, &mut ids),
             }
         }
@@ -256,7 +303,9 @@ impl Tokenizer {
     /// The special token (control or user-defined) whose text this is.
     pub fn special(&self, text: &str) -> Option<TokenId> {
         match self.all.cut(text, |_| true)[..] {
-            [Part::Token(id)] if self.spec.tokens.get(id as usize).is_some_and(|t| t == text) => Some(id),
+            [Part::Token(id)] if self.spec.tokens.get(id as usize).is_some_and(|t| t == text) => {
+                Some(id)
+            }
             _ => None,
         }
     }
@@ -280,9 +329,10 @@ impl Tokenizer {
     pub fn least_tokens(&self, text: &str) -> usize {
         let Least::Bytes { most, spaces } = self.least else { return 0 };
         let bytes = match &self.symbols {
-            Symbols::Bytes(tokens) => {
-                text.bytes().filter(|&b| tokens[b as usize] != NONE && (spaces || !b.is_ascii_whitespace())).count()
-            }
+            Symbols::Bytes(tokens) => text
+                .bytes()
+                .filter(|&b| tokens[b as usize] != NONE && (spaces || !b.is_ascii_whitespace()))
+                .count(),
             Symbols::Characters { .. } if spaces => text.len(),
             Symbols::Characters { .. } => text.split_whitespace().map(str::len).sum(),
         };
@@ -302,13 +352,21 @@ impl Tokenizer {
     /// Whether the template wrote a mark of conversations that users can type so far.
     pub(super) fn is_typeable_marker(&self, token: TokenId) -> bool {
         let text = self.spec.tokens.get(token as usize);
-        self.pieces.kinds.get(token as usize) == Some(&Kind::UserDefined) && text.is_some_and(|t| looks_like_marker(t))
+        self.pieces.kinds.get(token as usize) == Some(&Kind::UserDefined)
+            && text.is_some_and(|t| looks_like_marker(t))
     }
 
     /// Appends the ids of plain text; `first` says that it begins the input, `forbidden` are user-defined tokens that stay text here.
-    pub(super) fn encode_typed(&self, text: &str, first: bool, forbidden: &[TokenId], ids: &mut Vec<TokenId>) {
+    pub(super) fn encode_typed(
+        &self,
+        text: &str,
+        first: bool,
+        forbidden: &[TokenId],
+        ids: &mut Vec<TokenId>,
+    ) {
         let mut word = Word::default();
-        for (n, part) in self.typed.cut(text, |id| !forbidden.contains(&id)).into_iter().enumerate() {
+        for (n, part) in self.typed.cut(text, |id| !forbidden.contains(&id)).into_iter().enumerate()
+        {
             match part {
                 Part::Token(id) => ids.push(id),
                 Part::Text(text) => self.encode_words(text, first && n == 0, &mut word, ids),
@@ -322,8 +380,13 @@ impl Tokenizer {
 
     /// Normalized without a beginning of the tokenizer's own.
     fn normalized_inside(&self, text: &str) -> String {
-        let steps: Vec<Normalizer> =
-            self.spec.normalizers.iter().filter(|n| !matches!(n, Normalizer::Prepend { .. })).cloned().collect();
+        let steps: Vec<Normalizer> = self
+            .spec
+            .normalizers
+            .iter()
+            .filter(|n| !matches!(n, Normalizer::Prepend { .. }))
+            .cloned()
+            .collect();
         normalize(&steps, text, false).into_owned()
     }
 
@@ -362,7 +425,9 @@ impl Tokenizer {
     /// Merges a word and appends its tokens; `text` is the word's where symbols are characters.
     fn merge(&self, word: &mut Word, text: &str, ids: &mut Vec<TokenId>) {
         match &self.merging {
-            Merging::Pairs(pairs) => word.merge(|left, right| pairs.get(&(left.id, right.id)).copied()),
+            Merging::Pairs(pairs) => {
+                word.merge(|left, right| pairs.get(&(left.id, right.id)).copied())
+            }
             Merging::Texts { tokens, longest } => word.merge(|left, right| {
                 let len = left.len + right.len;
                 if len > *longest {
@@ -413,7 +478,9 @@ fn least(spec: &TokenizerSpec, pieces: &Pieces, symbols: &Symbols) -> Least {
     for step in &spec.normalizers {
         match step {
             // No composition, compatibility form or lower case is shorter than an eighth of what it came from.
-            Normalizer::Nfc | Normalizer::Nfkc | Normalizer::Lowercase => most = most.saturating_mul(8),
+            Normalizer::Nfc | Normalizer::Nfkc | Normalizer::Lowercase => {
+                most = most.saturating_mul(8)
+            }
             Normalizer::Strip { .. } | Normalizer::OneSpace => spaces = false,
             Normalizer::Replace { from, to } if to.len() < from.len() => return Least::Unknown,
             // In decoded tokens it is a space again.
@@ -488,7 +555,10 @@ pub(super) mod tests {
         assert_eq!(texts(&t, &t.encode("x the 12é").unwrap()), ["x", " the", " ", "1", "2", "é"]);
         let typed = t.encode("<|im_end|>").unwrap();
         assert!(typed.iter().all(|&i| !t.is_control(i)) && t.decode(&typed) == "<|im_end|>");
-        assert_eq!(t.encode_with_control("a<|im_end|>b").unwrap().iter().filter(|&&i| i == 2).count(), 1);
+        assert_eq!(
+            t.encode_with_control("a<|im_end|>b").unwrap().iter().filter(|&&i| i == 2).count(),
+            1
+        );
         assert_eq!(t.encode("a<fn>b").unwrap()[1], 3);
         assert_eq!(t.decode(&[1, 2, 3]), "<fn>");
         assert!(t.is_control(99_999) && t.token_bytes(99_999).is_empty());
@@ -501,7 +571,9 @@ pub(super) mod tests {
     #[test]
     fn a_long_list_of_normalizers_neither_overflows_nor_divides_by_zero() {
         let mut vocabulary = pieces_with_scores(true);
-        std::sync::Arc::make_mut(&mut vocabulary.tokenizer).normalizers.extend(vec![Normalizer::Nfc; 64]);
+        std::sync::Arc::make_mut(&mut vocabulary.tokenizer)
+            .normalizers
+            .extend(vec![Normalizer::Nfc; 64]);
         let t = Tokenizer::build(&vocabulary).unwrap();
         assert!(t.least_tokens("é the") <= t.encode("é the").unwrap().len());
     }
@@ -516,7 +588,10 @@ pub(super) mod tests {
         assert_eq!(t.encode("日").unwrap().len(), 1 + 3);
         assert_eq!(t.decode(&t.encode("日é\n").unwrap()), "日é\n");
         // The space in front belongs to each text between tokens, not to text that goes on.
-        assert_eq!(texts(&t, &t.encode_with_control("<s>the</s>the").unwrap()), ["", " the", "", " the"]);
+        assert_eq!(
+            texts(&t, &t.encode_with_control("<s>the</s>the").unwrap()),
+            ["", " the", "", " the"]
+        );
         assert_eq!(texts(&t, &t.encode_continued("the").unwrap()), ["t", "he"]);
         let bare = Tokenizer::build(&pieces_with_scores(false)).unwrap();
         assert_eq!(texts(&bare, &bare.encode("the the").unwrap()), ["t", "he", " the"]);
@@ -528,14 +603,22 @@ pub(super) mod tests {
         let t = Tokenizer::build(&pieces_with_scores(true)).unwrap();
         for text in ["<s>", "</s>", "a<s>b</s>", "<<s>>", "<end_of_turn>"] {
             let ids = t.encode(text).unwrap();
-            assert!(ids.iter().all(|&i| !t.is_control(i)) && t.decode(&ids) == text, "{text}: {:?}", texts(&t, &ids));
+            assert!(
+                ids.iter().all(|&i| !t.is_control(i)) && t.decode(&ids) == text,
+                "{text}: {:?}",
+                texts(&t, &ids)
+            );
         }
     }
 
     #[test]
     fn a_mark_that_the_template_writes_cannot_be_typed() {
         let with = |template: &str| {
-            Tokenizer::build(&Vocabulary { chat_template: Some(template.into()), ..pieces_with_scores(true) }).unwrap()
+            Tokenizer::build(&Vocabulary {
+                chat_template: Some(template.into()),
+                ..pieces_with_scores(true)
+            })
+            .unwrap()
         };
         let (marked, free) = (with("{{ '<start_of_turn>' }}"), with("x"));
         for (t, typed) in [(&marked, false), (&free, true)] {
@@ -552,7 +635,8 @@ pub(super) mod tests {
         let letter = byte_alphabet()[4].to_string();
         let vocabulary = tiny();
         let spec = &vocabulary.tokenizer;
-        let mut tokens: Vec<_> = spec.tokens.iter().cloned().zip(spec.kinds.iter().copied()).collect();
+        let mut tokens: Vec<_> =
+            spec.tokens.iter().cloned().zip(spec.kinds.iter().copied()).collect();
         tokens[spec.tokens.iter().position(|t| *t == letter).unwrap()].0 = "Ġzz".into();
         let t = Tokenizer::build(&example::byte_bpe(tokens, &["h e"]).unwrap()).unwrap();
         assert_eq!(t.encode("h\u{4}e").unwrap().len(), 2);
@@ -604,7 +688,8 @@ pub(super) mod tests {
         use serde_json::json;
         let byte_level = case["byte_level"] == true;
         let fallback = case["byte_fallback"] == true;
-        let mut vocab: Vec<String> = ["<unk>", "<s>", "</s>", "<tool>", "<r>", "<l>"].map(String::from).to_vec();
+        let mut vocab: Vec<String> =
+            ["<unk>", "<s>", "</s>", "<tool>", "<r>", "<l>"].map(String::from).to_vec();
         if byte_level {
             vocab.extend(byte_alphabet().iter().map(char::to_string));
         } else {
@@ -638,7 +723,8 @@ pub(super) mod tests {
             vocab.push(format!("{left}{right}"));
             merges.push(json!([left, right]));
         }
-        let vocab: serde_json::Map<_, _> = vocab.into_iter().enumerate().map(|(id, text)| (text, json!(id))).collect();
+        let vocab: serde_json::Map<_, _> =
+            vocab.into_iter().enumerate().map(|(id, text)| (text, json!(id))).collect();
         let added = |id: u32, content: &str, special: bool, left: bool, right: bool| json!({"id": id, "content": content, "single_word": false, "lstrip": left, "rstrip": right, "normalized": false, "special": special});
         json!({
             "version": "1.0", "truncation": null, "padding": null,
@@ -654,8 +740,7 @@ pub(super) mod tests {
     /// The shapes of published files.
     fn cases() -> Vec<serde_json::Value> {
         use serde_json::json;
-        let bytes =
-            |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
         let split = |regex: &str| {
             json!({"type": "Sequence", "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false}, bytes(false)]})
@@ -703,10 +788,15 @@ pub(super) mod tests {
                 let want = theirs.encode(text, false).unwrap();
                 let got = ours.encode_with_control(text).unwrap();
                 assert_eq!(got, want.get_ids(), "file {n}: {text:?}");
-                assert_eq!(ours.decode(&got), theirs.decode(want.get_ids(), true).unwrap(), "file {n}: {text:?}");
+                assert_eq!(
+                    ours.decode(&got),
+                    theirs.decode(want.get_ids(), true).unwrap(),
+                    "file {n}: {text:?}"
+                );
                 let typed = ours.encode(text).unwrap();
                 assert!(
-                    typed.iter().all(|&i| !ours.is_control(i)) && typed.len() >= ours.least_tokens(text),
+                    typed.iter().all(|&i| !ours.is_control(i))
+                        && typed.len() >= ours.least_tokens(text),
                     "file {n}: {text:?}"
                 );
             }

@@ -17,7 +17,8 @@ pub enum Stored {
 }
 
 impl Stored {
-    pub const ALL: [Stored; 5] = [Stored::F32, Stored::Bf16, Stored::F16, Stored::Q8_0, Stored::Q4_1];
+    pub const ALL: [Stored; 5] =
+        [Stored::F32, Stored::Bf16, Stored::F16, Stored::Q8_0, Stored::Q4_1];
 
     /// The type number of GGUF files.
     pub fn ggml(self) -> u32 {
@@ -128,7 +129,16 @@ impl Tiny {
 
     /// The smallest model there is, for fuzzing: some 16 KiB as a GGUF file of 4-bit blocks.
     pub fn fuzzed() -> Self {
-        Tiny { layers: 1, hidden: 32, ffn: 32, heads: 2, kv_heads: 1, vocab: 261, chat_template: None, ..Tiny::default() }
+        Tiny {
+            layers: 1,
+            hidden: 32,
+            ffn: 32,
+            heads: 2,
+            kv_heads: 1,
+            vocab: 261,
+            chat_template: None,
+            ..Tiny::default()
+        }
     }
 
     /// All matrices in this format.
@@ -149,9 +159,27 @@ impl Tiny {
             all.push(self.matrix(&format!("blk.{i}.attn_v.weight"), kv, h, self.weights, 1.0));
             all.push(self.matrix(&format!("blk.{i}.attn_output.weight"), h, q, self.weights, 1.0));
             all.push(self.norm(&format!("blk.{i}.ffn_norm.weight")));
-            all.push(self.matrix(&format!("blk.{i}.ffn_gate.weight"), self.ffn, h, self.weights, 1.0));
-            all.push(self.matrix(&format!("blk.{i}.ffn_up.weight"), self.ffn, h, self.weights, 1.0));
-            all.push(self.matrix(&format!("blk.{i}.ffn_down.weight"), h, self.ffn, self.weights, 1.0));
+            all.push(self.matrix(
+                &format!("blk.{i}.ffn_gate.weight"),
+                self.ffn,
+                h,
+                self.weights,
+                1.0,
+            ));
+            all.push(self.matrix(
+                &format!("blk.{i}.ffn_up.weight"),
+                self.ffn,
+                h,
+                self.weights,
+                1.0,
+            ));
+            all.push(self.matrix(
+                &format!("blk.{i}.ffn_down.weight"),
+                h,
+                self.ffn,
+                self.weights,
+                1.0,
+            ));
         }
         all.push(self.norm("output_norm.weight"));
         if !self.tied {
@@ -177,17 +205,28 @@ impl Tiny {
     fn norm(&self, name: &str) -> Matrix {
         let mut random = Random::new(self.seed, name);
         let values = (0..self.hidden).map(|_| 0.75 + random.below(8) as f32 / 16.0).collect();
-        Matrix { name: name.into(), rows: 1, columns: self.hidden, values, stored: Stored::F32, step: None, vector: true }
+        Matrix {
+            name: name.into(),
+            rows: 1,
+            columns: self.hidden,
+            values,
+            stored: Stored::F32,
+            step: None,
+            vector: true,
+        }
     }
 
     /// Token texts by id: three control tokens, the 256 bytes, then merges of earlier tokens; and the merges by rank.
     pub fn vocabulary(&self) -> (Vec<String>, Vec<String>) {
-        let mut tokens: Vec<String> = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(String::from).to_vec();
+        let mut tokens: Vec<String> =
+            ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(String::from).to_vec();
         tokens.extend((0..=255u8).map(|b| byte_char(b).to_string()));
         let mut seen: std::collections::HashSet<String> = tokens.iter().cloned().collect();
         let mut merges = Vec::new();
-        let words =
-            ["he", "in", "re", "on", "er", "at", "en", "es", "nd", "it", "or", "is", "Ġt", "Ġa", "Ġs", "Ġw", "Ġthe", "Ġan"];
+        let words = [
+            "he", "in", "re", "on", "er", "at", "en", "es", "nd", "it", "or", "is", "Ġt", "Ġa",
+            "Ġs", "Ġw", "Ġthe", "Ġan",
+        ];
         let splits = [("Ġt", "he"), ("Ġa", "n")];
         for word in words {
             let split = splits.iter().find(|(a, b)| format!("{a}{b}") == word).copied();
@@ -264,7 +303,8 @@ impl Tiny {
     pub fn write_checkpoint(&self, folder: &Path, shards: usize) {
         std::fs::create_dir_all(folder).expect("create the folder");
         let put = |name: &str, value: &serde_json::Value| {
-            std::fs::write(folder.join(name), serde_json::to_vec_pretty(value).expect("JSON")).expect("write a tiny model");
+            std::fs::write(folder.join(name), serde_json::to_vec_pretty(value).expect("JSON"))
+                .expect("write a tiny model");
         };
         put("config.json", &self.config());
         put("tokenizer.json", &self.tokenizer_json());
@@ -276,7 +316,8 @@ impl Tiny {
         put("generation_config.json", &json!({"bos_token_id": 1, "eos_token_id": 2}));
         let tensors = self.checkpoint_tensors();
         if shards == 1 {
-            std::fs::write(folder.join("model.safetensors"), safetensors(&tensors)).expect("write a tiny model");
+            std::fs::write(folder.join("model.safetensors"), safetensors(&tensors))
+                .expect("write a tiny model");
             return;
         }
         let mut map = serde_json::Map::new();
@@ -302,7 +343,8 @@ impl Tiny {
     /// `tokenizer.json` of the same vocabulary, as SmolLM2 has it.
     pub fn tokenizer_json(&self) -> serde_json::Value {
         let (tokens, merges) = self.vocabulary();
-        let ids: serde_json::Map<_, _> = tokens.iter().enumerate().map(|(i, t)| (t.clone(), json!(i))).collect();
+        let ids: serde_json::Map<_, _> =
+            tokens.iter().enumerate().map(|(i, t)| (t.clone(), json!(i))).collect();
         let added: Vec<_> = tokens[..3]
             .iter()
             .enumerate()
@@ -409,8 +451,15 @@ pub struct Tensor {
 
 impl Tensor {
     pub fn of(m: &Matrix) -> Self {
-        let dims = if m.vector { vec![m.columns as u64] } else { vec![m.columns as u64, m.rows as u64] };
-        Tensor { name: m.name.clone(), dims, ggml: m.stored.ggml(), data: encode(&m.values, m.stored, m.step), offset: None }
+        let dims =
+            if m.vector { vec![m.columns as u64] } else { vec![m.columns as u64, m.rows as u64] };
+        Tensor {
+            name: m.name.clone(),
+            dims,
+            ggml: m.stored.ggml(),
+            data: encode(&m.values, m.stored, m.step),
+            offset: None,
+        }
     }
 }
 
@@ -452,9 +501,15 @@ impl Value {
             Value::Bytes(v) => put(8, &string(v)),
             Value::U64(v) => put(10, &v.to_le_bytes()),
             Value::F64(v) => put(12, &v.to_le_bytes()),
-            Value::Strings(v) => put(9, &array(8, v.len(), v.iter().flat_map(|s| string(s.as_bytes())).collect())),
-            Value::I32s(v) => put(9, &array(5, v.len(), v.iter().flat_map(|n| n.to_le_bytes()).collect())),
-            Value::F32s(v) => put(9, &array(6, v.len(), v.iter().flat_map(|n| n.to_le_bytes()).collect())),
+            Value::Strings(v) => {
+                put(9, &array(8, v.len(), v.iter().flat_map(|s| string(s.as_bytes())).collect()))
+            }
+            Value::I32s(v) => {
+                put(9, &array(5, v.len(), v.iter().flat_map(|n| n.to_le_bytes()).collect()))
+            }
+            Value::F32s(v) => {
+                put(9, &array(6, v.len(), v.iter().flat_map(|n| n.to_le_bytes()).collect()))
+            }
             Value::Raw(kind, bytes) => put(*kind, bytes),
         }
     }
@@ -482,7 +537,10 @@ impl Gguf {
 
     /// The tensor of this name.
     pub fn tensor(&mut self, name: &str) -> &mut Tensor {
-        self.tensors.iter_mut().find(|t| t.name == name).unwrap_or_else(|| panic!("no tensor {name}"))
+        self.tensors
+            .iter_mut()
+            .find(|t| t.name == name)
+            .unwrap_or_else(|| panic!("no tensor {name}"))
     }
 
     /// Everything before the tensor data: header, metadata, tensor infos, padding.
@@ -546,7 +604,9 @@ pub fn encode(values: &[f32], stored: Stored, step: Option<f32>) -> Vec<u8> {
     let half = |v: f32| half::f16::from_f32(v).to_le_bytes();
     match stored {
         Stored::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Stored::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        Stored::Bf16 => {
+            values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
+        }
         Stored::F16 => values.iter().flat_map(|v| half(*v)).collect(),
         Stored::Q8_0 => values
             .chunks_exact(32)
@@ -554,13 +614,17 @@ pub fn encode(values: &[f32], stored: Stored, step: Option<f32>) -> Vec<u8> {
                 let largest = block.iter().fold(0f32, |a, v| a.max(v.abs()));
                 let d = step.unwrap_or(largest / 127.0);
                 let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-                half(d).into_iter().chain(block.iter().map(move |v| (v * inverse).round() as i8 as u8)).collect::<Vec<_>>()
+                half(d)
+                    .into_iter()
+                    .chain(block.iter().map(move |v| (v * inverse).round() as i8 as u8))
+                    .collect::<Vec<_>>()
             })
             .collect(),
         Stored::Q4_1 => values
             .chunks_exact(32)
             .flat_map(|block| {
-                let (low, high) = block.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+                let (low, high) =
+                    block.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
                 let (m, d) = match step {
                     Some(step) => (-8.0 * step, step),
                     None => (low, (high - low) / 15.0),
@@ -589,7 +653,9 @@ pub struct Random(u64);
 
 impl Random {
     pub fn new(seed: u64, name: &str) -> Self {
-        let key = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        let key = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+        });
         Random(key ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 

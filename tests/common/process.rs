@@ -95,7 +95,12 @@ impl Bench {
     /// `llmopt run` in the folder, with the tiny model and two threads, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_llmopt"));
-        command.current_dir(&self.folder).env_remove("RUST_BACKTRACE").stdin(Stdio::null()).args(["run", "-m"]).arg(model());
+        command
+            .current_dir(&self.folder)
+            .env_remove("RUST_BACKTRACE")
+            .stdin(Stdio::null())
+            .args(["run", "-m"])
+            .arg(model());
         command.args(["--threads", "2", "--max-tokens", "8"]).args(arguments);
         command
     }
@@ -123,7 +128,9 @@ pub fn finish(mut child: Child) -> Ran {
     let stdout = child.stdout.take().map(|o| read(Box::new(o)));
     let stderr = child.stderr.take().map(|o| read(Box::new(o)));
     let status = wait(&mut child);
-    let text = |t: Option<std::thread::JoinHandle<String>>| t.map(|t| t.join().unwrap()).unwrap_or_default();
+    let text = |t: Option<std::thread::JoinHandle<String>>| {
+        t.map(|t| t.join().unwrap()).unwrap_or_default()
+    };
     Ran { status, stdout: text(stdout), stderr: text(stderr) }
 }
 
@@ -157,7 +164,8 @@ pub fn feed(child: &mut Child, text: &str) {
 pub fn feed_without_end(child: &mut Child) {
     let mut stdin = child.stdin.take().unwrap();
     std::thread::spawn(move || {
-        let mut lines = (0..).map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"What is {i} & {i}?\"}}\n"));
+        let mut lines =
+            (0..).map(|i| format!("{{\"id\":\"r{i}\",\"prompt\":\"What is {i} & {i}?\"}}\n"));
         lines.find(|line| stdin.write_all(line.as_bytes()).is_err());
     });
 }
@@ -165,7 +173,9 @@ pub fn feed_without_end(child: &mut Child) {
 /// Lines of JSON.
 #[track_caller]
 pub fn records(text: &str) -> Vec<serde_json::Value> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+        .collect()
 }
 
 /// What of a record must not depend on when and how it was answered: everything but times and `cached`.

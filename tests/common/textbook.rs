@@ -5,8 +5,9 @@
 
 use llmopt::kernels::Format;
 use llmopt::model::{
-    Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms,
-    QkNorm, QueryGrowth, Role, Rope, Routing, Shared, Weights, roles,
+    Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture,
+    ModelSpec, Norm, NormKind, Norms, QkNorm, QueryGrowth, Role, Rope, Routing, Shared, Weights,
+    roles,
 };
 use std::collections::HashMap;
 
@@ -18,7 +19,10 @@ impl Values {
         let read = |role: Role, rows: usize| {
             let mut bytes = Vec::new();
             weights.read(role, 0..rows, Format::F32, &mut bytes).unwrap();
-            bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
+            bytes
+                .chunks_exact(4)
+                .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
+                .collect()
         };
         Values(roles(spec).map(|(role, (rows, _))| (role, read(role, rows))).collect())
     }
@@ -33,10 +37,22 @@ impl Values {
     }
 
     /// W x + b of one of several matrices that stand one below the other.
-    fn product_of(&self, weights: Role, bias: Role, x: &[f64], which: usize, count: usize) -> Vec<f64> {
-        let part = |all: &'_ [f64]| all[which * all.len() / count..(which + 1) * all.len() / count].to_vec();
+    fn product_of(
+        &self,
+        weights: Role,
+        bias: Role,
+        x: &[f64],
+        which: usize,
+        count: usize,
+    ) -> Vec<f64> {
+        let part = |all: &'_ [f64]| {
+            all[which * all.len() / count..(which + 1) * all.len() / count].to_vec()
+        };
         let weights = part(self.get(weights).unwrap_or_else(|| panic!("no {weights:?}")));
-        let mut y: Vec<f64> = weights.chunks(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+        let mut y: Vec<f64> = weights
+            .chunks(x.len())
+            .map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum())
+            .collect();
         if let Some(bias) = self.get(bias).map(part) {
             y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
         }
@@ -54,7 +70,10 @@ fn norm(norm: &Norm, weights: Option<&[f64]>, bias: Option<&[f64]>, x: &[f64]) -
     let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
     let scale = 1.0 / (variance + f64::from(*epsilon)).sqrt();
     let at = |values: Option<&[f64]>, i: usize, default: f64| values.map_or(default, |v| v[i]);
-    x.iter().enumerate().map(|(i, x)| (x - mean) * scale * at(weights, i, 1.0) + at(bias, i, 0.0)).collect()
+    x.iter()
+        .enumerate()
+        .map(|(i, x)| (x - mean) * scale * at(weights, i, 1.0) + at(bias, i, 0.0))
+        .collect()
 }
 
 /// The error function by its series, as exact as f64 has it.
@@ -75,7 +94,10 @@ fn activate(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
-        Activation::GeluTanh => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
+        Activation::GeluTanh => {
+            0.5 * x
+                * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0).powi(2),
         Activation::Clamped { .. } => panic!("it needs a gate"),
@@ -134,7 +156,8 @@ fn mix(values: &Values, l: usize, mixture: &Mixture, x: &[f64]) -> Vec<f64> {
         weights.iter_mut().for_each(|w| *w /= sum + least);
     }
     let mut out = vec![0.0; x.len()];
-    let mut add = |weight: f64, y: Vec<f64>| out.iter_mut().zip(y).for_each(|(out, y)| *out += weight * y);
+    let mut add =
+        |weight: f64, y: Vec<f64>| out.iter_mut().zip(y).for_each(|(out, y)| *out += weight * y);
     for e in chosen {
         let gate = values.product_of(Role::ExpertGate(l), Role::ExpertGateBias(l), x, e, experts);
         let up = values.product_of(Role::ExpertUp(l), Role::ExpertUpBias(l), x, e, experts);
@@ -146,9 +169,13 @@ fn mix(values: &Values, l: usize, mixture: &Mixture, x: &[f64]) -> Vec<f64> {
         // A dense part.s, which is not here.
         let none = Role::GateBias(l);
         let gate = values.product(Role::SharedGate(l), none, x);
-        let inner: Vec<f64> =
-            gate.iter().zip(values.product(Role::SharedUp(l), none, x)).map(|(g, u)| gated(activation, *g, u)).collect();
-        let share = if share { sigmoid(values.product(Role::SharedShare(l), none, x)[0]) } else { 1.0 };
+        let inner: Vec<f64> = gate
+            .iter()
+            .zip(values.product(Role::SharedUp(l), none, x))
+            .map(|(g, u)| gated(activation, *g, u))
+            .collect();
+        let share =
+            if share { sigmoid(values.product(Role::SharedShare(l), none, x)[0]) } else { 1.0 };
         add(share, values.product(Role::SharedDown(l), none, &inner));
     }
     out
@@ -176,7 +203,12 @@ fn capped(cap: Option<f32>, x: f64) -> f64 {
 }
 
 /// Scores after each token, of a request that takes `positions` positions in all.
-pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions: usize) -> Vec<Vec<f64>> {
+pub fn logits(
+    spec: &ModelSpec,
+    weights: &dyn Weights,
+    tokens: &[u32],
+    positions: usize,
+) -> Vec<Vec<f64>> {
     let ModelSpec {
         architecture: _,
         hidden,
@@ -196,11 +228,19 @@ pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions
     let embedding = values.get(Role::TokenEmbedding).unwrap();
     let mut xs: Vec<Vec<f64>> = tokens
         .iter()
-        .map(|t| embedding[*t as usize * hidden..][..*hidden].iter().map(|x| x * f64::from(*embedding_scale)).collect())
+        .map(|t| {
+            embedding[*t as usize * hidden..][..*hidden]
+                .iter()
+                .map(|x| x * f64::from(*embedding_scale))
+                .collect()
+        })
         .collect();
-    let normed = |weights: Role, bias: Role, x: &[f64]| norm(norms_of, values.get(weights), values.get(bias), x);
+    let normed = |weights: Role, bias: Role, x: &[f64]| {
+        norm(norms_of, values.get(weights), values.get(bias), x)
+    };
     for (l, LayerSpec { mixer, ffn, norms, residual_scale }) in layers.iter().enumerate() {
-        let (mut keys, mut all_values, mut past, mut states) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut keys, mut all_values, mut past, mut states) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (p, x) in xs.iter_mut().enumerate() {
             let input = match norms {
                 Norms::After => x.clone(),
@@ -209,16 +249,35 @@ pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions
             let mixed = match mixer {
                 Mixer::Attention(attention) => {
                     let kept = (&mut keys, &mut all_values);
-                    attend(&values, norms_of, ropes, query_growth, attention, l, &input, p, positions, kept)
+                    attend(
+                        &values,
+                        norms_of,
+                        ropes,
+                        query_growth,
+                        attention,
+                        l,
+                        &input,
+                        p,
+                        positions,
+                        kept,
+                    )
                 }
-                Mixer::Convolution(convolution) => convolve(&values, convolution, l, &input, &mut past),
-                Mixer::DeltaNet(net) => delta(&values, norms_of, net, l, &input, &mut past, &mut states),
+                Mixer::Convolution(convolution) => {
+                    convolve(&values, convolution, l, &input, &mut past)
+                }
+                Mixer::DeltaNet(net) => {
+                    delta(&values, norms_of, net, l, &input, &mut past, &mut states)
+                }
             };
             let mixed = match norms {
-                Norms::After | Norms::Both => norm(norms_of, values.get(Role::AttentionPostNorm(l)), None, &mixed),
+                Norms::After | Norms::Both => {
+                    norm(norms_of, values.get(Role::AttentionPostNorm(l)), None, &mixed)
+                }
                 _ => mixed,
             };
-            let add = |x: &mut Vec<f64>, y: &[f64]| x.iter_mut().zip(y).for_each(|(x, y)| *x += f64::from(*residual_scale) * y);
+            let add = |x: &mut Vec<f64>, y: &[f64]| {
+                x.iter_mut().zip(y).for_each(|(x, y)| *x += f64::from(*residual_scale) * y)
+            };
             let shared = x.clone();
             add(x, &mixed);
             let input = match norms {
@@ -232,7 +291,12 @@ pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions
             let down = match *ffn {
                 Ffn::Gated { width: _, activation, input_bias: _, output_bias: _ } => {
                     let gate = values.product(Role::Gate(l), Role::GateBias(l), &input);
-                    down(gate.iter().zip(up(&input)).map(|(g, u)| gated(activation, *g, u)).collect())
+                    down(
+                        gate.iter()
+                            .zip(up(&input))
+                            .map(|(g, u)| gated(activation, *g, u))
+                            .collect(),
+                    )
                 }
                 Ffn::Plain { width: _, activation, input_bias: _, output_bias: _ } => {
                     down(up(&input).iter().map(|u| activate(activation, *u)).collect())
@@ -240,7 +304,9 @@ pub fn logits(spec: &ModelSpec, weights: &dyn Weights, tokens: &[u32], positions
                 Ffn::Mixture(mixture) => mix(&values, l, &mixture, &input),
             };
             let down = match norms {
-                Norms::After | Norms::Both => norm(norms_of, values.get(Role::FfnPostNorm(l)), None, &down),
+                Norms::After | Norms::Both => {
+                    norm(norms_of, values.get(Role::FfnPostNorm(l)), None, &down)
+                }
                 _ => down,
             };
             add(x, &down);
@@ -285,7 +351,11 @@ fn attend(
     } = *attention;
     let mut q = values.product(Role::Query(l), Role::QueryBias(l), x);
     // Behind each head's query stands its gate.
-    let gates: Vec<f64> = if gate { q.chunks(2 * hd).flat_map(|both| both[hd..].to_vec()).collect() } else { Vec::new() };
+    let gates: Vec<f64> = if gate {
+        q.chunks(2 * hd).flat_map(|both| both[hd..].to_vec()).collect()
+    } else {
+        Vec::new()
+    };
     if gate {
         q = q.chunks(2 * hd).flat_map(|both| both[..hd].to_vec()).collect();
     }
@@ -299,7 +369,9 @@ fn attend(
         x.chunks(hd).flat_map(|head| norm(norm_of, values.get(weights), None, head)).collect()
     };
     match qk_norm {
-        Some(QkNorm::PerHead) => (q, k) = (each(Role::QueryNorm(l), &q), each(Role::KeyNorm(l), &k)),
+        Some(QkNorm::PerHead) => {
+            (q, k) = (each(Role::QueryNorm(l), &q), each(Role::KeyNorm(l), &k))
+        }
         Some(QkNorm::Whole) => {
             q = norm(norm_of, values.get(Role::QueryNorm(l)), None, &q);
             k = norm(norm_of, values.get(Role::KeyNorm(l)), None, &k);
@@ -342,12 +414,23 @@ fn attend(
 fn causal(weights: &[f64], taps: usize, past: &[Vec<f64>]) -> Vec<f64> {
     let last = past.len() - 1;
     (0..past[last].len())
-        .map(|c| (0..taps).filter(|j| last + j + 1 >= taps).map(|j| weights[c * taps + j] * past[last + j + 1 - taps][c]).sum())
+        .map(|c| {
+            (0..taps)
+                .filter(|j| last + j + 1 >= taps)
+                .map(|j| weights[c * taps + j] * past[last + j + 1 - taps][c])
+                .sum()
+        })
         .collect()
 }
 
 /// A short convolution at the next position.
-fn convolve(values: &Values, spec: &Convolution, l: usize, x: &[f64], past: &mut Vec<Vec<f64>>) -> Vec<f64> {
+fn convolve(
+    values: &Values,
+    spec: &Convolution,
+    l: usize,
+    x: &[f64],
+    past: &mut Vec<Vec<f64>>,
+) -> Vec<f64> {
     let Convolution { taps, bias: _ } = *spec;
     let all = values.product(Role::ConvolutionInput(l), Role::ConvolutionInputBias(l), x);
     let (b, rest) = all.split_at(x.len());
@@ -374,10 +457,15 @@ fn delta(
     let DeltaNet { key_heads, value_heads, key_dim, value_dim, taps, tiled } = *net;
     let none = Role::GateBias(usize::MAX);
     past.push(values.product(Role::DeltaInput(l), none, x));
-    let mixed: Vec<f64> = causal(values.get(Role::DeltaTaps(l)).unwrap(), taps, past).iter().map(|y| y * sigmoid(*y)).collect();
+    let mixed: Vec<f64> = causal(values.get(Role::DeltaTaps(l)).unwrap(), taps, past)
+        .iter()
+        .map(|y| y * sigmoid(*y))
+        .collect();
     let z = values.product(Role::DeltaGate(l), none, x);
-    let (beta, alpha) = (values.product(Role::DeltaBeta(l), none, x), values.product(Role::DeltaAlpha(l), none, x));
-    let (steps, decays) = (values.get(Role::DeltaStep(l)).unwrap(), values.get(Role::DeltaDecay(l)).unwrap());
+    let (beta, alpha) =
+        (values.product(Role::DeltaBeta(l), none, x), values.product(Role::DeltaAlpha(l), none, x));
+    let (steps, decays) =
+        (values.get(Role::DeltaStep(l)).unwrap(), values.get(Role::DeltaDecay(l)).unwrap());
     states.resize(value_heads, vec![0.0; key_dim * value_dim]);
     let unit = |x: &[f64]| -> Vec<f64> {
         let length = (x.iter().map(|x| x * x).sum::<f64>() + 1e-6).sqrt();
@@ -392,10 +480,16 @@ fn delta(
         let decay = (decays[h] * (alpha[h] + steps[h]).exp().ln_1p()).exp();
         let state = &mut states[h];
         state.iter_mut().for_each(|s| *s *= decay);
-        let at = |state: &[f64], by: &[f64], d: usize| -> f64 { (0..key_dim).map(|i| state[i * value_dim + d] * by[i]).sum() };
-        let change: Vec<f64> = (0..value_dim).map(|d| (v[d] - at(state, &k, d)) * sigmoid(beta[h])).collect();
-        (0..key_dim).for_each(|i| (0..value_dim).for_each(|d| state[i * value_dim + d] += k[i] * change[d]));
-        let o: Vec<f64> = (0..value_dim).map(|d| at(state, &q, d) / (key_dim as f64).sqrt()).collect();
+        let at = |state: &[f64], by: &[f64], d: usize| -> f64 {
+            (0..key_dim).map(|i| state[i * value_dim + d] * by[i]).sum()
+        };
+        let change: Vec<f64> =
+            (0..value_dim).map(|d| (v[d] - at(state, &k, d)) * sigmoid(beta[h])).collect();
+        (0..key_dim).for_each(|i| {
+            (0..value_dim).for_each(|d| state[i * value_dim + d] += k[i] * change[d])
+        });
+        let o: Vec<f64> =
+            (0..value_dim).map(|d| at(state, &q, d) / (key_dim as f64).sqrt()).collect();
         let square = o.iter().map(|o| o * o).sum::<f64>() / value_dim as f64;
         let scale = 1.0 / (square + f64::from(norm_of.epsilon)).sqrt();
         let weights = values.get(Role::DeltaNorm(l)).unwrap();

@@ -67,7 +67,10 @@ fn log_ratio(round: &Round, pair: &Pair, per_token: bool) -> Option<f64> {
 
 /// Whether a pair's ratio must be of seconds per generated token in these rounds.
 pub fn is_per_token(rounds: &[Round], pair: &Pair) -> bool {
-    let differ = |r: &Round| r.of(pair.without).map(|s| s.generated_tokens) != r.of(pair.with).map(|s| s.generated_tokens);
+    let differ = |r: &Round| {
+        r.of(pair.without).map(|s| s.generated_tokens)
+            != r.of(pair.with).map(|s| s.generated_tokens)
+    };
     pair.basis == Basis::SecondsOrPerToken && rounds.iter().any(differ)
 }
 
@@ -125,22 +128,31 @@ pub fn by_run(rounds: &[Round]) -> Vec<Vec<&Round>> {
 fn ratio(rounds: &[Round], pair: Option<Pair>) -> Option<Ratio> {
     let pair = pair?;
     let per_token = is_per_token(rounds, &pair);
-    let logs = |run: Vec<&Round>| run.into_iter().filter_map(|r| log_ratio(r, &pair, per_token)).collect();
+    let logs =
+        |run: Vec<&Round>| run.into_iter().filter_map(|r| log_ratio(r, &pair, per_token)).collect();
     Ratio::of_runs(&by_run(rounds).into_iter().map(logs).collect::<Vec<_>>(), per_token)
 }
 
 /// Ratio of first requests in fresh processes, paired.
 fn first_request(result: &BenchResult, without: &str, with: &str) -> Option<Ratio> {
-    let first = |what: &str, pair: usize| result.starts.iter().find(|s| s.pair == pair && s.what == what).map(|s| s.first_s);
+    let first = |what: &str, pair: usize| {
+        result.starts.iter().find(|s| s.pair == pair && s.what == what).map(|s| s.first_s)
+    };
     let pairs = result.starts.iter().map(|s| s.pair + 1).max()?;
-    let logs: Vec<f64> = (0..pairs).filter_map(|p| Some((first(without, p)? / first(with, p)?).ln())).collect();
+    let logs: Vec<f64> =
+        (0..pairs).filter_map(|p| Some((first(without, p)? / first(with, p)?).ln())).collect();
     Ratio::of_runs(&[logs], false)
 }
 
 /// All pairs whose intervals the stopping rule of a run watches: `alone` of every row.
 pub fn watched(result: &BenchResult, run: usize) -> Vec<Vec<f64>> {
     let first = result.rounds.iter().position(|r| r.run == run).unwrap_or(result.rounds.len());
-    result.rows.iter().filter_map(|r| r.alone).map(|pair| logs(&result.rounds[first..], &pair).0).collect()
+    result
+        .rows
+        .iter()
+        .filter_map(|r| r.alone)
+        .map(|pair| logs(&result.rounds[first..], &pair).0)
+        .collect()
 }
 
 /// The A/A pair.
@@ -152,7 +164,9 @@ pub fn a_a(result: &BenchResult) -> Pair {
 pub fn analyse(result: &BenchResult) -> Analysis {
     let rounds = &result.rounds;
     let of_samples = |f: fn(&super::result::Sample) -> Option<f64>| {
-        statistics::median(&rounds.iter().flat_map(|r| &r.samples).filter_map(f).collect::<Vec<_>>())
+        statistics::median(
+            &rounds.iter().flat_map(|r| &r.samples).filter_map(f).collect::<Vec<_>>(),
+        )
     };
     let (stolen, others) = (of_samples(|s| s.stolen), of_samples(|s| s.others));
     let busy = match (stolen, others) {
@@ -164,14 +178,18 @@ pub fn analyse(result: &BenchResult) -> Analysis {
     let rows = result.rows.iter().map(|row| {
         let mut tally = Tally::default();
         result.answers.iter().filter(|a| a.row == row.name).for_each(|a| tally.merge(&a.tally));
-        let alone_seen =
-            result.answers.iter().find(|a| a.row == row.name && Some(a.pair) == row.alone).and_then(|a| a.tally.seen());
+        let alone_seen = result
+            .answers
+            .iter()
+            .find(|a| a.row == row.name && Some(a.pair) == row.alone)
+            .and_then(|a| a.tally.seen());
         let promise = optimizations::find(&row.name).map(|o| o.answers);
         let broken = promise.and_then(|p| Some((p, tally.broken(p)?.to_string())));
         let (alone, removed) = match row.name.as_str() {
-            "warmup" => {
-                (first_request(result, "start", "start + warmup"), first_request(result, "everything - warmup", "everything"))
-            }
+            "warmup" => (
+                first_request(result, "start", "start + warmup"),
+                first_request(result, "everything - warmup", "everything"),
+            ),
             _ => (ratio(rounds, row.alone), ratio(rounds, row.removed)),
         };
         let expected = plan::expected(&row.name);
@@ -215,7 +233,9 @@ impl Analysis {
 
     /// The first broken promise: row, promise, prompt.
     pub fn broken(&self) -> Option<(&str, Promise, &str)> {
-        self.rows.iter().find_map(|r| r.broken.as_ref().map(|(promise, prompt)| (r.name.as_str(), *promise, prompt.as_str())))
+        self.rows.iter().find_map(|r| {
+            r.broken.as_ref().map(|(promise, prompt)| (r.name.as_str(), *promise, prompt.as_str()))
+        })
     }
 }
 
@@ -224,7 +244,8 @@ pub fn normalised_speed(result: &BenchResult) -> Vec<OfSlice> {
     let speed = |round: &Round| {
         let (a, b) = (round.of(result.everything)?, round.of(result.again)?);
         let tokens = (a.completion_tokens + b.completion_tokens) as f64;
-        Some((tokens / (a.seconds + b.seconds) / round.reference.score()).ln()).filter(|l| l.is_finite())
+        Some((tokens / (a.seconds + b.seconds) / round.reference.score()).ln())
+            .filter(|l| l.is_finite())
     };
     result.rounds.iter().map(|r| OfSlice::new(r, speed(r))).collect()
 }
@@ -238,7 +259,11 @@ mod tests {
     fn ratios_and_verdicts_come_out_as_they_were_put_in() {
         let analysis = analyse(&result(8, 0.01, 3, as_expected));
         let row = |name: &str| analysis.row(name).unwrap();
-        for (name, ratio, verdict) in [("precision", 1.4, "within"), ("greedy", 1.4, "within"), ("early-stop", 1.25, "within")] {
+        for (name, ratio, verdict) in [
+            ("precision", 1.4, "within"),
+            ("greedy", 1.4, "within"),
+            ("early-stop", 1.25, "within"),
+        ] {
             let alone = row(name).alone.unwrap();
             assert!((alone.interval.ratio / ratio - 1.0).abs() < 0.02, "{name}: {alone:?}");
             assert_eq!(row(name).verdict.map(Verdict::name), Some(verdict), "{name}");
@@ -257,7 +282,9 @@ mod tests {
         let runs = |drift: f64| {
             let mut all = result(8, 0.01, 3, as_expected);
             for run in 1..3 {
-                let slower = |l: &str| as_expected(l) * if l == "baseline" { 1.0 + drift * run as f64 } else { 1.0 };
+                let slower = |l: &str| {
+                    as_expected(l) * if l == "baseline" { 1.0 + drift * run as f64 } else { 1.0 }
+                };
                 let next = result(8, 0.01, 3 + run as u64, slower).rounds;
                 all.rounds.extend(next.into_iter().map(|r| Round { run, ..r }));
             }
@@ -270,15 +297,31 @@ mod tests {
         let ratio = row.alone.unwrap();
         // Means at 1.40, 1.54, 1.68: t with two degrees of freedom makes 4.3 standard errors of that.
         assert_eq!(Some(ratio.interval), ratio.between);
-        assert!(ratio.interval.low < 1.3 && ratio.interval.high > 1.8 && ratio.within.half_width() < 0.15, "{ratio:?}");
+        assert!(
+            ratio.interval.low < 1.3
+                && ratio.interval.high > 1.8
+                && ratio.within.half_width() < 0.15,
+            "{ratio:?}"
+        );
         assert_eq!(row.verdict, Some(Verdict::Unclear));
-        assert_eq!(analyse(&result(8, 0.01, 3, as_expected)).row("precision").unwrap().alone.unwrap().between, None);
+        assert_eq!(
+            analyse(&result(8, 0.01, 3, as_expected))
+                .row("precision")
+                .unwrap()
+                .alone
+                .unwrap()
+                .between,
+            None
+        );
     }
 
     #[test]
     fn a_hit_that_ran_a_forward_step_is_no_hit() {
         let mut with_rows = result(6, 0.01, 3, as_expected);
-        with_rows.rounds[2].samples.iter_mut().for_each(|s| s.cached_rows = u64::from(s.cached > 0));
+        with_rows.rounds[2]
+            .samples
+            .iter_mut()
+            .for_each(|s| s.cached_rows = u64::from(s.cached > 0));
         assert_eq!(analyse(&with_rows).row("cache").unwrap().verdict, Some(Verdict::Below));
         let mut without_hits = result(6, 0.01, 3, as_expected);
         without_hits.rounds.iter_mut().flat_map(|r| &mut r.samples).for_each(|s| s.cached = 0);

@@ -74,8 +74,10 @@ impl Tally {
         self.prefix += other.prefix;
         self.agreed += other.agreed;
         self.tokens += other.tokens;
-        self.first_not_identical = self.first_not_identical.take().or_else(|| other.first_not_identical.clone());
-        self.first_not_prefix = self.first_not_prefix.take().or_else(|| other.first_not_prefix.clone());
+        self.first_not_identical =
+            self.first_not_identical.take().or_else(|| other.first_not_identical.clone());
+        self.first_not_prefix =
+            self.first_not_prefix.take().or_else(|| other.first_not_prefix.clone());
     }
 
     /// What was seen; `None` before the first pair.
@@ -124,7 +126,9 @@ impl std::fmt::Display for AnswersSeen {
             AnswersSeen::Identical => f.write_str("identical"),
             AnswersSeen::Prefix => f.write_str("prefix"),
             // Not all of it, however it rounds.
-            AnswersSeen::Differ(agreement) => write!(f, "agree {:.0} %", (agreement * 100.0).min(99.0)),
+            AnswersSeen::Differ(agreement) => {
+                write!(f, "agree {:.0} %", (agreement * 100.0).min(99.0))
+            }
         }
     }
 }
@@ -134,7 +138,11 @@ mod tests {
     use super::*;
 
     fn given(answers: &[&[TokenId]]) -> Vec<AnswerTokens> {
-        answers.iter().enumerate().map(|(i, t)| AnswerTokens { id: format!("p{i}"), tokens: t.to_vec() }).collect()
+        answers
+            .iter()
+            .enumerate()
+            .map(|(i, t)| AnswerTokens { id: format!("p{i}"), tokens: t.to_vec() })
+            .collect()
     }
 
     fn tally(without: &[&[TokenId]], with: &[&[TokenId]]) -> Tally {
@@ -152,7 +160,9 @@ mod tests {
         let other = tally(&[&[1, 2], &[3, 4]], &[&[1, 2], &[3, 5]]);
         assert_eq!(other.seen(), Some(AnswersSeen::Differ(0.75)));
         assert_eq!(Tally::default().seen(), None);
-        let shown = |seen: Option<AnswersSeen>| seen.map(|s| (s.to_string(), s.name(), s.agreement())).unwrap();
+        let shown = |seen: Option<AnswersSeen>| {
+            seen.map(|s| (s.to_string(), s.name(), s.agreement())).unwrap()
+        };
         assert_eq!(shown(same.seen()), ("identical".into(), "identical", 1.0));
         assert_eq!(shown(shorter.seen()), ("prefix".into(), "prefix", 1.0));
         assert_eq!(shown(other.seen()), ("agree 75 %".into(), "differ", 0.75));

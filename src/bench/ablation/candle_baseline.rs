@@ -5,8 +5,8 @@ use super::trial::BenchError;
 use crate::decoder::Decoder;
 use crate::decoder::candle::CandleDecoder;
 use crate::engine::{
-    BatchingPolicy, Engine, EngineConfig, Event, PaddingPolicy, PrefixPolicy, Request, SamplingPolicy, StoppingPolicy,
-    TextDecoder,
+    BatchingPolicy, Engine, EngineConfig, Event, PaddingPolicy, PrefixPolicy, Request,
+    SamplingPolicy, StoppingPolicy, TextDecoder,
 };
 use crate::pipeline::{Control, LoadedModel, PipelineError, Prompt, Stopping, clipped};
 use std::sync::Arc;
@@ -22,7 +22,8 @@ impl Candle {
     /// Dequantizes the weights to f32 and builds candle's model.
     pub fn new(loaded: &Arc<LoadedModel>, batch: usize) -> Result<Candle, BenchError> {
         let model = &loaded.model;
-        let decoder = CandleDecoder::new(&model.spec, model.weights.as_ref(), batch).map_err(PipelineError::from)?;
+        let decoder = CandleDecoder::new(&model.spec, model.weights.as_ref(), batch)
+            .map_err(PipelineError::from)?;
         let config = EngineConfig {
             sampling: SamplingPolicy::AlwaysSample,
             stopping: StoppingPolicy::MaxTokensOnly,
@@ -36,7 +37,9 @@ impl Candle {
             mask_threads: 1,
         };
         let text = loaded.clone();
-        let text = Box::new(move || Box::new(text.prompt_encoder().tokenizer().detokenizer()) as Box<dyn TextDecoder>);
+        let text = Box::new(move || {
+            Box::new(text.prompt_encoder().tokenizer().detokenizer()) as Box<dyn TextDecoder>
+        });
         Ok(Candle { loaded: loaded.clone(), engine: Engine::new(Box::new(decoder), config, text) })
     }
 
@@ -45,11 +48,19 @@ impl Candle {
         let begin = Instant::now();
         for (ticket, prompt) in prompts.iter().enumerate() {
             let Prompt { content, generation, .. } = prompt;
-            let ids = self.loaded.prompt_encoder().prompt_ids(content, generation.system.as_deref(), generation.raw);
+            let ids = self.loaded.prompt_encoder().prompt_ids(
+                content,
+                generation.system.as_deref(),
+                generation.raw,
+            );
             let ids = ids.map_err(|e| BenchError::Workload(e.to_string()))?;
             self.engine.submit(Request {
                 ticket: ticket as u64,
-                max_tokens: clipped(generation.max_tokens, ids.len(), self.loaded.model.spec.context),
+                max_tokens: clipped(
+                    generation.max_tokens,
+                    ids.len(),
+                    self.loaded.model.spec.context,
+                ),
                 prompt: ids.into(),
                 sampling: generation.sampling,
                 stop: Arc::new(generation.stop.clone()),
@@ -67,14 +78,18 @@ impl Candle {
                 return Err(BenchError::TimeOver);
             }
             events.clear();
-            self.engine.step(&mut events).map_err(|e| BenchError::Failed(format!("candle: {e}")))?;
+            self.engine
+                .step(&mut events)
+                .map_err(|e| BenchError::Failed(format!("candle: {e}")))?;
             for event in &events {
                 match event {
                     Event::Finished { completion, .. } => {
                         left -= 1;
                         tokens += completion.tokens.len() as u64;
                     }
-                    Event::Failed { message, .. } => return Err(BenchError::Failed(format!("candle: {message}"))),
+                    Event::Failed { message, .. } => {
+                        return Err(BenchError::Failed(format!("candle: {message}")));
+                    }
                     Event::Admitted { .. } | Event::Token { .. } => {}
                 }
             }

@@ -14,7 +14,11 @@ impl Candle {
     }
 
     /// Never called.
-    pub fn run(&mut self, _prompts: &[Prompt], _control: &Control) -> Result<(f64, u64), BenchError> {
+    pub fn run(
+        &mut self,
+        _prompts: &[Prompt],
+        _control: &Control,
+    ) -> Result<(f64, u64), BenchError> {
         match *self {}
     }
 }

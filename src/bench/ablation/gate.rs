@@ -52,7 +52,11 @@ impl Check {
     /// One line for people.
     pub fn line(&self) -> String {
         let (low, middle, high) = self.change;
-        let what = if self.name == "speed" { "tokens/s of everything-on over the fixed reference" } else { "ratio" };
+        let what = if self.name == "speed" {
+            "tokens/s of everything-on over the fixed reference"
+        } else {
+            "ratio"
+        };
         format!(
             "{}: {what} {} → {}, {middle:+.1} % ({low:+.1} to {high:+.1}{})",
             self.name,
@@ -101,7 +105,13 @@ fn by_slice(rounds: &[OfSlice]) -> Vec<(usize, f64)> {
 /// The mean of each repeated run.
 fn by_run(rounds: &[OfSlice]) -> Vec<f64> {
     let runs = rounds.iter().map(|r| r.run + 1).max().unwrap_or(0);
-    let of = |run: usize| rounds.iter().filter(|r| r.run == run && r.log.is_finite()).map(|r| r.log).collect::<Vec<_>>();
+    let of = |run: usize| {
+        rounds
+            .iter()
+            .filter(|r| r.run == run && r.log.is_finite())
+            .map(|r| r.log)
+            .collect::<Vec<_>>()
+    };
     (0..runs).filter_map(|run| mean(&of(run))).collect()
 }
 
@@ -119,14 +129,20 @@ impl Series {
     fn within(&self) -> Option<Change> {
         let (before, now) = (by_slice(&self.before), by_slice(&self.now));
         let theirs = |slice: usize| before.iter().find(|b| b.0 == slice).map(|b| b.1);
-        let pairs: Vec<(f64, f64)> = now.iter().filter_map(|&(slice, log)| Some((theirs(slice)?, log))).collect();
+        let pairs: Vec<(f64, f64)> =
+            now.iter().filter_map(|&(slice, log)| Some((theirs(slice)?, log))).collect();
         let all_common = pairs.len() == before.len() && pairs.len() == now.len();
         if pairs.len() >= MIN_ROUNDS || (all_common && pairs.len() >= 3) {
-            let (difference, half) = mean_interval(&pairs.iter().map(|(a, b)| b - a).collect::<Vec<_>>())?;
+            let (difference, half) =
+                mean_interval(&pairs.iter().map(|(a, b)| b - a).collect::<Vec<_>>())?;
             let before = pairs.iter().map(|p| p.0).sum::<f64>() / pairs.len() as f64;
             return Some(Change { before, now: before + difference, half, between: false });
         }
-        let all = |rounds: &[OfSlice]| mean_interval(&rounds.iter().map(|r| r.log).filter(|l| l.is_finite()).collect::<Vec<_>>());
+        let all = |rounds: &[OfSlice]| {
+            mean_interval(
+                &rounds.iter().map(|r| r.log).filter(|l| l.is_finite()).collect::<Vec<_>>(),
+            )
+        };
         let (before, now) = (all(&self.before)?, all(&self.now)?);
         Some(Change { before: before.0, now: now.0, half: before.1.hypot(now.1), between: false })
     }
@@ -135,7 +151,8 @@ impl Series {
     /// reference, timed in each, takes out what moves a whole run.
     fn change(&self) -> Option<Change> {
         let within = self.within()?;
-        let between = difference_half_width(&by_run(&self.before), &by_run(&self.now)).filter(|_| self.name != "speed");
+        let between = difference_half_width(&by_run(&self.before), &by_run(&self.now))
+            .filter(|_| self.name != "speed");
         Some(match between {
             Some(half) if half > within.half => Change { half, between: true, ..within },
             _ => within,
@@ -144,10 +161,16 @@ impl Series {
 
     /// Judged against a threshold in percent. The error says that there are no numbers to judge.
     pub fn check(&self, max_regression: f64) -> Result<Check, String> {
-        let Change { before, now, half, between } = self.change().ok_or_else(|| match self.name.as_str() {
-            "speed" => "tokens/s of everything-on cannot be worked out from the samples".to_string(),
-            name => format!("row '{}' has too few rounds for an interval", crate::units::shown(name)),
-        })?;
+        let Change { before, now, half, between } =
+            self.change().ok_or_else(|| match self.name.as_str() {
+                "speed" => {
+                    "tokens/s of everything-on cannot be worked out from the samples".to_string()
+                }
+                name => format!(
+                    "row '{}' has too few rounds for an interval",
+                    crate::units::shown(name)
+                ),
+            })?;
         let percent = |log: f64| (log.exp() - 1.0) * 100.0;
         let middle = now - before;
         Ok(Check {
@@ -163,20 +186,34 @@ impl Series {
 }
 
 /// Compares. The error (exit status 2) says why the two cannot be compared.
-pub fn compare(before: &BenchResult, now: &BenchResult, thresholds: Thresholds) -> Result<Outcome, String> {
+pub fn compare(
+    before: &BenchResult,
+    now: &BenchResult,
+    thresholds: Thresholds,
+) -> Result<Outcome, String> {
     let (machines, series) = series(before, now)?;
     if thresholds.same_machine && !machines.is_empty() {
-        return Err(format!("the baseline is of another machine (--same-machine): {}", machines.join("; ")));
+        return Err(format!(
+            "the baseline is of another machine (--same-machine): {}",
+            machines.join("; ")
+        ));
     }
-    let checks = series.iter().map(|s| s.check(thresholds.max_regression)).collect::<Result<_, _>>()?;
+    let checks =
+        series.iter().map(|s| s.check(thresholds.max_regression)).collect::<Result<_, _>>()?;
     Ok(Outcome { machines, checks })
 }
 
 /// The differences between the machines, and what is compared; the error says why nothing can be.
-pub fn series(before: &BenchResult, now: &BenchResult) -> Result<(Vec<String>, Vec<Series>), String> {
+pub fn series(
+    before: &BenchResult,
+    now: &BenchResult,
+) -> Result<(Vec<String>, Vec<Series>), String> {
     for (what, result) in [("the baseline", before), ("this run", now)] {
         if result.rounds.len() < 2 {
-            return Err(format!("{what} has {} rounds, a gate needs at least 2", result.rounds.len()));
+            return Err(format!(
+                "{what} has {} rounds, a gate needs at least 2",
+                result.rounds.len()
+            ));
         }
     }
     if before.quick != now.quick {
@@ -187,10 +224,16 @@ pub fn series(before: &BenchResult, now: &BenchResult) -> Result<(Vec<String>, V
             name(now.quick)
         ));
     }
-    let comparable =
-        [("model", &before.model.digest, &now.model.digest), ("workload", &before.workload.digest, &now.workload.digest)];
+    let comparable = [
+        ("model", &before.model.digest, &now.model.digest),
+        ("workload", &before.workload.digest, &now.workload.digest),
+    ];
     if let Some((what, a, b)) = comparable.iter().find(|(_, a, b)| a != b) {
-        return Err(format!("the baseline is of another {what} ({}, now {}); ratios cannot be compared", short(a), short(b)));
+        return Err(format!(
+            "the baseline is of another {what} ({}, now {}); ratios cannot be compared",
+            short(a),
+            short(b)
+        ));
     }
     if before.phases != now.phases {
         return Err(format!(
@@ -204,13 +247,19 @@ pub fn series(before: &BenchResult, now: &BenchResult) -> Result<(Vec<String>, V
         machines.push(format!("threads: {} → {}", before.threads, now.threads));
     }
     if before.batch != now.batch {
-        return Err(format!("the baseline used batches of {}, this run of {}", before.batch, now.batch));
+        return Err(format!(
+            "the baseline used batches of {}, this run of {}",
+            before.batch, now.batch
+        ));
     }
     let mut series = Vec::new();
     for row in &before.rows {
         let Some(old) = row.alone else { continue };
         let Some(new) = now.rows.iter().find(|r| r.name == row.name).and_then(|r| r.alone) else {
-            return Err(format!("the baseline has a row '{}' that this run does not measure", crate::units::shown(&row.name)));
+            return Err(format!(
+                "the baseline has a row '{}' that this run does not measure",
+                crate::units::shown(&row.name)
+            ));
         };
         // Both sides divide by the same thing.
         let per_token = is_per_token(&before.rounds, &old) || is_per_token(&now.rounds, &new);
@@ -222,7 +271,11 @@ pub fn series(before: &BenchResult, now: &BenchResult) -> Result<(Vec<String>, V
     }
     // Absolute speed over the reference says something about one kind of machine only.
     if machines.is_empty() {
-        series.push(Series { name: "speed".into(), before: normalised_speed(before), now: normalised_speed(now) });
+        series.push(Series {
+            name: "speed".into(),
+            before: normalised_speed(before),
+            now: normalised_speed(now),
+        });
     }
     if series.is_empty() {
         return Err("the baseline has no row that could be compared".into());
@@ -232,10 +285,19 @@ pub fn series(before: &BenchResult, now: &BenchResult) -> Result<(Vec<String>, V
 
 /// `--min-speedup`: the line that says why it fails, if it does. The whole interval must lie below to fail.
 pub fn min_speedup(analysis: &Analysis, least: f64) -> Result<Option<String>, String> {
-    let total = analysis.row("total").and_then(|r| r.alone).ok_or("the total speedup was not measured: too few rounds")?;
+    let total = analysis
+        .row("total")
+        .and_then(|r| r.alone)
+        .ok_or("the total speedup was not measured: too few rounds")?;
     let i = total.interval;
-    Ok((i.high < least)
-        .then(|| format!("total: speedup {} ({} to {}) is below --min-speedup {least}", f(i.ratio), f(i.low), f(i.high))))
+    Ok((i.high < least).then(|| {
+        format!(
+            "total: speedup {} ({} to {}) is below --min-speedup {least}",
+            f(i.ratio),
+            f(i.low),
+            f(i.high)
+        )
+    }))
 }
 
 fn f(value: f64) -> String {
@@ -264,32 +326,46 @@ mod tests {
 
     #[test]
     fn the_same_again_passes_and_every_row_and_the_speed_are_compared() {
-        let outcome = compare(&result(6, 0.02, 1, as_expected), &result(6, 0.02, 2, as_expected), TEN).unwrap();
+        let outcome =
+            compare(&result(6, 0.02, 1, as_expected), &result(6, 0.02, 2, as_expected), TEN)
+                .unwrap();
         assert!(failed(&outcome).is_empty());
         let names: Vec<&str> = outcome.checks.iter().map(|c| c.name.as_str()).collect();
-        assert_eq!(names, ["precision", "greedy", "cache", "early-stop", "phase-1", "total", "speed"]);
+        assert_eq!(
+            names,
+            ["precision", "greedy", "cache", "early-stop", "phase-1", "total", "speed"]
+        );
     }
 
     #[test]
     fn a_row_that_lost_its_gain_fails_with_its_name() {
-        let slower = |label: &str| if label == "baseline + greedy" { 4.0 } else { as_expected(label) };
-        let outcome = compare(&result(6, 0.02, 1, as_expected), &result(6, 0.02, 2, slower), TEN).unwrap();
+        let slower =
+            |label: &str| if label == "baseline + greedy" { 4.0 } else { as_expected(label) };
+        let outcome =
+            compare(&result(6, 0.02, 1, as_expected), &result(6, 0.02, 2, slower), TEN).unwrap();
         assert_eq!(failed(&outcome), ["greedy"]);
         let line = outcome.failed().next().unwrap().line();
-        assert!(line.starts_with("greedy: ratio 1.4") && line.contains("→ 1.0") && !line.contains('\n'), "{line}");
+        assert!(
+            line.starts_with("greedy: ratio 1.4") && line.contains("→ 1.0") && !line.contains('\n'),
+            "{line}"
+        );
     }
 
     #[test]
     fn everything_slower_alike_keeps_the_ratios_but_not_the_speed() {
         let slower = |label: &str| as_expected(label) * 1.3;
-        let outcome = compare(&result(6, 0.02, 1, as_expected), &result(6, 0.02, 2, slower), TEN).unwrap();
+        let outcome =
+            compare(&result(6, 0.02, 1, as_expected), &result(6, 0.02, 2, slower), TEN).unwrap();
         assert_eq!(failed(&outcome), ["speed"]);
     }
 
     #[test]
     fn an_interval_that_reaches_back_over_the_threshold_does_not_fail() {
-        let slower = |label: &str| if label == "baseline + greedy" { 4.0 / 1.4 * 1.2 } else { as_expected(label) };
-        let outcome = compare(&result(6, 0.4, 1, as_expected), &result(6, 0.4, 2, slower), TEN).unwrap();
+        let slower = |label: &str| {
+            if label == "baseline + greedy" { 4.0 / 1.4 * 1.2 } else { as_expected(label) }
+        };
+        let outcome =
+            compare(&result(6, 0.4, 1, as_expected), &result(6, 0.4, 2, slower), TEN).unwrap();
         assert!(failed(&outcome).is_empty());
     }
 
@@ -310,7 +386,10 @@ mod tests {
             outcome.checks.into_iter().find(|c| c.name == "speed").unwrap()
         };
         let found = speed(&uneven(result(8, 0.02, 2, as_expected), 2, 1.08));
-        assert!(found.failed && (found.change.1 - (1.0 / 1.08 - 1.0) * 100.0).abs() < 1.5, "{found:?}");
+        assert!(
+            found.failed && (found.change.1 - (1.0 / 1.08 - 1.0) * 100.0).abs() < 1.5,
+            "{found:?}"
+        );
         assert!(!speed(&uneven(result(8, 0.02, 2, as_expected), 2, 1.0)).failed);
         // Five slices in common are too few: all rounds together, and their spread hides it.
         let apart = speed(&uneven(result(8, 0.02, 2, as_expected), 7, 1.08));
@@ -337,9 +416,14 @@ mod tests {
         let mut all = result(8, 0.01, 1, as_expected);
         all.rounds.clear();
         for (run, &(speed, baseline)) in times.iter().enumerate() {
-            let of = |l: &str| as_expected(l) * speed * if l == "baseline" { baseline } else { 1.0 };
-            all.rounds
-                .extend(result(8, 0.01, 7 + run as u64, of).rounds.into_iter().map(|r| super::super::result::Round { run, ..r }));
+            let of =
+                |l: &str| as_expected(l) * speed * if l == "baseline" { baseline } else { 1.0 };
+            all.rounds.extend(
+                result(8, 0.01, 7 + run as u64, of)
+                    .rounds
+                    .into_iter()
+                    .map(|r| super::super::result::Round { run, ..r }),
+            );
         }
         all
     }
@@ -349,12 +433,22 @@ mod tests {
         // The baseline's speed moves by 15 % from run to run; now everything takes 10 % longer and the ratio to the baseline is lower.
         let before = repeated(&[(1.0, 0.95), (1.0, 1.0), (1.0, 1.15)]);
         let now = repeated(&[(1.1, 0.9)]);
-        let outcome = compare(&before, &now, Thresholds { max_regression: MAX_REGRESSION, ..TEN }).unwrap();
+        let outcome =
+            compare(&before, &now, Thresholds { max_regression: MAX_REGRESSION, ..TEN }).unwrap();
         assert_eq!(failed(&outcome), ["speed"]);
         let precision = outcome.checks.iter().find(|c| c.name == "precision").unwrap();
-        assert!(precision.between && precision.line().ends_with(", between runs)"), "{}", precision.line());
+        assert!(
+            precision.between && precision.line().ends_with(", between runs)"),
+            "{}",
+            precision.line()
+        );
         // One run alone knows nothing of that, and takes the fallen ratio for a loss.
-        let single = compare(&repeated(&[(1.0, 1.0)]), &now, Thresholds { max_regression: MAX_REGRESSION, ..TEN }).unwrap();
+        let single = compare(
+            &repeated(&[(1.0, 1.0)]),
+            &now,
+            Thresholds { max_regression: MAX_REGRESSION, ..TEN },
+        )
+        .unwrap();
         assert!(failed(&single).contains(&"precision") && failed(&single).contains(&"speed"));
         // Steady repeats do not hide a lost gain.
         let lost = compare(&repeated(&[(1.0, 1.0); 3]), &repeated(&[(1.0, 0.8); 3]), TEN).unwrap();
@@ -374,11 +468,17 @@ mod tests {
         };
         let speed = |slower: f64| {
             let max_regression = QUICK_MAX_REGRESSION;
-            let outcome = compare(&quick(1.0, 1), &quick(slower, 2), Thresholds { max_regression, ..TEN }).unwrap();
+            let outcome =
+                compare(&quick(1.0, 1), &quick(slower, 2), Thresholds { max_regression, ..TEN })
+                    .unwrap();
             outcome.checks.into_iter().find(|c| c.name == "speed").unwrap()
         };
         assert!(!speed(1.0).failed && speed(1.6).failed);
-        assert!(speed(1.0).visible > QUICK_MAX_REGRESSION && speed(1.0).visible < 30.0, "{:?}", speed(1.0));
+        assert!(
+            speed(1.0).visible > QUICK_MAX_REGRESSION && speed(1.0).visible < 30.0,
+            "{:?}",
+            speed(1.0)
+        );
     }
 
     #[test]
@@ -397,7 +497,15 @@ mod tests {
         refused(|r| r.rounds.truncate(1), "1 rounds");
         refused(|r| r.batch = 16, "batches of 16");
         refused(|r| r.rows[0].name = "magic".into(), "'magic'");
-        refused(|r| r.rounds.iter_mut().flat_map(|r| &mut r.samples).for_each(|s| s.completion_tokens = 0), "tokens/s");
+        refused(
+            |r| {
+                r.rounds
+                    .iter_mut()
+                    .flat_map(|r| &mut r.samples)
+                    .for_each(|s| s.completion_tokens = 0)
+            },
+            "tokens/s",
+        );
     }
 
     #[test]

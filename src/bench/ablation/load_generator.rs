@@ -18,29 +18,38 @@ pub fn run(
 ) -> Result<Clients, BenchError> {
     pipeline.reset();
     let (send, receive) = mpsc::channel::<Input>();
-    let nth = |i: usize| Input::Prompt(Prompt { id: i.to_string(), ..prompts[i % prompts.len()].clone() }, ());
+    let nth = |i: usize| {
+        Input::Prompt(Prompt { id: i.to_string(), ..prompts[i % prompts.len()].clone() }, ())
+    };
     let mut sent = clients.min(requests);
     for i in 0..sent {
         let _ = send.send(nth(i));
     }
     // The source ends when the sender is dropped: after the last request has been sent.
     let mut send = (sent < requests).then_some(send);
-    let (mut latency_ms, mut ttft_ms) = (Vec::with_capacity(requests), Vec::with_capacity(requests));
-    let report = pipeline.run(receive.into_iter(), Order::Finished, control, &mut |answer, ()| {
-        latency_ms.push(answer.latency_ms);
-        ttft_ms.push(answer.ttft_ms);
-        if let Some(sender) = &send {
-            let _ = sender.send(nth(sent));
-            sent += 1;
-            if sent == requests {
-                send = None;
+    let (mut latency_ms, mut ttft_ms) =
+        (Vec::with_capacity(requests), Vec::with_capacity(requests));
+    let report =
+        pipeline.run(receive.into_iter(), Order::Finished, control, &mut |answer, ()| {
+            latency_ms.push(answer.latency_ms);
+            ttft_ms.push(answer.ttft_ms);
+            if let Some(sender) = &send {
+                let _ = sender.send(nth(sent));
+                sent += 1;
+                if sent == requests {
+                    send = None;
+                }
             }
-        }
-        ControlFlow::Continue(())
-    })?;
+            ControlFlow::Continue(())
+        })?;
     match report.ended {
         Ended::Complete if report.errors == 0 => {}
-        Ended::Complete => return Err(BenchError::Workload(format!("{} of {requests} requests failed", report.errors))),
+        Ended::Complete => {
+            return Err(BenchError::Workload(format!(
+                "{} of {requests} requests failed",
+                report.errors
+            )));
+        }
         Ended::SourceFailed(why) => return Err(BenchError::Workload(why.message)),
         Ended::Stopped => return Err(BenchError::Interrupted),
         Ended::Deadline => return Err(BenchError::TimeOver),

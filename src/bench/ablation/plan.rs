@@ -120,8 +120,11 @@ pub struct Plan {
 }
 
 /// The audit's totals: (name, its title, low, high). "3-5x", "1.5-2x additional", "2.5-4x".
-pub const TOTALS: [(&str, &str, f64, f64); 3] =
-    [("phase-1", "Phase 1", 3.0, 5.0), ("phase-2", "Phase 2", 1.5, 2.0), ("total", "Total combined", 2.5, 4.0)];
+pub const TOTALS: [(&str, &str, f64, f64); 3] = [
+    ("phase-1", "Phase 1", 3.0, 5.0),
+    ("phase-2", "Phase 2", 1.5, 2.0),
+    ("total", "Total combined", 2.5, 4.0),
+];
 
 /// The range that the audit expects of a row: (low, high), infinite for the cache.
 pub fn expected(name: &str) -> Option<(f64, f64)> {
@@ -178,20 +181,29 @@ impl Plan {
         let mut rows = Vec::new();
         let mut climbed = start_set;
         for o in ALL {
-            let mut row = PlanRow { name: o.name.into(), alone: None, removed: None, cumulative: None };
+            let mut row =
+                PlanRow { name: o.name.into(), alone: None, removed: None, cumulative: None };
             if phases.has(o.phase) {
                 let beyond = o.phase == Phase::Beyond;
                 let below = start_set.with(only(o).with_needs().without(only(o)));
-                let without = configs.index(below, || format!("{start_label} + {}", below.without(start_set)));
-                let label =
-                    || format!("{start_label} + {}", below.without(start_set).with(only(o)).to_string().replace('+', " + "));
+                let without = configs
+                    .index(below, || format!("{start_label} + {}", below.without(start_set)));
+                let label = || {
+                    format!(
+                        "{start_label} + {}",
+                        below.without(start_set).with(only(o)).to_string().replace('+', " + ")
+                    )
+                };
                 let with = configs.index(below.with(only(o)), label);
                 row.alone = configs.pair(without, with);
                 if removed && beyond {
-                    let more = configs.index(everything_set.with(only(o).with_needs()), || format!("everything + {}", o.name));
+                    let more = configs.index(everything_set.with(only(o).with_needs()), || {
+                        format!("everything + {}", o.name)
+                    });
                     row.removed = configs.pair(everything, more);
                 } else if removed {
-                    let less = configs.index(everything_set.without(only(o)), || format!("all but {}", o.name));
+                    let less = configs
+                        .index(everything_set.without(only(o)), || format!("all but {}", o.name));
                     row.removed = configs.pair(less, everything);
                 }
                 climbed = climbed.with(only(o).with_needs());
@@ -205,17 +217,23 @@ impl Plan {
         let phase_1 = Set::of(|o| o.phase == Phase::One);
         let phase_2 = Set::of(|o| o.phase <= Phase::Two);
         let totals: [(Option<(Set, Set)>, &str); 3] = [
-            (matches!(phases, Phases::One | Phases::All).then_some((Set::none(), phase_1)), "phase-1"),
+            (
+                matches!(phases, Phases::One | Phases::All).then_some((Set::none(), phase_1)),
+                "phase-1",
+            ),
             (matches!(phases, Phases::Two | Phases::All).then_some((phase_1, phase_2)), "phase-2"),
             (Some((start_set, everything_set)), "total"),
         ];
         // The totals stand between the audit's rows and those beyond it.
         let beyond = ALL.iter().position(|o| o.phase == Phase::Beyond).unwrap_or(ALL.len());
         for (place, (sets, name)) in (beyond..).zip(totals) {
-            let mut row = PlanRow { name: name.into(), alone: None, removed: None, cumulative: None };
+            let mut row =
+                PlanRow { name: name.into(), alone: None, removed: None, cumulative: None };
             if let Some((from, to)) = sets {
                 let from = configs.index(from, || "phase 1 on".into());
-                let to = configs.index(to, || if name == "phase-1" { "phase 1 on".into() } else { "phases 1+2 on".into() });
+                let to = configs.index(to, || {
+                    if name == "phase-1" { "phase 1 on".into() } else { "phases 1+2 on".into() }
+                });
                 row.alone = configs.pair(from, to);
                 row.cumulative = configs.pair(start, to);
             }
@@ -241,18 +259,27 @@ mod tests {
     fn phase_1_runs_the_nine_configurations_of_the_issue() {
         let plan = Plan::new(Phases::One, false, true);
         // Baseline, four alone, two inner steps of the ladder, phase 1 on, and that again.
-        assert_eq!(plan.configs.len(), 9, "{:?}", plan.configs.iter().map(|c| &c.label).collect::<Vec<_>>());
+        assert_eq!(
+            plan.configs.len(),
+            9,
+            "{:?}",
+            plan.configs.iter().map(|c| &c.label).collect::<Vec<_>>()
+        );
         assert_eq!(plan.configs[plan.everything].set, plan.configs[plan.again].set);
         assert_eq!(plan.configs[plan.start].set, Set::none());
         assert!(plan.rows.iter().all(|r| r.removed.is_none()));
         assert_eq!(plan.row("total").unwrap().alone, plan.row("phase-1").unwrap().alone);
-        assert!(plan.row("phase-2").unwrap().alone.is_none() && plan.row("mask").unwrap().alone.is_none());
+        assert!(
+            plan.row("phase-2").unwrap().alone.is_none()
+                && plan.row("mask").unwrap().alone.is_none()
+        );
     }
 
     #[test]
     fn the_rows_are_those_of_the_contract_in_its_order() {
         for phases in [Phases::One, Phases::Two, Phases::Three, Phases::All] {
-            let names: Vec<String> = Plan::new(phases, true, true).rows.into_iter().map(|r| r.name).collect();
+            let names: Vec<String> =
+                Plan::new(phases, true, true).rows.into_iter().map(|r| r.name).collect();
             let expected = "precision greedy cache early-stop tokenizer mask warmup queue static-memory phase-1 phase-2 total \
                             quantized shared-prefix";
             assert_eq!(names.join(" "), expected.split_whitespace().collect::<Vec<_>>().join(" "));
@@ -266,7 +293,12 @@ mod tests {
             for (i, a) in plan.configs.iter().enumerate() {
                 assert!(!a.set.has("warmup"), "{}", a.label);
                 for (j, b) in plan.configs.iter().enumerate().skip(i + 1) {
-                    assert!(a.set != b.set || (i, j) == (plan.everything, plan.again), "{} = {}", a.label, b.label);
+                    assert!(
+                        a.set != b.set || (i, j) == (plan.everything, plan.again),
+                        "{} = {}",
+                        a.label,
+                        b.label
+                    );
                     assert_ne!(a.label, b.label);
                 }
             }

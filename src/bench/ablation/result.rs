@@ -98,7 +98,8 @@ pub struct ModelFacts {
 impl ModelFacts {
     /// The name with the number of weights, where it is known.
     pub fn shown(&self) -> String {
-        self.parameters.map_or_else(|| self.name.clone(), |parameters| format!("{} ({parameters})", self.name))
+        self.parameters
+            .map_or_else(|| self.name.clone(), |parameters| format!("{} ({parameters})", self.name))
     }
 }
 
@@ -275,7 +276,18 @@ pub struct Facts {
 impl BenchResult {
     /// One of this plan with no measurement in it yet.
     pub fn begin(facts: Facts, plan: &Plan) -> BenchResult {
-        let Facts { quick, started, commit, machine, limits, model, workload, threads, batch, seed } = facts;
+        let Facts {
+            quick,
+            started,
+            commit,
+            machine,
+            limits,
+            model,
+            workload,
+            threads,
+            batch,
+            seed,
+        } = facts;
         BenchResult {
             schema_name: SCHEMA_NAME.into(),
             schema: SCHEMA,
@@ -320,7 +332,12 @@ impl BenchResult {
         let rounds = value.get_mut("rounds").map(serde_json::Value::take).unwrap_or_default();
         let mut lines = Vec::new();
         for round in rounds.as_array().into_iter().flatten() {
-            let samples: Vec<String> = round["samples"].as_array().into_iter().flatten().map(|s| format!("      {s}")).collect();
+            let samples: Vec<String> = round["samples"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|s| format!("      {s}"))
+                .collect();
             lines.push(format!(
                 "    {{ \"run\": {}, \"slice\": {}, \"reference\": {}, \"samples\": [\n{}\n    ] }}",
                 round["run"],
@@ -329,7 +346,11 @@ impl BenchResult {
                 samples.join(",\n")
             ));
         }
-        let rounds = if lines.is_empty() { "[]".to_string() } else { format!("[\n{}\n  ]", lines.join(",\n")) };
+        let rounds = if lines.is_empty() {
+            "[]".to_string()
+        } else {
+            format!("[\n{}\n  ]", lines.join(",\n"))
+        };
         value["rounds"] = serde_json::Value::Null;
         format!("{value:#}\n").replacen("\"rounds\": null", &format!("\"rounds\": {rounds}"), 1)
     }
@@ -337,15 +358,23 @@ impl BenchResult {
     /// Reads and checks a file. The error is one line that names it.
     pub fn read(path: &Path) -> Result<BenchResult, String> {
         let shown = crate::units::shown(&path.display().to_string());
-        let (path, of) =
-            if path.is_dir() { (path.join("result.json"), "result.json of this folder ") } else { (path.to_path_buf(), "") };
+        let (path, of) = if path.is_dir() {
+            (path.join("result.json"), "result.json of this folder ")
+        } else {
+            (path.to_path_buf(), "")
+        };
         let told = |e: std::io::Error| format!("{shown}: {of}cannot be read: {e}");
         let meta = std::fs::metadata(&path).map_err(told)?;
         if !meta.is_file() {
-            return Err(format!("{shown}: is not a file; a result.json of llmopt bench would work"));
+            return Err(format!(
+                "{shown}: is not a file; a result.json of llmopt bench would work"
+            ));
         }
         if meta.len() > MAX_BYTES {
-            return Err(format!("{shown}: has {} bytes; a result.json of llmopt bench has far fewer", meta.len()));
+            return Err(format!(
+                "{shown}: has {} bytes; a result.json of llmopt bench has far fewer",
+                meta.len()
+            ));
         }
         let text = std::fs::read_to_string(path).map_err(told)?;
         BenchResult::parse(&text).map_err(|e| format!("{shown}: {e}"))
@@ -354,12 +383,18 @@ impl BenchResult {
     /// Reads and checks text.
     pub fn parse(text: &str) -> Result<BenchResult, String> {
         let text = without_mark(text);
-        let value: serde_json::Value = serde_json::from_str(text)
-            .map_err(|e| format!("line {}: is not JSON ({e}); a result.json of llmopt bench would work", e.line()))?;
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| {
+            format!(
+                "line {}: is not JSON ({e}); a result.json of llmopt bench would work",
+                e.line()
+            )
+        })?;
         match (value["schema_name"].as_str(), value["schema"].as_u64()) {
             (Some(SCHEMA_NAME), Some(v)) if v == u64::from(SCHEMA) => {}
             (Some(SCHEMA_NAME), Some(v)) => {
-                return Err(format!("has schema {v}, this program writes and reads {SCHEMA}; make it anew with this version"));
+                return Err(format!(
+                    "has schema {v}, this program writes and reads {SCHEMA}; make it anew with this version"
+                ));
             }
             _ => return Err("is not a result.json of llmopt bench (no schema_name, schema)".into()),
         }
@@ -391,14 +426,27 @@ impl BenchResult {
             for config in 0..configs {
                 let times = round.samples.iter().filter(|s| s.config == config).count();
                 if times != 1 {
-                    return Err(format!("round {}: has {times} samples of configuration {config}, must have 1", i + 1));
+                    return Err(format!(
+                        "round {}: has {times} samples of configuration {config}, must have 1",
+                        i + 1
+                    ));
                 }
             }
             if let Some(s) = round.samples.iter().find(|s| s.config >= configs) {
-                return Err(format!("round {}: config: {} of {configs} configurations", i + 1, s.config));
+                return Err(format!(
+                    "round {}: config: {} of {configs} configurations",
+                    i + 1,
+                    s.config
+                ));
             }
-            if let Some(s) = round.samples.iter().find(|s| !(s.seconds.is_finite() && s.seconds > 0.0)) {
-                return Err(format!("round {}: seconds: {} must be a number above 0", i + 1, s.seconds));
+            if let Some(s) =
+                round.samples.iter().find(|s| !(s.seconds.is_finite() && s.seconds > 0.0))
+            {
+                return Err(format!(
+                    "round {}: seconds: {} must be a number above 0",
+                    i + 1,
+                    s.seconds
+                ));
             }
         }
         Ok(())
@@ -410,7 +458,10 @@ fn shorten(value: &mut serde_json::Value) {
     use serde_json::Value;
     match value {
         Value::Number(n) if n.is_f64() => {
-            let short = n.as_f64().and_then(|f| format!("{f:.8e}").parse().ok()).and_then(serde_json::Number::from_f64);
+            let short = n
+                .as_f64()
+                .and_then(|f| format!("{f:.8e}").parse().ok())
+                .and_then(serde_json::Number::from_f64);
             *value = short.map_or(Value::Null, Value::Number);
         }
         Value::Array(items) => items.iter_mut().for_each(shorten),
@@ -447,8 +498,15 @@ mod tests {
         let before = result(3, 0.0, 1, |label| if label == "baseline" { 4.5 } else { 1.5 });
         let text = before.to_json();
         assert!(BenchResult::parse(&text).unwrap() == before);
-        assert!(BenchResult::parse(&format!("\u{feff}{text}")).unwrap() == before, "a byte order mark does not count");
-        assert_eq!(text.lines().filter(|l| l.contains("\"generated_tokens\"")).count(), 27, "a line per sample");
+        assert!(
+            BenchResult::parse(&format!("\u{feff}{text}")).unwrap() == before,
+            "a byte order mark does not count"
+        );
+        assert_eq!(
+            text.lines().filter(|l| l.contains("\"generated_tokens\"")).count(),
+            27,
+            "a line per sample"
+        );
     }
 
     #[test]
@@ -481,16 +539,30 @@ mod tests {
             (good.replacen("\"seconds\":", "\"seconds\":NaN,\"x\":", 1), "is not JSON"),
             (edited(|v| v["schema"] = 99.into()), "schema 99"),
             (edited(|v| v["rounds"][0]["samples"][0]["seconds"] = (-1.0).into()), "seconds"),
-            (edited(|v| v["rounds"][0]["samples"][0]["seconds"] = serde_json::Value::Null), "invalid type: null"),
             (
-                edited(|v| drop(v["rounds"][0]["samples"][0].as_object_mut().unwrap().remove("seconds"))),
+                edited(|v| v["rounds"][0]["samples"][0]["seconds"] = serde_json::Value::Null),
+                "invalid type: null",
+            ),
+            (
+                edited(|v| {
+                    drop(v["rounds"][0]["samples"][0].as_object_mut().unwrap().remove("seconds"))
+                }),
                 "missing field `seconds`",
             ),
-            (edited(|v| drop(v["rounds"][1]["samples"].as_array_mut().unwrap().pop())), "has 0 samples"),
-            (edited(|v| v["rounds"][1]["samples"][0]["config"] = 77.into()), "samples of configuration"),
+            (
+                edited(|v| drop(v["rounds"][1]["samples"].as_array_mut().unwrap().pop())),
+                "has 0 samples",
+            ),
+            (
+                edited(|v| v["rounds"][1]["samples"][0]["config"] = 77.into()),
+                "samples of configuration",
+            ),
             (edited(|v| v["rounds"][1]["reference"]["read"] = 0.0.into()), "round 2: reference"),
             (edited(|v| v["everything"] = 1000.into()), "not there"),
-            (edited(|v| drop(v.as_object_mut().unwrap().remove("machine"))), "missing field `machine`"),
+            (
+                edited(|v| drop(v.as_object_mut().unwrap().remove("machine"))),
+                "missing field `machine`",
+            ),
         ];
         for (text, word) in cases {
             let error = BenchResult::parse(&text).unwrap_err();

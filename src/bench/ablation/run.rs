@@ -18,7 +18,10 @@ use crate::bench::workload::Workload;
 use crate::engine::Stage;
 use crate::kernels::Format;
 use crate::optimizations::Set;
-use crate::pipeline::{Control, DtypePolicy, Latencies, LoadedModel, Options, Pipeline, PipelineConfig, Prompt, Stopping};
+use crate::pipeline::{
+    Control, DtypePolicy, Latencies, LoadedModel, Options, Pipeline, PipelineConfig, Prompt,
+    Stopping,
+};
 use crate::roofline::{Reference, ReferenceRates};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -173,7 +176,10 @@ pub fn run(
         }
         // What is left is shared by the runs that are left.
         let left = job.deadline.saturating_duration_since(Instant::now());
-        let deadline = job.deadline - left.mul_f64((job.runs - run).saturating_sub(1) as f64 / (job.runs - run).max(1) as f64);
+        let deadline = job.deadline
+            - left.mul_f64(
+                (job.runs - run).saturating_sub(1) as f64 / (job.runs - run).max(1) as f64,
+            );
         rounds(job, run, deadline, round_s, result, &mut pipelines, latencies, watch)?;
     }
     result.complete = true;
@@ -186,16 +192,22 @@ fn interrupted(control: &Control) -> Result<(), BenchError> {
 
 /// Builds a pipeline for each configuration (weights of one kind are packed once) and has each answer a few tokens: the first time to
 /// touch everything, then to estimate a round.
-pub fn prepare(job: &Job, result: &mut BenchResult, watch: Watcher) -> Result<Prepared, BenchError> {
+pub fn prepare(
+    job: &Job,
+    result: &mut BenchResult,
+    watch: Watcher,
+) -> Result<Prepared, BenchError> {
     let mut prepared = Prepared { pipelines: Vec::new(), round_s: 0.0 };
     let of = job.plan.configs.len();
     for config in &job.plan.configs {
         interrupted(job.control)?;
         watch(result, BenchProgress::Preparing { done: prepared.pipelines.len(), of })?;
         let mut pipeline = Pipeline::new(&job.loaded, &config.set.apply(&job.base), &job.options)?;
-        let prompts: Vec<Prompt> = job.workload.slices.iter().flatten().take(2).cloned().map(short).collect();
+        let prompts: Vec<Prompt> =
+            job.workload.slices.iter().flatten().take(2).cloned().map(short).collect();
         trial::run(&mut pipeline, 0, &prompts, job.control)?;
-        prepared.round_s += estimate(job, &trial::run(&mut pipeline, 0, &prompts, job.control)?.sample);
+        prepared.round_s +=
+            estimate(job, &trial::run(&mut pipeline, 0, &prompts, job.control)?.sample);
         result.configs.push(ConfigFacts {
             label: config.label.clone(),
             on: config.set.iter().map(|o| o.name.to_string()).collect(),
@@ -212,7 +224,9 @@ pub fn prepare(job: &Job, result: &mut BenchResult, watch: Watcher) -> Result<Pr
 fn estimate(job: &Job, short: &Sample) -> f64 {
     let slices = job.workload.slices.len().max(1) as f64;
     let prompts = job.workload.slices.iter().map(Vec::len).sum::<usize>() as f64 / slices;
-    let most = job.workload.slices.iter().flatten().map(|p| p.generation.max_tokens).max().unwrap_or(1) as f64;
+    let most =
+        job.workload.slices.iter().flatten().map(|p| p.generation.max_tokens).max().unwrap_or(1)
+            as f64;
     let (prefill, decode) = (short.stages.of(Stage::Prefill), short.stages.of(Stage::Decode));
     let answers = short.answers.max(1) as f64;
     let rest = (short.seconds - prefill - decode).max(0.0) / answers;
@@ -240,8 +254,16 @@ fn worth(result: &mut BenchResult, share: Duration, what: &str) -> bool {
 }
 
 /// Warm-up, load time and peak memory, in fresh processes.
-fn starts(job: &Job, result: &mut BenchResult, random: &mut Random, share: Duration, watch: Watcher) -> Result<(), BenchError> {
-    let Some(child) = job.child.as_ref().filter(|_| worth(result, share, "fresh processes")) else { return Ok(()) };
+fn starts(
+    job: &Job,
+    result: &mut BenchResult,
+    random: &mut Random,
+    share: Duration,
+    watch: Watcher,
+) -> Result<(), BenchError> {
+    let Some(child) = job.child.as_ref().filter(|_| worth(result, share, "fresh processes")) else {
+        return Ok(());
+    };
     let plan = &job.plan;
     let mut what = vec![("start", plan.start_set), ("everything", plan.everything_set)];
     if plan.everything_set.has("warmup") && !plan.start_set.has("warmup") {
@@ -251,7 +273,8 @@ fn starts(job: &Job, result: &mut BenchResult, random: &mut Random, share: Durat
     let begin = Instant::now();
     let mut told = Ok(());
     let mut enough = |pair: usize| {
-        told = watch(result, BenchProgress::Starts { done: pair, of: job.pairs }).and_then(|()| interrupted(job.control));
+        told = watch(result, BenchProgress::Starts { done: pair, of: job.pairs })
+            .and_then(|()| interrupted(job.control));
         let next = begin.elapsed().mul_f64((pair + 1) as f64 / pair.max(1) as f64);
         told.is_err() || (pair >= 1 && next > share)
     };
@@ -259,7 +282,9 @@ fn starts(job: &Job, result: &mut BenchResult, random: &mut Random, share: Durat
     told?;
     let pairs = starts.len() / what.len();
     if pairs < job.pairs {
-        result.notes.push(format!("fresh processes: {pairs} pairs of {} for want of time", job.pairs));
+        result
+            .notes
+            .push(format!("fresh processes: {pairs} pairs of {} for want of time", job.pairs));
     }
     result.starts = starts;
     Ok(())
@@ -275,10 +300,17 @@ fn hit(job: &Job, result: &mut BenchResult, share: Duration) -> Result<(), Bench
     let mut pipeline = Pipeline::new(&job.loaded, &cached.apply(&job.base), &job.options)?;
     let mut seen = HashSet::new();
     let slice = job.workload.slices.iter().flatten().take(crate::bench::workload::SLICE);
-    let prompts: Vec<&Prompt> = slice.filter(|p| seen.insert(format!("{:?}", p.content))).take(3).collect();
+    let prompts: Vec<&Prompt> =
+        slice.filter(|p| seen.insert(format!("{:?}", p.content))).take(3).collect();
     pipeline.reset();
-    let mut hit =
-        Hit { prompts: 0, generated_s: 0.0, repeated_s: 0.0, forward_passes: 0, tokens: Some(0), tokenize_s: Some(0.0) };
+    let mut hit = Hit {
+        prompts: 0,
+        generated_s: 0.0,
+        repeated_s: 0.0,
+        forward_passes: 0,
+        tokens: Some(0),
+        tokenize_s: Some(0.0),
+    };
     for prompt in &prompts {
         // One at least; more while a third of what extras may take lasts.
         if hit.prompts > 0 && hit.generated_s > share.as_secs_f64() / 3.0 {
@@ -321,7 +353,8 @@ fn candle_baseline(
     ] {
         let config = set.apply(&PipelineConfig { requested_dtype: dtype, ..job.base.clone() });
         let mut pipeline = Pipeline::new(&job.loaded, &config, &job.options)?;
-        let prompts: Vec<Prompt> = job.workload.slices.iter().flatten().take(1).cloned().map(short).collect();
+        let prompts: Vec<Prompt> =
+            job.workload.slices.iter().flatten().take(1).cloned().map(short).collect();
         trial::run(&mut pipeline, 0, &prompts, job.control)?;
         ours.push((name, pipeline));
     }
@@ -335,12 +368,19 @@ fn candle_baseline(
     };
     let mut names: Vec<String> = ours.iter().map(|o| o.0.to_string()).collect();
     names.extend(candle.is_some().then(|| "candle-transformers f32".to_string()));
-    let mut seconds: Vec<(String, Vec<f64>)> = names.iter().map(|n| (n.clone(), Vec::new())).collect();
-    let mut tokens: Vec<(String, Vec<u64>)> = names.iter().map(|n| (n.clone(), Vec::new())).collect();
-    'slices: for (done, slice) in job.workload.slices.iter().cycle().take(job.candle_baseline).enumerate() {
+    let mut seconds: Vec<(String, Vec<f64>)> =
+        names.iter().map(|n| (n.clone(), Vec::new())).collect();
+    let mut tokens: Vec<(String, Vec<u64>)> =
+        names.iter().map(|n| (n.clone(), Vec::new())).collect();
+    'slices: for (done, slice) in
+        job.workload.slices.iter().cycle().take(job.candle_baseline).enumerate()
+    {
         let each = begin.elapsed().mul_f64(1.0 / done.max(1) as f64);
         if done > 0 && begin.elapsed() + each > share {
-            result.notes.push(format!("candle baseline: {done} slices of {} for want of time", job.candle_baseline));
+            result.notes.push(format!(
+                "candle baseline: {done} slices of {} for want of time",
+                job.candle_baseline
+            ));
             break;
         }
         let mut order: Vec<usize> = (0..names.len()).collect();
@@ -376,24 +416,43 @@ fn candle_baseline(
 }
 
 /// Closed-loop clients with `queue` on and off. The answer cache stays off: the prompts come round again.
-fn load(job: &Job, result: &mut BenchResult, share: Duration, watch: Watcher) -> Result<(), BenchError> {
+fn load(
+    job: &Job,
+    result: &mut BenchResult,
+    share: Duration,
+    watch: Watcher,
+) -> Result<(), BenchError> {
     let begin = Instant::now();
     let prompts: Vec<Prompt> = job.workload.slices.iter().flatten().cloned().collect();
-    let on = job.plan.everything_set.without(Set::of(|o| o.name == "cache")).with(Set::of(|o| o.name == "queue"));
+    let on = job
+        .plan
+        .everything_set
+        .without(Set::of(|o| o.name == "cache"))
+        .with(Set::of(|o| o.name == "queue"));
     for &clients in &job.clients {
         watch(result, BenchProgress::Clients { clients })?;
         for queue in [false, true] {
             interrupted(job.control)?;
-            if begin.elapsed() > share || (result.clients.is_empty() && share < Duration::from_secs(1)) {
-                result
-                    .notes
-                    .push(format!("{clients} clients, queue {}: left out for want of time", if queue { "on" } else { "off" }));
+            if begin.elapsed() > share
+                || (result.clients.is_empty() && share < Duration::from_secs(1))
+            {
+                result.notes.push(format!(
+                    "{clients} clients, queue {}: left out for want of time",
+                    if queue { "on" } else { "off" }
+                ));
                 continue;
             }
             let set = if queue { on } else { on.without(Set::of(|o| o.name == "queue")) };
             let mut pipeline = Pipeline::new(&job.loaded, &set.apply(&job.base), &job.options)?;
             let requests = (4 * clients).clamp(12, 64);
-            result.clients.push(load_generator::run(&mut pipeline, queue, clients, requests, &prompts, job.control)?);
+            result.clients.push(load_generator::run(
+                &mut pipeline,
+                queue,
+                clients,
+                requests,
+                &prompts,
+                job.control,
+            )?);
         }
     }
     Ok(())
@@ -401,7 +460,9 @@ fn load(job: &Job, result: &mut BenchResult, share: Duration, watch: Watcher) ->
 
 /// Medians of the reference, read and multiply-add apart.
 fn reference(times: &[ReferenceRates]) -> ReferenceRates {
-    let median = |f: fn(&ReferenceRates) -> f64| statistics::median(&times.iter().map(f).collect::<Vec<_>>()).unwrap_or(f64::NAN);
+    let median = |f: fn(&ReferenceRates) -> f64| {
+        statistics::median(&times.iter().map(f).collect::<Vec<_>>()).unwrap_or(f64::NAN)
+    };
     ReferenceRates { read: median(|r| r.read), fma: median(|r| r.fma) }
 }
 
@@ -427,7 +488,13 @@ fn rounds(
         let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
         let enough = match job.rounds {
             Some(most) => done >= most,
-            None => done >= FEWEST && statistics::narrow_enough(analysis::watched(result, run).iter().map(Vec::as_slice), done),
+            None => {
+                done >= FEWEST
+                    && statistics::narrow_enough(
+                        analysis::watched(result, run).iter().map(Vec::as_slice),
+                        done,
+                    )
+            }
         };
         // A round that would not fit does not begin; two are needed for any interval at all.
         if enough || (done >= FEWEST && longest > left) {
@@ -484,7 +551,8 @@ fn round(
         if near {
             references.extend((0..3).map(|_| fixed.time()));
         }
-        let trial = trial::run(&mut pipelines[config], config, &job.workload.slices[slice], job.control)?;
+        let trial =
+            trial::run(&mut pipelines[config], config, &job.workload.slices[slice], job.control)?;
         if near {
             references.extend((0..3).map(|_| fixed.time()));
         }
@@ -507,10 +575,18 @@ fn check_answers(job: &Job, result: &mut BenchResult, answers: &[Vec<AnswerToken
         let mut pairs: Vec<_> = [row.alone, row.removed].into_iter().flatten().collect();
         pairs.dedup();
         for pair in pairs {
-            let at = result.answers.iter().position(|a| a.row == row.name && a.pair == pair).unwrap_or_else(|| {
-                result.answers.push(RowAnswers { row: row.name.clone(), pair, tally: Default::default() });
-                result.answers.len() - 1
-            });
+            let at = result
+                .answers
+                .iter()
+                .position(|a| a.row == row.name && a.pair == pair)
+                .unwrap_or_else(|| {
+                    result.answers.push(RowAnswers {
+                        row: row.name.clone(),
+                        pair,
+                        tally: Default::default(),
+                    });
+                    result.answers.len() - 1
+                });
             result.answers[at].tally.add(&answers[pair.without], &answers[pair.with]);
         }
     }
@@ -525,15 +601,23 @@ fn add(to: &mut Latencies, from: &Latencies) {
 }
 
 /// The starting point with `--dtype auto` timed once, so that all configurations use the same storage.
-pub fn pinned(base: PipelineConfig, loaded: &Arc<LoadedModel>, options: &Options) -> Result<PipelineConfig, BenchError> {
+pub fn pinned(
+    base: PipelineConfig,
+    loaded: &Arc<LoadedModel>,
+    options: &Options,
+) -> Result<PipelineConfig, BenchError> {
     let precision = Set::of(|o| o.name == "precision");
-    let quantized = loaded.model.weights.format(crate::model::Role::Query(0)).is_none_or(|f| f.is_quantized());
+    let quantized =
+        loaded.model.weights.format(crate::model::Role::Query(0)).is_none_or(|f| f.is_quantized());
     if base.requested_dtype != DtypePolicy::Auto || quantized {
         return Ok(base);
     }
     let chosen = Pipeline::new(loaded, &precision.apply(&base), options)?.dtype().name.clone();
     let format = Format::ALL.into_iter().find(|f| f.name() == chosen);
-    Ok(PipelineConfig { requested_dtype: format.map_or(base.requested_dtype, DtypePolicy::Fixed), ..base })
+    Ok(PipelineConfig {
+        requested_dtype: format.map_or(base.requested_dtype, DtypePolicy::Fixed),
+        ..base
+    })
 }
 
 /// Token counts of the workload, for `--dry-run`: (prompts, prompt tokens).
@@ -542,8 +626,16 @@ pub fn count(loaded: &LoadedModel, workload: &Workload) -> Result<(usize, usize)
     let mut prompts = 0;
     for prompt in workload.slices.iter().flatten() {
         let generation = &prompt.generation;
-        let ids = loaded.prompt_encoder().prompt_ids(&prompt.content, generation.system.as_deref(), generation.raw);
-        tokens += ids.map_err(|e| BenchError::Workload(format!("prompt {}: {e}", crate::units::shown(&prompt.id))))?.len();
+        let ids = loaded.prompt_encoder().prompt_ids(
+            &prompt.content,
+            generation.system.as_deref(),
+            generation.raw,
+        );
+        tokens += ids
+            .map_err(|e| {
+                BenchError::Workload(format!("prompt {}: {e}", crate::units::shown(&prompt.id)))
+            })?
+            .len();
         prompts += 1;
     }
     Ok((prompts, tokens))

@@ -41,7 +41,12 @@ pub fn measure(
     });
     let mut next = || requests.next().unwrap_or(Err(BenchError::Workload("no prompts".into())));
     let (first_s, second_s) = (next()?, next()?);
-    Ok(ProcessReport { ready_s, first_s, second_s, peak_rss: crate::machine::peak_rss().map(|b| b.0) })
+    Ok(ProcessReport {
+        ready_s,
+        first_s,
+        second_s,
+        peak_rss: crate::machine::peak_rss().map(|b| b.0),
+    })
 }
 
 /// How to start a child: the program, and the arguments to which the set of optimizations is appended.
@@ -55,10 +60,19 @@ pub struct FreshProcess {
 
 impl FreshProcess {
     fn run(&self, set: Set) -> Result<ProcessReport, BenchError> {
-        let failed =
-            |why: String| BenchError::Failed(format!("a fresh process of this program failed: {}", crate::units::shown(&why)));
+        let failed = |why: String| {
+            BenchError::Failed(format!(
+                "a fresh process of this program failed: {}",
+                crate::units::shown(&why)
+            ))
+        };
         let mut command = Command::new(&self.program);
-        command.args(&self.args).arg(set.to_string()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(&self.args)
+            .arg(set.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let output = command.output().map_err(|e| failed(e.to_string()))?;
         if !output.status.success() {
             return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_string()));
@@ -83,7 +97,14 @@ impl FreshProcess {
             random.shuffle(&mut order);
             for (name, set) in order {
                 let ProcessReport { ready_s, first_s, second_s, peak_rss } = self.run(*set)?;
-                starts.push(Start { pair, what: name.to_string(), ready_s, first_s, second_s, peak_rss });
+                starts.push(Start {
+                    pair,
+                    what: name.to_string(),
+                    ready_s,
+                    first_s,
+                    second_s,
+                    peak_rss,
+                });
             }
         }
         Ok(starts)

@@ -41,7 +41,14 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
         samples: (0..plan.configs.len()).map(&mut sample).collect(),
     });
     let answers = plan.rows.iter().filter_map(|r| {
-        let tally = Tally { pairs: 6, identical: 6, prefix: 6, agreed: 144, tokens: 144, ..Tally::default() };
+        let tally = Tally {
+            pairs: 6,
+            identical: 6,
+            prefix: 6,
+            agreed: 144,
+            tokens: 144,
+            ..Tally::default()
+        };
         Some(RowAnswers { row: r.name.clone(), pair: r.alone?, tally })
     });
     let facts = Facts {
@@ -53,7 +60,10 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
         model: ModelFacts {
             name: "tiny".into(),
             digest: "abc".into(),
-            parameters: Some(crate::model::Parameters { total: 30_532_122_624, active: 3_345_000_000 }),
+            parameters: Some(crate::model::Parameters {
+                total: 30_532_122_624,
+                active: 3_345_000_000,
+            }),
         },
         workload: WorkloadFacts {
             name: "built-in".into(),
@@ -68,8 +78,14 @@ pub fn result(rounds: usize, noise: f64, seed: u64, seconds: impl Fn(&str) -> f6
         batch: 3,
         seed: 0,
     };
-    let hit =
-        Hit { prompts: 3, generated_s: 1.5, repeated_s: 0.003, forward_passes: 0, tokens: Some(72), tokenize_s: Some(0.0006) };
+    let hit = Hit {
+        prompts: 3,
+        generated_s: 1.5,
+        repeated_s: 0.003,
+        forward_passes: 0,
+        tokens: Some(72),
+        tokenize_s: Some(0.0006),
+    };
     BenchResult {
         complete: true,
         command: vec!["llmopt".into(), "bench".into()],

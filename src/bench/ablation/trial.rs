@@ -5,7 +5,9 @@ use super::answers::AnswerTokens;
 use super::result::Sample;
 use crate::engine::FinishReason;
 use crate::machine::Activity;
-use crate::pipeline::{Answer, Control, Ended, Input, Latencies, Order, Pipeline, PipelineError, Prompt};
+use crate::pipeline::{
+    Answer, Control, Ended, Input, Latencies, Order, Pipeline, PipelineError, Prompt,
+};
 use std::ops::ControlFlow;
 
 /// What a trial gives.
@@ -39,21 +41,33 @@ pub enum BenchError {
 }
 
 /// Runs one. `config` is only written into the sample.
-pub fn run(pipeline: &mut Pipeline, config: usize, prompts: &[Prompt], control: &Control) -> Result<Trial, BenchError> {
+pub fn run(
+    pipeline: &mut Pipeline,
+    config: usize,
+    prompts: &[Prompt],
+    control: &Control,
+) -> Result<Trial, BenchError> {
     pipeline.reset();
     answer(pipeline, config, prompts, control)
 }
 
 /// The same without emptying cache and prefixes first.
-pub fn answer(pipeline: &mut Pipeline, config: usize, prompts: &[Prompt], control: &Control) -> Result<Trial, BenchError> {
+pub fn answer(
+    pipeline: &mut Pipeline,
+    config: usize,
+    prompts: &[Prompt],
+    control: &Control,
+) -> Result<Trial, BenchError> {
     let before = Activity::now();
     let mut answers: Vec<Answer> = Vec::with_capacity(prompts.len());
     // Owned: the pipeline reads ahead on a thread of its own.
-    let source: Vec<Input> = prompts.iter().cloned().map(|prompt| Input::Prompt(prompt, ())).collect();
-    let report = pipeline.run(source.into_iter(), Order::Finished, control, &mut |answer, ()| {
-        answers.push(answer);
-        ControlFlow::Continue(())
-    })?;
+    let source: Vec<Input> =
+        prompts.iter().cloned().map(|prompt| Input::Prompt(prompt, ())).collect();
+    let report =
+        pipeline.run(source.into_iter(), Order::Finished, control, &mut |answer, ()| {
+            answers.push(answer);
+            ControlFlow::Continue(())
+        })?;
     let busy = before.and_then(|b| Activity::now()?.since(&b));
     match &report.ended {
         Ended::Complete => {}
@@ -70,7 +84,11 @@ pub fn answer(pipeline: &mut Pipeline, config: usize, prompts: &[Prompt], contro
         )));
     }
     if answers.len() != prompts.len() {
-        return Err(BenchError::Workload(format!("{} answers to {} prompts", answers.len(), prompts.len())));
+        return Err(BenchError::Workload(format!(
+            "{} answers to {} prompts",
+            answers.len(),
+            prompts.len()
+        )));
     }
     let sample = Sample {
         config,
@@ -86,6 +104,7 @@ pub fn answer(pipeline: &mut Pipeline, config: usize, prompts: &[Prompt], contro
         stolen: busy.map(|b| b.stolen),
         others: busy.map(|b| b.others),
     };
-    let answers = answers.into_iter().map(|a| AnswerTokens { id: a.id, tokens: a.tokens }).collect();
+    let answers =
+        answers.into_iter().map(|a| AnswerTokens { id: a.id, tokens: a.tokens }).collect();
     Ok(Trial { sample, answers, latencies: report.latencies })
 }

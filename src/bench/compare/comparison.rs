@@ -69,7 +69,8 @@ impl Measure {
     ];
 
     /// Those of the bare forward pass.
-    pub const FORWARD: [Measure; 4] = [Measure::Prefill64, Measure::Prefill512, Measure::Decode1, Measure::DecodeBatch];
+    pub const FORWARD: [Measure; 4] =
+        [Measure::Prefill64, Measure::Prefill512, Measure::Decode1, Measure::DecodeBatch];
 
     /// As written in `compare.csv`.
     pub fn name(self) -> &'static str {
@@ -95,7 +96,11 @@ impl Measure {
     pub fn unit(self) -> &'static str {
         match self {
             Measure::LoadS => "s",
-            Measure::Prefill64 | Measure::Prefill512 | Measure::Decode1 | Measure::DecodeBatch | Measure::WorkloadTokS => "tok/s",
+            Measure::Prefill64
+            | Measure::Prefill512
+            | Measure::Decode1
+            | Measure::DecodeBatch
+            | Measure::WorkloadTokS => "tok/s",
             Measure::LatencyP50Ms | Measure::LatencyP99Ms => "ms",
             Measure::PeakRssBytes => "bytes",
             Measure::AnswersIdentical | Measure::Top1Agreement => "share",
@@ -167,7 +172,8 @@ impl Figure {
         let mean = (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp();
         let interval = Interval::of_logs(&logs);
         let sign = if measure.more_is_better() { 1.0 } else { -1.0 };
-        let paired: Vec<f64> = values.iter().zip(reference).map(|(v, r)| sign * (v / r).ln()).collect();
+        let paired: Vec<f64> =
+            values.iter().zip(reference).map(|(v, r)| sign * (v / r).ln()).collect();
         Figure {
             value: (!logs.is_empty()).then_some(mean),
             low: interval.map(|i| i.low),
@@ -303,8 +309,16 @@ mod tests {
 
     #[test]
     fn figures_of_rounds_by_hand() {
-        let f = Figure::of_rounds(Measure::Decode1, &[20.0, 20.0, 20.0], &[10.0, 10.0, 10.0], String::new());
-        assert!((f.value.unwrap() - 20.0).abs() < 1e-9 && (f.against_reference.unwrap().ratio - 2.0).abs() < 1e-9);
+        let f = Figure::of_rounds(
+            Measure::Decode1,
+            &[20.0, 20.0, 20.0],
+            &[10.0, 10.0, 10.0],
+            String::new(),
+        );
+        assert!(
+            (f.value.unwrap() - 20.0).abs() < 1e-9
+                && (f.against_reference.unwrap().ratio - 2.0).abs() < 1e-9
+        );
         // Half the time is twice as good.
         let f = Figure::of_rounds(Measure::LoadS, &[1.0, 1.0], &[2.0, 2.0], String::new());
         assert!((f.against_reference.unwrap().ratio - 2.0).abs() < 1e-9);
@@ -322,7 +336,8 @@ mod tests {
 
     #[test]
     fn same_answers_needs_both_kinds_of_evidence_that_there_are() {
-        let agreement = |identical| Agreement { answers: 4, tokens: 9, identical, first_difference: None };
+        let agreement =
+            |identical| Agreement { answers: 4, tokens: 9, identical, first_difference: None };
         let mut setting = MeasuredSetting {
             name: "x".into(),
             flags: String::new(),

@@ -24,9 +24,14 @@ pub struct ChildReport {
 }
 
 /// Figures of a setting from its child processes, one report a round; `reference` are the reference's of the same rounds.
-pub fn child_figures(reports: &[ChildReport], reference: &[ChildReport], is_reference: bool) -> Vec<Figure> {
-    let column =
-        |reports: &[ChildReport], f: &dyn Fn(&ChildReport) -> Option<f64>| reports.iter().filter_map(f).collect::<Vec<_>>();
+pub fn child_figures(
+    reports: &[ChildReport],
+    reference: &[ChildReport],
+    is_reference: bool,
+) -> Vec<Figure> {
+    let column = |reports: &[ChildReport], f: &dyn Fn(&ChildReport) -> Option<f64>| {
+        reports.iter().filter_map(f).collect::<Vec<_>>()
+    };
     let processes = match reports.len() {
         1 => "1 fresh process".to_string(),
         n => format!("{n} fresh processes"),
@@ -53,12 +58,17 @@ pub fn child_figures(reports: &[ChildReport], reference: &[ChildReport], is_refe
         // At least ten answers must lie beyond it.
         let needed = (10.0 / (1.0 - p)).round() as usize;
         if answers < needed {
-            return Figure::missing(measure, format!("{answers} answers; this percentile needs {needed}"));
+            return Figure::missing(
+                measure,
+                format!("{answers} answers; this percentile needs {needed}"),
+            );
         }
         figure(measure, format!("{answers} answers, {processes}"), &|r| percentile(r, p))
     };
     vec![
-        figure(Measure::LoadS, format!("{processes}, the file in the page cache"), &|r| Some(r.load_s)),
+        figure(Measure::LoadS, format!("{processes}, the file in the page cache"), &|r| {
+            Some(r.load_s)
+        }),
         latency(Measure::LatencyP50Ms, 0.5),
         latency(Measure::LatencyP99Ms, 0.99),
         figure(Measure::WorkloadTokS, format!("{answers} prompts, {processes}"), &|r| {
@@ -72,7 +82,9 @@ pub fn child_figures(reports: &[ChildReport], reference: &[ChildReport], is_refe
 pub fn quality_figures(agreement: Option<&Agreement>, quality: Option<&Quality>) -> Vec<Figure> {
     let mut figures = Vec::new();
     if let Some(a) = agreement {
-        let first = a.first_difference.map_or(String::new(), |p| format!(", first difference at token {p} (median)"));
+        let first = a
+            .first_difference
+            .map_or(String::new(), |p| format!(", first difference at token {p} (median)"));
         figures.push(Figure::of(
             Measure::AnswersIdentical,
             a.identical,
@@ -126,7 +138,10 @@ mod tests {
         assert!((of(Measure::WorkloadTokS).value.unwrap() - 20.0).abs() < 1e-9);
         assert!((of(Measure::WorkloadTokS).against_reference.unwrap().ratio - 2.0).abs() < 1e-9);
         assert!((of(Measure::LatencyP50Ms).value.unwrap() - 10.0).abs() < 1e-9);
-        assert!(of(Measure::LatencyP99Ms).value.is_none() && of(Measure::LatencyP99Ms).note.contains("1000"));
+        assert!(
+            of(Measure::LatencyP99Ms).value.is_none()
+                && of(Measure::LatencyP99Ms).note.contains("1000")
+        );
         assert!((of(Measure::PeakRssBytes).value.unwrap() - 1000.0).abs() < 1e-6);
     }
 }

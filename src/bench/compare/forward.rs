@@ -46,14 +46,19 @@ pub struct Forward {
 }
 
 /// Tokens and a timing of one forward measure.
-fn time_of(subject: &mut Subject, measure: Measure, amounts: Amounts) -> Result<(f64, f64), DecodeError> {
+fn time_of(
+    subject: &mut Subject,
+    measure: Measure,
+    amounts: Amounts,
+) -> Result<(f64, f64), DecodeError> {
     let decoder = subject.decoder.as_mut();
     Ok(match measure {
         Measure::Prefill64 => (64.0, speed::prefill(decoder, 64)?),
         Measure::Prefill512 => (512.0, speed::prefill(decoder, 512)?),
         Measure::Decode1 => (amounts.decode as f64, speed::decode_one(decoder, amounts.decode)?),
         _ => {
-            let seconds = speed::decode_batch(decoder, subject.batch, amounts.prompt, amounts.batch)?;
+            let seconds =
+                speed::decode_batch(decoder, subject.batch, amounts.prompt, amounts.batch)?;
             ((subject.batch * amounts.batch) as f64, seconds)
         }
     })
@@ -71,7 +76,8 @@ fn obstacle(subject: &Subject, measure: Measure, amounts: Amounts) -> Option<Str
     if positions > context {
         return Some(format!("needs {positions} positions; the model has {context}"));
     }
-    if sequences > capacity.slots || sequences * positions.next_multiple_of(16) > capacity.positions {
+    if sequences > capacity.slots || sequences * positions.next_multiple_of(16) > capacity.positions
+    {
         return Some(format!(
             "needs keys and values for {sequences} × {positions} positions; there is room for {} (--kv-memory)",
             capacity.positions
@@ -95,7 +101,11 @@ pub fn forward(
     }
     let mut estimate = pilot(subjects, amounts)?;
     let budget = plan.budget.saturating_sub(start.elapsed()).as_secs_f64();
-    let least = Amounts { decode: amounts.decode.min(16), batch: amounts.batch.min(8), prompt: amounts.prompt.min(16) };
+    let least = Amounts {
+        decode: amounts.decode.min(16),
+        batch: amounts.batch.min(8),
+        prompt: amounts.prompt.min(16),
+    };
     while estimate.round(amounts) * plan.least as f64 > budget && amounts != least {
         amounts = Amounts {
             decode: (amounts.decode / 2).max(least.decode),
@@ -103,8 +113,10 @@ pub fn forward(
             prompt: (amounts.prompt / 2).max(least.prompt),
         };
     }
-    let mut rates: Vec<[Result<Vec<f64>, String>; 4]> =
-        subjects.iter().map(|s| Measure::FORWARD.map(|m| obstacle(s, m, amounts).map_or(Ok(Vec::new()), Err))).collect();
+    let mut rates: Vec<[Result<Vec<f64>, String>; 4]> = subjects
+        .iter()
+        .map(|s| Measure::FORWARD.map(|m| obstacle(s, m, amounts).map_or(Ok(Vec::new()), Err)))
+        .collect();
     let mut random = Random::new(plan.seed);
     let mut rounds = 0;
     loop {
@@ -128,7 +140,16 @@ pub fn forward(
             .iter()
             .enumerate()
             .flat_map(|(m, reference)| rates[1..].iter().map(move |r| (reference, &r[m])))
-            .filter_map(|(a, b)| Some(a.as_ref().ok()?.iter().zip(b.as_ref().ok()?).map(|(a, b)| (b / a).ln()).collect()))
+            .filter_map(|(a, b)| {
+                Some(
+                    a.as_ref()
+                        .ok()?
+                        .iter()
+                        .zip(b.as_ref().ok()?)
+                        .map(|(a, b)| (b / a).ln())
+                        .collect(),
+                )
+            })
             .collect();
         let narrow = !logs.is_empty() && narrow_enough(logs.iter().map(Vec::as_slice), rounds);
         if rounds >= plan.least && (rounds >= plan.most || more == 0 || narrow) {
@@ -148,7 +169,10 @@ struct Estimate {
 
 impl Estimate {
     fn round(&self, amounts: Amounts) -> f64 {
-        self.prefill + self.step * amounts.decode as f64 + self.batch_prompt + self.batch_step * amounts.batch as f64
+        self.prefill
+            + self.step * amounts.decode as f64
+            + self.batch_prompt
+            + self.batch_step * amounts.batch as f64
     }
 
     fn took(&mut self, round: Duration) {
@@ -158,7 +182,8 @@ impl Estimate {
 
 /// A little of everything, which also warms up; what cannot run is left out.
 fn pilot(subjects: &mut [Subject], amounts: Amounts) -> Result<Estimate, DecodeError> {
-    let mut estimate = Estimate { prefill: 0.0, step: 0.0, batch_prompt: 0.0, batch_step: 0.0, last: 0.0 };
+    let mut estimate =
+        Estimate { prefill: 0.0, step: 0.0, batch_prompt: 0.0, batch_step: 0.0, last: 0.0 };
     for s in subjects {
         let mut per_token = 0.0;
         if obstacle(s, Measure::Prefill64, amounts).is_none() {
@@ -169,11 +194,13 @@ fn pilot(subjects: &mut [Subject], amounts: Amounts) -> Result<Estimate, DecodeE
             estimate.prefill += 512.0 * per_token;
         }
         if obstacle(s, Measure::Decode1, amounts).is_none() {
-            estimate.step += speed::decode_one(s.decoder.as_mut(), 4.min(amounts.decode))? / 4.min(amounts.decode).max(1) as f64;
+            estimate.step += speed::decode_one(s.decoder.as_mut(), 4.min(amounts.decode))?
+                / 4.min(amounts.decode).max(1) as f64;
         }
         if obstacle(s, Measure::DecodeBatch, amounts).is_none() {
             estimate.batch_prompt += per_token * (s.batch * amounts.prompt) as f64;
-            estimate.batch_step += speed::decode_batch(s.decoder.as_mut(), s.batch, 1, 2.min(amounts.batch))? / 2.0;
+            estimate.batch_step +=
+                speed::decode_batch(s.decoder.as_mut(), s.batch, 1, 2.min(amounts.batch))? / 2.0;
         }
     }
     Ok(estimate)
@@ -193,7 +220,9 @@ pub fn limit_of(
         Measure::Prefill64 => Work::prefill(spec, formats, 64),
         Measure::Prefill512 => Work::prefill(spec, formats, 512),
         Measure::Decode1 => Work::decode(spec, formats, amounts.decode),
-        Measure::DecodeBatch => Work::decode_batch(spec, formats, batch, amounts.prompt, amounts.batch),
+        Measure::DecodeBatch => {
+            Work::decode_batch(spec, formats, batch, amounts.prompt, amounts.batch)
+        }
         _ => return None,
     };
     work.limit(rates, cached)
@@ -201,7 +230,13 @@ pub fn limit_of(
 
 impl Forward {
     /// The figures of a setting, beside their limits.
-    pub fn figures(&self, setting: usize, subject: &Subject, limits: &Limits, cached: f64) -> Vec<Figure> {
+    pub fn figures(
+        &self,
+        setting: usize,
+        subject: &Subject,
+        limits: &Limits,
+        cached: f64,
+    ) -> Vec<Figure> {
         Measure::FORWARD
             .iter()
             .enumerate()
@@ -219,12 +254,25 @@ impl Forward {
                         Measure::Prefill64 => "64 tokens".into(),
                         _ => "512 tokens".into(),
                     };
-                    let mut figure = Figure::of_rounds(measure, values, reference, format!("{what}, {} rounds", values.len()));
+                    let mut figure = Figure::of_rounds(
+                        measure,
+                        values,
+                        reference,
+                        format!("{what}, {} rounds", values.len()),
+                    );
                     if setting == 0 {
                         figure.against_reference = None;
                     }
                     let limit = limits.at(subject.threads).and_then(|rates| {
-                        limit_of(measure, subject.decoder.spec(), &subject.formats, subject.batch, self.amounts, rates, cached)
+                        limit_of(
+                            measure,
+                            subject.decoder.spec(),
+                            &subject.formats,
+                            subject.batch,
+                            self.amounts,
+                            rates,
+                            cached,
+                        )
                     });
                     figure.limit = limit.map(|l| l.0);
                     figure.bound = limit.map(|l| l.1);
@@ -244,7 +292,13 @@ mod tests {
 
     fn subject(name: &str, positions: usize) -> Subject {
         let decoder = Box::new(FakeDecoder::new(23, Capacity { slots: 4, positions, rows: 64 }));
-        Subject { name: name.into(), decoder, batch: 2, threads: 1, formats: Formats::all(Format::F32) }
+        Subject {
+            name: name.into(),
+            decoder,
+            batch: 2,
+            threads: 1,
+            formats: Formats::all(Format::F32),
+        }
     }
 
     const PLAN: ForwardPlan = ForwardPlan { budget: Duration::ZERO, least: 2, most: 4, seed: 1 };
@@ -253,10 +307,14 @@ mod tests {
     fn every_setting_gets_every_measure_in_every_round() {
         let mut subjects = [subject("a", 2048), subject("b", 2048)];
         let mut heard = Vec::new();
-        let found = forward(&mut subjects, &PLAN, &mut |done, all| heard.push((done, all))).unwrap();
+        let found =
+            forward(&mut subjects, &PLAN, &mut |done, all| heard.push((done, all))).unwrap();
         assert_eq!((found.rounds, heard), (2, vec![(1, 2), (2, 2)]));
         for rates in &found.rates {
-            assert!(rates.iter().all(|r| r.as_ref().unwrap().len() == 2 && r.as_ref().unwrap().iter().all(|v| *v > 0.0)));
+            assert!(
+                rates.iter().all(|r| r.as_ref().unwrap().len() == 2
+                    && r.as_ref().unwrap().iter().all(|v| *v > 0.0))
+            );
         }
         // No time at all: as little as may be.
         assert_eq!(found.amounts, Amounts { decode: 16, batch: 8, prompt: 16 });
@@ -265,7 +323,12 @@ mod tests {
         assert_eq!(figures.iter().map(|f| f.measure).collect::<Vec<_>>(), Measure::FORWARD);
         for f in &figures {
             let i = f.against_reference.unwrap();
-            assert!(f.low.unwrap() <= f.value.unwrap() && f.value.unwrap() <= f.high.unwrap() && i.low <= i.ratio, "{f:?}");
+            assert!(
+                f.low.unwrap() <= f.value.unwrap()
+                    && f.value.unwrap() <= f.high.unwrap()
+                    && i.low <= i.ratio,
+                "{f:?}"
+            );
             assert!(f.limit.unwrap() > 0.0 && f.share().unwrap() > 0.0, "{f:?}");
         }
     }
@@ -273,7 +336,12 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_said_and_the_rest_is_measured() {
         let mut subjects = [subject("a", 256)];
-        let found = forward(&mut subjects, &ForwardPlan { budget: Duration::from_secs(9), ..PLAN }, &mut |_, _| {}).unwrap();
+        let found = forward(
+            &mut subjects,
+            &ForwardPlan { budget: Duration::from_secs(9), ..PLAN },
+            &mut |_, _| {},
+        )
+        .unwrap();
         let [p64, p512, d1, batch] = &found.rates[0];
         assert!(p64.is_ok() && d1.is_ok() && batch.is_ok());
         assert!(p512.as_ref().unwrap_err().contains("the model has 256"));

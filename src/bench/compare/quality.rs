@@ -22,7 +22,9 @@ impl Windows {
     pub fn cut(ids: &[TokenId], context: usize) -> Result<Windows, String> {
         let length = WINDOW.min(context);
         if length < 2 {
-            return Err(format!("a context of {context} positions is too short to predict anything"));
+            return Err(format!(
+                "a context of {context} positions is too short to predict anything"
+            ));
         }
         let count = MIN_TOKENS.div_ceil(length - 1);
         if ids.len() < count * length {
@@ -114,10 +116,13 @@ impl Quality {
         let kl = column(|r| r.kl);
         let (kl_mean, kl_mean_se) = mean_and_se(&kl);
         let (nll, nll_se) = mean_and_se(&column(|r| r.nll));
-        let (delta, delta_se) = mean_and_se(&rows.iter().zip(reference).map(|(a, b)| a.nll - b.nll).collect::<Vec<f64>>());
+        let (delta, delta_se) = mean_and_se(
+            &rows.iter().zip(reference).map(|(a, b)| a.nll - b.nll).collect::<Vec<f64>>(),
+        );
         Quality {
             tokens: rows.len(),
-            top1_agreement: rows.iter().filter(|r| r.same_top).count() as f64 / rows.len().max(1) as f64,
+            top1_agreement: rows.iter().filter(|r| r.same_top).count() as f64
+                / rows.len().max(1) as f64,
             kl_mean,
             kl_mean_se,
             kl_p99: quantile(kl.clone(), 0.99),
@@ -159,20 +164,40 @@ pub fn measure(
         let mut slots = Vec::new();
         for decoder in decoders.iter_mut() {
             let opened = decoder.open(window, window.len(), false);
-            slots.push(opened.ok_or_else(|| DecodeError::Broken("no room for a window of text; raise --kv-memory".into()))?.slot);
+            slots.push(
+                opened
+                    .ok_or_else(|| {
+                        DecodeError::Broken(
+                            "no room for a window of text; raise --kv-memory".into(),
+                        )
+                    })?
+                    .slot,
+            );
         }
         for start in (0..window.len()).step_by(rows) {
             let end = (start + rows).min(window.len());
             let mut scores = Vec::new();
             for (decoder, &slot) in decoders.iter_mut().zip(&slots) {
-                let segment =
-                    Segment { slot, start, tokens: 0..end - start, want: Want::AllLogits, padding_rows: 0, padded_context: 0 };
+                let segment = Segment {
+                    slot,
+                    start,
+                    tokens: 0..end - start,
+                    want: Want::AllLogits,
+                    padding_rows: 0,
+                    padded_context: 0,
+                };
                 let batch = Batch { tokens: window[start..end].to_vec(), segments: vec![segment] };
                 let mut outputs = Vec::new();
                 decoder.forward(&batch, &mut outputs)?;
                 match outputs.pop() {
-                    Some(Output::Logits(s)) if s.len() == (end - start) * decoder.spec().vocab => scores.push(s),
-                    _ => return Err(DecodeError::Broken("scores were asked for and did not come".into())),
+                    Some(Output::Logits(s)) if s.len() == (end - start) * decoder.spec().vocab => {
+                        scores.push(s)
+                    }
+                    _ => {
+                        return Err(DecodeError::Broken(
+                            "scores were asked for and did not come".into(),
+                        ));
+                    }
                 }
             }
             let next: Vec<TokenId> = window[start + 1..(end + 1).min(window.len())].to_vec();
@@ -254,10 +279,19 @@ mod tests {
 
     #[test]
     fn perplexity_of_a_fair_die_is_its_sides() {
-        let rows: Vec<TokenComparison> = (0..600).map(|i| compare_rows(&[0.5; 6], &[0.5; 6], i % 6)).collect();
+        let rows: Vec<TokenComparison> =
+            (0..600).map(|i| compare_rows(&[0.5; 6], &[0.5; 6], i % 6)).collect();
         let quality = Quality::of(&rows, &rows);
-        assert!((quality.perplexity - 6.0).abs() < 1e-9 && quality.perplexity_se < 1e-9, "{quality:?}");
-        assert!(quality.same_bits && quality.kl_mean == 0.0 && quality.top1_agreement == 1.0 && quality.tokens == 600);
+        assert!(
+            (quality.perplexity - 6.0).abs() < 1e-9 && quality.perplexity_se < 1e-9,
+            "{quality:?}"
+        );
+        assert!(
+            quality.same_bits
+                && quality.kl_mean == 0.0
+                && quality.top1_agreement == 1.0
+                && quality.tokens == 600
+        );
         assert_eq!((quality.perplexity_ratio, quality.perplexity_ratio_se), (1.0, 0.0));
     }
 
@@ -268,9 +302,22 @@ mod tests {
         let reference = [row(1.0, 0.0, true), row(2.0, 0.0, true)];
         let q = Quality::of(&rows, &reference);
         // Mean 2, variance 2, standard error √(2/2) = 1.
-        assert!((q.perplexity - 2f64.exp()).abs() < 1e-12 && (q.perplexity_se - 2f64.exp()).abs() < 1e-12, "{q:?}");
-        assert!((q.perplexity_ratio - 0.5f64.exp()).abs() < 1e-12 && (q.perplexity_ratio_se - 0.5 * 0.5f64.exp()).abs() < 1e-12);
-        assert!((q.kl_mean - 0.2).abs() < 1e-12 && q.kl_p99 == 0.4 && q.top1_agreement == 0.5 && !q.same_bits, "{q:?}");
+        assert!(
+            (q.perplexity - 2f64.exp()).abs() < 1e-12
+                && (q.perplexity_se - 2f64.exp()).abs() < 1e-12,
+            "{q:?}"
+        );
+        assert!(
+            (q.perplexity_ratio - 0.5f64.exp()).abs() < 1e-12
+                && (q.perplexity_ratio_se - 0.5 * 0.5f64.exp()).abs() < 1e-12
+        );
+        assert!(
+            (q.kl_mean - 0.2).abs() < 1e-12
+                && q.kl_p99 == 0.4
+                && q.top1_agreement == 0.5
+                && !q.same_bits,
+            "{q:?}"
+        );
         assert_eq!(quantile((1..=1000).map(f64::from).collect(), 0.99), 990.0);
     }
 
@@ -281,7 +328,11 @@ mod tests {
         assert_eq!((windows.0.len(), windows.predictions()), (8, 4096));
         assert_eq!(windows.0[1][0], 513);
         assert!(Windows::cut(&ids, 33).unwrap().predictions() >= MIN_TOKENS);
-        assert!(Windows::cut(&ids[..4000], 8192).unwrap_err().contains("has 4000 tokens; 4104 are needed"));
+        assert!(
+            Windows::cut(&ids[..4000], 8192)
+                .unwrap_err()
+                .contains("has 4000 tokens; 4104 are needed")
+        );
         assert!(Windows::cut(&ids, 1).is_err());
     }
 
@@ -293,7 +344,10 @@ mod tests {
         let (mut a, mut b) = (decoder(7), decoder(64));
         let mut last = 0;
         let found = measure(&mut [&mut a, &mut b], &windows, &mut |done| last = done).unwrap();
-        assert_eq!((found[0].len(), found[1].len(), last), (windows.predictions(), windows.predictions(), windows.predictions()));
+        assert_eq!(
+            (found[0].len(), found[1].len(), last),
+            (windows.predictions(), windows.predictions(), windows.predictions())
+        );
         assert_eq!(found[0], found[1]);
         let quality = Quality::of(&found[1], &found[0]);
         assert!(quality.same_bits && quality.tokens >= MIN_TOKENS, "{quality:?}");
@@ -307,7 +361,10 @@ mod tests {
         let a = vec![vec![1, 2, 3], vec![4, 5], vec![6], vec![7, 8]];
         let b = vec![vec![1, 2, 3], vec![4, 9], vec![6, 1], vec![7, 8]];
         let found = Agreement::of(&a, &b);
-        assert_eq!(found, Agreement { answers: 4, tokens: 8, identical: 0.5, first_difference: Some(1) });
+        assert_eq!(
+            found,
+            Agreement { answers: 4, tokens: 8, identical: 0.5, first_difference: Some(1) }
+        );
         assert_eq!(Agreement::of(&a, &a).first_difference, None);
     }
 }

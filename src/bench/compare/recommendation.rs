@@ -112,29 +112,47 @@ pub fn recommendations(comparison: &Comparison) -> Vec<Recommendation> {
 
 fn verdict(comparison: &Comparison, aim: Aim) -> Option<Recommendation> {
     let value = |s: &&MeasuredSetting| s.figure(aim.measure()).and_then(|f| f.value);
-    let mut order: Vec<&MeasuredSetting> = comparison.settings.iter().filter(|s| value(s).is_some()).collect();
+    let mut order: Vec<&MeasuredSetting> =
+        comparison.settings.iter().filter(|s| value(s).is_some()).collect();
     order.sort_by(|a, b| value(b).unwrap_or(0.0).total_cmp(&value(a).unwrap_or(0.0)));
     let reference = comparison.settings.first()?;
     let fastest = *order.first()?;
     // Nobody looked at the answers of a hurried comparison, the reference's own apart.
-    let looked = comparison.settings.iter().skip(1).any(|s| s.same_answers().is_some()) || comparison.settings.len() == 1;
-    let same: Vec<&MeasuredSetting> =
-        order.iter().copied().filter(|s| s.name == reference.name || s.same_answers() == Some(true)).collect();
-    let pick = |chosen: &MeasuredSetting, among: &[&MeasuredSetting]| pick(comparison, aim, chosen, among);
+    let looked = comparison.settings.iter().skip(1).any(|s| s.same_answers().is_some())
+        || comparison.settings.len() == 1;
+    let same: Vec<&MeasuredSetting> = order
+        .iter()
+        .copied()
+        .filter(|s| s.name == reference.name || s.same_answers() == Some(true))
+        .collect();
+    let pick =
+        |chosen: &MeasuredSetting, among: &[&MeasuredSetting]| pick(comparison, aim, chosen, among);
     let same_answers = if looked { same.first().and_then(|s| pick(s, &same)) } else { None };
     let other = same_answers.as_ref().is_none_or(|p| p.setting != fastest.name);
-    Some(Recommendation { aim, same_answers, any_answers: if other { pick(fastest, &order) } else { None } })
+    Some(Recommendation {
+        aim,
+        same_answers,
+        any_answers: if other { pick(fastest, &order) } else { None },
+    })
 }
 
 /// `among`: the candidates by descending speed.
-fn pick(comparison: &Comparison, aim: Aim, chosen: &MeasuredSetting, among: &[&MeasuredSetting]) -> Option<Pick> {
+fn pick(
+    comparison: &Comparison,
+    aim: Aim,
+    chosen: &MeasuredSetting,
+    among: &[&MeasuredSetting],
+) -> Option<Pick> {
     let reference = comparison.settings.first()?;
     let figure = chosen.figure(aim.measure())?;
     // The reference is compared with the next fastest of the candidates, everyone else with the reference.
     let (against, ratio) = if chosen.name == reference.name {
         let next = among.iter().copied().find(|s| s.name != chosen.name);
         let theirs = next.and_then(|s| s.figure(aim.measure())?.against_reference);
-        (next, theirs.map(|i| Interval { low: 1.0 / i.high, ratio: 1.0 / i.ratio, high: 1.0 / i.low }))
+        (
+            next,
+            theirs.map(|i| Interval { low: 1.0 / i.high, ratio: 1.0 / i.ratio, high: 1.0 / i.low }),
+        )
     } else {
         (Some(reference), figure.against_reference)
     };
@@ -148,13 +166,15 @@ fn pick(comparison: &Comparison, aim: Aim, chosen: &MeasuredSetting, among: &[&M
         against: against.map(|s| s.name.clone()),
         ratio,
         clear: ratio.is_some_and(|i| i.low > 1.0),
-        cost: (!is_reference && (chosen.agreement.is_some() || chosen.quality.is_some())).then(|| Cost {
-            answers_identical: chosen.agreement.as_ref().map(|a| a.identical),
-            top1_agreement: chosen.quality.as_ref().map(|q| q.top1_agreement),
-            kl_mean: chosen.quality.as_ref().map(|q| q.kl_mean),
-            perplexity_ratio: chosen.quality.as_ref().map(|q| q.perplexity_ratio),
-            same_bits: chosen.quality.as_ref().is_some_and(|q| q.same_bits),
-        }),
+        cost: (!is_reference && (chosen.agreement.is_some() || chosen.quality.is_some())).then(
+            || Cost {
+                answers_identical: chosen.agreement.as_ref().map(|a| a.identical),
+                top1_agreement: chosen.quality.as_ref().map(|q| q.top1_agreement),
+                kl_mean: chosen.quality.as_ref().map(|q| q.kl_mean),
+                perplexity_ratio: chosen.quality.as_ref().map(|q| q.perplexity_ratio),
+                same_bits: chosen.quality.as_ref().is_some_and(|q| q.same_bits),
+            },
+        ),
         why: Why {
             bound: figure.bound,
             share: share(chosen),
@@ -174,18 +194,27 @@ const SLIGHT: f64 = 1.05;
 /// or nobody compared answers. It is timed on decode steps of a whole batch, so that is what counts here.
 pub fn auto_agrees(comparison: &Comparison, recommendations: &[Recommendation]) -> Option<bool> {
     let auto = comparison.auto.as_ref()?.dtype.as_str();
-    let same = |aim: Aim| recommendations.iter().find(|v| v.aim == aim).and_then(|v| v.same_answers.as_ref());
+    let same = |aim: Aim| {
+        recommendations.iter().find(|v| v.aim == aim).and_then(|v| v.same_answers.as_ref())
+    };
     let pick = same(Aim::Batch).or_else(|| same(Aim::Decode))?;
-    let dtype_of = |name: &str| comparison.settings.iter().find(|s| s.name == name).map(|s| s.dtype.as_str());
+    let dtype_of =
+        |name: &str| comparison.settings.iter().find(|s| s.name == name).map(|s| s.dtype.as_str());
     if comparison.settings.iter().all(|s| s.dtype != auto) {
         return None;
     }
     let slight = !pick.clear || pick.ratio.is_some_and(|i| i.low < SLIGHT);
-    Some(dtype_of(&pick.setting) == Some(auto) || (slight && pick.against.as_deref().and_then(dtype_of) == Some(auto)))
+    Some(
+        dtype_of(&pick.setting) == Some(auto)
+            || (slight && pick.against.as_deref().and_then(dtype_of) == Some(auto)),
+    )
 }
 
 /// The features that matter for these settings' storages, present and absent.
-fn features(machine: &Machine, settings: &[Option<&MeasuredSetting>]) -> (Vec<String>, Vec<String>) {
+fn features(
+    machine: &Machine,
+    settings: &[Option<&MeasuredSetting>],
+) -> (Vec<String>, Vec<String>) {
     let dtypes: Vec<&str> = settings.iter().flatten().map(|s| s.dtype.as_str()).collect();
     let is_arm = machine.arch == "aarch64";
     let mut names: Vec<&str> = if is_arm { vec!["neon"] } else { vec!["avx2", "fma", "avx512f"] };
@@ -221,7 +250,8 @@ pub(crate) mod tests {
     use crate::units::Bytes;
 
     fn machine() -> Machine {
-        let feature = |name: &str, detected| Feature { name: name.into(), detected, compiled: false };
+        let feature =
+            |name: &str, detected| Feature { name: name.into(), detected, compiled: false };
         Machine {
             cpu: "AMD EPYC".into(),
             arch: "x86_64".into(),
@@ -247,7 +277,13 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn setting(name: &str, dtype: &str, decode: f64, ratio: Option<f64>, same: Option<bool>) -> MeasuredSetting {
+    pub(crate) fn setting(
+        name: &str,
+        dtype: &str,
+        decode: f64,
+        ratio: Option<f64>,
+        same: Option<bool>,
+    ) -> MeasuredSetting {
         let rate = |measure, value: f64| Figure {
             low: Some(value * 0.98),
             high: Some(value * 1.02),
@@ -326,9 +362,15 @@ pub(crate) mod tests {
         ]));
         assert_eq!(found.len(), 1, "only decode was measured");
         let same = found[0].same_answers.as_ref().unwrap();
-        assert_eq!((same.setting.as_str(), same.flags.as_str(), same.clear), ("bf16", "--dtype bf16", true));
+        assert_eq!(
+            (same.setting.as_str(), same.flags.as_str(), same.clear),
+            ("bf16", "--dtype bf16", true)
+        );
         assert!(same.cost.unwrap().same_bits);
-        assert_eq!((same.why.bytes_per_token, same.why.bytes_per_token_of_other), (269e6, Some(538e6)));
+        assert_eq!(
+            (same.why.bytes_per_token, same.why.bytes_per_token_of_other),
+            (269e6, Some(538e6))
+        );
         assert_eq!(same.why.absent, ["avx512f", "avx512bf16", "amx-bf16"]);
         let any = found[0].any_answers.as_ref().unwrap();
         assert_eq!((any.setting.as_str(), any.cost.unwrap().kl_mean), ("q4_1", Some(0.02)));
@@ -343,7 +385,9 @@ pub(crate) mod tests {
         ]));
         let same = found[0].same_answers.as_ref().unwrap();
         assert_eq!((same.setting.as_str(), same.against.as_deref()), ("f32", Some("bf16")));
-        assert!((same.ratio.unwrap().ratio - 1.25).abs() < 1e-9 && same.clear && same.cost.is_none());
+        assert!(
+            (same.ratio.unwrap().ratio - 1.25).abs() < 1e-9 && same.clear && same.cost.is_none()
+        );
         assert_eq!(found[0].any_answers, None);
     }
 
@@ -357,19 +401,30 @@ pub(crate) mod tests {
             c.auto = Some(Auto { dtype: auto.into(), reason: String::new() });
             auto_agrees(&c, &recommendations(&c))
         };
-        assert_eq!((agrees("bf16", 1.86, Some(true)), agrees("f32", 1.86, Some(true))), (Some(true), Some(false)));
+        assert_eq!(
+            (agrees("bf16", 1.86, Some(true)), agrees("f32", 1.86, Some(true))),
+            (Some(true), Some(false))
+        );
         // 1.02 (0.99–1.05) is no lead at all, 1.07 (1.04–1.10) a slight one.
-        assert_eq!((agrees("f32", 1.02, Some(true)), agrees("f32", 1.07, Some(true))), (Some(true), Some(true)));
+        assert_eq!(
+            (agrees("f32", 1.02, Some(true)), agrees("f32", 1.07, Some(true))),
+            (Some(true), Some(true))
+        );
         // bf16 rounds this file: f32 is the only one with identical answers.
-        assert_eq!((agrees("f32", 1.86, Some(false)), agrees("bf16", 1.86, Some(false))), (Some(true), Some(false)));
+        assert_eq!(
+            (agrees("f32", 1.86, Some(false)), agrees("bf16", 1.86, Some(false))),
+            (Some(true), Some(false))
+        );
         // Not measured, or answers not compared.
         assert_eq!((agrees("q4_1", 1.86, Some(true)), agrees("bf16", 1.86, None)), (None, None));
     }
 
     #[test]
     fn a_machine_that_others_use_gives_no_verdict() {
-        let mut c =
-            comparison(vec![setting("f32", "f32", 35.0, None, None), setting("bf16", "bf16", 65.0, Some(1.86), Some(true))]);
+        let mut c = comparison(vec![
+            setting("f32", "f32", 35.0, None, None),
+            setting("bf16", "bf16", 65.0, Some(1.86), Some(true)),
+        ]);
         c.busy = Some(crate::machine::Busy { others: 0.2, stolen: 0.04 });
         assert_eq!(recommendations(&c).len(), 1);
         c.busy = Some(crate::machine::Busy { others: 0.2, stolen: 0.06 });

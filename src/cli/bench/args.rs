@@ -77,15 +77,22 @@ fn client_list(text: &str) -> Result<ClientList, String> {
     }
     let one = |t: &str| t.trim().parse::<usize>().ok().filter(|n| (1..=1024).contains(n));
     let list: Option<Vec<usize>> = text.split(',').map(one).collect();
-    list.map(ClientList).ok_or_else(|| "a comma-separated list of numbers from 1 to 1024; or none".into())
+    list.map(ClientList)
+        .ok_or_else(|| "a comma-separated list of numbers from 1 to 1024; or none".into())
 }
 
 fn positive(text: &str) -> Result<f64, String> {
-    text.parse::<f64>().ok().filter(|x| *x > 0.0 && x.is_finite()).ok_or_else(|| "must be a number above 0".into())
+    text.parse::<f64>()
+        .ok()
+        .filter(|x| *x > 0.0 && x.is_finite())
+        .ok_or_else(|| "must be a number above 0".into())
 }
 
 fn percent(text: &str) -> Result<f64, String> {
-    text.parse::<f64>().ok().filter(|x| (0.0..100.0).contains(x)).ok_or_else(|| "must be a number from 0 to below 100".into())
+    text.parse::<f64>()
+        .ok()
+        .filter(|x| (0.0..100.0).contains(x))
+        .ok_or_else(|| "must be a number from 0 to below 100".into())
 }
 
 impl Args {
@@ -103,7 +110,11 @@ impl Args {
 
     /// Percent that may be lost.
     pub fn max_regression(&self) -> f64 {
-        self.max_regression.unwrap_or(if self.quick { QUICK_MAX_REGRESSION } else { MAX_REGRESSION })
+        self.max_regression.unwrap_or(if self.quick {
+            QUICK_MAX_REGRESSION
+        } else {
+            MAX_REGRESSION
+        })
     }
 
     /// Numbers of closed-loop clients.

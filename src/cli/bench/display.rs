@@ -37,17 +37,29 @@ impl BenchDisplay {
     pub fn tell(&mut self, progress: BenchProgress) {
         let used = seconds(self.begun.elapsed().as_secs_f64());
         let (text, important) = match progress {
-            BenchProgress::Preparing { done, of } => (format!("preparing configuration {} of {of}", done + 1), false),
+            BenchProgress::Preparing { done, of } => {
+                (format!("preparing configuration {} of {of}", done + 1), false)
+            }
             BenchProgress::Run { run, of } => (format!("run {} of {of}", run + 1), of > 1),
-            BenchProgress::Starts { done, of } => (format!("fresh processes, pair {} of {of}", done + 1), false),
-            BenchProgress::CandleBaseline => ("candle baseline: our storages and candle".to_string(), true),
+            BenchProgress::Starts { done, of } => {
+                (format!("fresh processes, pair {} of {of}", done + 1), false)
+            }
+            BenchProgress::CandleBaseline => {
+                ("candle baseline: our storages and candle".to_string(), true)
+            }
             BenchProgress::Clients { clients } => (counted(clients as u64, "client"), true),
             BenchProgress::Estimate { round_s, rounds } => {
                 (format!("a round takes {}, so {rounds} rounds at most", seconds(round_s)), true)
             }
-            BenchProgress::Trial { round, done, of } => (format!("round {round}, {done} of {of}, {used} used"), false),
+            BenchProgress::Trial { round, done, of } => {
+                (format!("round {round}, {done} of {of}, {used} used"), false)
+            }
             BenchProgress::Round { done, round_s: _, left_s } => {
-                let left = if left_s > 1.0 { format!(", at most {} left", seconds(left_s)) } else { String::new() };
+                let left = if left_s > 1.0 {
+                    format!(", at most {} left", seconds(left_s))
+                } else {
+                    String::new()
+                };
                 (format!("round {done} is over, {used} used{left}"), true)
             }
         };

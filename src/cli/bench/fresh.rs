@@ -14,7 +14,8 @@ use std::time::Instant;
 
 /// This program with the same flags, as a fresh process; nothing with `--quick`, unless phase 2 is about it.
 pub fn child(args: &Args) -> Result<Option<FreshProcess>, Failure> {
-    let program = std::env::current_exe().map_err(|e| Failure::failed(format!("this program's own path: {e}")))?;
+    let program = std::env::current_exe()
+        .map_err(|e| Failure::failed(format!("this program's own path: {e}")))?;
     let mut rest: Vec<std::ffi::OsString> = vec!["bench".into()];
     // Prompts and everything about files and gates have no part in it; the model and the numbers have.
     let shared = &args.shared;
@@ -29,8 +30,14 @@ pub fn child(args: &Args) -> Result<Option<FreshProcess>, Failure> {
     flag("temperature", shared.temperature.to_string());
     flag("seed", shared.seed.to_string());
     shared.system.iter().for_each(|s| flag("system", s.clone()));
-    shared.chat_template.iter().for_each(|path| flag("chat-template", format!("@{}", path.display())));
-    shared.template_arg.iter().for_each(|(name, value)| flag("template-arg", format!("{name}={value}")));
+    shared
+        .chat_template
+        .iter()
+        .for_each(|path| flag("chat-template", format!("@{}", path.display())));
+    shared
+        .template_arg
+        .iter()
+        .for_each(|(name, value)| flag("template-arg", format!("{name}={value}")));
     if shared.raw {
         rest.push("--raw".into());
     }
@@ -48,7 +55,14 @@ pub fn process(args: &Args, set: &str, begun: Instant) -> Result<u8, Failure> {
     let workload = Workload::built_in(&args.shared.generation());
     let prompts: Vec<_> = workload.slices.iter().flatten().take(2).cloned().collect();
     let config = args.shared.config(set);
-    let report = subprocess::measure(&loaded, &config, &args.shared.options(), &prompts, begun, &Control::default())?;
+    let report = subprocess::measure(
+        &loaded,
+        &config,
+        &args.shared.options(),
+        &prompts,
+        begun,
+        &Control::default(),
+    )?;
     let json = serde_json::to_string(&report).map_err(|e| Failure::failed(e.to_string()))?;
     results::print(&format!("{json}\n"))?;
     Ok(status::DONE)

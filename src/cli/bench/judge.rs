@@ -48,7 +48,12 @@ const TENTH: f64 = 100.0 / 11.0;
 
 impl Judged {
     /// Judges a whole run.
-    pub fn of(args: &Args, baseline: Option<&BenchResult>, result: &BenchResult, analysis: &Analysis) -> Judged {
+    pub fn of(
+        args: &Args,
+        baseline: Option<&BenchResult>,
+        result: &BenchResult,
+        analysis: &Analysis,
+    ) -> Judged {
         let mut judged = Judged::default();
         analysis.rows.iter().for_each(|row| judged.row(row));
         if let Some(before) = baseline {
@@ -69,7 +74,10 @@ impl Judged {
         analysis.rows.iter().for_each(|row| judged.row(row));
         judged.failed = false;
         judged.cases.iter_mut().for_each(|c| c.state = State::NoVerdict);
-        let gates = [(args.baseline.is_some(), "--baseline"), (args.min_speedup.is_some(), "--min-speedup")];
+        let gates = [
+            (args.baseline.is_some(), "--baseline"),
+            (args.min_speedup.is_some(), "--min-speedup"),
+        ];
         for (_, name) in gates.into_iter().filter(|g| g.0) {
             judged.case("gates", name, format!("no verdict: {why}"), State::NoVerdict);
         }
@@ -95,7 +103,10 @@ impl Judged {
     fn row(&mut self, row: &RowResult) {
         if let Some((promise, prompt)) = &row.broken {
             let promise = format!("{promise:?}").to_lowercase();
-            let line = format!("answers: {}: must be {promise}, but prompt {prompt} shows others", row.name);
+            let line = format!(
+                "answers: {}: must be {promise}, but prompt {prompt} shows others",
+                row.name
+            );
             self.lines.push(line.clone());
             self.case("rows", &*row.name, line, State::Failed);
         } else if row.alone.is_some() {
@@ -105,7 +116,11 @@ impl Judged {
 
     fn compared(&mut self, args: &Args, before: &BenchResult, result: &BenchResult) {
         let most = args.max_regression();
-        let outcome = match gate::compare(before, result, Thresholds { max_regression: most, same_machine: args.same_machine }) {
+        let outcome = match gate::compare(
+            before,
+            result,
+            Thresholds { max_regression: most, same_machine: args.same_machine },
+        ) {
             Ok(outcome) => outcome,
             Err(why) => {
                 let why = format!("--baseline: {why}");
@@ -116,18 +131,29 @@ impl Judged {
         };
         if !outcome.machines.is_empty() {
             let what = outcome.machines.join("; ");
-            self.lines.insert(0, format!("gate: another machine, so only ratios are compared ({what})"));
+            self.lines
+                .insert(0, format!("gate: another machine, so only ratios are compared ({what})"));
         }
         for check in &outcome.checks {
             let state = if check.failed { State::Failed } else { State::Passed };
-            self.case("gates", format!("{}: --max-regression {most} %", check.name), check.line(), state);
+            self.case(
+                "gates",
+                format!("{}: --max-regression {most} %", check.name),
+                check.line(),
+                state,
+            );
         }
         let slower: Vec<&Check> = outcome.failed().collect();
-        self.lines.extend(slower.iter().map(|c| format!("gate: {} is past --max-regression {most} %", c.line())));
+        self.lines.extend(
+            slower.iter().map(|c| format!("gate: {} is past --max-regression {most} %", c.line())),
+        );
         if slower.is_empty() {
-            let nearest = outcome.nearest().map_or(String::new(), |c| format!("; nearest is {}", c.line()));
+            let nearest =
+                outcome.nearest().map_or(String::new(), |c| format!("; nearest is {}", c.line()));
             let n = outcome.checks.len();
-            self.lines.push(format!("gate: none of {n} comparisons is past --max-regression {most} %{nearest}"));
+            self.lines.push(format!(
+                "gate: none of {n} comparisons is past --max-regression {most} %{nearest}"
+            ));
         }
         self.lines.extend(outcome.checks.iter().find(|c| c.name == "speed").map(visible));
     }
@@ -155,7 +181,9 @@ impl Judged {
 /// What this run could have seen.
 fn visible(speed: &Check) -> String {
     let blind = match speed.visible > TENTH {
-        true => "; a program that takes 10 % longer can pass: more rounds (--rounds 24, --time-budget) see more",
+        true => {
+            "; a program that takes 10 % longer can pass: more rounds (--rounds 24, --time-budget) see more"
+        }
         false => "",
     };
     format!("gate: this run sees a loss of {:.1} % of tokens/s or more{blind}", speed.visible)

@@ -34,7 +34,9 @@ impl From<BenchError> for Failure {
             BenchError::Workload(message) => Failure::usage(message),
             BenchError::Failed(message) => Failure::failed(message),
             BenchError::Interrupted => Failure::failed("interrupted"),
-            error @ BenchError::TimeOver => Failure::failed(format!("{error}; more --time-budget would work")),
+            error @ BenchError::TimeOver => {
+                Failure::failed(format!("{error}; more --time-budget would work"))
+            }
         }
     }
 }
@@ -60,7 +62,9 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
         Ok(())
     });
     let prepared = match prepared {
-        Err(BenchError::TimeOver) => return ready.enough_time(args, None, begun).map(|()| status::DONE),
+        Err(BenchError::TimeOver) => {
+            return ready.enough_time(args, None, begun).map(|()| status::DONE);
+        }
         other => other?,
     };
     ready.enough_time(args, Some(&prepared), begun)?;
@@ -79,7 +83,9 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     {
         folder.remove_if_empty();
         let Some((signal, status)) = interrupted else { return Err(error.into()) };
-        console::line(&format!("llmopt: interrupted by {signal} before the first whole round: nothing was measured, no verdict"));
+        console::line(&format!(
+            "llmopt: interrupted by {signal} before the first whole round: nothing was measured, no verdict"
+        ));
         return Ok(status);
     }
 
@@ -87,7 +93,9 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     let report = speedup::report(&result, &analysis, &latencies);
     written::all(&folder, &result, &report, &latencies)?;
     let judged = match interrupted {
-        Some((signal, _)) => Judged::interrupted(args, &analysis, &format!("the run was interrupted by {signal}")),
+        Some((signal, _)) => {
+            Judged::interrupted(args, &analysis, &format!("the run was interrupted by {signal}"))
+        }
         None => Judged::of(args, ready.baseline.as_ref(), &result, &analysis),
     };
     written::junit(&folder, &judged)?;
@@ -134,9 +142,9 @@ fn measure(
     run::run(job, prepared, result, latencies, &mut |result, progress| {
         display.tell(progress);
         match progress {
-            BenchProgress::Round { .. } => {
-                folder.write("result.json", &result.to_json()).map_err(|f| BenchError::Failed(f.message))
-            }
+            BenchProgress::Round { .. } => folder
+                .write("result.json", &result.to_json())
+                .map_err(|f| BenchError::Failed(f.message)),
             _ => Ok(()),
         }
     })?;

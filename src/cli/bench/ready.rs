@@ -51,7 +51,11 @@ impl Ready {
         let baseline = baseline.map_err(|e| Failure::usage(format!("--baseline {e}")))?;
         let workload = workload(args, console)?;
         let workload = if args.quick { workload.shortened() } else { workload };
-        let plan = Plan::new(args.phase, (args.phase == Phases::All || args.full) && !args.quick, !args.quick);
+        let plan = Plan::new(
+            args.phase,
+            (args.phase == Phases::All || args.full) && !args.quick,
+            !args.quick,
+        );
         let deadline = begun + Duration::from_secs_f64((args.budget() - LAST).max(0.0));
         let control = Arc::new(Control::until(Some(deadline)));
         let signals = Signals::watch(control.clone())?;
@@ -67,10 +71,24 @@ impl Ready {
         }
         let loaded = LoadedModel::open(model)?;
         if let Some(system) = &args.shared.system {
-            loaded.prompt_encoder().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
+            loaded
+                .prompt_encoder()
+                .check_system(system)
+                .map_err(|e| Failure::usage(format!("--system: {e}")))?;
         }
         let amount = amount(args, &plan, &workload, run::count(&loaded, &workload)?);
-        Ok(Ready { baseline, amount, plan, machine, control, signals, deadline, model: facts, workload, loaded })
+        Ok(Ready {
+            baseline,
+            amount,
+            plan,
+            machine,
+            control,
+            signals,
+            deadline,
+            model: facts,
+            workload,
+            loaded,
+        })
     }
 
     /// The job, and a result without any measurement.
@@ -111,12 +129,23 @@ impl Ready {
 
     /// Refuses a time that cannot hold two rounds of every run, with the least that can; `prepared` is none where it was over before
     /// anything could be told of a round.
-    pub fn enough_time(&self, args: &Args, prepared: Option<&Prepared>, begun: Instant) -> Result<(), Failure> {
+    pub fn enough_time(
+        &self,
+        args: &Args,
+        prepared: Option<&Prepared>,
+        begun: Instant,
+    ) -> Result<(), Failure> {
         let least = prepared.map(|p| p.least_s(args.repeat as usize));
-        if least.is_some_and(|least| Instant::now() + Duration::from_secs_f64(least) <= self.deadline) {
+        if least
+            .is_some_and(|least| Instant::now() + Duration::from_secs_f64(least) <= self.deadline)
+        {
             return Ok(());
         }
-        let runs = if args.repeat > 1 { format!(" of each of {} runs", args.repeat) } else { String::new() };
+        let runs = if args.repeat > 1 {
+            format!(" of each of {} runs", args.repeat)
+        } else {
+            String::new()
+        };
         let typed = match (args.shared.max_time, args.time_budget) {
             (Some(most), asked) if asked.is_none_or(|a| most <= a) => format!("--max-time {most}"),
             (_, Some(asked)) => format!("--time-budget {asked}"),
@@ -127,16 +156,26 @@ impl Ready {
         let rest = match least {
             Some(least) => {
                 let needed = (begun.elapsed().as_secs_f64() + least + LAST).ceil();
-                format!(", which take about {} here; at least {flag} {needed:.0} would do", seconds(least))
+                format!(
+                    ", which take about {} here; at least {flag} {needed:.0} would do",
+                    seconds(least)
+                )
             }
             None => format!(": it was over while they were made ready; more {flag} would do"),
         };
-        Err(Failure::usage(format!("{typed}: cannot hold two rounds{runs} of {configurations}{rest}")))
+        Err(Failure::usage(format!(
+            "{typed}: cannot hold two rounds{runs} of {configurations}{rest}"
+        )))
     }
 }
 
 /// What is measured and how long that may take.
-fn amount(args: &Args, plan: &Plan, workload: &Workload, (prompts, tokens): (usize, usize)) -> String {
+fn amount(
+    args: &Args,
+    plan: &Plan,
+    workload: &Workload,
+    (prompts, tokens): (usize, usize),
+) -> String {
     let rounds = match args.rounds {
         Some(n) => format!("{n} rounds if there is time"),
         None if args.quick => "3 rounds".into(),
@@ -158,7 +197,9 @@ fn workload(args: &Args, console: &mut Console) -> Result<Workload, Failure> {
     if args.prompts.is_empty() {
         let mut workload = Workload::built_in(&generation);
         if let Some(limit) = args.shared.limit {
-            workload.slices.truncate((limit as usize).div_ceil(crate::bench::workload::SLICE).max(1));
+            workload
+                .slices
+                .truncate((limit as usize).div_ceil(crate::bench::workload::SLICE).max(1));
         }
         return Ok(workload);
     }
@@ -169,7 +210,9 @@ fn workload(args: &Args, console: &mut Console) -> Result<Workload, Failure> {
     for record in inputs.records(Arc::new(args.shared.clone()), move |line| drop(tell.send(line))) {
         let (origin, prompt) = record?;
         // A record that `run` would answer with an error cannot be timed.
-        prompts.push(prompt.map_err(|e| Failure::usage(format!("{}: {}", crate::units::shown(&origin.id), e.message)))?);
+        prompts.push(prompt.map_err(|e| {
+            Failure::usage(format!("{}: {}", crate::units::shown(&origin.id), e.message))
+        })?);
     }
     told.try_iter().for_each(|line| console.warn(line));
     Workload::of_prompts(&names.join(" "), prompts).map_err(Failure::usage)
@@ -186,20 +229,33 @@ fn refuse_early(
     let refuse = |why: String| Err(Failure::usage(format!("--baseline: {why}")));
     if before.quick != args.quick {
         let (made, now) = if before.quick { ("with", "without") } else { ("without", "with") };
-        return refuse(format!("it was made {made} --quick, this run {now} it; both the same way would work"));
+        return refuse(format!(
+            "it was made {made} --quick, this run {now} it; both the same way would work"
+        ));
     }
     if before.model.digest != model.digest {
-        return refuse(format!("it is of another model ({}, now {})", crate::units::shown(&before.model.name), model.name));
+        return refuse(format!(
+            "it is of another model ({}, now {})",
+            crate::units::shown(&before.model.name),
+            model.name
+        ));
     }
     if before.workload.digest != workload.facts().digest {
         return refuse("it is of another workload or other generation settings".into());
     }
     if before.phases != args.phase {
-        return refuse(format!("it measured --phase {}, this run --phase {}", before.phases.name(), args.phase.name()));
+        return refuse(format!(
+            "it measured --phase {}, this run --phase {}",
+            before.phases.name(),
+            args.phase.name()
+        ));
     }
     let differences = before.machine.differences(machine);
     if args.same_machine && !differences.is_empty() {
-        return refuse(format!("it is of another machine (--same-machine): {}", differences.join("; ")));
+        return refuse(format!(
+            "it is of another machine (--same-machine): {}",
+            differences.join("; ")
+        ));
     }
     Ok(())
 }

@@ -22,10 +22,15 @@ pub fn all(
     folder.write("speedup.md", &speedup::tables(&analyse(result)))?;
     folder.write("speedup.csv", &report.render(ReportFormat::Csv, 80))?;
     folder.write("speedup.json", &report.render(ReportFormat::Json, 80))?;
-    folder.write("machine.json", &format!("{:#}\n", serde_json::to_value(&result.machine).unwrap_or_default()))?;
+    folder.write(
+        "machine.json",
+        &format!("{:#}\n", serde_json::to_value(&result.machine).unwrap_or_default()),
+    )?;
     for (config, l) in result.configs.iter().zip(latencies) {
         let name = results::file_name(&config.label);
-        for (what, histogram) in [("first-token", &l.ttft), ("per-token", &l.per_token), ("whole", &l.end_to_end)] {
+        for (what, histogram) in
+            [("first-token", &l.ttft), ("per-token", &l.per_token), ("whole", &l.end_to_end)]
+        {
             folder.write(&format!("latency/{name}.{what}.hgrm"), &histograms::hgrm(histogram))?;
             folder.write(&format!("latency/{name}.{what}.csv"), &histograms::csv(histogram))?;
         }
@@ -53,7 +58,9 @@ fn test_case(case: &Case) -> TestCase {
     let text = crate::units::shown(&case.text);
     let status = match case.state {
         State::Passed => TestCaseStatus::success(),
-        State::Failed => TestCaseStatus::non_success(NonSuccessKind::Failure).set_message(text.as_str()).clone(),
+        State::Failed => {
+            TestCaseStatus::non_success(NonSuccessKind::Failure).set_message(text.as_str()).clone()
+        }
         State::NoVerdict => TestCaseStatus::skipped().set_message(text.as_str()).clone(),
     };
     let mut test = TestCase::new(case.name.as_str(), status);

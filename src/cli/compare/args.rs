@@ -7,9 +7,11 @@ use std::time::Duration;
 
 /// `compare`'s flags, as typed.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "A setting is a dtype, or key=value,… over the flags of `run`, lists joined by '+':\n  \
+#[command(
+    after_help = "A setting is a dtype, or key=value,… over the flags of `run`, lists joined by '+':\n  \
                         llmopt compare f32 bf16\n  llmopt compare threads=1 threads=2\n  \
-                        llmopt compare dtype=bf16 dtype=bf16,batch-size=4,without=queue+mask\n  llmopt compare old.json new.json")]
+                        llmopt compare dtype=bf16 dtype=bf16,batch-size=4,without=queue+mask\n  llmopt compare old.json new.json"
+)]
 pub struct Args {
     /// Settings, or two or more results files or folders; the first is the reference
     #[arg(required = true, value_name = "A")]

@@ -17,8 +17,12 @@ pub fn files(args: &Args) -> Result<u8, Failure> {
     }
     touched.writes_standard_output();
     touched.check()?;
-    let results: Vec<Results> =
-        args.what.iter().map(|w| Results::read(Path::new(w))).collect::<Result<_, _>>().map_err(Failure::usage)?;
+    let results: Vec<Results> = args
+        .what
+        .iter()
+        .map(|w| Results::read(Path::new(w)))
+        .collect::<Result<_, _>>()
+        .map_err(Failure::usage)?;
     let diff = result_diff::difference(&results).map_err(Failure::usage)?;
     let report = report::result_diff::report(&diff);
     let json = serde_json::to_value(&diff).unwrap_or_default();

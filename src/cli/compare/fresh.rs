@@ -22,7 +22,8 @@ pub fn child(args: &Args, prompts: usize, tokens: usize) -> Result<u8, Failure> 
     let loaded = open_model(&setting.shared)?;
     let mut pipeline = Pipeline::new(&loaded, &setting.config(), &setting.shared.options())?;
     let load_s = begin.elapsed().as_secs_f64();
-    let source = workload(&setting, prompts, tokens).into_iter().map(|prompt| Input::Prompt(prompt, ()));
+    let source =
+        workload(&setting, prompts, tokens).into_iter().map(|prompt| Input::Prompt(prompt, ()));
     let (mut answers, mut latencies_ms, mut failed) = (Vec::new(), Vec::new(), None);
     let report = pipeline.run(source, Order::Input, &Control::default(), &mut |answer, ()| {
         latencies_ms.push(answer.latency_ms);
@@ -51,10 +52,18 @@ pub fn child(args: &Args, prompts: usize, tokens: usize) -> Result<u8, Failure> 
 
 /// Starts a fresh process of this program for a setting and reads its report.
 fn spawn(args: &Args, setting: &Setting, budget: &Budget) -> Result<ChildReport, Failure> {
-    let failed = |why: String| Failure::failed(format!("a fresh process for {}: {}", shown(&setting.name), shown(&why)));
+    let failed = |why: String| {
+        Failure::failed(format!("a fresh process for {}: {}", shown(&setting.name), shown(&why)))
+    };
     let program = std::env::current_exe().map_err(|e| failed(e.to_string()))?;
     let output = Command::new(program)
-        .args(["compare", "--child", &budget.prompts.to_string(), &budget.tokens.to_string(), "--quiet"])
+        .args([
+            "compare",
+            "--child",
+            &budget.prompts.to_string(),
+            &budget.tokens.to_string(),
+            "--quiet",
+        ])
         .args(setting::as_arguments(&args.shared))
         .args(["--", &setting.typed])
         .stdin(Stdio::null())
@@ -64,7 +73,11 @@ fn spawn(args: &Args, setting: &Setting, budget: &Budget) -> Result<ChildReport,
         .map_err(|e| failed(e.to_string()))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let line = stderr.lines().next().unwrap_or("it ended without a word").trim_start_matches("llmopt: error: ");
+        let line = stderr
+            .lines()
+            .next()
+            .unwrap_or("it ended without a word")
+            .trim_start_matches("llmopt: error: ");
         // Its own status says what kind of trouble it was: bad usage (2) or not enough memory (75).
         let status = output.status.code().filter(|c| [2, 75].contains(c)).unwrap_or(1) as u8;
         return Err(Failure { status, ..failed(line.to_string()) });
@@ -90,7 +103,11 @@ pub fn processes(
         let mut order: Vec<usize> = (0..settings.len()).collect();
         random.shuffle(&mut order);
         for s in order {
-            tell(args, console, &format!("fresh process {} of {}: {}", pass + 1, budget.passes, settings[s].name));
+            tell(
+                args,
+                console,
+                &format!("fresh process {} of {}: {}", pass + 1, budget.passes, settings[s].name),
+            );
             reports[s].push(spawn(args, &settings[s], budget)?);
         }
     }

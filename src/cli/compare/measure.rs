@@ -45,14 +45,19 @@ pub fn measure(job: CompareJob, console: &mut Console) -> Result<Comparison, Fai
     let activity = Activity::now();
     let threads = job.settings.iter().map(|s| s.shared.sizes().threads).max().unwrap_or(1);
     tell(args, console, "measuring the machine's limits");
-    let mut limits = Limits::measure(threads, if args.quick { Effort::Quick } else { Effort::Thorough });
+    let mut limits =
+        Limits::measure(threads, if args.quick { Effort::Quick } else { Effort::Thorough });
     let mut random = Random::new(args.shared.seed ^ 0x00c0_ffee);
     let reports = fresh::processes(args, console, job.settings, job.budget, &mut random)?;
     tell(args, console, "loading all settings side by side");
     let (mut found, mut subjects) = load(&job, console)?;
     let auto = auto(job.settings, job.models);
     if let Some(windows) = job.windows {
-        tell(args, console, &format!("{} tokens of text with every setting", windows.predictions()));
+        tell(
+            args,
+            console,
+            &format!("{} tokens of text with every setting", windows.predictions()),
+        );
         distributions(windows, &reports, &mut found, &mut subjects)?;
     }
     tell(args, console, "rounds of forward passes");
@@ -89,7 +94,10 @@ pub fn measure(job: CompareJob, console: &mut Console) -> Result<Comparison, Fai
 }
 
 /// Every setting in memory, with what is known of it without a measurement.
-fn load(job: &CompareJob, console: &mut Console) -> Result<(Vec<comparison::MeasuredSetting>, Vec<Subject>), Failure> {
+fn load(
+    job: &CompareJob,
+    console: &mut Console,
+) -> Result<(Vec<comparison::MeasuredSetting>, Vec<Subject>), Failure> {
     let (mut found, mut subjects) = (Vec::new(), Vec::new());
     for s in job.settings {
         let loaded = job.models.of(s);
@@ -117,7 +125,13 @@ fn load(job: &CompareJob, console: &mut Console) -> Result<(Vec<comparison::Meas
             quality: None,
         });
         let decoder = pipeline.into_decoder();
-        subjects.push(Subject { name: s.name.clone(), batch: s.shared.batch_size, threads: sizes.threads, formats, decoder });
+        subjects.push(Subject {
+            name: s.name.clone(),
+            batch: s.shared.batch_size,
+            threads: sizes.threads,
+            formats,
+            decoder,
+        });
     }
     Ok((found, subjects))
 }
@@ -129,8 +143,10 @@ fn distributions(
     found: &mut [comparison::MeasuredSetting],
     subjects: &mut [Subject],
 ) -> Result<(), Failure> {
-    let mut decoders: Vec<&mut dyn Decoder> = subjects.iter_mut().map(|s| s.decoder.as_mut() as &mut dyn Decoder).collect();
-    let rows = quality::measure(&mut decoders, windows, &mut |_| {}).map_err(|e| Failure::failed(e.to_string()))?;
+    let mut decoders: Vec<&mut dyn Decoder> =
+        subjects.iter_mut().map(|s| s.decoder.as_mut() as &mut dyn Decoder).collect();
+    let rows = quality::measure(&mut decoders, windows, &mut |_| {})
+        .map_err(|e| Failure::failed(e.to_string()))?;
     for ((setting, rows_of), report) in found.iter_mut().zip(&rows).zip(reports) {
         setting.quality = Some(Quality::of(rows_of, &rows[0]));
         setting.agreement = Some(Agreement::of(&reports[0][0].answers, &report[0].answers));
@@ -140,7 +156,12 @@ fn distributions(
 
 /// Rounds of forward passes. Memory is not equally fast from minute to minute where others use it too: the limits are looked at again
 /// between rounds.
-fn passes(job: &CompareJob, threads: usize, limits: &mut Limits, subjects: &mut [Subject]) -> Result<Forward, Failure> {
+fn passes(
+    job: &CompareJob,
+    threads: usize,
+    limits: &mut Limits,
+    subjects: &mut [Subject],
+) -> Result<Forward, Failure> {
     let plan = ForwardPlan {
         budget: job.budget.total.saturating_sub(job.begin.elapsed()),
         least: job.budget.least,
@@ -184,8 +205,14 @@ fn notes(job: &CompareJob, forward: &Forward, busy: Option<Busy>) -> Vec<String>
         ));
     }
     if job.windows.is_some() {
-        let text = job.args.text.as_ref().map_or("prompts/perplexity.txt".into(), |p| shown(&p.display().to_string()));
-        notes.push(format!("Text for distributions: {text}, in windows that each begin with an empty context."));
+        let text = job
+            .args
+            .text
+            .as_ref()
+            .map_or("prompts/perplexity.txt".into(), |p| shown(&p.display().to_string()));
+        notes.push(format!(
+            "Text for distributions: {text}, in windows that each begin with an empty context."
+        ));
     }
     notes
 }
@@ -195,7 +222,8 @@ fn auto(settings: &[Setting], models: &Models) -> Option<Auto> {
     let first = settings.first().filter(|_| settings.iter().all(Setting::is_only_dtype))?;
     let mut shared = first.shared.clone();
     shared.dtype = DtypePolicy::Auto;
-    let pipeline = Pipeline::new(models.of(first), &shared.config(first.on), &shared.options()).ok()?;
+    let pipeline =
+        Pipeline::new(models.of(first), &shared.config(first.on), &shared.options()).ok()?;
     let dtype = pipeline.dtype();
     Some(Auto { dtype: dtype.name.clone(), reason: dtype.reason.clone() })
 }

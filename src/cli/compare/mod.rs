@@ -44,7 +44,9 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
 /// Whether these are results files (else settings); a mixture is bad usage.
 fn classify(what: &[String]) -> Result<bool, Failure> {
     let is_file = |text: &String| {
-        let path_like = text.ends_with(".json") || text.contains('/') || text.contains(std::path::MAIN_SEPARATOR);
+        let path_like = text.ends_with(".json")
+            || text.contains('/')
+            || text.contains(std::path::MAIN_SEPARATOR);
         // `model=a/b.gguf` has a slash too. A dtype is a dtype even if a file is called so.
         let dtype = flags::dtype(text).is_ok();
         !dtype && (path_like && !text.contains('=') || Path::new(text).exists())
@@ -54,10 +56,16 @@ fn classify(what: &[String]) -> Result<bool, Failure> {
         return Ok(false);
     }
     if let Some(odd) = what.iter().find(|w| !is_file(w)) {
-        return Err(Failure::usage(format!("'{}' is a setting and the others are files; give only one kind", shown(odd))));
+        return Err(Failure::usage(format!(
+            "'{}' is a setting and the others are files; give only one kind",
+            shown(odd)
+        )));
     }
     if what.len() < 2 {
-        return Err(Failure::usage(format!("{}: one results file alone; two or more are compared", shown(&what[0]))));
+        return Err(Failure::usage(format!(
+            "{}: one results file alone; two or more are compared",
+            shown(&what[0])
+        )));
     }
     Ok(true)
 }
@@ -77,7 +85,10 @@ fn settings(args: &Args) -> Result<u8, Failure> {
     // Before anything is measured, so that minutes of work have a place to go.
     let folder = match args.shared.dry_run {
         true => None,
-        false => Some(Folder::new(args.out.as_deref().unwrap_or(Path::new("results")), &format!("{}-compare", machine.label()))?),
+        false => Some(Folder::new(
+            args.out.as_deref().unwrap_or(Path::new("results")),
+            &format!("{}-compare", machine.label()),
+        )?),
     };
     signals.created(folder.as_ref().map(|f| f.path().to_path_buf()));
     console.release();
@@ -92,11 +103,21 @@ fn settings(args: &Args) -> Result<u8, Failure> {
     let Some(folder) = folder else {
         let prompts = workload(&settings[0], budget.prompts, budget.tokens);
         let prompts = counted(prompts.len() as u64, "prompt");
-        console.say(format!("llmopt: {prompts} of at most {} each; nothing was run", counted(budget.tokens as u64, "token")));
+        console.say(format!(
+            "llmopt: {prompts} of at most {} each; nothing was run",
+            counted(budget.tokens as u64, "token")
+        ));
         return Ok(0);
     };
-    let job =
-        CompareJob { args, settings: &settings, models: &loaded, machine, windows: windows.as_ref(), budget: &budget, begin };
+    let job = CompareJob {
+        args,
+        settings: &settings,
+        models: &loaded,
+        machine,
+        windows: windows.as_ref(),
+        budget: &budget,
+        begin,
+    };
     let comparison = match measure(job, &mut console) {
         Ok(comparison) => comparison,
         Err(failure) => {
@@ -128,7 +149,10 @@ fn touched(args: &Args, settings: &[Setting]) -> Touched {
     let mut touched = Touched::default();
     args.text.iter().for_each(|path| touched.reads("--text", path));
     settings.iter().for_each(|s| touched.reads_model(&s.shared.model));
-    settings.iter().flat_map(|s| &s.shared.chat_template).for_each(|path| touched.reads("--chat-template", path));
+    settings
+        .iter()
+        .flat_map(|s| &s.shared.chat_template)
+        .for_each(|path| touched.reads("--chat-template", path));
     touched.writes_standard_output();
     touched
 }
@@ -182,7 +206,8 @@ mod tests {
 
     #[test]
     fn files_and_settings_are_told_apart_and_not_mixed() {
-        let what = |list: &[&str]| classify(&list.iter().map(|s| s.to_string()).collect::<Vec<_>>());
+        let what =
+            |list: &[&str]| classify(&list.iter().map(|s| s.to_string()).collect::<Vec<_>>());
         assert_eq!(what(&["f32", "bf16"]), Ok(false));
         assert_eq!(what(&["threads=1", "model=a/b.gguf"]), Ok(false));
         assert_eq!(what(&["a.json", "results/x"]), Ok(true));

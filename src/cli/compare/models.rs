@@ -31,7 +31,9 @@ impl Models {
 
 /// A model and the variables of its template, as far as they are given.
 fn loaded_as(shared: &SharedArgs) -> String {
-    shared.template_arg.iter().fold(shared.model.clone(), |all, (name, value)| format!("{all} --template-arg {name}={value}"))
+    shared.template_arg.iter().fold(shared.model.clone(), |all, (name, value)| {
+        format!("{all} --template-arg {name}={value}")
+    })
 }
 
 /// Opens the model that the flags name.
@@ -69,12 +71,20 @@ pub fn read_text(args: &Args) -> Result<String, Failure> {
     let name = shown(&path.display().to_string());
     let told = |e: std::io::Error| Failure::usage(format!("--text {name}: cannot be read: {e}"));
     let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut std::io::Read::take(std::fs::File::open(path).map_err(told)?, MAX_TEXT as u64), &mut bytes)
-        .map_err(told)?;
+    std::io::Read::read_to_end(
+        &mut std::io::Read::take(std::fs::File::open(path).map_err(told)?, MAX_TEXT as u64),
+        &mut bytes,
+    )
+    .map_err(told)?;
     // The limit may have cut a character in two.
     let valid = match std::str::from_utf8(&bytes) {
         Err(e) if bytes.len() == MAX_TEXT && e.valid_up_to() + 4 > MAX_TEXT => e.valid_up_to(),
-        Err(e) => return Err(Failure::usage(format!("--text {name}: is not UTF-8 (byte {})", e.valid_up_to()))),
+        Err(e) => {
+            return Err(Failure::usage(format!(
+                "--text {name}: is not UTF-8 (byte {})",
+                e.valid_up_to()
+            )));
+        }
         Ok(_) => bytes.len(),
     };
     bytes.truncate(valid);
@@ -98,12 +108,19 @@ pub fn read_text(args: &Args) -> Result<String, Failure> {
 }
 
 /// The text's tokens, in windows.
-pub fn windows(text: &str, settings: &[Setting], models: &Models, args: &Args) -> Result<Windows, Failure> {
+pub fn windows(
+    text: &str,
+    settings: &[Setting],
+    models: &Models,
+    args: &Args,
+) -> Result<Windows, Failure> {
     let loaded = models.of(&settings[0]);
-    let name =
-        args.text.as_ref().map_or("the built-in text".to_string(), |p| format!("--text {}", shown(&p.display().to_string())));
+    let name = args.text.as_ref().map_or("the built-in text".to_string(), |p| {
+        format!("--text {}", shown(&p.display().to_string()))
+    });
     let fail = |e: String| Failure::usage(format!("{name}: {e}"));
-    let ids: Vec<TokenId> = loaded.prompt_encoder().tokenizer().encode(text).map_err(|e| fail(e.to_string()))?;
+    let ids: Vec<TokenId> =
+        loaded.prompt_encoder().tokenizer().encode(text).map_err(|e| fail(e.to_string()))?;
     let context = settings.iter().map(|s| models.of(s).model.spec.context).min().unwrap_or(0);
     Windows::cut(&ids, context).map_err(fail)
 }

@@ -1,7 +1,10 @@
 //! What an output line can say, as one table: a new field of the record is one row here. In: an answer with its record. Out: values, and
 //! how each is written in JSON and in CSV. The same values are read back from a journal, whose lines have all of them.
 // Journals are read back, and what they hold is untrusted.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::parts;
 use crate::engine::FinishReason;
@@ -66,7 +69,9 @@ pub struct OutputColumn {
 /// The columns in the order of a JSON line. A row whose value is [`Value::Absent`] for most records is no usual column.
 pub const TABLE: &[OutputColumn] = &[
     usual("id", Type::Text, |l| match l.origin.id_is_number {
-        true if serde_json::from_str::<&RawValue>(&l.answer.id).is_ok() => Value::Json(Cow::Borrowed(&l.answer.id)),
+        true if serde_json::from_str::<&RawValue>(&l.answer.id).is_ok() => {
+            Value::Json(Cow::Borrowed(&l.answer.id))
+        }
         _ => text(&l.answer.id),
     }),
     usual("prompt", Type::Text, |l| match &l.origin.given {
@@ -80,7 +85,9 @@ pub const TABLE: &[OutputColumn] = &[
     }),
     usual("answer", Type::Text, |l| parts::text(l.answer).map_or(Value::Null, text)),
     asked("reasoning", Type::Text, |l| l.answer.reasoning.as_deref().map_or(Value::Absent, text)),
-    asked("parsed", Type::Json, |l| parts::parsed(l.answer).map_or(Value::Absent, |raw| Value::Json(one_line(raw.get())))),
+    asked("parsed", Type::Json, |l| {
+        parts::parsed(l.answer).map_or(Value::Absent, |raw| Value::Json(one_line(raw.get())))
+    }),
     asked("choice_probs", Type::Json, |l| json(parts::choice_probs(l.answer))),
     asked("logprobs", Type::Json, |l| json(parts::logprobs(l.answer))),
     usual("finish_reason", Type::Text, |l| text(word(l.answer.finish_reason))),
@@ -91,14 +98,18 @@ pub const TABLE: &[OutputColumn] = &[
     asked("rope", Type::Text, |l| l.answer.rope.map_or(Value::Absent, |set| text(set.name()))),
     usual("prompt_tokens", Type::Whole, |l| whole(l.answer.prompt_tokens)),
     usual("completion_tokens", Type::Whole, |l| whole(l.answer.completion_tokens)),
-    usual("cached", Type::Flag, |l| Value::Json(Cow::Borrowed(if l.answer.cached { "true" } else { "false" }))),
+    usual("cached", Type::Flag, |l| {
+        Value::Json(Cow::Borrowed(if l.answer.cached { "true" } else { "false" }))
+    }),
     usual("queue_ms", Type::Real, |l| Value::Real(rounded(l.answer.queue_ms))),
     usual("ttft_ms", Type::Real, |l| Value::Real(rounded(l.answer.ttft_ms))),
     usual("latency_ms", Type::Real, |l| Value::Real(rounded(l.answer.latency_ms))),
     usual("model", Type::Text, |l| text(l.model)),
     usual("dtype", Type::Text, |l| text(l.dtype)),
     usual("settings", Type::Text, |l| Value::Text(Cow::Owned(l.settings.to_string()))),
-    usual("error", Type::Error, |l| l.answer.error.as_ref().map_or(Value::Null, |e| Value::Error(Cow::Borrowed(e)))),
+    usual("error", Type::Error, |l| {
+        l.answer.error.as_ref().map_or(Value::Null, |e| Value::Error(Cow::Borrowed(e)))
+    }),
 ];
 
 type Say = for<'a> fn(&'a Line<'a>) -> Value<'a>;
@@ -138,7 +149,9 @@ pub fn one_line(json: &str) -> Cow<'_, str> {
     let mut line = String::with_capacity(json.len() + 16);
     for c in json.chars() {
         match c {
-            '\u{85}' | '\u{2028}' | '\u{2029}' => line.push_str(&format!("\\u{:04x}", u32::from(c))),
+            '\u{85}' | '\u{2028}' | '\u{2029}' => {
+                line.push_str(&format!("\\u{:04x}", u32::from(c)))
+            }
             '\n' | '\r' => line.push(' '),
             c => line.push(c),
         }

@@ -64,17 +64,23 @@ impl FormFlags {
     /// What they mean; files are read, schemas looked at.
     pub fn read(&self) -> Result<Form, Failure> {
         let constraint = match self {
-            FormFlags { json_schema: Some(text), .. } => Some(Constraint::Schema(match self.schema_file() {
-                Some(path) => file("--json-schema", path)?,
-                None => text.clone(),
-            })),
+            FormFlags { json_schema: Some(text), .. } => {
+                Some(Constraint::Schema(match self.schema_file() {
+                    Some(path) => file("--json-schema", path)?,
+                    None => text.clone(),
+                }))
+            }
             FormFlags { json: true, .. } => Some(Constraint::Object),
             FormFlags { regex: Some(regex), .. } => Some(Constraint::Regex(regex.clone())),
-            FormFlags { grammar: Some(path), .. } => Some(Constraint::Lark(file("--grammar", path)?)),
+            FormFlags { grammar: Some(path), .. } => {
+                Some(Constraint::Lark(file("--grammar", path)?))
+            }
             _ => None,
         };
         if let Some(constraint) = &constraint {
-            constraint.check().map_err(|message| Failure::usage(format!("{}: {message}", self.name())))?;
+            constraint
+                .check()
+                .map_err(|message| Failure::usage(format!("{}: {message}", self.name())))?;
         }
         let choices = match (&self.choices, self.choices_file()) {
             (None, _) => None,
@@ -82,13 +88,23 @@ impl FormFlags {
                 let text = file("--choices", path)?;
                 Some(text.lines().filter(|line| !line.is_empty()).map(String::from).collect())
             }
-            (Some(text), None) if text.trim_start().starts_with('[') => Some(
-                serde_json::from_str(text).map_err(|e| Failure::usage(format!("--choices: not a JSON list of texts: {e}")))?,
-            ),
+            (Some(text), None) if text.trim_start().starts_with('[') => {
+                Some(serde_json::from_str(text).map_err(|e| {
+                    Failure::usage(format!("--choices: not a JSON list of texts: {e}"))
+                })?)
+            }
             (Some(text), None) => Some(text.split(',').map(|one| one.trim().to_string()).collect()),
         };
-        let choices = choices.map(choices::checked).transpose().map_err(|what| Failure::usage(format!("--choices {what}")))?;
-        Ok(Form { constraint, choices, logprobs: self.logprobs.map(usize::from), ..Form::default() })
+        let choices = choices
+            .map(choices::checked)
+            .transpose()
+            .map_err(|what| Failure::usage(format!("--choices {what}")))?;
+        Ok(Form {
+            constraint,
+            choices,
+            logprobs: self.logprobs.map(usize::from),
+            ..Form::default()
+        })
     }
 }
 
@@ -97,7 +113,9 @@ const MOST: u64 = 1 << 20;
 
 /// The text of a file that a flag names, without a byte order mark; one without end is not read to it.
 fn file(flag: &str, path: &Path) -> Result<String, Failure> {
-    let bad = |what: &str| Failure::usage(format!("{flag}: {}: {what}", shown(&path.display().to_string())));
+    let bad = |what: &str| {
+        Failure::usage(format!("{flag}: {}: {what}", shown(&path.display().to_string())))
+    };
     if path.as_os_str().is_empty() {
         return Err(bad("names no file"));
     }
@@ -123,20 +141,33 @@ mod tests {
     fn flags_say_what_form_the_answer_has() {
         let form = |flags: FormFlags| flags.read().map(|form| (form.constraint, form.choices));
         let schema = r#"{"type": "object"}"#;
-        let flags = |text: &str| FormFlags { json_schema: Some(text.into()), ..FormFlags::default() };
+        let flags =
+            |text: &str| FormFlags { json_schema: Some(text.into()), ..FormFlags::default() };
         assert_eq!(form(flags(schema)).unwrap().0, Some(Constraint::Schema(schema.into())));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), schema).unwrap();
-        assert_eq!(form(flags(file.path().to_str().unwrap())).unwrap().0, Some(Constraint::Schema(schema.into())));
-        for (bad, word) in [("no-such-file.json", "no-such-file.json"), (r#"{"not": {}}"#, "'not'"), ("{", "not JSON")] {
+        assert_eq!(
+            form(flags(file.path().to_str().unwrap())).unwrap().0,
+            Some(Constraint::Schema(schema.into()))
+        );
+        for (bad, word) in [
+            ("no-such-file.json", "no-such-file.json"),
+            (r#"{"not": {}}"#, "'not'"),
+            ("{", "not JSON"),
+        ] {
             let failure = form(flags(bad)).unwrap_err();
             assert!(
-                failure.status == 2 && failure.message.contains("--json-schema") && failure.message.contains(word),
+                failure.status == 2
+                    && failure.message.contains("--json-schema")
+                    && failure.message.contains(word),
                 "{failure:?}"
             );
         }
         std::fs::write(file.path(), format!("\u{feff}{schema}")).unwrap();
-        assert_eq!(form(flags(file.path().to_str().unwrap())).unwrap().0, Some(Constraint::Schema(schema.into())));
+        assert_eq!(
+            form(flags(file.path().to_str().unwrap())).unwrap().0,
+            Some(Constraint::Schema(schema.into()))
+        );
         // Files without end are not read to it.
         for flags in [
             flags("/dev/zero"),
@@ -144,9 +175,13 @@ mod tests {
             FormFlags { choices: Some("@/dev/zero".into()), ..FormFlags::default() },
         ] {
             let failure = form(flags).unwrap_err();
-            assert!(failure.status == 2 && failure.message.contains("1048576 bytes"), "{failure:?}");
+            assert!(
+                failure.status == 2 && failure.message.contains("1048576 bytes"),
+                "{failure:?}"
+            );
         }
-        let choices = |text: &str| form(FormFlags { choices: Some(text.into()), ..FormFlags::default() });
+        let choices =
+            |text: &str| form(FormFlags { choices: Some(text.into()), ..FormFlags::default() });
         let two = Some(vec!["yes".to_string(), "no".to_string()]);
         assert_eq!(choices("yes, no").unwrap().1, two);
         assert_eq!(choices(r#"["yes", "no"]"#).unwrap().1, two);

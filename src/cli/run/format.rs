@@ -2,7 +2,10 @@
 //! side by side because they must agree. In: answers, or the bytes of one record. Out: the bytes of one line, or a [`Past`].
 //! Over 500 lines: what one format writes stands beside what reads it back.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 pub use super::columns::Line;
 use super::columns::{self, TABLE, Value, one_line};
@@ -28,7 +31,10 @@ pub enum Kind {
     /// For people: id and answer.
     Text,
     /// A Parquet file, made from a journal.
-    #[cfg_attr(not(feature = "parquet"), expect(dead_code, reason = "no build without the feature makes one"))]
+    #[cfg_attr(
+        not(feature = "parquet"),
+        expect(dead_code, reason = "no build without the feature makes one")
+    )]
     Parquet,
 }
 
@@ -74,14 +80,23 @@ impl Line<'_> {
     fn open_ai(&self) -> String {
         use serde_json::json;
         let a = self.answer;
-        let nothing = OpenAiRequest { digest: OpenAiRequest::digest_of(&a.id), model: None, endpoint: Endpoint::Chat };
-        let request = if let Given::OpenAi(request) = &self.origin.given { request } else { &nothing };
+        let nothing = OpenAiRequest {
+            digest: OpenAiRequest::digest_of(&a.id),
+            model: None,
+            endpoint: Endpoint::Chat,
+        };
+        let request =
+            if let Given::OpenAi(request) = &self.origin.given { request } else { &nothing };
         let model = request.model.as_deref().unwrap_or(self.model);
         let settings = self.settings.to_string();
         let (status, body) = match &a.error {
             None => {
                 let chat = request.endpoint == Endpoint::Chat;
-                let (kind, prefix) = if chat { ("chat.completion", "chatcmpl") } else { ("text_completion", "cmpl") };
+                let (kind, prefix) = if chat {
+                    ("chat.completion", "chatcmpl")
+                } else {
+                    ("text_completion", "cmpl")
+                };
                 let usage = json!({
                     "prompt_tokens": a.prompt_tokens,
                     "completion_tokens": a.completion_tokens,
@@ -129,7 +144,11 @@ fn row<'a>(separator: u8, fields: impl Iterator<Item = Cow<'a, str>>) -> Vec<u8>
 fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() && c != '\n' && c != '\t' { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if c.is_control() && c != '\n' && c != '\t' {
+            shown.extend(c.escape_default())
+        } else {
+            shown.push(c)
+        }
     }
     shown
 }
@@ -182,7 +201,8 @@ struct PastResponse {
 fn own(name: &str, properties: &[String]) -> Option<Source> {
     let plain = name.strip_prefix(PREFIX).unwrap_or(name);
     let property = || {
-        let name = plain.strip_prefix(ANSWER).filter(|name| properties.iter().any(|p| p == name))?;
+        let name =
+            plain.strip_prefix(ANSWER).filter(|name| properties.iter().any(|p| p == name))?;
         Some(Source::Property(name.to_string()))
     };
     let column = columns::place(plain).map(Source::Ours);
@@ -210,7 +230,8 @@ fn free<'c>(name: &str, taken: impl Iterator<Item = &'c str> + Clone) -> String 
 
 /// Our columns under names that no carried one has.
 fn ours(usual: bool, extra: &[&str], carried: &[String]) -> Vec<Column> {
-    let wanted = |n: &usize| TABLE.get(*n).is_some_and(|o| !usual || o.usual || extra.contains(&o.name));
+    let wanted =
+        |n: &usize| TABLE.get(*n).is_some_and(|o| !usual || o.usual || extra.contains(&o.name));
     let named = |n: usize| {
         let name = TABLE.get(n).map_or("", |o| o.name);
         Column { name: free(name, carried.iter().map(String::as_str)), source: Source::Ours(n) }
@@ -244,9 +265,10 @@ impl LineFormat {
     /// becomes `llmopt.NAME`.
     pub fn table(kind: Kind, extra: &[&str], carried: &[String]) -> LineFormat {
         let mut columns = ours(true, extra, carried);
-        columns.extend(
-            carried.iter().enumerate().map(|(n, name)| Column { name: name.clone(), source: Source::Carried(name.clone(), n) }),
-        );
+        columns.extend(carried.iter().enumerate().map(|(n, name)| Column {
+            name: name.clone(),
+            source: Source::Carried(name.clone(), n),
+        }));
         LineFormat::new(kind, columns, false)
     }
 
@@ -254,7 +276,10 @@ impl LineFormat {
     pub fn with_properties(self, names: &[String]) -> LineFormat {
         let mut columns = self.columns.to_vec();
         let answer = columns::place("answer").map(Source::Ours);
-        let at = columns.iter().position(|c| Some(&c.source) == answer.as_ref()).map_or(columns.len(), |at| at + 1);
+        let at = columns
+            .iter()
+            .position(|c| Some(&c.source) == answer.as_ref())
+            .map_or(columns.len(), |at| at + 1);
         let taken: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
         let property = |name: &String| Column {
             name: free(&format!("{ANSWER}{name}"), taken.iter().map(String::as_str)),
@@ -265,9 +290,15 @@ impl LineFormat {
     }
 
     /// Just these columns in this order. The error names one that is neither ours nor carried, nor a property of the answer.
-    pub fn chosen(kind: Kind, names: &[String], carried: &[String], properties: &[String]) -> Result<LineFormat, String> {
+    pub fn chosen(
+        kind: Kind,
+        names: &[String],
+        carried: &[String],
+        properties: &[String],
+    ) -> Result<LineFormat, String> {
         let column = |name: &String| {
-            let field = carried.iter().position(|c| c == name).map(|n| Source::Carried(name.clone(), n));
+            let field =
+                carried.iter().position(|c| c == name).map(|n| Source::Carried(name.clone(), n));
             field.or_else(|| own(name, properties)).map(|source| Column { name: name.clone(), source }).ok_or_else(|| {
                 let known: Vec<&str> = TABLE.iter().map(|o| o.name).collect();
                 let fields = if carried.is_empty() {
@@ -284,7 +315,11 @@ impl LineFormat {
             })
         };
         let columns = names.iter().map(column).collect::<Result<Vec<_>, _>>()?;
-        if let Some(twice) = columns.iter().enumerate().find(|(n, c)| columns.iter().take(*n).any(|other| other.name == c.name)) {
+        if let Some(twice) = columns
+            .iter()
+            .enumerate()
+            .find(|(n, c)| columns.iter().take(*n).any(|other| other.name == c.name))
+        {
             return Err(format!("--columns: {} is there twice", shown(&twice.1.name)));
         }
         Ok(LineFormat::new(kind, columns, true))
@@ -308,13 +343,18 @@ impl LineFormat {
     /// Whether lines say all that a resume compares, where it finds it.
     pub fn carries_resume(&self) -> bool {
         let has = |wanted: &str| {
-            let found = self.columns.iter().find(|c| columns::place(wanted).is_some_and(|n| c.source == Source::Ours(n)));
+            let found = self
+                .columns
+                .iter()
+                .find(|c| columns::place(wanted).is_some_and(|n| c.source == Source::Ours(n)));
             found.is_some_and(|c| self.is_separated() || c.name == wanted)
         };
         match self.kind {
             Kind::OpenAi => true,
             Kind::Json | Kind::Separated(_) => {
-                ["id", "prompt", "answer", "finish_reason", "settings", "error"].into_iter().all(has)
+                ["id", "prompt", "answer", "finish_reason", "settings", "error"]
+                    .into_iter()
+                    .all(has)
             }
             Kind::Text | Kind::Parquet => false,
         }
@@ -322,7 +362,9 @@ impl LineFormat {
 
     /// Whether a failed record shows as one.
     pub fn tells_errors(&self) -> bool {
-        self.columns.iter().any(|c| columns::place("error").is_some_and(|n| c.source == Source::Ours(n)))
+        self.columns
+            .iter()
+            .any(|c| columns::place("error").is_some_and(|n| c.source == Source::Ours(n)))
     }
 
     /// The same with a column `error` at its end.
@@ -337,7 +379,9 @@ impl LineFormat {
     /// What an empty file begins with.
     pub fn header(&self) -> Option<Vec<u8>> {
         match self.kind {
-            Kind::Separated(separator) => Some(row(separator, self.columns.iter().map(|c| Cow::Borrowed(&c.name[..])))),
+            Kind::Separated(separator) => {
+                Some(row(separator, self.columns.iter().map(|c| Cow::Borrowed(&c.name[..]))))
+            }
             _ => None,
         }
     }
@@ -380,10 +424,13 @@ impl LineFormat {
                 Some(InputCell::Json(json)) => Value::Json(Cow::Borrowed(json)),
                 Some(InputCell::Missing) | None => Value::Null,
             },
-            Source::Property(name) => {
-                parts::property(line.answer, name).map_or(Value::Null, |text| Value::Text(Cow::Owned(text)))
-            }
-            Source::Input => line.origin.input.as_ref().map_or(Value::Absent, |json| Value::Json(Cow::Borrowed(json))),
+            Source::Property(name) => parts::property(line.answer, name)
+                .map_or(Value::Null, |text| Value::Text(Cow::Owned(text))),
+            Source::Input => line
+                .origin
+                .input
+                .as_ref()
+                .map_or(Value::Absent, |json| Value::Json(Cow::Borrowed(json))),
         }
     }
 
@@ -394,7 +441,10 @@ impl LineFormat {
             Kind::Text => return self.text_line(line),
             _ => {}
         }
-        self.written(self.columns.iter().map(|c| Self::value(&c.source, line)).collect(), line.answer.error.as_ref())
+        self.written(
+            self.columns.iter().map(|c| Self::value(&c.source, line)).collect(),
+            line.answer.error.as_ref(),
+        )
     }
 
     /// A line of these values, one for each column.
@@ -413,8 +463,11 @@ impl LineFormat {
         };
         // Messages stand under their own name where that is a field too.
         let messages = columns::place("messages").map(Source::Ours);
-        let conversation =
-            self.columns.iter().zip(&values).any(|(c, v)| Some(&c.source) == messages.as_ref() && *v != Value::Absent);
+        let conversation = self
+            .columns
+            .iter()
+            .zip(&values)
+            .any(|(c, v)| Some(&c.source) == messages.as_ref() && *v != Value::Absent);
         let prompt = columns::place("prompt").map(Source::Ours);
         for (column, value) in self.columns.iter().zip(&values) {
             let twice = conversation && Some(&column.source) == prompt.as_ref();
@@ -424,7 +477,10 @@ impl LineFormat {
         }
         if let Some(error) = error.filter(|_| !self.tells_errors()) {
             let taken = self.columns.iter().any(|c| c.name == "error");
-            add(if taken { "llmopt.error" } else { "error" }, &Value::Error(Cow::Borrowed(error)).json());
+            add(
+                if taken { "llmopt.error" } else { "error" },
+                &Value::Error(Cow::Borrowed(error)).json(),
+            );
         }
         json.push('}');
         (one_line(&json).into_owned() + "\n").into_bytes()
@@ -441,7 +497,8 @@ impl LineFormat {
 
     /// The values of a journal's line for these columns.
     pub fn journal_values<'a>(&self, record: &'a [u8]) -> Result<Vec<Value<'a>>, String> {
-        let mut fields: BTreeMap<Cow<str>, &'a RawValue> = serde_json::from_slice(record).map_err(|e| plain(&e))?;
+        let mut fields: BTreeMap<Cow<str>, &'a RawValue> =
+            serde_json::from_slice(record).map_err(|e| plain(&e))?;
         if let Some(messages) = fields.get("messages").copied() {
             fields.insert("prompt".into(), messages);
         }
@@ -451,10 +508,13 @@ impl LineFormat {
             None => HashMap::new(),
         };
         let value = |column: &Column| match &column.source {
-            Source::Ours(n) => {
-                TABLE.get(*n).and_then(|o| fields.get(o.name).map(|raw| Value::read_back(raw, o.kind))).unwrap_or(Value::Absent)
+            Source::Ours(n) => TABLE
+                .get(*n)
+                .and_then(|o| fields.get(o.name).map(|raw| Value::read_back(raw, o.kind)))
+                .unwrap_or(Value::Absent),
+            Source::Carried(name, _) => {
+                input.get(name).map_or(Value::Null, |raw| Value::from_json(raw))
             }
-            Source::Carried(name, _) => input.get(name).map_or(Value::Null, |raw| Value::from_json(raw)),
             Source::Property(name) => {
                 let text = fields.get("parsed").and_then(|raw| parts::property_of(raw.get(), name));
                 text.map_or(Value::Null, |text| Value::Text(Cow::Owned(text)))
@@ -488,13 +548,19 @@ impl LineFormat {
                 Given::Prompt(serde_json::from_str(prompt.get()).map_err(|e| plain(&e))?)
             }
             (None, Some(messages)) => Given::Messages(messages.get().to_string()),
-            (Some(messages), None) if messages.get().starts_with('[') => Given::Messages(messages.get().to_string()),
+            (Some(messages), None) if messages.get().starts_with('[') => {
+                Given::Messages(messages.get().to_string())
+            }
             (None, None) if past.error.is_some() => Given::Nothing,
             _ => return Err("it has no prompt".into()),
         };
         let id = match past.id.get() {
-            text if text.starts_with('"') => self.id_key(&serde_json::from_str::<String>(text).map_err(|e| plain(&e))?, false),
-            number if number.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => self.id_key(number, true),
+            text if text.starts_with('"') => {
+                self.id_key(&serde_json::from_str::<String>(text).map_err(|e| plain(&e))?, false)
+            }
+            number if number.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
+                self.id_key(number, true)
+            }
             _ => return Err("its id is not a text".into()),
         };
         Ok(Past {
@@ -509,7 +575,11 @@ impl LineFormat {
 
     fn read_row(&self, record: &[u8], separator: u8) -> Result<Past, String> {
         let columns = self.columns.len();
-        let mut reader = csv::ReaderBuilder::new().delimiter(separator).has_headers(false).flexible(true).from_reader(record);
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(separator)
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(record);
         let mut row = csv::StringRecord::new();
         match reader.read_record(&mut row) {
             Ok(true) if row.len() == columns => {}
@@ -550,16 +620,30 @@ impl LineFormat {
 fn settings(text: Option<&str>) -> Result<Option<Settings>, String> {
     match text {
         None => Ok(None),
-        Some(text) => Settings::parse(text).map(Some).ok_or(format!("settings '{}' are not 16 hex digits", shown(text))),
+        Some(text) => Settings::parse(text)
+            .map(Some)
+            .ok_or(format!("settings '{}' are not 16 hex digits", shown(text))),
     }
 }
 
 fn read_open_ai(record: &[u8]) -> Result<Past, String> {
     let past: PastOpenAi = serde_json::from_slice(record).map_err(|e| plain(&e))?;
-    let digest = past.id.strip_prefix("batch_req_").ok_or("its id does not begin with batch_req_")?;
-    let given = Given::OpenAi(Box::new(OpenAiRequest { digest: digest.into(), model: None, endpoint: Endpoint::Chat }));
+    let digest =
+        past.id.strip_prefix("batch_req_").ok_or("its id does not begin with batch_req_")?;
+    let given = Given::OpenAi(Box::new(OpenAiRequest {
+        digest: digest.into(),
+        model: None,
+        endpoint: Endpoint::Chat,
+    }));
     let settings = settings(past.response.body.get("system_fingerprint").and_then(|s| s.as_str()))?;
-    Ok(Past { id: past.custom_id, key: LineFormat::open_ai().key(&given), settings, model: None, dtype: None, error: past.error })
+    Ok(Past {
+        id: past.custom_id,
+        key: LineFormat::open_ai().key(&given),
+        settings,
+        model: None,
+        dtype: None,
+        error: past.error,
+    })
 }
 
 /// A JSON error without the position in a line that the caller names better.
@@ -602,7 +686,15 @@ pub(super) mod tests {
 
     pub fn origin(id: &str, given: Given, carried: &[&str]) -> Origin {
         let carried = carried.iter().map(|c| InputCell::Text(c.to_string())).collect();
-        Origin { id: id.into(), id_is_number: false, file: "in".into(), line: 1, given, carried, input: None }
+        Origin {
+            id: id.into(),
+            id_is_number: false,
+            file: "in".into(),
+            line: 1,
+            given,
+            carried,
+            input: None,
+        }
     }
 
     pub fn line<'a>(answer: &'a Answer, origin: &'a Origin) -> Line<'a> {
@@ -616,13 +708,19 @@ pub(super) mod tests {
     }
 
     fn write(format: &LineFormat, answer: &Answer, given: &Given) -> String {
-        let carried = vec!["x"; format.columns().iter().filter(|c| matches!(c.source, Source::Carried(..))).count()];
-        String::from_utf8(format.line(&line(answer, &origin(&answer.id, given.clone(), &carried)))).unwrap()
+        let carried =
+            vec![
+                "x";
+                format.columns().iter().filter(|c| matches!(c.source, Source::Carried(..))).count()
+            ];
+        String::from_utf8(format.line(&line(answer, &origin(&answer.id, given.clone(), &carried))))
+            .unwrap()
     }
 
     #[test]
     fn a_json_line_has_the_contracts_fields_in_order() {
-        let text = write(&LineFormat::jsonl(), &answer("a", "hi\n\"there\""), &Given::Prompt("q".into()));
+        let text =
+            write(&LineFormat::jsonl(), &answer("a", "hi\n\"there\""), &Given::Prompt("q".into()));
         assert_eq!(
             text,
             concat!(
@@ -634,7 +732,10 @@ pub(super) mod tests {
         );
         let messages = r#"[{"role":"user","content":"q"}]"#;
         let text = write(&LineFormat::jsonl(), &answer("a", ""), &Given::Messages(messages.into()));
-        assert!(text.starts_with(&format!(r#"{{"id":"a","messages":{messages},"answer":"""#)), "{text}");
+        assert!(
+            text.starts_with(&format!(r#"{{"id":"a","messages":{messages},"answer":"""#)),
+            "{text}"
+        );
     }
 
     #[test]
@@ -645,21 +746,27 @@ pub(super) mod tests {
         let csv = csv(&["topic", "answer"]);
         let header = String::from_utf8(csv.header().unwrap()).unwrap();
         assert!(
-            header.starts_with("id,prompt,llmopt.answer,finish_reason,") && header.ends_with(",error,topic,answer\n"),
+            header.starts_with("id,prompt,llmopt.answer,finish_reason,")
+                && header.ends_with(",error,topic,answer\n"),
             "{header}"
         );
         for format in [LineFormat::jsonl(), csv, LineFormat::open_ai()] {
             for answer in [answer("a\nß", "text\n\"quoted\", and\r\nmore"), failed.clone()] {
                 let given = match format {
-                    LineFormat { kind: Kind::OpenAi, .. } => Given::OpenAi(Box::new(OpenAiRequest {
-                        digest: OpenAiRequest::digest_of("{}"),
-                        model: None,
-                        endpoint: Endpoint::Chat,
-                    })),
+                    LineFormat { kind: Kind::OpenAi, .. } => {
+                        Given::OpenAi(Box::new(OpenAiRequest {
+                            digest: OpenAiRequest::digest_of("{}"),
+                            model: None,
+                            endpoint: Endpoint::Chat,
+                        }))
+                    }
                     _ => Given::Prompt("what\n\"is\", it".into()),
                 };
                 let past = format.read(write(&format, &answer, &given).as_bytes()).unwrap();
-                assert_eq!((&past.id, &past.key, &past.error), (&answer.id, &format.key(&given), &answer.error));
+                assert_eq!(
+                    (&past.id, &past.key, &past.error),
+                    (&answer.id, &format.key(&given), &answer.error)
+                );
                 assert_eq!(past.settings, Some(Settings { model: 1, generation: 2 }));
             }
         }
@@ -671,8 +778,13 @@ pub(super) mod tests {
         let messages = "[{\"role\":\"user\",\r\n \"content\":\"x\u{2028}y\"}]".to_string();
         for given in [Given::Prompt(odd.into()), Given::Messages(messages)] {
             let text = write(&LineFormat::jsonl(), &answer(odd, odd), &given);
-            let ends =
-                |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+            let ends = |c: char| {
+                matches!(
+                    c,
+                    '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'
+                        ..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+                )
+            };
             assert_eq!((text.matches(ends).count(), text.ends_with('\n')), (1, true), "{text}");
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!((value["id"].as_str(), value["answer"].as_str()), (Some(odd), Some(odd)));
@@ -687,8 +799,12 @@ pub(super) mod tests {
     fn an_open_ai_error_line_has_an_error_and_a_status_of_400_or_more() {
         let mut failed = answer("b", "");
         failed.error = Some(RecordError::new("unsupported", "n > 1"));
-        let value: serde_json::Value = serde_json::from_str(&write(&LineFormat::open_ai(), &failed, &Given::Nothing)).unwrap();
-        assert!(value["response"]["status_code"] == 400 && value["error"]["code"] == "unsupported", "{value}");
+        let value: serde_json::Value =
+            serde_json::from_str(&write(&LineFormat::open_ai(), &failed, &Given::Nothing)).unwrap();
+        assert!(
+            value["response"]["status_code"] == 400 && value["error"]["code"] == "unsupported",
+            "{value}"
+        );
         let good = write(&LineFormat::open_ai(), &answer("b", "yes"), &Given::Nothing);
         let value: serde_json::Value = serde_json::from_str(&good).unwrap();
         assert!(value["error"].is_null() && value["response"]["status_code"] == 200);
@@ -706,12 +822,17 @@ pub(super) mod tests {
         for id in ["1", "-7", "1.0", "18446744073709551617", "1e400"] {
             let text = String::from_utf8(number(id)).unwrap();
             assert!(text.starts_with(&format!("{{\"id\":{id},")), "{text}");
-            assert_eq!(LineFormat::jsonl().read(text.as_bytes()).unwrap().id, LineFormat::jsonl().id_key(id, true));
+            assert_eq!(
+                LineFormat::jsonl().read(text.as_bytes()).unwrap().id,
+                LineFormat::jsonl().id_key(id, true)
+            );
             assert_ne!(LineFormat::jsonl().id_key(id, true), LineFormat::jsonl().id_key(id, false));
             assert_eq!(csv(&[]).id_key(id, true), csv(&[]).id_key(id, false));
         }
         for id in ["\0n1", "\0", "n1"] {
-            let past = LineFormat::jsonl().read(write(&LineFormat::jsonl(), &answer(id, "x"), &given).as_bytes()).unwrap();
+            let past = LineFormat::jsonl()
+                .read(write(&LineFormat::jsonl(), &answer(id, "x"), &given).as_bytes())
+                .unwrap();
             assert_eq!(past.id, LineFormat::jsonl().id_key(id, false));
             assert_ne!(past.id, LineFormat::jsonl().id_key("1", true));
         }
@@ -726,9 +847,16 @@ pub(super) mod tests {
             (FinishReason::Sentence, "length"),
             (FinishReason::Loop, "length"),
         ] {
-            let text = write(&LineFormat::open_ai(), &Answer { finish_reason: reason, ..answer("a", "x") }, &Given::Nothing);
+            let text = write(
+                &LineFormat::open_ai(),
+                &Answer { finish_reason: reason, ..answer("a", "x") },
+                &Given::Nothing,
+            );
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-            assert_eq!(value["response"]["body"]["choices"][0]["finish_reason"], word, "{reason:?}");
+            assert_eq!(
+                value["response"]["body"]["choices"][0]["finish_reason"], word,
+                "{reason:?}"
+            );
         }
     }
 
@@ -737,7 +865,8 @@ pub(super) mod tests {
         let format = csv(&[]);
         let row = write(&format, &answer("a", "yes"), &Given::Prompt("q".into()));
         assert!(format.read(row.as_bytes()).is_ok());
-        for more in [row.repeat(2), format!("x\"{row}garbage\"\n"), row.replace('\n', "\r") + &row] {
+        for more in [row.repeat(2), format!("x\"{row}garbage\"\n"), row.replace('\n', "\r") + &row]
+        {
             let error = format.read(more.as_bytes()).unwrap_err();
             assert!(error.contains("more than one row"), "{more}: {error}");
         }

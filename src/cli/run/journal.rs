@@ -85,11 +85,16 @@ impl Goal {
 
     /// Rows of the finished file.
     pub fn rows(&self) -> Result<u64, Failure> {
-        let failed = |e: String| Failure::usage(format!("output {}: {e}", shown(&self.path.display().to_string())));
+        let failed = |e: String| {
+            Failure::usage(format!("output {}: {e}", shown(&self.path.display().to_string())))
+        };
         let file = File::open(&self.path).map_err(|e| failed(e.to_string()))?;
         match self.format.kind {
             Kind::Separated(separator) => {
-                let mut rows = csv::ReaderBuilder::new().delimiter(separator).flexible(true).from_reader(BufReader::new(file));
+                let mut rows = csv::ReaderBuilder::new()
+                    .delimiter(separator)
+                    .flexible(true)
+                    .from_reader(BufReader::new(file));
                 let mut count = 0;
                 let mut row = csv::ByteRecord::new();
                 while rows.read_byte_record(&mut row).map_err(|e| failed(e.to_string()))? {
@@ -117,15 +122,23 @@ impl Goal {
             io::ErrorKind::AlreadyExists => Failure::failed(format!(
                 "output {path}: was made by another program after this run began; it is left as it is, and the answers are in the journal: move it away, then --resume makes the file"
             )),
-            _ => Failure::failed(format!("output {path}: {e}; the answers are in its journal, --resume makes the file")),
+            _ => Failure::failed(format!(
+                "output {path}: {e}; the answers are in its journal, --resume makes the file"
+            )),
         };
-        let format = if errors && !self.format.tells_errors() { self.format.with_errors() } else { self.format.clone() };
+        let format = if errors && !self.format.tells_errors() {
+            self.format.with_errors()
+        } else {
+            self.format.clone()
+        };
         let journal = File::open(self.journal()).map_err(failed)?;
         output::make(&self.path, !self.existed, &mut |out| match format.kind {
             Kind::Parquet => write_parquet(&format, &journal, out),
             _ => {
                 out.write_all(&format.header().unwrap_or_default())?;
-                lines(&journal, |line| out.write_all(&format.journal_line(line).map_err(io::Error::other)?))
+                lines(&journal, |line| {
+                    out.write_all(&format.journal_line(line).map_err(io::Error::other)?)
+                })
             }
         })
         .map_err(failed)
@@ -134,7 +147,8 @@ impl Goal {
     /// Removes the journal once nothing is missing any more.
     pub fn forget_journal(&self) -> Result<(), Failure> {
         let journal = self.journal();
-        std::fs::remove_file(&journal).map_err(|e| Failure::failed(format!("{}: {e}", shown(&journal.display().to_string()))))
+        std::fs::remove_file(&journal)
+            .map_err(|e| Failure::failed(format!("{}: {e}", shown(&journal.display().to_string()))))
     }
 }
 
@@ -157,11 +171,14 @@ fn parquet_rows(_file: File) -> Result<u64, String> {
 }
 
 #[cfg(not(feature = "parquet"))]
-fn write_parquet(_format: &LineFormat, _journal: &File, _out: &mut (dyn io::Write + Send)) -> io::Result<()> {
+fn write_parquet(
+    _format: &LineFormat,
+    _journal: &File,
+    _out: &mut (dyn io::Write + Send),
+) -> io::Result<()> {
     Err(io::Error::other(NO_PARQUET))
 }
 
 /// What a build without Parquet says.
 #[cfg(not(feature = "parquet"))]
-pub const NO_PARQUET: &str =
-    "this build of llmopt cannot write Parquet files; build it with --features parquet, or name a file in .csv or .jsonl";
+pub const NO_PARQUET: &str = "this build of llmopt cannot write Parquet files; build it with --features parquet, or name a file in .csv or .jsonl";

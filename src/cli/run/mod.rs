@@ -27,8 +27,8 @@ use super::shard::Shard;
 use super::signals::{self, Signals};
 use crate::engine::StoppingPolicy;
 use crate::pipeline::{
-    Answer, Content, Control, Ended, Generation, Identity, LoadedModel, Order, Pipeline, PipelineConfig, RecordError, Settings,
-    SourceFailure, clipped,
+    Answer, Content, Control, Ended, Generation, Identity, LoadedModel, Order, Pipeline,
+    PipelineConfig, RecordError, Settings, SourceFailure, clipped,
 };
 use crate::text::prompts::{Given, Origin};
 use crate::text::{Constraint, ToEncode as Presented};
@@ -113,9 +113,18 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     touched.check()?;
     let flags = Arc::new(SharedArgs { form: args.form.read()?, ..args.shared.clone() });
     let named = args.output.as_deref().map_or(Ok(Named::Lines), named)?;
-    let mut run = Run { args, flags, config, control, touched, console: Console::new(args.shared.level()), goal: None };
+    let mut run = Run {
+        args,
+        flags,
+        config,
+        control,
+        touched,
+        console: Console::new(args.shared.level()),
+        goal: None,
+    };
     let properties = run.flags.form.constraint.as_ref().map_or(Vec::new(), Constraint::properties);
-    let reading = args.records.reading(|name| format::is_own(name, &properties), format::names())?;
+    let reading =
+        args.records.reading(|name| format::is_own(name, &properties), format::names())?;
     let mut inputs = Inputs::open(&args.prompts, &args.prompt, reading, args.shared.limit)?;
     inputs.take_shard(args.shard);
     if let Some(stats) = &args.stats {
@@ -127,7 +136,8 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
         inputs.take_ids_as_text();
     }
     let has = |wanted: fn(&Source) -> bool| format.columns().iter().any(|c| wanted(&c.source));
-    let (columns, object) = (has(|s| matches!(s, Source::Carried(..))), has(|s| *s == Source::Input));
+    let (columns, object) =
+        (has(|s| matches!(s, Source::Carried(..))), has(|s| *s == Source::Input));
     let prepared = match &args.output {
         Some(path) if !args.shared.dry_run && !is_device(path) && !format.carries_resume() => {
             let format = std::mem::replace(&mut format, LineFormat::jsonl());
@@ -143,16 +153,24 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
             let made = journal.0.as_ref().is_some_and(|journal| journal.created_path().is_some());
             if goal.existed && made && !args.overwrite {
                 drop(journal);
-                return if args.resume { run.finished(&inputs, &goal) } else { goal.check(false).map(|()| status::FAILED) };
+                return if args.resume {
+                    run.finished(&inputs, &goal)
+                } else {
+                    goal.check(false).map(|()| status::FAILED)
+                };
             }
             run.goal = Some(goal);
             journal.0.take()
         }
         output => {
-            let shown = args.records.columns.is_some() || args.records.template.is_some() || args.records.prompt_field.is_some();
+            let shown = args.records.columns.is_some()
+                || args.records.template.is_some()
+                || args.records.prompt_field.is_some();
             inputs.carry(columns, object && shown);
             match output {
-                Some(path) if !args.shared.dry_run => Some(PreparedOutput::open(path, run.existing())?),
+                Some(path) if !args.shared.dry_run => {
+                    Some(PreparedOutput::open(path, run.existing())?)
+                }
                 _ => None,
             }
         }
@@ -178,21 +196,30 @@ fn touched(args: &Args) -> Touched {
         match &args.output {
             Some(path) => {
                 touched.writes("-o", path);
-                touched.writes("-o", &Goal { path: path.clone(), format: LineFormat::jsonl(), existed: false }.journal());
+                touched.writes(
+                    "-o",
+                    &Goal { path: path.clone(), format: LineFormat::jsonl(), existed: false }
+                        .journal(),
+                );
             }
             None => touched.writes_standard_output(),
         }
-        args.stats.iter().flat_map(|stats| summary::files(stats)).for_each(|path| touched.writes("--stats", &path));
+        args.stats
+            .iter()
+            .flat_map(|stats| summary::files(stats))
+            .for_each(|path| touched.writes("--stats", &path));
     }
     touched
 }
 
 /// What a base model says to a prompt that is to be a turn of a conversation.
-const NO_TEMPLATE: &str =
-    "the model has no chat template (it is a base model): give --raw to continue texts as they stand, or --chat-template @FILE";
+const NO_TEMPLATE: &str = "the model has no chat template (it is a base model): give --raw to continue texts as they stand, or --chat-template @FILE";
 
 /// A prompt that the model can be given: a turn of a conversation needs a template, a text to be continued does not.
-fn presentable(prompt: crate::pipeline::Prompt, has_template: bool) -> Result<crate::pipeline::Prompt, RecordError> {
+fn presentable(
+    prompt: crate::pipeline::Prompt,
+    has_template: bool,
+) -> Result<crate::pipeline::Prompt, RecordError> {
     match prompt.content {
         Content::Text(_) | Content::Messages(_) if !has_template && !prompt.generation.raw => {
             Err(RecordError::new("no_chat_template", NO_TEMPLATE))
@@ -244,9 +271,11 @@ const SHOWN: usize = 2000;
 fn shown_prompt(id: &str, content: &Content) -> Vec<String> {
     let text = match content {
         Content::Text(text) | Content::Completion(text) => text.clone(),
-        Content::Messages(messages) => {
-            messages.iter().map(|m| format!("[{}] {}", m.role, m.content)).collect::<Vec<_>>().join("\n")
-        }
+        Content::Messages(messages) => messages
+            .iter()
+            .map(|m| format!("[{}] {}", m.role, m.content))
+            .collect::<Vec<_>>()
+            .join("\n"),
     };
     let mut lines = vec![format!("llmopt: the first prompt, {}:", units::shown(id))];
     let cut: String = text.chars().take(SHOWN).collect();
@@ -306,29 +335,43 @@ impl Run<'_> {
         if inputs.open_ai() {
             return match (columns, named) {
                 (None, Named::Lines) => Ok(LineFormat::open_ai()),
-                (Some(_), _) => Err(Failure::usage("--columns: answers to OpenAI requests have OpenAI's own form; leave it out")),
-                _ => Err(Failure::usage("answers to OpenAI requests are JSON lines; name an output in .jsonl")),
+                (Some(_), _) => Err(Failure::usage(
+                    "--columns: answers to OpenAI requests have OpenAI's own form; leave it out",
+                )),
+                _ => Err(Failure::usage(
+                    "answers to OpenAI requests are JSON lines; name an output in .jsonl",
+                )),
             };
         }
         let kind = match named {
             Named::Lines => Kind::Json,
             // A file of tabs is called .tsv; that of another separator keeps it.
-            Named::Csv => Kind::Separated(self.args.records.delimiter.or(inputs.separator()).unwrap_or(b',')),
+            Named::Csv => {
+                Kind::Separated(self.args.records.delimiter.or(inputs.separator()).unwrap_or(b','))
+            }
             Named::Tsv => Kind::Separated(b'\t'),
             #[cfg(feature = "parquet")]
             Named::Parquet => Kind::Parquet,
         };
-        let terminal = self.args.output.is_none() && std::io::stdout().is_terminal() && !self.args.json_lines;
+        let terminal =
+            self.args.output.is_none() && std::io::stdout().is_terminal() && !self.args.json_lines;
         let form = &self.flags.form;
         let properties = form.constraint.as_ref().map_or(Vec::new(), Constraint::properties);
         match (columns, kind) {
-            (Some(names), kind) => LineFormat::chosen(kind, names, inputs.columns(), &properties).map_err(Failure::usage),
+            (Some(names), kind) => LineFormat::chosen(kind, names, inputs.columns(), &properties)
+                .map_err(Failure::usage),
             (None, Kind::Json) if terminal => Ok(LineFormat::text()),
             (None, Kind::Json) => Ok(LineFormat::jsonl()),
             (None, kind) => {
-                let json = properties.is_empty() && form.constraint.as_ref().is_some_and(Constraint::is_json);
-                let extra = [("parsed", json), ("choice_probs", form.choices.is_some()), ("logprobs", form.logprobs.is_some())];
-                let extra: Vec<&str> = extra.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| *name).collect();
+                let json = properties.is_empty()
+                    && form.constraint.as_ref().is_some_and(Constraint::is_json);
+                let extra = [
+                    ("parsed", json),
+                    ("choice_probs", form.choices.is_some()),
+                    ("logprobs", form.logprobs.is_some()),
+                ];
+                let extra: Vec<&str> =
+                    extra.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| *name).collect();
                 Ok(LineFormat::table(kind, &extra, inputs.columns()).with_properties(&properties))
             }
         }
@@ -351,28 +394,46 @@ impl Run<'_> {
             return Err(journal::not_complete(&goal.path, rows, records));
         }
         self.console.release();
-        self.console.say(format!("llmopt: the output is complete: {} kept, nothing to do", counted(rows, "row")));
+        self.console.say(format!(
+            "llmopt: the output is complete: {} kept, nothing to do",
+            counted(rows, "row")
+        ));
         Ok(status::DONE)
     }
 
     /// Ids of the input's records, as the output's format knows them.
-    fn ids(&self, inputs: &Inputs, format: &LineFormat) -> impl Iterator<Item = Result<String, Failure>> + use<> {
+    fn ids(
+        &self,
+        inputs: &Inputs,
+        format: &LineFormat,
+    ) -> impl Iterator<Item = Result<String, Failure>> + use<> {
         let format = format.clone();
-        inputs
-            .records(self.flags.clone(), |_| ())
-            .map(move |record| record.map(|(origin, _)| format.id_key(&origin.id, origin.id_is_number)))
+        inputs.records(self.flags.clone(), |_| ()).map(move |record| {
+            record.map(|(origin, _)| format.id_key(&origin.id, origin.id_is_number))
+        })
     }
 
     /// Puts a complete output into the input's order, where it is to have it and was not written in it: after parts were joined.
-    fn order_output(&self, writer: &mut Sink, inputs: &Inputs, format: &LineFormat) -> Result<(), Failure> {
-        if !self.args.resume || !self.ordered(inputs) || !inputs.can_be_read_twice() || !writer.is_regular() {
+    fn order_output(
+        &self,
+        writer: &mut Sink,
+        inputs: &Inputs,
+        format: &LineFormat,
+    ) -> Result<(), Failure> {
+        if !self.args.resume
+            || !self.ordered(inputs)
+            || !inputs.can_be_read_twice()
+            || !writer.is_regular()
+        {
             return Ok(());
         }
         let content = writer.content()?;
         if resume_index::in_order(format, BufReader::new(content), &mut self.ids(inputs, format))? {
             return Ok(());
         }
-        writer.rewrite(|old, out| resume_index::put_in_order(format, old, &mut self.ids(inputs, format), out))
+        writer.rewrite(|old, out| {
+            resume_index::put_in_order(format, old, &mut self.ids(inputs, format), out)
+        })
     }
 
     /// Makes the file from the journal once every record has its line.
@@ -386,17 +447,29 @@ impl Run<'_> {
         Settings::generation_half(generation, self.config.sampling, self.config.stopping)
     }
 
-    fn all(&mut self, inputs: Inputs, format: LineFormat, prepared: &mut Abandon, signals: &Signals) -> Result<u8, Failure> {
+    fn all(
+        &mut self,
+        inputs: Inputs,
+        format: LineFormat,
+        prepared: &mut Abandon,
+        signals: &Signals,
+    ) -> Result<u8, Failure> {
         let mut resume_index = ResumeIndex::default();
         let mut scan = Scan::default();
         if self.args.resume
             && let Some(prepared) = &prepared.0
         {
             let file = self.content(prepared)?;
-            let length = file.metadata().map_err(|e| Failure::failed(format!("output: {e}")))?.len();
+            let length =
+                file.metadata().map_err(|e| Failure::failed(format!("output: {e}")))?.len();
             scan = resume_index.read(prepared.path(), &format, BufReader::new(file), length)?;
             if let Some(hash) = scan.doubled {
-                return Err(resume_index.doubled(prepared.path(), &format, BufReader::new(self.content(prepared)?), hash));
+                return Err(resume_index.doubled(
+                    prepared.path(),
+                    &format,
+                    BufReader::new(self.content(prepared)?),
+                    hash,
+                ));
             }
             self.check_names(prepared, &scan)?;
         }
@@ -418,14 +491,18 @@ impl Run<'_> {
         let mut writer = self.commit(prepared, &format, &scan, signals)?;
         self.console.release();
         if scan.torn > 0 {
-            self.console.say(format!("llmopt: a torn last record of {} was cut off", units::Bytes(scan.torn)));
+            self.console.say(format!(
+                "llmopt: a torn last record of {} was cut off",
+                units::Bytes(scan.torn)
+            ));
         }
         let streamed = self.args.prompts.iter().any(|path| path.as_os_str() == "-");
         if streamed && self.console.level > console::Level::Quiet {
             // A program that feeds this one waits for it.
             console::line("ready");
         }
-        let outcome = self.answer(&inputs, &format, resume_index, &mut pipeline, &mut writer, &plan);
+        let outcome =
+            self.answer(&inputs, &format, resume_index, &mut pipeline, &mut writer, &plan);
         signals.end();
         let synced = writer.sync(true);
         let Outcome { report, failure, closed, faults } = outcome?;
@@ -450,12 +527,17 @@ impl Run<'_> {
         };
         // Of the input's own records: an output may have others besides.
         let had = plan.all.zip(plan.todo).map_or(kept, |(all, todo)| all - todo);
-        let progress = self.args.resume.then_some(summary::RunProgress { kept: had, all: plan.all });
+        let progress =
+            self.args.resume.then_some(summary::RunProgress { kept: had, all: plan.all });
         for line in summary::lines(&report, &faults, progress.as_ref()) {
             self.console.say(format!("llmopt: {line}"));
         }
         let fresh = !self.args.overwrite && !self.args.resume;
-        let stats = self.args.stats.as_ref().map_or(Ok(()), |path| summary::write(path, fresh, &report, &about));
+        let stats = self
+            .args
+            .stats
+            .as_ref()
+            .map_or(Ok(()), |path| summary::write(path, fresh, &report, &about));
         let left = match plan.todo {
             Some(todo) => format!("{} of {todo} answered", report.answers),
             None => format!("{} answered", report.answers),
@@ -481,7 +563,9 @@ impl Run<'_> {
     }
 
     fn content(&self, prepared: &PreparedOutput) -> Result<File, Failure> {
-        prepared.content().map_err(|e| Failure::failed(format!("output {}: {e}", prepared.path().display())))
+        prepared
+            .content()
+            .map_err(|e| Failure::failed(format!("output {}: {e}", prepared.path().display())))
     }
 
     /// What the output's records say of their model, compared with what is known before it is loaded.
@@ -520,7 +604,9 @@ impl Run<'_> {
             all += 1;
             let verdict = self.judge(&record, format, resume_index);
             matched |= verdict != RecordVerdict::New;
-            if let Some(place) = resume_index.place(&format.id_key(&record.0.id, record.0.id_is_number)) {
+            if let Some(place) =
+                resume_index.place(&format.id_key(&record.0.id, record.0.id_is_number))
+            {
                 seen.mark(place);
             }
             match verdict {
@@ -530,7 +616,8 @@ impl Run<'_> {
                 }
                 verdict @ (RecordVerdict::Retry | RecordVerdict::Done) => {
                     todo += u64::from(verdict == RecordVerdict::Retry);
-                    plan.kept_errors += u64::from(verdict == RecordVerdict::Done && record.1.is_err());
+                    plan.kept_errors +=
+                        u64::from(verdict == RecordVerdict::Done && record.1.is_err());
                     // Parts that were joined stand in another order: what is missing is answered first, then all are put in order.
                     plan.disordered |= first_new.is_some();
                 }
@@ -549,7 +636,12 @@ impl Run<'_> {
             && seen.count < resume_index.ids()
             && let Some(prepared) = prepared
         {
-            return Err(resume_index.foreign(prepared.path(), format, BufReader::new(self.content(prepared)?), &seen));
+            return Err(resume_index.foreign(
+                prepared.path(),
+                format,
+                BufReader::new(self.content(prepared)?),
+                &seen,
+            ));
         }
         if let Some(past) = scan.first_id.as_ref().filter(|_| !matched)
             && let Some(now) = first_new
@@ -565,7 +657,12 @@ impl Run<'_> {
         Ok(plan)
     }
 
-    fn judge(&self, record: &Item, format: &LineFormat, resume_index: &ResumeIndex) -> RecordVerdict {
+    fn judge(
+        &self,
+        record: &Item,
+        format: &LineFormat,
+        resume_index: &ResumeIndex,
+    ) -> RecordVerdict {
         judge(record, format, resume_index, &|g| self.generation_half(g))
     }
 
@@ -578,9 +675,13 @@ impl Run<'_> {
         prepared: Option<&PreparedOutput>,
     ) -> Failure {
         let path = self.args.output.clone().unwrap_or_default();
-        let past = prepared
-            .and_then(|p| p.content().ok())
-            .and_then(|f| ResumeIndex::look_up(format, BufReader::new(f), &format.id_key(&origin.id, origin.id_is_number)));
+        let past = prepared.and_then(|p| p.content().ok()).and_then(|f| {
+            ResumeIndex::look_up(
+                format,
+                BufReader::new(f),
+                &format.id_key(&origin.id, origin.id_is_number),
+            )
+        });
         let line = past.as_ref().map(|(_, line)| format!("line {line}: ")).unwrap_or_default();
         let what = match (verdict, prompt, past.and_then(|(past, _)| past.settings)) {
             (RecordVerdict::OtherSettings, Ok(prompt), Some(settings)) => {
@@ -596,7 +697,11 @@ impl Run<'_> {
             }
             _ => "it was written for another prompt".into(),
         };
-        Failure::usage(format!("output {}: {line}'{}': {what}; name another file, or --overwrite", path.display(), origin.id))
+        Failure::usage(format!(
+            "output {}: {line}'{}': {what}; name another file, or --overwrite",
+            path.display(),
+            origin.id
+        ))
     }
 
     /// Everything is there already. It must still be of this model, dtype and template: the model's file is read for its digest, and
@@ -610,7 +715,8 @@ impl Run<'_> {
         format: &LineFormat,
     ) -> Result<u8, Failure> {
         let shared = &self.args.shared;
-        let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
+        let loading =
+            Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
         let identity = Identity::of(&open_under(&loading, shared)?, &self.config);
         drop(loading);
         if let Some(prepared) = &prepared.0 {
@@ -630,10 +736,14 @@ impl Run<'_> {
     fn load(&mut self) -> Result<(Arc<LoadedModel>, Pipeline), Failure> {
         let shared = &self.args.shared;
         let since = Instant::now();
-        let loading = Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
+        let loading =
+            Loading::start(progress::style(shared.progress, self.console.level), &shared.model);
         let loaded = LoadedModel::open(open_under(&loading, shared)?)?;
         if let Some(system) = &shared.system {
-            loaded.prompt_encoder().check_system(system).map_err(|e| Failure::usage(format!("--system: {e}")))?;
+            loaded
+                .prompt_encoder()
+                .check_system(system)
+                .map_err(|e| Failure::usage(format!("--system: {e}")))?;
         }
         let template = !shared.raw && loaded.prompt_encoder().has_template();
         let checked = loaded.check_form(&self.flags.form, template);
@@ -652,7 +762,11 @@ impl Run<'_> {
         }
         let dtype = pipeline.dtype();
         let (model, took) = (&loaded.model, units::seconds(since.elapsed().as_secs_f64()));
-        console.detail(format!("llmopt: {} ({}) loaded in {took}", model.name, crate::model::parameters(&model.spec)));
+        console.detail(format!(
+            "llmopt: {} ({}) loaded in {took}",
+            model.name,
+            crate::model::parameters(&model.spec)
+        ));
         let chosen = format!("llmopt: dtype {}: {}", dtype.name, dtype.reason);
         match self.config.dtype {
             crate::pipeline::DtypePolicy::Auto => console.say(chosen),
@@ -666,44 +780,74 @@ impl Run<'_> {
         let positions = pipeline.positions();
         let threads = counted(sizes.threads as u64, "thread");
         let positions = counted(positions as u64, "position");
-        console.detail(format!("llmopt: {threads}, batch size {}, room for {positions}", sizes.batch));
+        console
+            .detail(format!("llmopt: {threads}, batch size {}, room for {positions}", sizes.batch));
         Ok((loaded, pipeline))
     }
 
     /// The halves of the settings that need the model.
-    fn check_settings(&mut self, prepared: &PreparedOutput, scan: &Scan, now: &Identity) -> Result<(), Failure> {
+    fn check_settings(
+        &mut self,
+        prepared: &PreparedOutput,
+        scan: &Scan,
+        now: &Identity,
+    ) -> Result<(), Failure> {
         let refuse = |what: String| {
-            Failure::usage(format!("output {}: {what}; name another file, or --overwrite", prepared.path().display()))
+            Failure::usage(format!(
+                "output {}: {what}; name another file, or --overwrite",
+                prepared.path().display()
+            ))
         };
         let Identity { model: name, dtype, half: ours } = now;
-        let other = |names: &std::collections::BTreeSet<String>, now: &str| names.iter().find(|n| *n != now).cloned();
+        let other = |names: &std::collections::BTreeSet<String>, now: &str| {
+            names.iter().find(|n| *n != now).cloned()
+        };
         let (other_model, other_dtype) = (other(&scan.models, name), other(&scan.dtypes, dtype));
         if let Some((_, line)) = scan.model_halves.first().filter(|(half, _)| half != ours) {
             return Err(refuse(match (other_model, other_dtype) {
-                (Some(then), _) => format!("line {line} was written with model {then}, this run has {name}"),
-                (None, Some(then)) => format!("line {line} was written with dtype {then}, this run has {dtype}"),
-                (None, None) => format!("line {line} was written with another model file or chat template under the name {name}"),
+                (Some(then), _) => {
+                    format!("line {line} was written with model {then}, this run has {name}")
+                }
+                (None, Some(then)) => {
+                    format!("line {line} was written with dtype {then}, this run has {dtype}")
+                }
+                (None, None) => format!(
+                    "line {line} was written with another model file or chat template under the name {name}"
+                ),
             }));
         }
         if scan.bare > 0 {
             if let Some(then) = other_model {
-                return Err(refuse(format!("it was written with model {then}, this run has {name}")));
+                return Err(refuse(format!(
+                    "it was written with model {then}, this run has {name}"
+                )));
             }
             if let Some(then) = other_dtype {
-                return Err(refuse(format!("it was written with dtype {then}, this run has {dtype}")));
+                return Err(refuse(format!(
+                    "it was written with dtype {then}, this run has {dtype}"
+                )));
             }
-            self.console
-                .warn(format!("{} kept without settings, matched by id, prompt, model and dtype", counted(scan.bare, "record")));
+            self.console.warn(format!(
+                "{} kept without settings, matched by id, prompt, model and dtype",
+                counted(scan.bare, "record")
+            ));
         }
         Ok(())
     }
 
     /// The writer, with the output made ready: torn tail cut, header written.
-    fn commit(&mut self, prepared: &mut Abandon, format: &LineFormat, scan: &Scan, signals: &Signals) -> Result<Sink, Failure> {
+    fn commit(
+        &mut self,
+        prepared: &mut Abandon,
+        format: &LineFormat,
+        scan: &Scan,
+        signals: &Signals,
+    ) -> Result<Sink, Failure> {
         signals.begin();
         let Some(prepared) = prepared.0.take() else {
             let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-            let stdout = File::from(stdout.map_err(|e| Failure::failed(format!("standard output: {e}")))?);
+            let stdout =
+                File::from(stdout.map_err(|e| Failure::failed(format!("standard output: {e}")))?);
             let mut writer = Writer::new(stdout, "(standard output)".into(), 0, false);
             return match format.header().map_or(Ok(()), |h| writer.header(&h)) {
                 Ok(()) | Err(WriteError::Closed) => Ok(writer),
@@ -711,7 +855,11 @@ impl Run<'_> {
             };
         };
         let mut writer = prepared.commit(scan.keep, scan.newline)?;
-        match format.header().filter(|_| scan.keep == 0).map_or(Ok(()), |header| writer.header(&header)) {
+        match format
+            .header()
+            .filter(|_| scan.keep == 0)
+            .map_or(Ok(()), |header| writer.header(&header))
+        {
             Ok(()) | Err(WriteError::Closed) => Ok(writer),
             Err(WriteError::Failed(failure)) => Err(failure),
         }
@@ -728,8 +876,10 @@ impl Run<'_> {
         writer: &mut Sink,
         plan: &Plan,
     ) -> Result<Outcome, Failure> {
-        let order = if self.ordered(inputs) && !plan.disordered { Order::Input } else { Order::Finished };
-        let (matched, streamed) = (Arc::new(AtomicBool::new(resume_index.is_empty())), !inputs.can_be_read_twice());
+        let order =
+            if self.ordered(inputs) && !plan.disordered { Order::Input } else { Order::Finished };
+        let (matched, streamed) =
+            (Arc::new(AtomicBool::new(resume_index.is_empty())), !inputs.can_be_read_twice());
         let source = {
             let (format, matched) = (format.clone(), matched.clone());
             let (sampling, stopping) = (self.config.sampling, self.config.stopping);
@@ -778,7 +928,11 @@ impl Run<'_> {
         };
         let style = progress::style(self.args.shared.progress, self.console.level);
         let display = RunDisplay::start(style, self.control.clone(), plan.todo);
-        let (model, dtype, half) = (pipeline.model().name.clone(), pipeline.dtype().name.clone(), pipeline.model_settings());
+        let (model, dtype, half) = (
+            pipeline.model().name.clone(),
+            pipeline.dtype().name.clone(),
+            pipeline.model_settings(),
+        );
         let mut failure = None;
         let mut closed = false;
         let mut told = false;
@@ -797,14 +951,20 @@ impl Run<'_> {
                 model: &model,
                 dtype: &dtype,
                 settings: Settings { model: half, generation },
-                created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+                created: SystemTime::now()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .map_or(0, |d| d.as_secs()),
             });
             if let Given::OpenAi(request) = &origin.given
-                && let Some(asked) = request.model.as_ref().filter(|m| **m != model && !std::mem::replace(&mut told, true))
+                && let Some(asked) = request
+                    .model
+                    .as_ref()
+                    .filter(|m| **m != model && !std::mem::replace(&mut told, true))
                 && level > console::Level::Quiet
             {
-                let text =
-                    format!("llmopt: warning: a request asks for model '{asked}'; {model} answers it, and all others like it");
+                let text = format!(
+                    "llmopt: warning: a request asks for model '{asked}'; {model} answers it, and all others like it"
+                );
                 display.suspend(|| console::line(&text));
             }
             let due = synced.elapsed() >= Duration::from_secs(1);
@@ -834,7 +994,8 @@ impl Run<'_> {
         let ran = pipeline.run(source, order, &self.control, &mut sink);
         failure = failure.or(replacements.write(format, writer).err());
         let report = ran?;
-        failure = failure.or_else(|| writer.undelivered(watch.as_ref(), report.ended == Ended::Complete));
+        failure =
+            failure.or_else(|| writer.undelivered(watch.as_ref(), report.ended == Ended::Complete));
         // Prompts from a pipe cannot be looked at before they are answered.
         if streamed && report.answers > 0 && !matched.load(Ordering::Relaxed) {
             self.console.warn("none of the records that the output had is of these prompts");
@@ -849,7 +1010,12 @@ impl Run<'_> {
     }
 
     /// Counts prompts and tokens, times a few, and says what the whole would take.
-    fn dry_run(&mut self, inputs: Inputs, loaded: &Arc<LoadedModel>, mut pipeline: Pipeline) -> Result<u8, Failure> {
+    fn dry_run(
+        &mut self,
+        inputs: Inputs,
+        loaded: &Arc<LoadedModel>,
+        mut pipeline: Pipeline,
+    ) -> Result<u8, Failure> {
         let context = loaded.model.spec.context;
         let (mut prompts, mut errors, mut tokens, mut most) = (0u64, 0u64, 0u64, 0u64);
         let mut sample = Vec::new();
@@ -857,10 +1023,16 @@ impl Run<'_> {
         let records = inputs.records(self.flags.clone(), |_| ());
         for record in records {
             let (_, prompt) = record?;
-            let prompt = prompt.and_then(|p| presentable(p, loaded.prompt_encoder().has_template()));
+            let prompt =
+                prompt.and_then(|p| presentable(p, loaded.prompt_encoder().has_template()));
             let ids = prompt.as_ref().ok().and_then(|p| {
                 let g = &p.generation;
-                let prompt = Presented { content: &p.content, system: g.system.as_deref(), raw: g.raw, turn: &g.turn };
+                let prompt = Presented {
+                    content: &p.content,
+                    system: g.system.as_deref(),
+                    raw: g.raw,
+                    turn: &g.turn,
+                };
                 let ids = loaded.prompt_encoder().prompt_ids_batch(&[prompt]).pop()?;
                 ids.ok().filter(|ids| ids.len() < context)
             });
@@ -878,12 +1050,16 @@ impl Run<'_> {
             most += clipped(prompt.generation.max_tokens, ids.len(), context) as u64;
             if sample.len() < self.config.sizes.batch {
                 let generation = Generation { max_tokens: 16, ..prompt.generation };
-                sample.push(crate::pipeline::Input::Prompt(crate::pipeline::Prompt { generation, ..prompt }, ()));
+                sample.push(crate::pipeline::Input::Prompt(
+                    crate::pipeline::Prompt { generation, ..prompt },
+                    (),
+                ));
             }
         }
         self.console.release();
         first.into_iter().flatten().for_each(|line: String| self.console.say(line));
-        let errors = if errors > 0 { format!(" ({errors} cannot be answered)") } else { String::new() };
+        let errors =
+            if errors > 0 { format!(" ({errors} cannot be answered)") } else { String::new() };
         self.console.say(format!(
             "llmopt: {}{errors}, {}, at most {}",
             counted(prompts, "prompt"),
@@ -893,9 +1069,13 @@ impl Run<'_> {
         if sample.is_empty() {
             return Ok(status::DONE);
         }
-        let report = pipeline.run(sample.into_iter(), Order::Finished, &self.control, &mut |_, ()| ControlFlow::Continue(()))?;
+        let report =
+            pipeline.run(sample.into_iter(), Order::Finished, &self.control, &mut |_, ()| {
+                ControlFlow::Continue(())
+            })?;
         let stages = &report.stages;
-        let per_row = |stage, rows: u64| if rows == 0 { 0.0 } else { stages.of(stage) / rows as f64 };
+        let per_row =
+            |stage, rows: u64| if rows == 0 { 0.0 } else { stages.of(stage) / rows as f64 };
         let prefill = per_row(crate::engine::Stage::Prefill, stages.prefill_rows);
         let decode = per_row(crate::engine::Stage::Decode, stages.decode_rows);
         let estimate = prefill * tokens as f64 + decode * most as f64;

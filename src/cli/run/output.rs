@@ -85,14 +85,23 @@ impl PreparedOutput {
                     }
                     let regular = meta.is_file();
                     if !regular && existing == Existing::Resume {
-                        return Err(refuse(path, "is not a regular file, so a run into it cannot be resumed"));
+                        return Err(refuse(
+                            path,
+                            "is not a regular file, so a run into it cannot be resumed",
+                        ));
                     }
                     if regular && existing == Existing::Refuse {
-                        return Err(refuse(path, "exists; add --resume to go on with it or --overwrite to replace it"));
+                        return Err(refuse(
+                            path,
+                            "exists; add --resume to go on with it or --overwrite to replace it",
+                        ));
                     }
                     if meta.file_type().is_fifo() {
                         let file = open_fifo(&target, path, TIMEOUT)?;
-                        return Ok(PreparedOutput { fifo: true, ..PreparedOutput::stream(path, target, file, existing)? });
+                        return Ok(PreparedOutput {
+                            fifo: true,
+                            ..PreparedOutput::stream(path, target, file, existing)?
+                        });
                     }
                     if !regular {
                         // A device: nothing is ever read from it.
@@ -117,9 +126,23 @@ impl PreparedOutput {
         }
     }
 
-    fn stream(path: &Path, target: PathBuf, file: File, existing: Existing) -> Result<PreparedOutput, Failure> {
+    fn stream(
+        path: &Path,
+        target: PathBuf,
+        file: File,
+        existing: Existing,
+    ) -> Result<PreparedOutput, Failure> {
         let look = Look::of(&file.metadata().map_err(|e| refuse(path, e))?);
-        Ok(PreparedOutput { shown: path.into(), target, file, existing, created: false, regular: false, fifo: false, look })
+        Ok(PreparedOutput {
+            shown: path.into(),
+            target,
+            file,
+            existing,
+            created: false,
+            regular: false,
+            fifo: false,
+            look,
+        })
     }
 
     /// Whether a run into it can be gone on with.
@@ -157,9 +180,17 @@ impl PreparedOutput {
         if !self.regular {
             let quiet = is_standard_output(&self.file);
             // The end of standard output is a quiet one.
-            let pipe = if self.fifo && !quiet { Some(self.file.try_clone().map_err(fail)?) } else { None };
-            let writer = Writer { target: self.target, quiet, ..Writer::new(self.file, self.shown, 0, false) };
-            return Ok(Writer { fifo: pipe.map(|pipe| Fifo { pipe, ends: VecDeque::new() }), ..writer });
+            let pipe =
+                if self.fifo && !quiet { Some(self.file.try_clone().map_err(fail)?) } else { None };
+            let writer = Writer {
+                target: self.target,
+                quiet,
+                ..Writer::new(self.file, self.shown, 0, false)
+            };
+            return Ok(Writer {
+                fifo: pipe.map(|pipe| Fifo { pipe, ends: VecDeque::new() }),
+                ..writer
+            });
         }
         self.check_untouched()?;
         if self.existing == Existing::Overwrite && !self.created {
@@ -204,15 +235,23 @@ fn open_fifo(target: &Path, path: &Path, patience: Duration) -> Result<File, Fai
             }
             Err(e) if e.raw_os_error() == Some(libc::ENXIO) => {
                 let waited = crate::units::seconds(patience.as_secs_f64());
-                let message = format!("nobody has read from this pipe for {waited}; start its reader, or name a file");
-                return Err(Failure { status: crate::cli::status::FAILED, ..refuse(path, message) });
+                let message = format!(
+                    "nobody has read from this pipe for {waited}; start its reader, or name a file"
+                );
+                return Err(Failure {
+                    status: crate::cli::status::FAILED,
+                    ..refuse(path, message)
+                });
             }
             // A pipe may not be opened again by its name (another user's): then it must be opened as it is.
-            Err(_) => return OpenOptions::new().append(true).open(target).map_err(|e| refuse(path, e)),
+            Err(_) => {
+                return OpenOptions::new().append(true).open(target).map_err(|e| refuse(path, e));
+            }
             Ok(file) => {
                 // From here on a write waits for the reader, and fails when the last one has left.
                 let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| refuse(path, e))?;
-                rustix::fs::fcntl_setfl(&file, flags - rustix::fs::OFlags::NONBLOCK).map_err(|e| refuse(path, e))?;
+                rustix::fs::fcntl_setfl(&file, flags - rustix::fs::OFlags::NONBLOCK)
+                    .map_err(|e| refuse(path, e))?;
                 return Ok(file);
             }
         }
@@ -228,8 +267,10 @@ fn has_reader(fifo: &Path) -> bool {
 /// Whether it is the same stream as standard output.
 fn is_standard_output(file: &File) -> bool {
     use std::os::fd::AsFd;
-    let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from).and_then(|f| f.metadata());
-    let same = |a: Metadata, b: Metadata| (a.dev(), a.ino(), a.rdev()) == (b.dev(), b.ino(), b.rdev());
+    let stdout =
+        io::stdout().as_fd().try_clone_to_owned().map(File::from).and_then(|f| f.metadata());
+    let same =
+        |a: Metadata, b: Metadata| (a.dev(), a.ino(), a.rdev()) == (b.dev(), b.ino(), b.rdev());
     stdout.ok().zip(file.metadata().ok()).is_some_and(|(a, b)| same(a, b))
 }
 
@@ -290,17 +331,24 @@ fn lock(file: &File, path: &Path) -> Result<(), Failure> {
     match tried {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => {
-            let who = file.metadata().ok().and_then(|m| holder(&m)).map(|pid| format!("process {pid}"));
+            let who =
+                file.metadata().ok().and_then(|m| holder(&m)).map(|pid| format!("process {pid}"));
             let who = who.unwrap_or_else(|| "another process".into());
-            Err(refuse(path, format!("{who} is writing to it; wait for it to end or name another file")))
+            Err(refuse(
+                path,
+                format!("{who} is writing to it; wait for it to end or name another file"),
+            ))
         }
-        Err(TryLockError::Error(e)) => Err(refuse(path, format!("cannot be locked ({e}); name a file on another file system"))),
+        Err(TryLockError::Error(e)) => {
+            Err(refuse(path, format!("cannot be locked ({e}); name a file on another file system")))
+        }
     }
 }
 
 /// The process that holds a lock on this file, as /proc/locks lists it: `1: FLOCK ADVISORY WRITE 123 08:01:456 0 EOF`.
 fn holder(meta: &std::fs::Metadata) -> Option<u32> {
-    let (major, minor) = ((meta.dev() >> 8) & 0xfff, (meta.dev() & 0xff) | ((meta.dev() >> 12) & 0xfff00));
+    let (major, minor) =
+        ((meta.dev() >> 8) & 0xfff, (meta.dev() & 0xff) | ((meta.dev() >> 12) & 0xfff00));
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let key = format!("{major:02x}:{minor:02x}:{}", meta.ino());
     let line = locks.lines().find(|line| line.split_whitespace().any(|word| word == key))?;
@@ -337,7 +385,11 @@ fn replace(target: &Path, shown: &Path, write: Content) -> io::Result<File> {
 
 fn put(target: &Path, shown: &Path, fresh: bool, write: Content) -> io::Result<File> {
     let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temp = tempfile::Builder::new().prefix(".llmopt-").suffix(".tmp").append(true).tempfile_in(folder)?;
+    let mut temp = tempfile::Builder::new()
+        .prefix(".llmopt-")
+        .suffix(".tmp")
+        .append(true)
+        .tempfile_in(folder)?;
     match std::fs::metadata(target) {
         Ok(meta) => temp.as_file().set_permissions(meta.permissions())?,
         // As a file that is made in the ordinary way has them; a temporary one is its owner's alone.
@@ -350,7 +402,8 @@ fn put(target: &Path, shown: &Path, fresh: bool, write: Content) -> io::Result<F
     }
     temp.as_file().sync_all()?;
     lock(temp.as_file(), shown).map_err(|f| io::Error::other(f.message))?;
-    let file = if fresh { temp.persist_noclobber(target) } else { temp.persist(target) }.map_err(|e| e.error)?;
+    let file = if fresh { temp.persist_noclobber(target) } else { temp.persist(target) }
+        .map_err(|e| e.error)?;
     // The new name survives a power cut only if the folder is written too; a file system that cannot do it says so here.
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
@@ -361,8 +414,10 @@ fn put(target: &Path, shown: &Path, fresh: bool, write: Content) -> io::Result<F
 /// The permissions of a file that is made in this folder.
 fn ordinary_permissions(folder: &Path) -> io::Result<std::fs::Permissions> {
     use std::os::unix::fs::PermissionsExt;
-    let probe =
-        tempfile::Builder::new().prefix(".llmopt-").permissions(std::fs::Permissions::from_mode(0o666)).tempfile_in(folder)?;
+    let probe = tempfile::Builder::new()
+        .prefix(".llmopt-")
+        .permissions(std::fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder)?;
     Ok(probe.as_file().metadata()?.permissions())
 }
 
@@ -435,7 +490,17 @@ const MAX_IN_PIPE: u64 = 1 << 20;
 impl<B: Backing> Writer<B> {
     /// Appends to `backing`, which holds `length` bytes of whole lines. `regular`: lines can be cut back and synced.
     pub fn new(backing: B, path: PathBuf, length: u64, regular: bool) -> Writer<B> {
-        Writer { backing, target: path.clone(), path, length, regular, unsynced: 0, quiet: true, fifo: None, answers: 0 }
+        Writer {
+            backing,
+            target: path.clone(),
+            path,
+            length,
+            regular,
+            unsynced: 0,
+            quiet: true,
+            fifo: None,
+            answers: 0,
+        }
     }
 
     /// Writes one line (with its line end) by one call. If only a part of it could be written, that part is cut back.
@@ -466,8 +531,12 @@ impl<B: Backing> Writer<B> {
                 }
                 Ok(())
             }
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe && self.quiet => Err(WriteError::Closed),
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(WriteError::Failed(self.left(sent as u64))),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe && self.quiet => {
+                Err(WriteError::Closed)
+            }
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                Err(WriteError::Failed(self.left(sent as u64)))
+            }
             Err(e) => {
                 let cut = !self.regular || self.backing.cut(self.length).is_ok();
                 let tail = if cut { "" } else { "; its last line may be torn, --resume cuts it" };
@@ -503,7 +572,8 @@ impl<B: Backing> Writer<B> {
     fn left(&self, partly: u64) -> Failure {
         let unread = self.unread();
         let read = (self.length + partly).saturating_sub(unread);
-        let missing = self.fifo.iter().flat_map(|fifo| &fifo.ends).filter(|end| **end > read).count() as u64;
+        let missing =
+            self.fifo.iter().flat_map(|fifo| &fifo.ends).filter(|end| **end > read).count() as u64;
         let delivered = counted(self.answers.saturating_sub(missing), "answer");
         let path = self.path.display();
         Failure::failed(format!(
@@ -536,14 +606,21 @@ impl<B: Backing> Writer<B> {
     /// The failure of a FIFO whose reader left before everything was written or read.
     pub fn undelivered(&self, watch: Option<&ReaderWatch>, complete: bool) -> Option<Failure> {
         self.fifo.as_ref()?;
-        let lost = if complete { self.unread() > 0 && !has_reader(&self.target) } else { watch.is_some_and(ReaderWatch::gone) };
+        let lost = if complete {
+            self.unread() > 0 && !has_reader(&self.target)
+        } else {
+            watch.is_some_and(ReaderWatch::gone)
+        };
         lost.then(|| self.left(0))
     }
 
     fn failure(&self, error: &io::Error, tail: &str) -> Failure {
         let path = self.path.display();
         let advice = if self.regular { "; --resume goes on once there is room" } else { "" };
-        Failure::failed(format!("output {path}: {error} after {} of whole lines{tail}{advice}", Bytes(self.length)))
+        Failure::failed(format!(
+            "output {path}: {error} after {} of whole lines{tail}{advice}",
+            Bytes(self.length)
+        ))
     }
 }
 
@@ -559,9 +636,14 @@ impl Writer<File> {
     }
 
     /// Replaces the file by what `edit` makes of its lines so far, at once: a kill leaves the old file or the new one.
-    pub fn rewrite(&mut self, edit: impl Fn(&File, &mut (dyn Write + Send)) -> io::Result<()>) -> Result<(), Failure> {
+    pub fn rewrite(
+        &mut self,
+        edit: impl Fn(&File, &mut (dyn Write + Send)) -> io::Result<()>,
+    ) -> Result<(), Failure> {
         let old = &mut self.backing;
-        let fresh = old.rewind().and_then(|()| replace(&self.target, &self.path, &mut |out| edit(old, out)));
+        let fresh = old
+            .rewind()
+            .and_then(|()| replace(&self.target, &self.path, &mut |out| edit(old, out)));
         let measured = fresh.and_then(|file| Ok((file.metadata()?.len(), file)));
         let (length, file) = measured.map_err(|e| self.failure(&e, ""))?;
         (self.backing, self.length, self.unsynced) = (file, length, 0);
@@ -625,16 +707,31 @@ mod tests {
         for room in 0..whole.len() {
             for piece in [1, 3, 1000] {
                 let mut writer = faulty(room, piece);
-                let error = lines.iter().find_map(|l| writer.line(l.as_bytes()).err()).expect("it must fail");
+                let error = lines
+                    .iter()
+                    .find_map(|l| writer.line(l.as_bytes()).err())
+                    .expect("it must fail");
                 let WriteError::Failed(failure) = error else { panic!("not a closed pipe") };
-                assert!(failure.status == 1 && failure.message.contains("out.jsonl"), "{failure:?}");
+                assert!(
+                    failure.status == 1 && failure.message.contains("out.jsonl"),
+                    "{failure:?}"
+                );
                 let kept = String::from_utf8(writer.backing.bytes).unwrap();
-                assert!(whole.starts_with(&kept) && (kept.is_empty() || kept.ends_with('\n')), "{room}: {kept:?}");
-                assert_eq!(kept.len(), (0..=6).map(|n| lines[..n].concat().len()).rfind(|&n| n <= room).unwrap());
+                assert!(
+                    whole.starts_with(&kept) && (kept.is_empty() || kept.ends_with('\n')),
+                    "{room}: {kept:?}"
+                );
+                assert_eq!(
+                    kept.len(),
+                    (0..=6).map(|n| lines[..n].concat().len()).rfind(|&n| n <= room).unwrap()
+                );
             }
         }
         let mut writer = faulty(whole.len(), 1);
-        assert!(lines.iter().all(|l| writer.line(l.as_bytes()).is_ok()), "short and interrupted writes are no errors");
+        assert!(
+            lines.iter().all(|l| writer.line(l.as_bytes()).is_ok()),
+            "short and interrupted writes are no errors"
+        );
     }
 
     #[test]
@@ -655,7 +752,11 @@ mod tests {
         for existing in [Existing::Resume, Existing::Overwrite] {
             let refused = PreparedOutput::open(&path, existing).unwrap_err();
             assert_eq!(refused.status, 2);
-            assert!(refused.message.contains(&format!("process {}", std::process::id())), "{}", refused.message);
+            assert!(
+                refused.message.contains(&format!("process {}", std::process::id())),
+                "{}",
+                refused.message
+            );
         }
         drop(first);
         assert!(PreparedOutput::open(&path, Existing::Resume).is_ok());
@@ -704,13 +805,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
         std::fs::write(&path, "a\nb\ntorn").unwrap();
-        let mut writer = PreparedOutput::open(&path, Existing::Resume).unwrap().commit(4, false).unwrap();
+        let mut writer =
+            PreparedOutput::open(&path, Existing::Resume).unwrap().commit(4, false).unwrap();
         writer.line(b"c\n").unwrap();
-        let upper =
-            |mut old: &File, out: &mut (dyn Write + Send)| out.write_all(io::read_to_string(&mut old)?.to_uppercase().as_bytes());
+        let upper = |mut old: &File, out: &mut (dyn Write + Send)| {
+            out.write_all(io::read_to_string(&mut old)?.to_uppercase().as_bytes())
+        };
         writer.rewrite(upper).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "A\nB\nC\n");
-        assert!(PreparedOutput::open(&path, Existing::Resume).unwrap_err().message.contains("process"));
+        assert!(
+            PreparedOutput::open(&path, Existing::Resume).unwrap_err().message.contains("process")
+        );
         writer.line(b"d\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "A\nB\nC\nd\n");
         // A failure leaves the file as it was, and what was written can be gone on with.
@@ -727,7 +832,12 @@ mod tests {
         let path = folder.path().join("out.jsonl");
         type Change = fn(&Path);
         let changes: [(Change, &str); 3] = [
-            (|path| OpenOptions::new().append(true).open(path).unwrap().write_all(b"c\n").unwrap(), "a\nb\nc\n"),
+            (
+                |path| {
+                    OpenOptions::new().append(true).open(path).unwrap().write_all(b"c\n").unwrap()
+                },
+                "a\nb\nc\n",
+            ),
             (|path| std::fs::write(path, "").unwrap(), ""),
             (
                 |path| {
@@ -743,7 +853,10 @@ mod tests {
                 let prepared = PreparedOutput::open(&path, existing).unwrap();
                 change(&path);
                 let failure = prepared.commit(2, false).unwrap_err();
-                assert!(failure.status == 1 && failure.message.contains("another program"), "{failure:?}");
+                assert!(
+                    failure.status == 1 && failure.message.contains("another program"),
+                    "{failure:?}"
+                );
                 assert_eq!(std::fs::read_to_string(&path).unwrap(), left);
             }
         }
@@ -760,7 +873,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path());
         let failure = open_fifo(&path, &path, Duration::from_millis(100)).unwrap_err();
-        assert!(failure.status == 1 && failure.message.contains("nobody has read from this pipe"), "{failure:?}");
+        assert!(
+            failure.status == 1 && failure.message.contains("nobody has read from this pipe"),
+            "{failure:?}"
+        );
         let reader = std::thread::spawn({
             let path = path.clone();
             move || std::fs::read_to_string(path).unwrap()
@@ -778,27 +894,47 @@ mod tests {
     fn a_fifo_says_how_many_answers_its_reader_took() {
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path());
-        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
-        let mut writer = PreparedOutput::open(&path, Existing::Refuse).unwrap().commit(0, false).unwrap();
+        let mut reader =
+            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let mut writer =
+            PreparedOutput::open(&path, Existing::Refuse).unwrap().commit(0, false).unwrap();
         writer.header(b"id\n").unwrap();
         (0..9).for_each(|_| writer.line(b"answer\n").unwrap());
         let mut some = [0; 3 + 4 * 7 + 5];
         io::Read::read_exact(&mut reader, &mut some).unwrap();
         let control = Arc::new(Control::default());
         let watch = writer.watch(control.clone()).unwrap();
-        assert!(writer.undelivered(Some(&watch), false).is_none() && writer.undelivered(None, true).is_none());
+        assert!(
+            writer.undelivered(Some(&watch), false).is_none()
+                && writer.undelivered(None, true).is_none()
+        );
         drop(reader);
         let since = Instant::now();
         while control.stopping() != Stopping::Now {
-            assert!(since.elapsed() < Duration::from_secs(2), "it is noticed although nothing is written");
+            assert!(
+                since.elapsed() < Duration::from_secs(2),
+                "it is noticed although nothing is written"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         // All that was written is in the pipe, and five answers were never read.
-        for failure in [writer.undelivered(Some(&watch), false).unwrap(), writer.undelivered(None, true).unwrap()] {
-            assert!(failure.status == 1 && failure.message.contains("; 4 answers delivered"), "{failure:?}");
+        for failure in [
+            writer.undelivered(Some(&watch), false).unwrap(),
+            writer.undelivered(None, true).unwrap(),
+        ] {
+            assert!(
+                failure.status == 1 && failure.message.contains("; 4 answers delivered"),
+                "{failure:?}"
+            );
         }
-        let Err(WriteError::Failed(failure)) = writer.line(b"answer\n") else { panic!("it must fail, and not quietly") };
-        assert!(failure.message.contains("; 4 answers delivered") && !failure.message.contains("--resume"), "{failure:?}");
+        let Err(WriteError::Failed(failure)) = writer.line(b"answer\n") else {
+            panic!("it must fail, and not quietly")
+        };
+        assert!(
+            failure.message.contains("; 4 answers delivered")
+                && !failure.message.contains("--resume"),
+            "{failure:?}"
+        );
     }
 
     #[test]

@@ -48,7 +48,9 @@ impl Met {
             Value::Absent | Value::Null => {}
             Value::Json(json) if matches!(&**json, "true" | "false") => self.flag = true,
             Value::Json(json) if json.parse::<i64>().is_ok() => self.whole = true,
-            Value::Json(json) if json.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => self.real = true,
+            Value::Json(json) if json.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
+                self.real = true
+            }
             Value::Real(_) => self.real = true,
             _ => self.text = true,
         }
@@ -77,11 +79,21 @@ pub fn write(format: &LineFormat, journal: &File, out: &mut (dyn Write + Send)) 
         met.iter_mut().zip(&values).for_each(|(met, value)| met.meet(value));
         Ok(())
     })?;
-    let cells: Vec<Cells> = columns.iter().zip(met).map(|(column, met)| cells_of(column, met)).collect();
-    let fields = columns.iter().zip(&cells).map(|(column, cells)| field(&column.name, *cells)).collect::<io::Result<Vec<_>>>()?;
-    let schema = Schema::group_type_builder("answers").with_fields(fields).build().map_err(other)?;
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).set_created_by("llmopt".into()).build();
-    let mut writer = SerializedFileWriter::new(out, Arc::new(schema), Arc::new(properties)).map_err(other)?;
+    let cells: Vec<Cells> =
+        columns.iter().zip(met).map(|(column, met)| cells_of(column, met)).collect();
+    let fields = columns
+        .iter()
+        .zip(&cells)
+        .map(|(column, cells)| field(&column.name, *cells))
+        .collect::<io::Result<Vec<_>>>()?;
+    let schema =
+        Schema::group_type_builder("answers").with_fields(fields).build().map_err(other)?;
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_created_by("llmopt".into())
+        .build();
+    let mut writer =
+        SerializedFileWriter::new(out, Arc::new(schema), Arc::new(properties)).map_err(other)?;
     let mut waiting: Vec<Vec<Value<'static>>> = vec![Vec::new(); columns.len()];
     let (mut rows, mut bytes) = (0, 0);
     let mut rewound = journal;
@@ -124,18 +136,24 @@ fn field(name: &str, cells: Cells) -> io::Result<Arc<Schema>> {
         Cells::Real => (Physical::DOUBLE, None),
         Cells::Flag => (Physical::BOOLEAN, None),
     };
-    let built = Schema::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL).with_logical_type(logical);
+    let built = Schema::primitive_type_builder(name, physical)
+        .with_repetition(Repetition::OPTIONAL)
+        .with_logical_type(logical);
     built.build().map(Arc::new).map_err(other)
 }
 
 /// Writes what waits as one row group.
-fn group<W: Write + Send>(writer: &mut SerializedFileWriter<W>, cells: &[Cells], waiting: &mut [Vec<Value>]) -> io::Result<()> {
+fn group<W: Write + Send>(
+    writer: &mut SerializedFileWriter<W>,
+    cells: &[Cells],
+    waiting: &mut [Vec<Value>],
+) -> io::Result<()> {
     let mut group = writer.next_row_group().map_err(other)?;
     for (cells, values) in cells.iter().zip(waiting) {
         match cells {
-            Cells::Text => {
-                column::<ByteArrayType, W>(&mut group, values, |v| Some(ByteArray::from(v.cell().as_bytes().to_vec())))
-            }
+            Cells::Text => column::<ByteArrayType, W>(&mut group, values, |v| {
+                Some(ByteArray::from(v.cell().as_bytes().to_vec()))
+            }),
             Cells::Whole => column::<Int64Type, W>(&mut group, values, |v| v.cell().parse().ok()),
             Cells::Real => column::<DoubleType, W>(&mut group, values, |v| v.cell().parse().ok()),
             Cells::Flag => column::<BoolType, W>(&mut group, values, |v| v.cell().parse().ok()),
@@ -150,9 +168,12 @@ fn column<T: DataType, W: Write + Send>(
     values: &[Value],
     of: impl Fn(&Value) -> Option<T::T>,
 ) -> io::Result<()> {
-    let Some(mut writer) = group.next_column().map_err(other)? else { return Err(other("there are fewer columns than values")) };
+    let Some(mut writer) = group.next_column().map_err(other)? else {
+        return Err(other("there are fewer columns than values"));
+    };
     let there = |value: &Value| !matches!(value, Value::Absent | Value::Null);
-    let cells: Vec<Option<T::T>> = values.iter().map(|value| if there(value) { of(value) } else { None }).collect();
+    let cells: Vec<Option<T::T>> =
+        values.iter().map(|value| if there(value) { of(value) } else { None }).collect();
     let levels: Vec<i16> = cells.iter().map(|cell| i16::from(cell.is_some())).collect();
     let present: Vec<T::T> = cells.into_iter().flatten().collect();
     writer.typed::<T>().write_batch(&present, Some(&levels), None).map_err(other)?;

@@ -1,7 +1,10 @@
 //! What an output line says of an answer besides its text, as JSON: the parsed value, probabilities of choices, log probabilities, OpenAI's
 //! list of choices.
 // Answers hold whatever a model says.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use crate::engine::FinishReason;
 use crate::pipeline::{Answer, TokenLogprob};
@@ -13,12 +16,20 @@ pub const INCOMPLETE: &str = "incomplete";
 
 /// The answer's text where there is any: also of one that was cut.
 pub fn text(answer: &Answer) -> Option<&str> {
-    answer.error.as_ref().is_none_or(|error| error.code == INCOMPLETE).then_some(answer.text.as_str())
+    answer
+        .error
+        .as_ref()
+        .is_none_or(|error| error.code == INCOMPLETE)
+        .then_some(answer.text.as_str())
 }
 
 /// The value of an answer that had to be JSON, as the model wrote it.
 pub fn parsed(answer: &Answer) -> Option<&RawValue> {
-    if answer.json && answer.error.is_none() { serde_json::from_str(&answer.text).ok() } else { None }
+    if answer.json && answer.error.is_none() {
+        serde_json::from_str(&answer.text).ok()
+    } else {
+        None
+    }
 }
 
 /// The value of one property of such an answer: text as it is, the rest as JSON text; `None` where there is none.
@@ -39,7 +50,9 @@ pub fn property_of(json: &str, name: &str) -> Option<String> {
 /// An object: each choice with its probability.
 pub fn choice_probs(answer: &Answer) -> Option<Value> {
     let probs = answer.choice_probs.as_ref()?;
-    Some(Value::Object(probs.iter().map(|(text, probability)| (text.clone(), json!(probability))).collect()))
+    Some(Value::Object(
+        probs.iter().map(|(text, probability)| (text.clone(), json!(probability))).collect(),
+    ))
 }
 
 /// A list: each token with the best of its place.
@@ -96,9 +109,16 @@ pub fn open_ai_choices(answer: &Answer, chat: bool) -> Value {
     // OpenAI knows two ends: the model's or the caller's, and one that something cut.
     let reason = |reason: FinishReason| match reason {
         FinishReason::Stop | FinishReason::StopString | FinishReason::Choice => "stop",
-        FinishReason::Length | FinishReason::Sentence | FinishReason::Loop | FinishReason::Error => "length",
+        FinishReason::Length
+        | FinishReason::Sentence
+        | FinishReason::Loop
+        | FinishReason::Error => "length",
     };
-    let choice = |index: usize, text: &str, reasoning: Option<&String>, all: Option<&Vec<TokenLogprob>>, end: FinishReason| {
+    let choice = |index: usize,
+                  text: &str,
+                  reasoning: Option<&String>,
+                  all: Option<&Vec<TokenLogprob>>,
+                  end: FinishReason| {
         if !chat {
             return json!({"index": index, "text": text, "logprobs": completion_logprobs(all), "finish_reason": reason(end)});
         }
@@ -108,12 +128,22 @@ pub fn open_ai_choices(answer: &Answer, chat: bool) -> Value {
         }
         json!({"index": index, "message": message, "logprobs": chat_logprobs(all), "finish_reason": reason(end)})
     };
-    let first = choice(0, &answer.text, answer.reasoning.as_ref(), answer.logprobs.as_ref(), answer.finish_reason);
-    let more = answer
-        .more
-        .iter()
-        .enumerate()
-        .map(|(i, other)| choice(i + 1, &other.text, other.reasoning.as_ref(), other.logprobs.as_ref(), other.finish_reason));
+    let first = choice(
+        0,
+        &answer.text,
+        answer.reasoning.as_ref(),
+        answer.logprobs.as_ref(),
+        answer.finish_reason,
+    );
+    let more = answer.more.iter().enumerate().map(|(i, other)| {
+        choice(
+            i + 1,
+            &other.text,
+            other.reasoning.as_ref(),
+            other.logprobs.as_ref(),
+            other.finish_reason,
+        )
+    });
     std::iter::once(first).chain(more).collect()
 }
 
@@ -130,7 +160,10 @@ mod tests {
             logprob,
             top,
         };
-        vec![one("é", -0.5, vec![one("é", -0.5, vec![]), one("a", -1.5, vec![])]), one("b", -0.25, vec![])]
+        vec![
+            one("é", -0.5, vec![one("é", -0.5, vec![]), one("a", -1.5, vec![])]),
+            one("b", -0.25, vec![]),
+        ]
     }
 
     #[test]
@@ -140,7 +173,10 @@ mod tests {
         a.json = true;
         assert_eq!(parsed(&a).unwrap().get(), a.text, "as it was written");
         let of = |name: &str| property(&a, name);
-        assert_eq!((of("a"), of("b"), of("c"), of("d")), (Some("x\ny".into()), Some("[1,2.5]".into()), None, None));
+        assert_eq!(
+            (of("a"), of("b"), of("c"), of("d")),
+            (Some("x\ny".into()), Some("[1,2.5]".into()), None, None)
+        );
         a.error = Some(RecordError::new(INCOMPLETE, "cut"));
         assert!(parsed(&a).is_none() && text(&a) == Some(a.text.as_str()));
         a.error = Some(RecordError::new("not_finite", "x"));
@@ -152,9 +188,17 @@ mod tests {
         let mut a = answer("1", "x");
         a.logprobs = Some(scored());
         a.reasoning = Some("hm".into());
-        a.more = vec![Alternative { text: "y".into(), reasoning: None, finish_reason: FinishReason::Length, logprobs: None }];
+        a.more = vec![Alternative {
+            text: "y".into(),
+            reasoning: None,
+            finish_reason: FinishReason::Length,
+            logprobs: None,
+        }];
         let chat = open_ai_choices(&a, true);
-        assert_eq!(chat[0]["message"], json!({"role": "assistant", "content": "x", "reasoning_content": "hm"}));
+        assert_eq!(
+            chat[0]["message"],
+            json!({"role": "assistant", "content": "x", "reasoning_content": "hm"})
+        );
         let first = &chat[0]["logprobs"]["content"][0];
         assert_eq!(
             *first,

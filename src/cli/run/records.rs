@@ -20,7 +20,12 @@ pub struct Records {
     #[arg(long, value_name = "C", value_parser = delimiter, help_heading = "Records")]
     pub delimiter: Option<u8>,
     /// The prompt of a record, made of its fields: 'Summarise: {{ ticket_text }}', or @FILE
-    #[arg(long, value_name = "TEXT|@FILE", help_heading = "Records", conflicts_with = "prompt_field")]
+    #[arg(
+        long,
+        value_name = "TEXT|@FILE",
+        help_heading = "Records",
+        conflicts_with = "prompt_field"
+    )]
     pub template: Option<String>,
     /// The field or column that is the prompt: a text, or a list of messages
     #[arg(long, value_name = "NAME", help_heading = "Records")]
@@ -72,11 +77,18 @@ impl Records {
     }
 
     /// What they mean; a template is compiled. `ours` tells the names of the output's own columns, of which `names` may have been meant.
-    pub fn reading(&self, ours: impl Fn(&str) -> bool, names: impl Iterator<Item = &'static str>) -> Result<Reading, Failure> {
+    pub fn reading(
+        &self,
+        ours: impl Fn(&str) -> bool,
+        names: impl Iterator<Item = &'static str>,
+    ) -> Result<Reading, Failure> {
         for name in self.setting_fields.iter().flatten() {
             if !GenerationFields::names().contains(&name.as_str()) {
                 let known = GenerationFields::names().join(", ");
-                return Err(Failure::usage(format!("--setting-fields: {} is no setting; known are {known}", shown(name))));
+                return Err(Failure::usage(format!(
+                    "--setting-fields: {} is no setting; known are {known}",
+                    shown(name)
+                )));
             }
         }
         let template = match (&self.template, self.template_file()) {
@@ -84,7 +96,8 @@ impl Records {
             (Some(_), Some(path)) => Some(compiled(&read(path)?)?),
             (Some(text), None) => Some(compiled(text)?),
         };
-        let wanted = self.columns.iter().flat_map(|c| &c.0).filter(|name| !ours(name)).cloned().collect();
+        let wanted =
+            self.columns.iter().flat_map(|c| &c.0).filter(|name| !ours(name)).cloned().collect();
         Ok(Reading {
             format: self.input_format,
             delimiter: self.delimiter,
@@ -101,7 +114,9 @@ impl Records {
 fn compiled(source: &str) -> Result<Arc<RowTemplate>, Failure> {
     let template = RowTemplate::compile(source).map_err(|e| match e {
         ModelError::Memory(message) => Failure::failed(format!("--template: {message}")),
-        ModelError::Invalid(message) | ModelError::Io(message) => Failure::usage(format!("--template: {message}")),
+        ModelError::Invalid(message) | ModelError::Io(message) => {
+            Failure::usage(format!("--template: {message}"))
+        }
     })?;
     if !template.looks_at_fields() {
         return Err(Failure::usage(
@@ -112,7 +127,9 @@ fn compiled(source: &str) -> Result<Arc<RowTemplate>, Failure> {
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    let bad = |what: String| Failure::usage(format!("--template @{}: {what}", shown(&path.display().to_string())));
+    let bad = |what: String| {
+        Failure::usage(format!("--template @{}: {what}", shown(&path.display().to_string())))
+    };
     if path.as_os_str().is_empty() {
         return Err(bad("names no file; @prompt.txt would work".into()));
     }
@@ -131,17 +148,26 @@ mod tests {
     fn columns_and_separators_are_read_as_people_write_them() {
         assert_eq!(columns("id, customer,\"a, b\"").unwrap().0, ["id", "customer", "a, b"]);
         assert!(columns("").is_err() && columns("id,,answer").is_err());
-        assert_eq!((delimiter("tab"), delimiter(";"), delimiter("\\t")), (Ok(b'\t'), Ok(b';'), Ok(b'\t')));
+        assert_eq!(
+            (delimiter("tab"), delimiter(";"), delimiter("\\t")),
+            (Ok(b'\t'), Ok(b';'), Ok(b'\t'))
+        );
         assert!(delimiter("\"").is_err() && delimiter("ab").is_err() && delimiter("").is_err());
     }
 
     #[test]
     fn a_template_that_says_the_same_for_all_and_an_unknown_setting_are_refused() {
-        let of = |records: Records| records.reading(|_| false, std::iter::empty()).map(|_| ()).unwrap_err();
+        let of = |records: Records| {
+            records.reading(|_| false, std::iter::empty()).map(|_| ()).unwrap_err()
+        };
         let fixed = of(Records { template: Some("Say hello".into()), ..Records::default() });
         assert!(fixed.status == 2 && fixed.message.contains("names no field"), "{fixed:?}");
-        let setting = of(Records { setting_fields: Some(vec!["heat".into()]), ..Records::default() });
-        assert!(setting.message.contains("heat") && setting.message.contains("temperature"), "{setting:?}");
+        let setting =
+            of(Records { setting_fields: Some(vec!["heat".into()]), ..Records::default() });
+        assert!(
+            setting.message.contains("heat") && setting.message.contains("temperature"),
+            "{setting:?}"
+        );
         let file = of(Records { template: Some("@no such file".into()), ..Records::default() });
         assert!(file.status == 2 && file.message.contains("no such file"), "{file:?}");
     }

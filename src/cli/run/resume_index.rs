@@ -3,7 +3,10 @@
 //! length: ids and prompts are kept as keyed hashes.
 //! Over 500 lines: scanning an output and judging the input by it share one compact index.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::format::{LineFormat, Past};
 use super::output::Writer;
@@ -51,7 +54,10 @@ impl Entry {
     }
 
     fn kind(&self) -> Kind {
-        [Kind::Answer, Kind::Bare].into_iter().find(|kind| *kind as u32 == self.key & 3).unwrap_or(Kind::Error)
+        [Kind::Answer, Kind::Bare]
+            .into_iter()
+            .find(|kind| *kind as u32 == self.key & 3)
+            .unwrap_or(Kind::Error)
     }
 
     fn has_key(&self, key: u64) -> bool {
@@ -125,13 +131,20 @@ fn records(
         let mut quotes = 0usize;
         loop {
             let start = record.len();
-            let count = (&mut file).take(MAX_LENGTH).read_until(b'\n', &mut record).map_err(failed)?;
-            quotes += if csv { record.iter().skip(start).filter(|&&b| b == b'"').count() } else { 0 };
-            if count == 0 || (record.ends_with(b"\n") && quotes.is_multiple_of(2)) || record.len() as u64 > MAX_LENGTH {
+            let count =
+                (&mut file).take(MAX_LENGTH).read_until(b'\n', &mut record).map_err(failed)?;
+            quotes +=
+                if csv { record.iter().skip(start).filter(|&&b| b == b'"').count() } else { 0 };
+            if count == 0
+                || (record.ends_with(b"\n") && quotes.is_multiple_of(2))
+                || record.len() as u64 > MAX_LENGTH
+            {
                 break;
             }
         }
-        if record.is_empty() || !each(&record, line, record.ends_with(b"\n") && quotes.is_multiple_of(2))? {
+        if record.is_empty()
+            || !each(&record, line, record.ends_with(b"\n") && quotes.is_multiple_of(2))?
+        {
             return Ok(position);
         }
         position += record.len() as u64;
@@ -164,7 +177,8 @@ fn may_be_torn(format: &LineFormat, bytes: &[u8]) -> bool {
     let (bytes, beginning) = (without_zeros(bytes), format.beginning().as_bytes());
     // What is whole is not torn, but for a record to which a power cut gave zeros instead of its line end.
     format.read(bytes).is_ok()
-        || (bytes.starts_with(beginning) || beginning.starts_with(bytes)) && serde_json::from_slice::<IgnoredAny>(bytes).is_err()
+        || (bytes.starts_with(beginning) || beginning.starts_with(bytes))
+            && serde_json::from_slice::<IgnoredAny>(bytes).is_err()
 }
 
 /// Whether a file can be a journal of ours: it is empty, or its first line is a record with its settings or its error, or the torn beginning of
@@ -192,7 +206,13 @@ impl ResumeIndex {
     }
 
     /// Reads an existing output. A torn last record is left out; one broken before the last is refused.
-    pub fn read(&mut self, path: &Path, format: &LineFormat, file: impl BufRead, length: u64) -> Result<Scan, Failure> {
+    pub fn read(
+        &mut self,
+        path: &Path,
+        format: &LineFormat,
+        file: impl BufRead,
+        length: u64,
+    ) -> Result<Scan, Failure> {
         let mut scan = Scan::default();
         let refuse = |line: u64, what: String| {
             Failure::usage(format!(
@@ -215,9 +235,15 @@ impl ResumeIndex {
                 // A CSV row without its line end may lack a part of its last field.
                 Ok(read) if ended || !format.is_separated() => read,
                 Err(what) if ended => return Err(refuse(line, what)),
-                _ if holds_a_record(format, record) => return Err(refuse(line, "a quote is not closed".into())),
+                _ if holds_a_record(format, record) => {
+                    return Err(refuse(line, "a quote is not closed".into()));
+                }
                 // The only line of a stranger's file is no record that was torn.
-                Err(what) if !format.is_separated() && past.is_empty() && !may_be_torn(format, record) => {
+                Err(what)
+                    if !format.is_separated()
+                        && past.is_empty()
+                        && !may_be_torn(format, record) =>
+                {
                     return Err(refuse(line, what));
                 }
                 _ => return Ok(false),
@@ -229,7 +255,10 @@ impl ResumeIndex {
         scan.torn = length.saturating_sub(scan.keep);
         past.sort_unstable_by_key(|e: &Entry| (e.id, e.kind()));
         let failed = |e: &Entry| e.kind() == Kind::Error;
-        scan.doubled = past.array_windows().find(|[a, b]| a.id == b.id && failed(a) == failed(b)).map(|[a, _]| a.id);
+        scan.doubled = past
+            .array_windows()
+            .find(|[a, b]| a.id == b.id && failed(a) == failed(b))
+            .map(|[a, _]| a.id);
         past.shrink_to_fit();
         self.past = past;
         Ok(scan)
@@ -268,10 +297,19 @@ impl ResumeIndex {
     }
 
     /// The refusal of an output in which two records have the id of this hash.
-    pub fn doubled(&self, path: &Path, format: &LineFormat, file: impl BufRead, hash: u64) -> Failure {
+    pub fn doubled(
+        &self,
+        path: &Path,
+        format: &LineFormat,
+        file: impl BufRead,
+        hash: u64,
+    ) -> Failure {
         let found = self.lines_of(format, file, &|past| self.hash(&past.id) == hash);
         let lines: Vec<String> = found.iter().map(|(_, line)| line.to_string()).collect();
-        let id = found.first().map(|(id, _)| shown(id.trim_start_matches(['\0', 'n', 't']))).unwrap_or_default();
+        let id = found
+            .first()
+            .map(|(id, _)| shown(id.trim_start_matches(['\0', 'n', 't'])))
+            .unwrap_or_default();
         Failure::usage(format!(
             "output {}: '{id}' is there more than once (lines {}); was a part joined twice? Leave one of them out",
             path.display(),
@@ -280,7 +318,13 @@ impl ResumeIndex {
     }
 
     /// The refusal of an output to be put into the input's order that has records which are not the input's.
-    pub fn foreign(&self, path: &Path, format: &LineFormat, file: impl BufRead, seen: &Seen) -> Failure {
+    pub fn foreign(
+        &self,
+        path: &Path,
+        format: &LineFormat,
+        file: impl BufRead,
+        seen: &Seen,
+    ) -> Failure {
         let own = |past: &Past| self.place(&past.id).is_some_and(|n| seen.has(n));
         let found = self.lines_of(format, file, &|past| !own(past));
         let (id, line) = found.into_iter().next().unwrap_or_default();
@@ -292,7 +336,12 @@ impl ResumeIndex {
     }
 
     /// Ids and lines of the first two records that are wanted.
-    fn lines_of(&self, format: &LineFormat, file: impl BufRead, wanted: &dyn Fn(&Past) -> bool) -> Vec<(String, u64)> {
+    fn lines_of(
+        &self,
+        format: &LineFormat,
+        file: impl BufRead,
+        wanted: &dyn Fn(&Past) -> bool,
+    ) -> Vec<(String, u64)> {
         let mut found = Vec::new();
         let mut header = format.header().is_some();
         let _ = records(format, file, |record, line, _| {
@@ -338,21 +387,31 @@ impl ResumeIndex {
     /// its error is replaced.
     pub fn as_known(&self, origin: &mut Origin) {
         let (id, place) = (&origin.id, origin.place());
-        let default = *id != place && place.strip_suffix(id).is_some_and(|path| path.ends_with('/'));
-        if self.past.is_empty() || !(default || *id == place) || self.find(self.hash(id)).is_some() {
+        let default =
+            *id != place && place.strip_suffix(id).is_some_and(|path| path.ends_with('/'));
+        if self.past.is_empty() || !(default || *id == place) || self.find(self.hash(id)).is_some()
+        {
             return;
         }
         let absolute = std::path::absolute(&place).map(|p| p.to_string_lossy().into_owned());
         // An id without a folder in it is that of the only input of this name, however its path is typed now.
         let here = (!id.contains('/')).then(|| format!("./{id}"));
         let spellings = [Some(place.clone()), Some(format!("./{place}")), absolute.ok(), here];
-        if let Some(known) = spellings.into_iter().flatten().find(|id| self.find(self.hash(id)).is_some()) {
+        if let Some(known) =
+            spellings.into_iter().flatten().find(|id| self.find(self.hash(id)).is_some())
+        {
             origin.id = known;
         }
     }
 
     /// Judges a record that can be answered.
-    pub fn judge(&self, id: &str, format: &LineFormat, given: &Given, generation: u32) -> RecordVerdict {
+    pub fn judge(
+        &self,
+        id: &str,
+        format: &LineFormat,
+        given: &Given,
+        generation: u32,
+    ) -> RecordVerdict {
         let (hash, key) = (self.hash(id), self.hash(&format.key(given)));
         let Some(entry) = self.find(hash) else { return RecordVerdict::New };
         match entry.kind() {
@@ -382,7 +441,11 @@ impl ResumeIndex {
             if std::mem::take(&mut header) {
                 return Ok(true);
             }
-            found = format.read(record).ok().filter(|past| past.id == id && past.error.is_none()).map(|past| (past, line));
+            found = format
+                .read(record)
+                .ok()
+                .filter(|past| past.id == id && past.error.is_none())
+                .map(|past| (past, line));
             Ok(found.is_none())
         });
         found
@@ -471,7 +534,9 @@ pub fn put_in_order(
         reader.seek(SeekFrom::Start(at))?;
         let mut wrote = Ok(());
         records(format, &mut reader, |record, _, ended| {
-            wrote = out.write_all(record).and_then(|()| if ended { Ok(()) } else { out.write_all(b"\n") });
+            wrote = out
+                .write_all(record)
+                .and_then(|()| if ended { Ok(()) } else { out.write_all(b"\n") });
             Ok(false)
         })
         .map_err(other)?;
@@ -503,7 +568,12 @@ pub struct Replacements {
 
 impl Default for Replacements {
     fn default() -> Self {
-        Replacements { lines: HashMap::new(), bytes: 0, written: Instant::now(), cost: Duration::ZERO }
+        Replacements {
+            lines: HashMap::new(),
+            bytes: 0,
+            written: Instant::now(),
+            cost: Duration::ZERO,
+        }
     }
 }
 
@@ -512,7 +582,13 @@ impl Replacements {
     const MOST: usize = 8 << 20;
 
     /// Takes the line for the record `id`, and writes all that wait if it is time.
-    pub fn add(&mut self, id: &str, line: Vec<u8>, format: &LineFormat, writer: &mut Writer<File>) -> Result<(), Failure> {
+    pub fn add(
+        &mut self,
+        id: &str,
+        line: Vec<u8>,
+        format: &LineFormat,
+        writer: &mut Writer<File>,
+    ) -> Result<(), Failure> {
         self.bytes += line.len();
         self.lines.insert(id.to_string(), line);
         let due = self.written.elapsed() > (self.cost * 10).max(Duration::from_secs(1));
@@ -533,12 +609,18 @@ impl Replacements {
 }
 
 /// Copies the records of an output, with these lines in place of the errors of the same ids.
-fn merge(format: &LineFormat, file: impl BufRead, lines: &HashMap<String, Vec<u8>>, out: &mut dyn io::Write) -> io::Result<()> {
+fn merge(
+    format: &LineFormat,
+    file: impl BufRead,
+    lines: &HashMap<String, Vec<u8>>,
+    out: &mut dyn io::Write,
+) -> io::Result<()> {
     let mut header = format.header().is_some();
     let outcome = records(format, file, |record, _, _| {
         let past = if std::mem::take(&mut header) { None } else { format.read(record).ok() };
         let line = past.filter(|past| past.error.is_some()).and_then(|past| lines.get(&past.id));
-        out.write_all(line.map_or(record, |line| line)).map_err(|e| Failure::failed(e.to_string()))?;
+        out.write_all(line.map_or(record, |line| line))
+            .map_err(|e| Failure::failed(e.to_string()))?;
         Ok(true)
     });
     outcome.map(|_| ()).map_err(|f| io::Error::other(f.message))
@@ -552,7 +634,9 @@ pub fn what_differs(
     digest: u32,
 ) -> Option<String> {
     use crate::engine::{SamplingPolicy, StoppingPolicy};
-    let same = |g: &crate::pipeline::Generation| Settings::generation_half(g, sampling, stopping) == digest;
+    let same = |g: &crate::pipeline::Generation| {
+        Settings::generation_half(g, sampling, stopping) == digest
+    };
     let mut g = generation.clone();
     macro_rules! tried {
         ($flag:literal, $($field:ident).+, $values:expr) => {
@@ -566,7 +650,9 @@ pub fn what_differs(
             g.$($field).+ = now;
         };
     }
-    let hundredths = |most: i32| (0..=most).map(|n| format!("{}.{:02}", n / 100, n % 100).parse::<f32>().unwrap_or(0.0));
+    let hundredths = |most: i32| {
+        (0..=most).map(|n| format!("{}.{:02}", n / 100, n % 100).parse::<f32>().unwrap_or(0.0))
+    };
     tried!("--max-tokens", max_tokens, 1..=8192usize);
     tried!("--seed", sampling.seed, 0..=9999u64);
     tried!("--temperature", sampling.temperature, hundredths(200));
@@ -575,7 +661,8 @@ pub fn what_differs(
     tried!("--raw", raw, [false, true]);
     for bits in 0..8u8 {
         let mut g = generation.clone();
-        (g.stop.eos, g.stop.sentence, g.stop.repetition) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+        (g.stop.eos, g.stop.sentence, g.stop.repetition) =
+            (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
         if same(&g) {
             return Some("written with another --stop-on".into());
         }
@@ -636,11 +723,14 @@ mod tests {
             for cut in 0..=whole.len() {
                 for nuls in [0, 1, 4096] {
                     let bytes = [&whole[..cut], &vec![0; nuls][..]].concat();
-                    let (_, scan) = read(&format, &bytes).unwrap_or_else(|e| panic!("{cut} {nuls}: {e:?}"));
-                    let starts: Vec<usize> = (0..=lines.len()).map(|n| lines[..n].concat().len()).collect();
+                    let (_, scan) =
+                        read(&format, &bytes).unwrap_or_else(|e| panic!("{cut} {nuls}: {e:?}"));
+                    let starts: Vec<usize> =
+                        (0..=lines.len()).map(|n| lines[..n].concat().len()).collect();
                     // A JSON record that lacks nothing but its line end is whole.
                     let newline = !csv && nuls == 0 && cut > 0 && starts.contains(&(cut + 1));
-                    let keep = if newline { cut } else { *starts.iter().rfind(|s| **s <= cut).unwrap() };
+                    let keep =
+                        if newline { cut } else { *starts.iter().rfind(|s| **s <= cut).unwrap() };
                     assert_eq!((scan.keep, scan.newline), (keep as u64, newline), "{cut} {nuls}");
                     assert_eq!(scan.torn as usize, bytes.len() - keep);
                 }
@@ -653,12 +743,18 @@ mod tests {
         for format in [LineFormat::jsonl(), csv(&[])] {
             let lines = written(&format, &[("a", "q"), ("b", "q"), ("c", "q")]);
             let first = lines.len() - 3;
-            for (broken, at) in [(&b"garbage\n"[..], 1), (b"\n", 0), (b"{\"id\":\"x\n", 2), (b"\0\0\0\n", 1)] {
+            for (broken, at) in
+                [(&b"garbage\n"[..], 1), (b"\n", 0), (b"{\"id\":\"x\n", 2), (b"\0\0\0\n", 1)]
+            {
                 let mut lines = lines.clone();
                 lines.insert(first + at, broken.to_vec());
                 let failure = read(&format, &lines.concat()).unwrap_err();
-                let number = lines[..first + at].concat().iter().filter(|b| **b == b'\n').count() + 1;
-                assert!(failure.status == 2 && failure.message.contains(&format!("line {number} ")), "{failure:?} {number}");
+                let number =
+                    lines[..first + at].concat().iter().filter(|b| **b == b'\n').count() + 1;
+                assert!(
+                    failure.status == 2 && failure.message.contains(&format!("line {number} ")),
+                    "{failure:?} {number}"
+                );
             }
         }
         assert!(read(&csv(&[]), b"id,prompt\n").unwrap_err().message.contains("columns"));
@@ -670,15 +766,26 @@ mod tests {
         let (resume_index, scan) = read(&format, &written(&format, &RECORDS).concat()).unwrap();
         assert_eq!((scan.answers, scan.errors, scan.bare), (3, 1, 0));
         assert_eq!(scan.model_halves, [(1, 1)]);
-        let judge = |id: &str, text: &str, generation| resume_index.judge(id, &format, &Given::Prompt(text.into()), generation);
+        let judge = |id: &str, text: &str, generation| {
+            resume_index.judge(id, &format, &Given::Prompt(text.into()), generation)
+        };
         assert_eq!(judge("a", "q a", 2), RecordVerdict::Done);
         assert_eq!(judge("b\n", "q b", 2), RecordVerdict::OtherPrompt);
         assert_eq!(judge("d", "q d", 3), RecordVerdict::OtherSettings);
         assert_eq!(judge("c", "q c", 2), RecordVerdict::Retry);
         assert_eq!(judge("e", "q e", 2), RecordVerdict::New);
-        assert_eq!(resume_index.judge_rejected("c", &RecordError::new("x", "broke")), RecordVerdict::Done);
-        assert_eq!(resume_index.judge_rejected("a", &RecordError::new("x", "broke")), RecordVerdict::OtherPrompt);
-        assert_eq!(resume_index.judge_rejected("e", &RecordError::new("x", "broke")), RecordVerdict::New);
+        assert_eq!(
+            resume_index.judge_rejected("c", &RecordError::new("x", "broke")),
+            RecordVerdict::Done
+        );
+        assert_eq!(
+            resume_index.judge_rejected("a", &RecordError::new("x", "broke")),
+            RecordVerdict::OtherPrompt
+        );
+        assert_eq!(
+            resume_index.judge_rejected("e", &RecordError::new("x", "broke")),
+            RecordVerdict::New
+        );
     }
 
     #[test]
@@ -686,7 +793,11 @@ mod tests {
         let here = std::path::absolute("in/p.txt").unwrap();
         let known = |resume_index: &ResumeIndex, id: &str, place: &str| {
             let (file, line) = place.rsplit_once(':').unwrap();
-            let mut origin = Origin { file: file.into(), line: line.parse().unwrap(), ..origin(id, Given::Nothing, &[]) };
+            let mut origin = Origin {
+                file: file.into(),
+                line: line.parse().unwrap(),
+                ..origin(id, Given::Nothing, &[])
+            };
             resume_index.as_known(&mut origin);
             origin.id
         };
@@ -702,13 +813,21 @@ mod tests {
             ("in/p.txt:1", "t:1", "in/p.txt:1", false),
         ] {
             let (resume_index, scan) =
-                read(&LineFormat::jsonl(), &written(&LineFormat::jsonl(), &[(then, "q")]).concat()).unwrap();
+                read(&LineFormat::jsonl(), &written(&LineFormat::jsonl(), &[(then, "q")]).concat())
+                    .unwrap();
             assert_eq!(scan.first_id.as_deref(), Some(then));
-            assert_eq!(known(&resume_index, id, place), if found { then } else { id }, "{then} {id} {place}");
+            assert_eq!(
+                known(&resume_index, id, place),
+                if found { then } else { id },
+                "{then} {id} {place}"
+            );
         }
         // The id as it is now comes first.
-        let (resume_index, _) =
-            read(&LineFormat::jsonl(), &written(&LineFormat::jsonl(), &[("in/p:1", "q"), ("p:1", "q")]).concat()).unwrap();
+        let (resume_index, _) = read(
+            &LineFormat::jsonl(),
+            &written(&LineFormat::jsonl(), &[("in/p:1", "q"), ("p:1", "q")]).concat(),
+        )
+        .unwrap();
         assert_eq!(known(&resume_index, "p:1", "in/p:1"), "p:1");
     }
 
@@ -716,7 +835,9 @@ mod tests {
     fn merging_puts_answers_in_the_place_of_errors_and_of_nothing_else() {
         for format in [LineFormat::jsonl(), csv(&[])] {
             let lines = written(&format, &RECORDS);
-            let fresh = |id: &str| format.line(&line(&answer(id, "new"), &origin(id, Given::Prompt("q".into()), &[])));
+            let fresh = |id: &str| {
+                format.line(&line(&answer(id, "new"), &origin(id, Given::Prompt("q".into()), &[])))
+            };
             // 'd' has an answer already, 'e' is not there.
             let waiting = ["c", "d", "e"].map(|id| (id.to_string(), fresh(id))).into();
             let mut out = Vec::new();
@@ -728,10 +849,19 @@ mod tests {
 
     #[test]
     fn an_output_without_settings_is_matched_by_id_and_prompt() {
-        let (resume_index, scan) =
-            read(&LineFormat::jsonl(), b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n").unwrap();
-        assert_eq!((scan.bare, scan.models.into_iter().collect::<Vec<_>>()), (1, vec!["m".to_string()]));
-        assert_eq!(resume_index.judge("a", &LineFormat::jsonl(), &Given::Prompt("q".into()), 77), RecordVerdict::Done);
+        let (resume_index, scan) = read(
+            &LineFormat::jsonl(),
+            b"{\"id\":\"a\",\"prompt\":\"q\",\"answer\":\"x\",\"model\":\"m\"}\n",
+        )
+        .unwrap();
+        assert_eq!(
+            (scan.bare, scan.models.into_iter().collect::<Vec<_>>()),
+            (1, vec!["m".to_string()])
+        );
+        assert_eq!(
+            resume_index.judge("a", &LineFormat::jsonl(), &Given::Prompt("q".into()), 77),
+            RecordVerdict::Done
+        );
     }
 
     proptest::proptest! {
@@ -762,8 +892,10 @@ mod tests {
     fn the_changed_setting_is_named() {
         use crate::engine::{SamplingPolicy::*, StoppingPolicy::*};
         let now = crate::pipeline::Generation::usual();
-        let half = |g: &crate::pipeline::Generation| Settings::generation_half(g, GreedyBelow(0.3), Early);
-        let explain = |digest| what_differs(&now, GreedyBelow(0.3), Early, digest).unwrap_or_default();
+        let half =
+            |g: &crate::pipeline::Generation| Settings::generation_half(g, GreedyBelow(0.3), Early);
+        let explain =
+            |digest| what_differs(&now, GreedyBelow(0.3), Early, digest).unwrap_or_default();
         let mut then = now.clone();
         then.sampling.seed = 7;
         assert_eq!(explain(half(&then)), "written with --seed 7, this run has 0");
@@ -774,7 +906,10 @@ mod tests {
         then.max_tokens = 64;
         assert!(explain(half(&then)).contains("--max-tokens 64"));
         assert!(explain(Settings::generation_half(&now, AlwaysSample, Early)).contains("'greedy'"));
-        assert!(explain(Settings::generation_half(&now, GreedyBelow(0.3), MaxTokensOnly)).contains("'early-stop'"));
+        assert!(
+            explain(Settings::generation_half(&now, GreedyBelow(0.3), MaxTokensOnly))
+                .contains("'early-stop'")
+        );
         then.system = Some("x".into());
         assert_eq!(explain(half(&then)), "");
     }

@@ -48,18 +48,24 @@ impl Faults {
                 (fault.first, fault.place) = (index, place.to_string());
             }
         } else if self.0.len() < MAX_CODES {
-            self.0.insert(code.to_string(), Fault { count: 1, first: index, place: place.to_string() });
+            self.0.insert(
+                code.to_string(),
+                Fault { count: 1, first: index, place: place.to_string() },
+            );
         }
     }
 
     /// The commonest code (of equals the one that came first), how often it came, and where first.
     fn commonest(&self) -> Option<(&str, u64, &str)> {
-        let (code, fault) = self.0.iter().min_by_key(|(_, f)| (std::cmp::Reverse(f.count), f.first))?;
+        let (code, fault) =
+            self.0.iter().min_by_key(|(_, f)| (std::cmp::Reverse(f.count), f.first))?;
         Some((code, fault.count, &fault.place))
     }
 
     fn json(&self) -> Value {
-        let one = |(code, f): (&String, &Fault)| (code.clone(), json!({"count": f.count, "first": f.place}));
+        let one = |(code, f): (&String, &Fault)| {
+            (code.clone(), json!({"count": f.count, "first": f.place}))
+        };
         Value::Object(self.0.iter().map(one).collect())
     }
 }
@@ -79,12 +85,23 @@ pub fn lines(report: &RunReport, faults: &Faults, resumed: Option<&RunProgress>)
     let answered = match resumed {
         None => counted(r.answers, "prompt"),
         Some(RunProgress { kept, all: Some(all) }) => {
-            format!("{} / {} done ({kept} kept, {} now)", kept + r.answers, counted(*all, "prompt"), r.answers)
+            format!(
+                "{} / {} done ({kept} kept, {} now)",
+                kept + r.answers,
+                counted(*all, "prompt"),
+                r.answers
+            )
         }
-        Some(RunProgress { kept, all: None }) => format!("{}, {kept} kept", counted(r.answers, "prompt")),
+        Some(RunProgress { kept, all: None }) => {
+            format!("{}, {kept} kept", counted(r.answers, "prompt"))
+        }
     };
     let latency = &r.latencies.end_to_end;
-    let most = if latency.is_empty() { "–".to_string() } else { units::seconds(latency.max() as f64 / 1e6) };
+    let most = if latency.is_empty() {
+        "–".to_string()
+    } else {
+        units::seconds(latency.max() as f64 / 1e6)
+    };
     let mut lines = vec![
         format!(
             "{answered}, {} with {}, {} answered from the cache, in {}",
@@ -131,7 +148,13 @@ pub fn json(report: &RunReport, about: &About) -> Value {
         .seconds
         .iter()
         .map(|(stage, s)| {
-            (serde_json::to_value(stage).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default(), json!(s))
+            (
+                serde_json::to_value(stage)
+                    .ok()
+                    .and_then(|v| v.as_str().map(String::from))
+                    .unwrap_or_default(),
+                json!(s),
+            )
         })
         .collect();
     json!({
@@ -175,21 +198,33 @@ fn histogram_files(path: &Path) -> Vec<(&'static str, &'static str, PathBuf)> {
         return Vec::new();
     }
     let names = ["latency", "ttft", "per-token", "queue"].into_iter();
-    names.flat_map(|what| ["hgrm", "csv"].map(|extension| (what, extension, beside(path, what, extension)))).collect()
+    names
+        .flat_map(|what| {
+            ["hgrm", "csv"].map(|extension| (what, extension, beside(path, what, extension)))
+        })
+        .collect()
 }
 
 /// All files that the stats are written to.
 pub fn files(path: &Path) -> Vec<PathBuf> {
-    std::iter::once(path.to_path_buf()).chain(histogram_files(path).into_iter().map(|(_, _, path)| path)).collect()
+    std::iter::once(path.to_path_buf())
+        .chain(histogram_files(path).into_iter().map(|(_, _, path)| path))
+        .collect()
 }
 
 /// That the stats can be written, before any work; `replace`: over files that exist.
 pub fn check(path: &Path, replace: bool) -> Result<(), Failure> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if path.is_dir() || path.file_name().is_none() {
-        return Err(Failure::usage(format!("--stats {}: is a folder; name a file in it", path.display())));
+        return Err(Failure::usage(format!(
+            "--stats {}: is a folder; name a file in it",
+            path.display()
+        )));
     }
-    if let Some(old) = files(path).iter().find(|f| !replace && std::fs::metadata(f).is_ok_and(|meta| meta.is_file())) {
+    if let Some(old) = files(path)
+        .iter()
+        .find(|f| !replace && std::fs::metadata(f).is_ok_and(|meta| meta.is_file()))
+    {
         let old = units::shown(&old.display().to_string());
         return Err(Failure::usage(format!(
             "--stats {old}: exists; name another file, or add --overwrite (--resume) to replace it"
@@ -199,7 +234,9 @@ pub fn check(path: &Path, replace: bool) -> Result<(), Failure> {
         return Ok(());
     }
     // A file that can be made in the folder and goes away again says more than permission bits.
-    tempfile::tempfile_in(folder).map_err(|e| Failure::usage(format!("--stats {}: cannot be written: {e}", path.display())))?;
+    tempfile::tempfile_in(folder).map_err(|e| {
+        Failure::usage(format!("--stats {}: cannot be written: {e}", path.display()))
+    })?;
     Ok(())
 }
 
@@ -207,7 +244,9 @@ pub fn check(path: &Path, replace: bool) -> Result<(), Failure> {
 pub fn write(path: &Path, fresh: bool, report: &RunReport, about: &About) -> Result<(), Failure> {
     let failed = |path: &Path| {
         let path = path.to_path_buf();
-        move |e: std::io::Error| Failure::failed(format!("--stats {}: {e}; the answers are written", path.display()))
+        move |e: std::io::Error| {
+            Failure::failed(format!("--stats {}: {e}; the answers are written", path.display()))
+        }
     };
     let text = format!("{:#}\n", json(report, about));
     put(path, fresh, &text).map_err(failed(path))?;
@@ -219,7 +258,11 @@ pub fn write(path: &Path, fresh: bool, report: &RunReport, about: &About) -> Res
             "per-token" => &l.per_token,
             _ => &l.queue,
         };
-        let text = if extension == "hgrm" { histograms::hgrm(histogram) } else { histograms::csv(histogram) };
+        let text = if extension == "hgrm" {
+            histograms::hgrm(histogram)
+        } else {
+            histograms::csv(histogram)
+        };
         put(&path, fresh, &text).map_err(failed(&path))?;
     }
     Ok(())
@@ -228,7 +271,9 @@ pub fn write(path: &Path, fresh: bool, report: &RunReport, about: &About) -> Res
 /// Whole or not at all; where a link leads, and straight into what is no regular file.
 fn put(path: &Path, fresh: bool, text: &str) -> std::io::Result<()> {
     match std::fs::metadata(path) {
-        Ok(meta) if !meta.is_file() => std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes()),
+        Ok(meta) if !meta.is_file() => {
+            std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+        }
         _ => output::make(path, fresh, &mut |out| out.write_all(text.as_bytes())),
     }
 }
@@ -240,9 +285,12 @@ mod tests {
     #[test]
     fn the_commonest_error_is_told_with_its_first_place() {
         let mut faults = Faults::default();
-        for (code, index, place) in
-            [("bad_json", 9, "a:10"), ("empty_prompt", 2, "a:3"), ("bad_json", 4, "a:5"), ("bad_json", 6, "a:7")]
-        {
+        for (code, index, place) in [
+            ("bad_json", 9, "a:10"),
+            ("empty_prompt", 2, "a:3"),
+            ("bad_json", 4, "a:5"),
+            ("bad_json", 6, "a:7"),
+        ] {
             faults.count(code, index, place);
         }
         let report = RunReport { answers: 12, errors: 4, ..RunReport::new() };
@@ -253,7 +301,10 @@ mod tests {
         one.count("too_long", 0, "b:1");
         let report = RunReport { answers: 1, errors: 1, ..RunReport::new() };
         let said = lines(&report, &one, Some(&RunProgress { kept: 3, all: Some(4) }));
-        assert!(said[0].starts_with("4 / 4 prompts done (3 kept, 1 now), 1 with an error, "), "{said:?}");
+        assert!(
+            said[0].starts_with("4 / 4 prompts done (3 kept, 1 now), 1 with an error, "),
+            "{said:?}"
+        );
         assert_eq!(said[1], "error: too_long, once, at b:1");
         assert_eq!(lines(&RunReport::new(), &Faults::default(), None).len(), 3);
     }

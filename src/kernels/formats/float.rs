@@ -21,7 +21,9 @@ pub(super) static F32: Kind = Kind {
             line[c * 4..c * 4 + 4].copy_from_slice(w);
         }
     },
-    weight: |group, c, _| f32::from_le_bytes([group[c * 4], group[c * 4 + 1], group[c * 4 + 2], group[c * 4 + 3]]),
+    weight: |group, c, _| {
+        f32::from_le_bytes([group[c * 4], group[c * 4 + 1], group[c * 4 + 2], group[c * 4 + 3]])
+    },
 };
 
 pub(super) static BF16: Kind = Kind {
@@ -39,7 +41,9 @@ pub(super) static BF16: Kind = Kind {
             line[c * 4..c * 4 + pair.len()].copy_from_slice(pair);
         }
     },
-    weight: |group, c, i| half::bf16::from_le_bytes([group[c * 4 + i * 2], group[c * 4 + i * 2 + 1]]).to_f32(),
+    weight: |group, c, i| {
+        half::bf16::from_le_bytes([group[c * 4 + i * 2], group[c * 4 + i * 2 + 1]]).to_f32()
+    },
 };
 
 pub(super) static F16: Kind = Kind {

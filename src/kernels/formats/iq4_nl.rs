@@ -20,7 +20,8 @@ pub(super) static KIND: Kind = Kind {
     group_bytes: q4_0::BYTES,
     pack: q4_0::pack,
     weight: |group, c, i| {
-        half_at(group, 512 + i / 32 * 32 + c * 2) * CURVE[nibble(&group[i / 32 * 256..], c, i % 32) as usize] as f32
+        half_at(group, 512 + i / 32 * 32 + c * 2)
+            * CURVE[nibble(&group[i / 32 * 256..], c, i % 32) as usize] as f32
     },
 };
 

@@ -2,7 +2,10 @@
 //! a block: `[16]` steps, 32 bytes of nothing, `[8][16]` factors (signed bytes), `[8]` four lines: 2.9 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, CURVE, Kind, Part, RAISED, Sum, half_at, looked_up, nibble, put_half, put_nibbles, sixteen};
+use super::{
+    Blocks, CURVE, Kind, Part, RAISED, Sum, half_at, looked_up, nibble, put_half, put_nibbles,
+    sixteen,
+};
 
 const LINES: usize = 64 + 128;
 const BYTES: usize = LINES + 8 * 256;
@@ -62,6 +65,11 @@ impl<S: Isa> Blocks<S> for Iq4Xs {
     /// An f16 times six bits: exact.
     #[inline(always)]
     unsafe fn step(group: *const u8, part: usize) -> S::F {
-        unsafe { S::mul(S::load_f16(group as *const u16), S::load_i8(group.add(64 + part * 16) as *const i8)) }
+        unsafe {
+            S::mul(
+                S::load_f16(group as *const u16),
+                S::load_i8(group.add(64 + part * 16) as *const i8),
+            )
+        }
     }
 }

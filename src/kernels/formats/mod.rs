@@ -6,6 +6,7 @@
 //! Panels hold 16 columns. Codes lie in lines of 64 bytes `[16 columns][4]`: line i has k = 4i + j in the low nibbles and 16 + 4i + j in the
 //! high ones. A fifth bit is a line more: bit i of byte j belongs to k = 4i + j, bit 4 + i to 16 + 4i + j. Fifth and sixth bits are two lines,
 //! of the low and of the high nibbles: bits 2i and 2i + 1. Codes of two bits are two such lines alone, and a third bit is a fifth's line.
+//! Over 500 lines: the table, the traits and what they promise are read together; each type has a file of its own.
 
 mod float;
 mod iq4_nl;
@@ -137,7 +138,11 @@ impl Format {
     /// Nothing for types that are only read. Panics if the values are no whole blocks.
     pub fn encode(self, values: &[f32], out: &mut Vec<u8>) {
         let kind = self.kind();
-        assert!(values.len().is_multiple_of(kind.block), "{} values are no whole blocks of {self}", values.len());
+        assert!(
+            values.len().is_multiple_of(kind.block),
+            "{} values are no whole blocks of {self}",
+            values.len()
+        );
         if let Some(quantize) = kind.quantize {
             values.chunks_exact(kind.block).for_each(|block| quantize(block, out));
         }
@@ -147,15 +152,30 @@ impl Format {
     pub fn dequantize(self, blocks: &[u8], out: &mut Vec<f32>) {
         let kind = self.kind();
         match self {
-            Format::F32 => out.extend(blocks.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
-            Format::Bf16 => out.extend(blocks.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32())),
-            Format::F16 => out.extend(blocks.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32_const())),
+            Format::F32 => {
+                out.extend(blocks.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)))
+            }
+            Format::Bf16 => out.extend(
+                blocks.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()),
+            ),
+            Format::F16 => out.extend(
+                blocks
+                    .as_chunks::<2>()
+                    .0
+                    .iter()
+                    .map(|b| half::f16::from_le_bytes(*b).to_f32_const()),
+            ),
             _ => {
                 for block in blocks.chunks_exact(kind.bytes) {
                     for j in 0..kind.block / 32 {
                         let part = (kind.part)(block, j);
                         let minima = part.minima.map(|m| part.m * m as f32);
-                        out.extend(part.q.iter().enumerate().map(|(i, q)| part.d * *q as f32 + minima[i / 16]));
+                        out.extend(
+                            part.q
+                                .iter()
+                                .enumerate()
+                                .map(|(i, q)| part.d * *q as f32 + minima[i / 16]),
+                        );
                     }
                 }
             }
@@ -186,14 +206,17 @@ const LOW_NIBBLES: u128 = 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f;
 /// Of 32 bytes the low (`shift` 0) or the high nibbles (4): byte i has that of byte i and, above it, that of byte 16 + i.
 #[inline]
 pub(super) fn nibble_pairs(bytes: &[u8], shift: u32) -> u128 {
-    let (first, last) = (sixteen(bytes) >> shift & LOW_NIBBLES, sixteen(&bytes[16..]) >> shift & LOW_NIBBLES);
+    let (first, last) =
+        (sixteen(bytes) >> shift & LOW_NIBBLES, sixteen(&bytes[16..]) >> shift & LOW_NIBBLES);
     first | last << 4
 }
 
 /// Nibbles of 32 codes, in pairs of code i and code 16 + i, into the four lines at the beginning of `lines`.
 #[inline]
 pub(super) fn put_nibbles(pairs: u128, c: usize, lines: &mut [u8]) {
-    for (quad, line) in pairs.to_le_bytes().as_chunks::<4>().0.iter().zip(lines.as_chunks_mut::<64>().0) {
+    for (quad, line) in
+        pairs.to_le_bytes().as_chunks::<4>().0.iter().zip(lines.as_chunks_mut::<64>().0)
+    {
         line[c * 4..c * 4 + 4].copy_from_slice(quad);
     }
 }
@@ -215,7 +238,8 @@ pub(super) fn bit_of_each(bytes: &[u8], j: usize) -> u32 {
     (0..4).fold(0, |bits, q| {
         let eight = u64::from_le_bytes(std::array::from_fn(|i| bytes[q * 8 + i]));
         // Each byte's bit 7 - i ends in the highest byte at place i.
-        let gathered = (eight >> j & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        let gathered =
+            (eight >> j & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         bits | (gathered as u32) << (q * 8)
     })
 }
@@ -230,8 +254,8 @@ pub(super) fn run(bytes: &[u8], j: usize) -> [u8; 32] {
 #[inline]
 pub(super) fn put_run(bytes: &[u8], j: usize, c: usize, lines: &mut [u8]) {
     for half in 0..2 {
-        let two =
-            sixteen(&bytes[j / 4 * 32 + half * 16..]) >> (j % 4 * 2) & (LOW_NIBBLES & 0x0303_0303_0303_0303_0303_0303_0303_0303);
+        let two = sixteen(&bytes[j / 4 * 32 + half * 16..]) >> (j % 4 * 2)
+            & (LOW_NIBBLES & 0x0303_0303_0303_0303_0303_0303_0303_0303);
         let folded = (two | two >> 30 | two >> 60 | two >> 90) as u32;
         lines[half * 64 + c * 4..][..4].copy_from_slice(&folded.to_le_bytes());
     }
@@ -254,11 +278,16 @@ pub(super) fn sixth(lines: &[u8], c: usize, i: usize) -> u8 {
 
 /// Factor and minimum (six bits each) of part `j` in the twelve bytes of Q4_K and Q5_K (ggml-quants.c, `get_scale_min_k4`).
 pub(super) fn six_bits(s: &[u8], j: usize) -> (u8, u8) {
-    if j < 4 { (s[j] & 63, s[j + 4] & 63) } else { (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4) }
+    if j < 4 {
+        (s[j] & 63, s[j + 4] & 63)
+    } else {
+        (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4)
+    }
 }
 
 /// What the numbers of IQ4_NL and IQ4_XS mean (ggml-common.h, `kvalues_iq4nl`).
-pub(super) const CURVE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) const CURVE: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// The same plus 128, as the kernels want signed weights.
 pub(super) const RAISED: [u8; 16] = {
     let mut out = [0; 16];
@@ -313,10 +342,21 @@ pub(crate) trait Blocks<S: super::isa::Isa> {
     type Planes: Copy;
     unsafe fn planes(group: *const u8, part: usize) -> Self::Planes;
     /// Codes of line `i`: k = 4i + j, and 16 + 4i + j. Called with i ascending.
-    unsafe fn line(group: *const u8, part: usize, i: usize, planes: &mut Self::Planes) -> (S::B, S::B);
+    unsafe fn line(
+        group: *const u8,
+        part: usize,
+        i: usize,
+        planes: &mut Self::Planes,
+    ) -> (S::B, S::B);
     /// One of the two.
     #[inline(always)]
-    unsafe fn half(group: *const u8, part: usize, i: usize, half: usize, planes: &mut Self::Planes) -> S::B {
+    unsafe fn half(
+        group: *const u8,
+        part: usize,
+        i: usize,
+        half: usize,
+        planes: &mut Self::Planes,
+    ) -> S::B {
         let (low, high) = unsafe { Self::line(group, part, i, planes) };
         if half == 0 { low } else { high }
     }
@@ -383,7 +423,13 @@ impl<Q> Unpacked<Q> {
                 (true, 0) => 128,
                 (true, _) => 192,
             };
-        [steps, minima, factors, pairs, pairs + if matches!(Q::MINIMUM, Minimum::Two) { 64 } else { 0 }]
+        [
+            steps,
+            minima,
+            factors,
+            pairs,
+            pairs + if matches!(Q::MINIMUM, Minimum::Two) { 64 } else { 0 },
+        ]
     }
 
     /// Bytes of a part.
@@ -482,7 +528,10 @@ impl<S: super::isa::Isa, Q: Blocks<S>> Blocks<S> for Unpacked<Q> {
 
 /// A line of nibbles as what a table has for them.
 #[inline(always)]
-pub(super) unsafe fn looked_up<S: super::isa::Isa>(table: &[u8; 16], line: *const u8) -> (S::B, S::B) {
+pub(super) unsafe fn looked_up<S: super::isa::Isa>(
+    table: &[u8; 16],
+    line: *const u8,
+) -> (S::B, S::B) {
     unsafe {
         let (low, high) = S::nibbles(line);
         (S::lookup(table, low), S::lookup(table, high))
@@ -491,9 +540,13 @@ pub(super) unsafe fn looked_up<S: super::isa::Isa>(table: &[u8; 16], line: *cons
 
 /// Adds a fifth bit to the codes of the next line.
 #[inline(always)]
-pub(super) unsafe fn with_fifth<S: super::isa::Isa>((low, high): (S::B, S::B), plane: &mut S::B) -> (S::B, S::B) {
+pub(super) unsafe fn with_fifth<S: super::isa::Isa>(
+    (low, high): (S::B, S::B),
+    plane: &mut S::B,
+) -> (S::B, S::B) {
     unsafe {
-        let out = (S::or_b(low, S::and_b(S::shl_b(*plane, 4), 16)), S::or_b(high, S::and_b(*plane, 16)));
+        let out =
+            (S::or_b(low, S::and_b(S::shl_b(*plane, 4), 16)), S::or_b(high, S::and_b(*plane, 16)));
         *plane = S::shr_b(*plane, 1);
         out
     }

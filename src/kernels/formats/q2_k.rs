@@ -43,7 +43,8 @@ pub(super) static KIND: Kind = Kind {
     weight: |group, c, i| {
         let both = group[64 + i / 16 * 16 + c];
         let code = sixth(&group[LINES + i / 32 * 128..], c, i % 32) >> 4;
-        half_at(group, c * 2) * ((both & 15) as i32 * code as i32) as f32 + half_at(group, 32 + c * 2) * (both >> 4) as f32
+        half_at(group, c * 2) * ((both & 15) as i32 * code as i32) as f32
+            + half_at(group, 32 + c * 2) * (both >> 4) as f32
     },
 };
 
@@ -57,7 +58,12 @@ impl<S: Isa> Blocks<S> for Q2K {
     type Planes = (S::B, S::B);
     #[inline(always)]
     unsafe fn planes(group: *const u8, part: usize) -> (S::B, S::B) {
-        unsafe { (S::load_b(group.add(LINES + part * 128)), S::load_b(group.add(LINES + part * 128 + 64))) }
+        unsafe {
+            (
+                S::load_b(group.add(LINES + part * 128)),
+                S::load_b(group.add(LINES + part * 128 + 64)),
+            )
+        }
     }
     #[inline(always)]
     unsafe fn line(_: *const u8, _: usize, _: usize, planes: &mut (S::B, S::B)) -> (S::B, S::B) {

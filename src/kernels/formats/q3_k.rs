@@ -2,7 +2,9 @@
 //! 32 bytes of nothing, `[16][16]` factors (signed bytes), `[8]` two lines and one of third bits: 5.5 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, bit_of_each, fifth, half_at, put_fifth, put_half, put_run, run, sixth};
+use super::{
+    Blocks, Kind, Part, Sum, bit_of_each, fifth, half_at, put_fifth, put_half, put_run, run, sixth,
+};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 192;
@@ -52,7 +54,8 @@ pub(super) static KIND: Kind = Kind {
     weight: |group, c, i| {
         let lines = &group[LINES + i / 32 * 192..];
         let code = sixth(lines, c, i % 32) >> 4 | fifth(&lines[128..], c, i % 32) >> 2;
-        half_at(group, c * 2) * (group[64 + i / 16 * 16 + c] as i8 as i32 * (code as i32 - 4)) as f32
+        half_at(group, c * 2)
+            * (group[64 + i / 16 * 16 + c] as i8 as i32 * (code as i32 - 4)) as f32
     },
 };
 
@@ -67,10 +70,21 @@ impl<S: Isa> Blocks<S> for Q3K {
     #[inline(always)]
     unsafe fn planes(group: *const u8, part: usize) -> (S::B, S::B, S::B) {
         let lines = LINES + part * 192;
-        unsafe { (S::load_b(group.add(lines)), S::load_b(group.add(lines + 64)), S::load_b(group.add(lines + 128))) }
+        unsafe {
+            (
+                S::load_b(group.add(lines)),
+                S::load_b(group.add(lines + 64)),
+                S::load_b(group.add(lines + 128)),
+            )
+        }
     }
     #[inline(always)]
-    unsafe fn line(_: *const u8, _: usize, _: usize, planes: &mut (S::B, S::B, S::B)) -> (S::B, S::B) {
+    unsafe fn line(
+        _: *const u8,
+        _: usize,
+        _: usize,
+        planes: &mut (S::B, S::B, S::B),
+    ) -> (S::B, S::B) {
         unsafe {
             let (a, b, c) = *planes;
             *planes = (S::shr_b(a, 2), S::shr_b(b, 2), S::shr_b(c, 1));

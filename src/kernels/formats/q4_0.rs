@@ -6,7 +6,11 @@ use super::{Blocks, Kind, Part, Sum, half_at, nibble, put_half, quantize};
 pub(super) const BYTES: usize = 2 * 256 + 64;
 
 fn part(block: &[u8], _: usize) -> Part {
-    Part::new(std::array::from_fn(|i| (block[2 + i % 16] >> (i / 16 * 4) & 15) as i32 - 8), half_at(block, 0), 0.0)
+    Part::new(
+        std::array::from_fn(|i| (block[2 + i % 16] >> (i / 16 * 4) & 15) as i32 - 8),
+        half_at(block, 0),
+        0.0,
+    )
 }
 
 /// Also IQ4_NL's.
@@ -32,7 +36,8 @@ pub(super) static KIND: Kind = Kind {
     group_bytes: BYTES,
     pack,
     weight: |group, c, i| {
-        half_at(group, 512 + i / 32 * 32 + c * 2) * (nibble(&group[i / 32 * 256..], c, i % 32) as i32 - 8) as f32
+        half_at(group, 512 + i / 32 * 32 + c * 2)
+            * (nibble(&group[i / 32 * 256..], c, i % 32) as i32 - 8) as f32
     },
 };
 

@@ -6,7 +6,11 @@ use super::{Blocks, Kind, Minimum, Part, Sum, half_at, nibble, put_half, quantiz
 const BYTES: usize = 256 + 64;
 
 fn part(block: &[u8], _: usize) -> Part {
-    Part::new(std::array::from_fn(|i| (block[4 + i % 16] >> (i / 16 * 4) & 15) as i32), half_at(block, 0), half_at(block, 2))
+    Part::new(
+        std::array::from_fn(|i| (block[4 + i % 16] >> (i / 16 * 4) & 15) as i32),
+        half_at(block, 0),
+        half_at(block, 2),
+    )
 }
 
 pub(super) static KIND: Kind = Kind {
@@ -29,7 +33,9 @@ pub(super) static KIND: Kind = Kind {
             }
         }
     },
-    weight: |group, c, i| half_at(group, 256 + c * 2) * nibble(group, c, i) as f32 + half_at(group, 288 + c * 2),
+    weight: |group, c, i| {
+        half_at(group, 256 + c * 2) * nibble(group, c, i) as f32 + half_at(group, 288 + c * 2)
+    },
 };
 
 pub(crate) struct Q41;

@@ -2,7 +2,10 @@
 //! `[16]` steps of the minima negated, `[8][2][16]` factors and minima as bytes, `[8]` four lines: 2.8 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Minimum, Part, Sum, half_at, nibble, nibble_pairs, put_half, put_nibbles, quantize, six_bits};
+use super::{
+    Blocks, Kind, Minimum, Part, Sum, half_at, nibble, nibble_pairs, put_half, put_nibbles,
+    quantize, six_bits,
+};
 
 /// Bytes before the lines: also Q5_K's.
 pub(super) const HEAD: usize = 64 + 256;
@@ -68,13 +71,20 @@ pub(super) static KIND: Kind = Kind {
 /// The columns' steps: an f16 times six bits, exact. Also Q5_K's.
 #[inline(always)]
 pub(super) unsafe fn step<S: Isa>(group: *const u8, part: usize) -> S::F {
-    unsafe { S::mul(S::load_f16(group as *const u16), S::load_i8(group.add(64 + part * 32) as *const i8)) }
+    unsafe {
+        S::mul(S::load_f16(group as *const u16), S::load_i8(group.add(64 + part * 32) as *const i8))
+    }
 }
 
 /// Their minima.
 #[inline(always)]
 pub(super) unsafe fn minimum<S: Isa>(group: *const u8, part: usize) -> S::F {
-    unsafe { S::mul(S::load_f16(group.add(32) as *const u16), S::load_i8(group.add(80 + part * 32) as *const i8)) }
+    unsafe {
+        S::mul(
+            S::load_f16(group.add(32) as *const u16),
+            S::load_i8(group.add(80 + part * 32) as *const i8),
+        )
+    }
 }
 
 pub(crate) struct Q4K;

@@ -2,7 +2,10 @@
 //! `[2][16]` steps.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, quantize, sixteen, with_fifth};
+use super::{
+    Blocks, Kind, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, quantize,
+    sixteen, with_fifth,
+};
 
 const BYTES: usize = 2 * 320 + 64;
 
@@ -32,7 +35,11 @@ pub(super) static KIND: Kind = Kind {
             put_half(&mut group[640 + b % 2 * 32..], c, &block[..2]);
             let lines = &mut group[b % 2 * 320..];
             put_nibbles(sixteen(&block[6..]), c, lines);
-            put_fifth(u32::from_le_bytes([block[2], block[3], block[4], block[5]]), c, &mut lines[256..]);
+            put_fifth(
+                u32::from_le_bytes([block[2], block[3], block[4], block[5]]),
+                c,
+                &mut lines[256..],
+            );
         }
     },
     weight: |group, c, i| {

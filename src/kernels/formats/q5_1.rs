@@ -3,7 +3,8 @@
 use super::super::isa::Isa;
 use super::q5_0::codes;
 use super::{
-    Blocks, Kind, Minimum, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles, quantize, sixteen, with_fifth,
+    Blocks, Kind, Minimum, Part, Sum, fifth, half_at, nibble, put_fifth, put_half, put_nibbles,
+    quantize, sixteen, with_fifth,
 };
 
 const BYTES: usize = 320 + 64;
@@ -27,7 +28,11 @@ pub(super) static KIND: Kind = Kind {
             put_half(&mut group[320..], c, &block[..2]);
             put_half(&mut group[352..], c, &block[2..4]);
             put_nibbles(sixteen(&block[8..]), c, group);
-            put_fifth(u32::from_le_bytes([block[4], block[5], block[6], block[7]]), c, &mut group[256..]);
+            put_fifth(
+                u32::from_le_bytes([block[4], block[5], block[6], block[7]]),
+                c,
+                &mut group[256..],
+            );
         }
     },
     weight: |group, c, i| {

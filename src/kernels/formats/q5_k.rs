@@ -3,13 +3,16 @@
 use super::super::isa::Isa;
 use super::q4_k::{HEAD, head, minimum, numbers, put_head, step};
 use super::{
-    Blocks, Kind, Minimum, Part, Sum, bit_of_each, fifth, nibble, nibble_pairs, put_fifth, put_nibbles, quantize, with_fifth,
+    Blocks, Kind, Minimum, Part, Sum, bit_of_each, fifth, nibble, nibble_pairs, put_fifth,
+    put_nibbles, quantize, with_fifth,
 };
 
 const BYTES: usize = HEAD + 8 * 320;
 
 fn codes(block: &[u8], j: usize) -> [u8; 32] {
-    std::array::from_fn(|i| block[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15 | (block[16 + i] >> j & 1) << 4)
+    std::array::from_fn(|i| {
+        block[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15 | (block[16 + i] >> j & 1) << 4
+    })
 }
 
 fn part(block: &[u8], j: usize) -> Part {

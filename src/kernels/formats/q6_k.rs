@@ -2,7 +2,10 @@
 //! 32 bytes of nothing, `[16][16]` factors, `[8]` four lines and two of fifth and sixth bits: 1 % more than the file.
 
 use super::super::isa::Isa;
-use super::{Blocks, Kind, Part, Sum, half_at, nibble, nibble_pairs, put_half, put_nibbles, put_run, quantize, run, sixth};
+use super::{
+    Blocks, Kind, Part, Sum, half_at, nibble, nibble_pairs, put_half, put_nibbles, put_run,
+    quantize, run, sixth,
+};
 
 const LINES: usize = 64 + 256;
 const BYTES: usize = LINES + 8 * 384;
@@ -50,7 +53,8 @@ pub(super) static KIND: Kind = Kind {
     weight: |group, c, i| {
         let lines = &group[LINES + i / 32 * 384..];
         let code = nibble(lines, c, i % 32) | sixth(&lines[256..], c, i % 32);
-        half_at(group, c * 2) * (group[64 + i / 16 * 16 + c] as i8 as i32 * (code as i32 - 32)) as f32
+        half_at(group, c * 2)
+            * (group[64 + i / 16 * 16 + c] as i8 as i32 * (code as i32 - 32)) as f32
     },
 };
 
@@ -64,15 +68,28 @@ impl<S: Isa> Blocks<S> for Q6K {
     type Planes = (S::B, S::B);
     #[inline(always)]
     unsafe fn planes(group: *const u8, part: usize) -> (S::B, S::B) {
-        unsafe { (S::load_b(group.add(LINES + part * 384 + 256)), S::load_b(group.add(LINES + part * 384 + 320))) }
+        unsafe {
+            (
+                S::load_b(group.add(LINES + part * 384 + 256)),
+                S::load_b(group.add(LINES + part * 384 + 320)),
+            )
+        }
     }
     #[inline(always)]
-    unsafe fn line(group: *const u8, part: usize, i: usize, planes: &mut (S::B, S::B)) -> (S::B, S::B) {
+    unsafe fn line(
+        group: *const u8,
+        part: usize,
+        i: usize,
+        planes: &mut (S::B, S::B),
+    ) -> (S::B, S::B) {
         unsafe {
             let (low, high) = S::nibbles(group.add(LINES + part * 384 + i * 64));
             let (a, b) = *planes;
             *planes = (S::shr_b(a, 2), S::shr_b(b, 2));
-            (S::or_b(low, S::and_b(S::shl_b(a, 4), 48)), S::or_b(high, S::and_b(S::shl_b(b, 4), 48)))
+            (
+                S::or_b(low, S::and_b(S::shl_b(a, 4), 48)),
+                S::or_b(high, S::and_b(S::shl_b(b, 4), 48)),
+            )
         }
     }
     #[inline(always)]

@@ -37,7 +37,8 @@ pub(super) static KIND: Kind = Kind {
     },
     weight: |group, c, i| {
         let (quads, steps) = place(i / 32);
-        half_at(group, steps + c * 2) * (group[quads + i % 32 / 4 * 64 + c * 4 + i % 4] as i32 - 128) as f32
+        half_at(group, steps + c * 2)
+            * (group[quads + i % 32 / 4 * 64 + c * 4 + i % 4] as i32 - 128) as f32
     },
 };
 

@@ -55,7 +55,8 @@ pub(super) fn q4_1(block: &[f32], out: &mut Vec<u8>) {
 
 /// Fifth bits, then nibbles.
 fn put_five(codes: &[u8; 32], out: &mut Vec<u8>) {
-    let fifth = codes.iter().enumerate().fold(0u32, |bits, (i, code)| bits | u32::from(code >> 4 & 1) << i);
+    let fifth =
+        codes.iter().enumerate().fold(0u32, |bits, (i, code)| bits | u32::from(code >> 4 & 1) << i);
     out.extend(fifth.to_le_bytes());
     out.extend((0..16).map(|i| codes[i] & 15 | codes[i + 16] << 4));
 }
@@ -98,8 +99,9 @@ fn step_and_minimum(x: &[f32], most: i32, first: f32, tries: i32) -> Found<32> {
         sum_w += w;
         sum_x += w * x;
     }
-    let codes_of =
-        |inverse: f32, low: f32| -> [u8; 32] { std::array::from_fn(|i| nearest(inverse * (x[i] - low)).clamp(0, most) as u8) };
+    let codes_of = |inverse: f32, low: f32| -> [u8; 32] {
+        std::array::from_fn(|i| nearest(inverse * (x[i] - low)).clamp(0, most) as u8)
+    };
     let error = |codes: &[u8; 32], step: f32, minimum: f32| {
         x.iter().zip(&weights).zip(codes).fold(0f32, |sum, ((x, w), l)| {
             let off = step * *l as f32 + minimum - x;
@@ -120,7 +122,10 @@ fn step_and_minimum(x: &[f32], most: i32, first: f32, tries: i32) -> Found<32> {
         }
         let determinant = sum_w * sum_l2 - sum_l * sum_l;
         if determinant > 0.0 {
-            let mut fit = ((sum_w * sum_xl - sum_x * sum_l) / determinant, (sum_l2 * sum_x - sum_l * sum_xl) / determinant);
+            let mut fit = (
+                (sum_w * sum_xl - sum_x * sum_l) / determinant,
+                (sum_l2 * sum_x - sum_l * sum_xl) / determinant,
+            );
             if fit.1 > 0.0 {
                 fit = (sum_xl / sum_l2, 0.0);
             }
@@ -135,12 +140,15 @@ fn step_and_minimum(x: &[f32], most: i32, first: f32, tries: i32) -> Found<32> {
 
 /// Eight steps and minima in six bits each, and the f16 steps of these: the head of Q4_K and Q5_K. Returns the codes.
 fn put_super(block: &[f32], most: i32, first: f32, tries: i32, out: &mut Vec<u8>) -> [u8; 256] {
-    let parts: [Found<32>; 8] = std::array::from_fn(|j| step_and_minimum(&block[j * 32..][..32], most, first, tries));
-    let (step, minimum) = parts.iter().fold((0f32, 0f32), |(s, m), part| (s.max(part.step), m.max(part.minimum)));
+    let parts: [Found<32>; 8] =
+        std::array::from_fn(|j| step_and_minimum(&block[j * 32..][..32], most, first, tries));
+    let (step, minimum) =
+        parts.iter().fold((0f32, 0f32), |(s, m), part| (s.max(part.step), m.max(part.minimum)));
     let in_63 = |largest: f32| if largest > 0.0 { 63.0 / largest } else { 0.0 };
     let (by_step, by_minimum) = (in_63(step), in_63(minimum));
     let six = |x: f32| (nearest(x) as u8).min(63);
-    let factors: [(u8, u8); 8] = std::array::from_fn(|j| (six(by_step * parts[j].step), six(by_minimum * parts[j].minimum)));
+    let factors: [(u8, u8); 8] =
+        std::array::from_fn(|j| (six(by_step * parts[j].step), six(by_minimum * parts[j].minimum)));
     let (d, dm) = (put(out, step / 63.0), put(out, minimum / 63.0));
     let mut packed = [0u8; 12];
     for (j, (s, m)) in factors.into_iter().enumerate() {
@@ -158,19 +166,27 @@ fn put_super(block: &[f32], most: i32, first: f32, tries: i32, out: &mut Vec<u8>
         let (s, m) = factors[i / 32];
         let (step, minimum) = (d * s as f32, dm * m as f32);
         // Where the step became 0 the search's codes stay: they mean nothing.
-        if step == 0.0 { parts[i / 32].codes[i % 32] } else { nearest((block[i] + minimum) / step).clamp(0, most) as u8 }
+        if step == 0.0 {
+            parts[i / 32].codes[i % 32]
+        } else {
+            nearest((block[i] + minimum) / step).clamp(0, most) as u8
+        }
     })
 }
 
 pub(super) fn q4_k(block: &[f32], out: &mut Vec<u8>) {
     let codes = put_super(block, 15, -1.0, 20, out);
-    out.extend((0..128).map(|i| codes[i / 32 * 64 + i % 32] | codes[i / 32 * 64 + 32 + i % 32] << 4));
+    out.extend(
+        (0..128).map(|i| codes[i / 32 * 64 + i % 32] | codes[i / 32 * 64 + 32 + i % 32] << 4),
+    );
 }
 
 pub(super) fn q5_k(block: &[f32], out: &mut Vec<u8>) {
     let codes = put_super(block, 31, -0.5, 15, out);
     out.extend((0..32).map(|i| (0..8).fold(0, |bits, j| bits | (codes[j * 32 + i] >> 4) << j)));
-    out.extend((0..128).map(|i| codes[i / 32 * 64 + i % 32] & 15 | codes[i / 32 * 64 + 32 + i % 32] << 4));
+    out.extend(
+        (0..128).map(|i| codes[i / 32 * 64 + i % 32] & 15 | codes[i / 32 * 64 + 32 + i % 32] << 4),
+    );
 }
 
 /// Of 16 values with codes -32..=31, kept plus 32 (`make_qx_quants`, weights x²): 19 candidates around the plain one, each fitted to its codes.
@@ -179,7 +195,9 @@ fn step_of_16(x: &[f32]) -> Found<16> {
     if most.abs() < 1e-15 {
         return Found { step: 0.0, minimum: 0.0, codes: [0; 16] };
     }
-    let codes_of = |inverse: f32| -> [i32; 16] { std::array::from_fn(|i| nearest(inverse * x[i]).clamp(-32, 31)) };
+    let codes_of = |inverse: f32| -> [i32; 16] {
+        std::array::from_fn(|i| nearest(inverse * x[i]).clamp(-32, 31))
+    };
     let sums = |codes: &[i32; 16]| {
         x.iter().zip(codes).fold((0f32, 0f32), |(lx, l2), (x, l)| {
             let (l, w) = (*l as f32, x * x);
@@ -215,14 +233,23 @@ pub(super) fn q6_k(block: &[f32], out: &mut Vec<u8>) {
     let codes: [u8; 256] = std::array::from_fn(|i| {
         let step = d.to_f32() * factors[i / 16] as f32;
         // As in `put_super`.
-        if step == 0.0 { parts[i / 16].codes[i % 16] } else { (nearest(block[i] / step).clamp(-32, 31) + 32) as u8 }
+        if step == 0.0 {
+            parts[i / 16].codes[i % 16]
+        } else {
+            (nearest(block[i] / step).clamp(-32, 31) + 32) as u8
+        }
     });
     let at = |half: usize, run: usize, i: usize| codes[half * 128 + run * 32 + i];
     for half in 0..2 {
-        out.extend((0..64).map(|i| at(half, i / 32, i % 32) & 15 | at(half, i / 32 + 2, i % 32) << 4));
+        out.extend(
+            (0..64).map(|i| at(half, i / 32, i % 32) & 15 | at(half, i / 32 + 2, i % 32) << 4),
+        );
     }
     for half in 0..2 {
-        out.extend((0..32).map(|i| (0..4).fold(0, |bits, run| bits | (at(half, run, i) >> 4) << (2 * run))));
+        out.extend(
+            (0..32)
+                .map(|i| (0..4).fold(0, |bits, run| bits | (at(half, run, i) >> 4) << (2 * run))),
+        );
     }
     out.extend(factors.map(|f| f as u8));
     out.extend(d.to_le_bytes());

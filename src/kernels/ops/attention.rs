@@ -64,13 +64,20 @@ impl Attending<'_> {
 /// No two rows write the same place.
 fn distinct_places(rows: &[Row], places: &mut Vec<(u32, u32)>) -> bool {
     places.clear();
-    places.extend(rows.iter().filter(|r| r.page != Row::NOWHERE).map(|r| (r.page, r.position % PAGE as u32)));
+    places.extend(
+        rows.iter().filter(|r| r.page != Row::NOWHERE).map(|r| (r.page, r.position % PAGE as u32)),
+    );
     places.sort_unstable();
     places.windows(2).all(|w| w[0] != w[1])
 }
 
 /// No two units compute the same head of the same row. The units were checked to lie within `rows` and `heads`.
-fn distinct_units(units: &[AttentionUnit], rows: usize, heads: usize, seen: &mut Vec<bool>) -> bool {
+fn distinct_units(
+    units: &[AttentionUnit],
+    rows: usize,
+    heads: usize,
+    seen: &mut Vec<bool>,
+) -> bool {
     seen.clear();
     seen.resize(times(rows, heads), false);
     units.iter().all(|u| {
@@ -127,14 +134,20 @@ impl Team {
         let (shape, kv_heads) = (kv.shape.head(layer), kv.shape.layers()[layer].kv_heads);
         let hd = shape.head_dim;
         assert!(hd > 0 && kv_heads > 0, "layer {layer} keeps no keys and values");
-        assert!(q.stride == whole(times(heads, hd)) && k.stride == whole(times(kv_heads, hd)) && v.stride == k.stride);
+        assert!(
+            q.stride == whole(times(heads, hd))
+                && k.stride == whole(times(kv_heads, hd))
+                && v.stride == k.stride
+        );
         assert!([q.count(), k.count(), v.count()].iter().all(|c| *c >= rows.len()));
         assert!(by.row_scales.is_none_or(|s| s.len() == rows.len()), "a scale for each row");
         self.check_places(rows, kv.pages, by.table.map(|t| t.len() / times(2, hd)));
         for scratch in self.scratch.iter_mut() {
             scratch.fit(hd);
         }
-        let norms = by.norms.as_ref().map_or([UNNORMED; 2], |norms| [norms[0].by(hd, self.round), norms[1].by(hd, self.round)]);
+        let norms = by.norms.as_ref().map_or([UNNORMED; 2], |norms| {
+            [norms[0].by(hd, self.round), norms[1].by(hd, self.round)]
+        });
         let args = Shared(HeadsArgs {
             q: q.data.as_mut_ptr(),
             q_stride: q.stride,
@@ -180,13 +193,18 @@ impl Team {
         let (shape, kv_heads) = (kv.shape.head(layer), kv.shape.layers()[layer].kv_heads);
         let hd = shape.head_dim;
         assert!(hd > 0 && kv_heads > 0, "layer {layer} keeps no keys and values");
-        assert!(parts[1].n == times(kv_heads, hd) && parts[2].n == parts[1].n && parts[0].n.is_multiple_of(hd));
+        assert!(
+            parts[1].n == times(kv_heads, hd)
+                && parts[2].n == parts[1].n
+                && parts[0].n.is_multiple_of(hd)
+        );
         assert!(q.count() >= rows.len() && q.stride == whole(parts[0].n));
         self.check_places(rows, kv.pages, Some(rotation.table.len() / times(2, hd)));
         let inputs = parts.map(|p| input.input(rows.len(), p));
         let panels = parts.iter().map(|p| p.count()).sum();
         let grid = self.grid(rows.len(), panels, 2);
-        let units: usize = parts.iter().map(|p| p.count().div_ceil(grid.panels) * grid.row_groups).sum();
+        let units: usize =
+            parts.iter().map(|p| p.count().div_ceil(grid.panels) * grid.row_groups).sum();
         let args = Shared(QkvArgs {
             parts: [
                 (Projection::Query, matrix(parts[0]), bias_of(biases[0], parts[0].n)),
@@ -215,10 +233,21 @@ impl Team {
     /// That rows have their rotations and pages, and that no two write the same place.
     fn check_places(&mut self, rows: &[Row], pages: usize, positions: Option<usize>) {
         for row in rows {
-            assert!(positions.is_none_or(|p| (row.position as usize) < p), "rotation of position {}", row.position);
-            assert!(row.page == Row::NOWHERE || (row.page as usize) < pages, "page {} of {pages}", row.page);
+            assert!(
+                positions.is_none_or(|p| (row.position as usize) < p),
+                "rotation of position {}",
+                row.position
+            );
+            assert!(
+                row.page == Row::NOWHERE || (row.page as usize) < pages,
+                "page {} of {pages}",
+                row.page
+            );
         }
-        assert!(distinct_places(rows, &mut self.buffers.places), "two rows write the same place of a page");
+        assert!(
+            distinct_places(rows, &mut self.buffers.places),
+            "two rows write the same place of a page"
+        );
     }
 
     /// Attention of all `units` (see [`attention_units`]) into `out`; quantized there too if `out` has blocks.
@@ -240,7 +269,10 @@ impl Team {
         assert!(heads > 0 && heads.is_multiple_of(kv_heads) && q.count() >= rows.len());
         assert!(q.stride == whole(times(heads, hd)));
         assert!(by.window != Some(0), "a window of at least one position");
-        assert!(by.sinks.is_none_or(|s| s.len() >= heads), "a sink for each head (padding may follow)");
+        assert!(
+            by.sinks.is_none_or(|s| s.len() >= heads),
+            "a sink for each head (padding may follow)"
+        );
         for scratch in self.scratch.iter_mut() {
             scratch.fit(hd);
         }
@@ -249,26 +281,43 @@ impl Team {
         let copied = |c: &Context| if let Context::Copy(b) = c { b.len() / layer_bytes } else { 0 };
         let most = contexts.iter().map(copied).max().unwrap_or(0);
         if identity.len() < most {
-            identity.extend(identity.len() as u32..u32::try_from(most).expect("fewer than 2^32 pages"));
+            identity
+                .extend(identity.len() as u32..u32::try_from(most).expect("fewer than 2^32 pages"));
         }
         views.clear();
         views.extend(contexts.iter().map(|context| match context {
             Context::Pages(pages) => {
                 assert!(pages.iter().all(|&p| (p as usize) < kv.pages), "a page past the arena");
                 let page_bytes = kv.shape.page_bytes();
-                View { base: kv.layer(layer), page_bytes, pages: pages.as_ptr(), count: pages.len() }
+                View {
+                    base: kv.layer(layer),
+                    page_bytes,
+                    pages: pages.as_ptr(),
+                    count: pages.len(),
+                }
             }
-            Context::Copy(bytes) => {
-                View { base: bytes.as_ptr(), page_bytes: layer_bytes, pages: identity.as_ptr(), count: copied(context) }
-            }
+            Context::Copy(bytes) => View {
+                base: bytes.as_ptr(),
+                page_bytes: layer_bytes,
+                pages: identity.as_ptr(),
+                count: copied(context),
+            },
         }));
         for u in units {
             let (first, last) = (u.row as usize, u.row as usize + u.rows as usize);
             let (head, end) = (u.head as usize, u.head as usize + u.heads as usize);
             assert!(first < last && last <= rows.len() && head < end && end <= heads);
-            assert!(times(last - first, end - head) <= ATTENTION_ROWS, "a unit of {} rows x {} heads", u.rows, u.heads);
+            assert!(
+                times(last - first, end - head) <= ATTENTION_ROWS,
+                "a unit of {} rows x {} heads",
+                u.rows,
+                u.heads
+            );
             assert!(head / group == (end - 1) / group, "heads of one kv head");
-            assert!(rows[first..last].is_sorted_by_key(|r| r.position), "positions that do not decrease");
+            assert!(
+                rows[first..last].is_sorted_by_key(|r| r.position),
+                "positions that do not decrease"
+            );
             assert!(
                 (rows[last - 1].position as usize) < times(views[u.segment as usize].count, PAGE),
                 "attention past the pages"
@@ -295,7 +344,8 @@ impl Team {
         let (run, scratch) = (self.set.table().attention, &self.scratch);
         // SAFETY: features as in `norm`; a unit writes its own heads of its own rows of `out` (`distinct_units`; whole blocks of 32 when
         // quantizing); rows, heads, pages were checked above; scratch by worker number.
-        self.pool.run(units.len(), |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
+        self.pool
+            .run(units.len(), |worker, unit| unsafe { run(args.get(), scratch.get(worker), unit) });
         if out.has_blocks() && !to_q {
             self.quantize(out, rows.len());
         }

@@ -25,7 +25,11 @@ impl Rows {
 
     /// Bytes of such rows; saturates.
     pub fn bytes(rows: usize, width: usize) -> usize {
-        width.checked_next_multiple_of(COLUMNS).unwrap_or(usize::MAX).saturating_mul(rows).saturating_mul(4)
+        width
+            .checked_next_multiple_of(COLUMNS)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(rows)
+            .saturating_mul(4)
     }
 
     /// Rows it holds.
@@ -64,7 +68,8 @@ impl Activations {
     /// Bytes of such activations; saturates.
     pub fn bytes(rows: usize, width: usize, quantized: bool) -> usize {
         let blocks = if quantized { width / 32 } else { 0 };
-        Rows::bytes(rows, width).saturating_add(rows.saturating_mul(blocks).saturating_mul(size_of::<ActBlock>()))
+        Rows::bytes(rows, width)
+            .saturating_add(rows.saturating_mul(blocks).saturating_mul(size_of::<ActBlock>()))
     }
 
     /// Row r, padding included.
@@ -80,8 +85,12 @@ impl Activations {
     /// Whether all numbers are the same, bit for bit.
     pub fn same_bits(&self, other: &Activations) -> bool {
         let bits = |a: &Activations| a.rows.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let blocks =
-            |a: &Activations| a.blocks.iter().map(|b| (b.q, b.d.to_bits(), b.dsum.to_bits(), b.correction)).collect::<Vec<_>>();
+        let blocks = |a: &Activations| {
+            a.blocks
+                .iter()
+                .map(|b| (b.q, b.d.to_bits(), b.dsum.to_bits(), b.correction))
+                .collect::<Vec<_>>()
+        };
         bits(self) == bits(other) && blocks(self) == blocks(other)
     }
 
@@ -96,8 +105,17 @@ impl Activations {
 
     pub(super) fn input(&self, rows: usize, m: &Panels) -> Input {
         assert!(rows <= self.rows.count() && m.k <= self.width);
-        assert!(!m.format.is_quantized() || (self.blocks_stride >= m.k / 32 && self.blocks.len() >= rows * self.blocks_stride));
-        Input { f: self.rows.data.as_ptr(), f_stride: self.rows.stride, q: self.blocks.as_ptr(), q_stride: self.blocks_stride }
+        assert!(
+            !m.format.is_quantized()
+                || (self.blocks_stride >= m.k / 32
+                    && self.blocks.len() >= rows * self.blocks_stride)
+        );
+        Input {
+            f: self.rows.data.as_ptr(),
+            f_stride: self.rows.stride,
+            q: self.blocks.as_ptr(),
+            q_stride: self.blocks_stride,
+        }
     }
 
     pub(super) fn sink(&mut self, rows: usize, width: usize) -> Sink {
@@ -122,7 +140,9 @@ impl KvArena {
     /// Room for `pages` pages.
     pub fn new(shape: KvShape, pages: usize) -> Result<KvArena, NoMemory> {
         // A shape whose sizes saturated fits nowhere, not even in no pages: its offsets mean nothing.
-        let page_bytes = Some(shape.page_bytes()).filter(|&bytes| bytes < usize::MAX).ok_or(NoMemory(usize::MAX))?;
+        let page_bytes = Some(shape.page_bytes())
+            .filter(|&bytes| bytes < usize::MAX)
+            .ok_or(NoMemory(usize::MAX))?;
         let bytes = page_bytes.checked_mul(pages).ok_or(NoMemory(usize::MAX))?;
         Ok(KvArena { arena: Arena::new(bytes)?, shape, pages })
     }
@@ -139,7 +159,11 @@ impl KvArena {
 
     /// Makes a page what another one is, in all layers.
     pub fn copy_page(&mut self, from: u32, to: u32) {
-        assert!((from as usize) < self.pages && (to as usize) < self.pages, "pages {from} and {to} of {}", self.pages);
+        assert!(
+            (from as usize) < self.pages && (to as usize) < self.pages,
+            "pages {from} and {to} of {}",
+            self.pages
+        );
         let bytes = self.shape.page_bytes();
         let from = from as usize * bytes;
         self.arena.bytes_mut().copy_within(from..from + bytes, to as usize * bytes);
@@ -147,12 +171,17 @@ impl KvArena {
 
     /// Layer `layer` of these pages, copied into a new allocation one page larger (the audit's growing cache).
     pub fn copy_layer(&self, layer: usize, pages: &[u32]) -> Vec<u8> {
-        let (bytes, page_bytes, offset) =
-            (self.shape.layer_bytes(layer), self.shape.page_bytes(), self.shape.layer_offset(layer));
+        let (bytes, page_bytes, offset) = (
+            self.shape.layer_bytes(layer),
+            self.shape.page_bytes(),
+            self.shape.layer_offset(layer),
+        );
         let mut copy = Vec::with_capacity(times(pages.len() + 1, bytes));
         for &page in pages {
             assert!((page as usize) < self.pages, "page {page} of {}", self.pages);
-            copy.extend_from_slice(&self.arena.bytes()[page as usize * page_bytes + offset..][..bytes]);
+            copy.extend_from_slice(
+                &self.arena.bytes()[page as usize * page_bytes + offset..][..bytes],
+            );
         }
         copy
     }
@@ -180,13 +209,19 @@ impl StateArena {
     /// `blocks` blocks of `floats` floats.
     pub fn new(floats: usize, blocks: usize) -> Result<StateArena, NoMemory> {
         let stride = floats.checked_next_multiple_of(COLUMNS).ok_or(NoMemory(usize::MAX))?;
-        let bytes = stride.checked_mul(blocks).and_then(|all| all.checked_mul(4)).ok_or(NoMemory(usize::MAX))?;
+        let bytes = stride
+            .checked_mul(blocks)
+            .and_then(|all| all.checked_mul(4))
+            .ok_or(NoMemory(usize::MAX))?;
         Ok(StateArena { arena: Arena::new(bytes)?, stride, blocks })
     }
 
     /// Floats that a convolution's state takes.
     pub fn convolution_floats(columns: usize, taps: usize) -> usize {
-        columns.checked_next_multiple_of(COLUMNS).unwrap_or(usize::MAX).saturating_mul(taps.saturating_sub(1))
+        columns
+            .checked_next_multiple_of(COLUMNS)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(taps.saturating_sub(1))
     }
 
     /// Floats that a delta rule's state takes.
@@ -196,13 +231,29 @@ impl StateArena {
     }
 
     /// Checks segments against the arena, and that those that write have blocks of their own.
-    pub(super) fn view(&mut self, offset: usize, floats: usize, segments: &[StateSegment]) -> StateBlocks {
-        assert!(offset.checked_add(floats).is_some_and(|end| end <= self.stride), "a layer past the end of a block");
+    pub(super) fn view(
+        &mut self,
+        offset: usize,
+        floats: usize,
+        segments: &[StateSegment],
+    ) -> StateBlocks {
+        assert!(
+            offset.checked_add(floats).is_some_and(|end| end <= self.stride),
+            "a layer past the end of a block"
+        );
         let mut written = Vec::new();
         for s in segments {
-            assert!(s.from.is_none_or(|b| b < self.blocks) && s.to < self.blocks && s.from != Some(s.to), "blocks of states");
+            assert!(
+                s.from.is_none_or(|b| b < self.blocks)
+                    && s.to < self.blocks
+                    && s.from != Some(s.to),
+                "blocks of states"
+            );
             assert!(s.saves.windows(2).all(|w| w[0].0 < w[1].0), "saves in order");
-            assert!(s.saves.iter().all(|(rows, b)| (1..=s.rows).contains(rows) && *b < self.blocks), "saves within the segment");
+            assert!(
+                s.saves.iter().all(|(rows, b)| (1..=s.rows).contains(rows) && *b < self.blocks),
+                "saves within the segment"
+            );
             written.push(s.to);
             written.extend(s.saves.iter().map(|save| save.1));
         }

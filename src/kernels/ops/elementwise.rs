@@ -29,19 +29,44 @@ impl<'a> NormWeights<'a> {
 
     /// As raw parts, for `n` values. Panics on vectors that are not `n` values up to 16.
     pub(super) fn by(&self, n: usize, round: bool) -> NormBy {
-        assert!(n > 0 && self.weights.len() == whole(n) && self.bias.is_none_or(|b| b.len() == whole(n)));
+        assert!(
+            n > 0
+                && self.weights.len() == whole(n)
+                && self.bias.is_none_or(|b| b.len() == whole(n))
+        );
         let bias = pointer(self.bias);
-        NormBy { w: self.weights.as_ptr(), bias, n, epsilon: self.epsilon, centred: self.centred, round }
+        NormBy {
+            w: self.weights.as_ptr(),
+            bias,
+            n,
+            epsilon: self.epsilon,
+            centred: self.centred,
+            round,
+        }
     }
 }
 
 /// No norm.
-pub(super) const UNNORMED: NormBy =
-    NormBy { w: std::ptr::null(), bias: std::ptr::null(), n: 0, epsilon: 0.0, centred: false, round: false };
+pub(super) const UNNORMED: NormBy = NormBy {
+    w: std::ptr::null(),
+    bias: std::ptr::null(),
+    n: 0,
+    epsilon: 0.0,
+    centred: false,
+    round: false,
+};
 
 impl Team {
     /// Norm of the first `rows` rows of `x` (or of those in `pick`), `n` wide, into `out`.
-    pub fn norm(&mut self, x: &Rows, pick: Option<&[u32]>, rows: usize, norm: &NormWeights, n: usize, out: &mut Activations) {
+    pub fn norm(
+        &mut self,
+        x: &Rows,
+        pick: Option<&[u32]>,
+        rows: usize,
+        norm: &NormWeights,
+        n: usize,
+        out: &mut Activations,
+    ) {
         assert!(whole(n) == x.stride && pick.map_or(rows <= x.count(), |p| p.len() == rows));
         assert!(pick.is_none_or(|p| p.iter().all(|&r| (r as usize) < x.count())));
         let to_q = out.has_blocks();
@@ -57,7 +82,9 @@ impl Team {
         });
         let norm = self.set.table().norm;
         // SAFETY: the set's features are there (`KernelSet`); a unit writes its own rows of `out` only; all rows were checked above.
-        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { norm(args.get(), unit) });
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe {
+            norm(args.get(), unit)
+        });
     }
 
     /// Norm of the first `rows` rows of `x`, `n` wide, in place.
@@ -76,16 +103,32 @@ impl Team {
         });
         let norm = self.set.table().norm;
         // SAFETY: as in `norm`; a row is read before its values are replaced, 16 at a time (`rms_norm`, `layer_norm`).
-        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { norm(args.get(), unit) });
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe {
+            norm(args.get(), unit)
+        });
     }
 
     /// x += scale * norm(branch), or x += scale * branch without a norm, on the first `rows` rows, `n` wide. `branch` is left normed.
-    pub fn add_normed(&mut self, branch: &mut Rows, norm: Option<&NormWeights>, n: usize, scale: f32, rows: usize, x: &mut Rows) {
-        assert!(whole(n) == x.stride && x.stride == branch.stride && rows <= x.count() && rows <= branch.count());
+    pub fn add_normed(
+        &mut self,
+        branch: &mut Rows,
+        norm: Option<&NormWeights>,
+        n: usize,
+        scale: f32,
+        rows: usize,
+        x: &mut Rows,
+    ) {
+        assert!(
+            whole(n) == x.stride
+                && x.stride == branch.stride
+                && rows <= x.count()
+                && rows <= branch.count()
+        );
         let args = Shared(AddArgs {
             branch: branch.data.as_mut_ptr(),
             stride: x.stride,
-            by: norm.map_or(NormBy { round: self.round, ..UNNORMED }, |norm| norm.by(n, self.round)),
+            by: norm
+                .map_or(NormBy { round: self.round, ..UNNORMED }, |norm| norm.by(n, self.round)),
             scale,
             x: x.data.as_mut_ptr(),
             rows,
@@ -93,14 +136,30 @@ impl Team {
         });
         let add = self.set.table().add;
         // SAFETY: features as in `norm`; a unit reads and writes its own rows of `branch` and `x` only.
-        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { add(args.get(), unit) });
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe {
+            add(args.get(), unit)
+        });
     }
 
     /// activation(gate) * up, or activation(up) without a gate, of the first `rows` rows into `out`.
-    pub fn activate(&mut self, gate: Option<&Rows>, up: &Rows, activation: ActivationFn, rows: usize, out: &mut Activations) {
+    pub fn activate(
+        &mut self,
+        gate: Option<&Rows>,
+        up: &Rows,
+        activation: ActivationFn,
+        rows: usize,
+        out: &mut Activations,
+    ) {
         let n = out.width;
-        assert!(gate.is_some() || !matches!(activation, ActivationFn::Clamped { .. }), "an activation of gate and up");
-        assert!(up.stride == whole(n) && rows <= up.count() && gate.is_none_or(|g| g.stride == up.stride && rows <= g.count()));
+        assert!(
+            gate.is_some() || !matches!(activation, ActivationFn::Clamped { .. }),
+            "an activation of gate and up"
+        );
+        assert!(
+            up.stride == whole(n)
+                && rows <= up.count()
+                && gate.is_none_or(|g| g.stride == up.stride && rows <= g.count())
+        );
         let to_q = out.has_blocks();
         assert!(!to_q || n.is_multiple_of(32));
         let args = Shared(ActivateArgs {
@@ -117,7 +176,9 @@ impl Team {
         });
         let activate = self.set.table().activate;
         // SAFETY: features as in `norm`; a unit writes its own rows of `out` only, whose stride is that of `up`.
-        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe { activate(args.get(), unit) });
+        self.pool.run(rows.div_ceil(args.get().rows_per_unit), |_, unit| unsafe {
+            activate(args.get(), unit)
+        });
     }
 
     /// The first `rows` rows of `x` as activations: what a branch without a norm in front of it reads.
@@ -147,6 +208,7 @@ impl Team {
         });
         let quantize = self.set.table().quantize;
         // SAFETY: as in `norm`.
-        self.pool.run(rows.div_ceil(rows_per_unit), |_, unit| unsafe { quantize(args.get(), unit) });
+        self.pool
+            .run(rows.div_ceil(rows_per_unit), |_, unit| unsafe { quantize(args.get(), unit) });
     }
 }

@@ -29,7 +29,9 @@ fn times(a: usize, b: usize) -> usize {
 
 /// A width up to whole panels. Panics where that is no size.
 fn whole(width: usize) -> usize {
-    width.checked_next_multiple_of(COLUMNS).unwrap_or_else(|| panic!("rows of {width} are more than memory can hold"))
+    width
+        .checked_next_multiple_of(COLUMNS)
+        .unwrap_or_else(|| panic!("rows of {width} are more than memory can hold"))
 }
 
 /// Null for none.
@@ -94,7 +96,12 @@ impl<T> Shared<T> {
 
 impl Team {
     /// `threads` workers (the caller is one of them).
-    pub fn new(set: KernelSet, threads: usize, head_dim: usize, round_bf16: bool) -> std::io::Result<Team> {
+    pub fn new(
+        set: KernelSet,
+        threads: usize,
+        head_dim: usize,
+        round_bf16: bool,
+    ) -> std::io::Result<Team> {
         let pool = Pool::new(threads)?;
         let scratch = PerWorker::new(pool.threads(), || Scratch::new(head_dim));
         Ok(Team { pool, scratch, set, round: round_bf16, buffers: Buffers::default() })
@@ -121,7 +128,12 @@ impl Team {
     }
 
     /// Runs `work(index, chunk)` on chunks of `data`, in parallel.
-    pub fn chunks<T: Send>(&mut self, data: &mut [T], chunk: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    pub fn chunks<T: Send>(
+        &mut self,
+        data: &mut [T],
+        chunk: usize,
+        work: impl Fn(usize, &mut [T]) + Sync,
+    ) {
         let (len, start) = (data.len(), Shared(data.as_mut_ptr()));
         self.pool.run(len.div_ceil(chunk), |_, unit| {
             let from = unit * chunk;
@@ -132,7 +144,13 @@ impl Team {
     }
 
     /// Runs `fill(r, row)` on the first `rows` rows (without their padding, `width` long), in parallel if there are many.
-    pub fn fill(&mut self, x: &mut Rows, rows: usize, width: usize, fill: impl Fn(usize, &mut [f32]) + Sync) {
+    pub fn fill(
+        &mut self,
+        x: &mut Rows,
+        rows: usize,
+        width: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
         assert!(rows <= x.count() && width <= x.stride);
         let (stride, per_unit) = (x.stride, self.rows_per_unit(rows));
         self.chunks(&mut x.data[..rows * stride], stride * per_unit, |unit, chunk| {
@@ -158,7 +176,11 @@ impl Team {
     fn grid_among(&mut self, rows: usize, multiple: usize, all: usize) -> Grid {
         let (group, row_groups) = row_groups(rows);
         let wanted = all.div_ceil(6 * self.pool.threads());
-        let grid = Grid { panels: (wanted / multiple * multiple).clamp(multiple, MAX_PANELS), rows: group, row_groups };
+        let grid = Grid {
+            panels: (wanted / multiple * multiple).clamp(multiple, MAX_PANELS),
+            rows: group,
+            row_groups,
+        };
         for scratch in self.scratch.iter_mut() {
             scratch.tile(grid.rows * grid.panels * COLUMNS);
         }

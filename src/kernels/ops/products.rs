@@ -63,12 +63,27 @@ pub struct Group<'a> {
 
 impl Team {
     /// x += scale * (input · m + bias); `bias` is padded to 16.
-    pub fn add_product(&mut self, m: &Panels, input: &Activations, rows: usize, x: &mut Rows, bias: Option<&[f32]>, scale: f32) {
+    pub fn add_product(
+        &mut self,
+        m: &Panels,
+        input: &Activations,
+        rows: usize,
+        x: &mut Rows,
+        bias: Option<&[f32]>,
+        scale: f32,
+    ) {
         self.residual(m, input, rows, x, bias, scale, false);
     }
 
     /// out = input · m + bias; `bias` is padded to 16.
-    pub fn product(&mut self, m: &Panels, input: &Activations, rows: usize, bias: Option<&[f32]>, out: &mut Rows) {
+    pub fn product(
+        &mut self,
+        m: &Panels,
+        input: &Activations,
+        rows: usize,
+        bias: Option<&[f32]>,
+        out: &mut Rows,
+    ) {
         self.residual(m, input, rows, out, bias, 1.0, true);
     }
 
@@ -103,7 +118,14 @@ impl Team {
     }
 
     /// activation(gate) * up into `out`; `m` holds gate and up panels in turn.
-    pub fn gate_up(&mut self, m: &Panels, input: &Activations, rows: usize, activation: ActivationFn, out: &mut Activations) {
+    pub fn gate_up(
+        &mut self,
+        m: &Panels,
+        input: &Activations,
+        rows: usize,
+        activation: ActivationFn,
+        out: &mut Activations,
+    ) {
         assert!(m.n.is_multiple_of(2) && m.n / 2 == whole(out.width), "gate and up panels in turn");
         let to_q = out.has_blocks();
         assert!(!to_q || out.width.is_multiple_of(32));
@@ -127,25 +149,47 @@ impl Team {
 
     /// Rows `pick` of `x`, in that order, as rows of `out`.
     pub fn gather(&mut self, x: &Activations, pick: &[u32], out: &mut Activations) {
-        assert!(pick.len() <= out.rows.count() && x.width == out.width && (!out.has_blocks() || x.has_blocks()));
+        assert!(
+            pick.len() <= out.rows.count()
+                && x.width == out.width
+                && (!out.has_blocks() || x.has_blocks())
+        );
         let per_unit = self.rows_per_unit(pick.len()).max(1);
         let (stride, blocks) = (out.rows.stride, out.blocks_stride);
-        self.chunks(&mut out.rows.data[..pick.len() * stride], (stride * per_unit).max(1), |unit, chunk| {
-            for (row, from) in chunk.chunks_exact_mut(stride.max(1)).zip(&pick[unit * per_unit..]) {
-                row.copy_from_slice(x.row(*from as usize));
-            }
-        });
-        self.chunks(&mut out.blocks[..pick.len() * blocks], (blocks * per_unit).max(1), |unit, chunk| {
-            for (row, from) in chunk.chunks_exact_mut(blocks.max(1)).zip(&pick[unit * per_unit..]) {
-                row.copy_from_slice(x.blocks(*from as usize));
-            }
-        });
+        self.chunks(
+            &mut out.rows.data[..pick.len() * stride],
+            (stride * per_unit).max(1),
+            |unit, chunk| {
+                for (row, from) in
+                    chunk.chunks_exact_mut(stride.max(1)).zip(&pick[unit * per_unit..])
+                {
+                    row.copy_from_slice(x.row(*from as usize));
+                }
+            },
+        );
+        self.chunks(
+            &mut out.blocks[..pick.len() * blocks],
+            (blocks * per_unit).max(1),
+            |unit, chunk| {
+                for (row, from) in
+                    chunk.chunks_exact_mut(blocks.max(1)).zip(&pick[unit * per_unit..])
+                {
+                    row.copy_from_slice(x.blocks(*from as usize));
+                }
+            },
+        );
     }
 
     /// Checks groups, cuts each, and numbers their units: (grid, first unit) of each, and how many units there are.
     fn cut_groups(&mut self, groups: &[Group], multiple: usize) -> (Vec<(Grid, usize)>, usize) {
-        assert!(groups.windows(2).all(|g| g[0].rows.end <= g[1].rows.start), "groups one behind the other");
-        assert!(groups.windows(2).all(|g| (g[0].m.n, g[0].m.k) == (g[1].m.n, g[1].m.k)), "matrices of one shape");
+        assert!(
+            groups.windows(2).all(|g| g[0].rows.end <= g[1].rows.start),
+            "groups one behind the other"
+        );
+        assert!(
+            groups.windows(2).all(|g| (g[0].m.n, g[0].m.k) == (g[1].m.n, g[1].m.k)),
+            "matrices of one shape"
+        );
         let all = groups.iter().map(|g| g.m.count() * row_groups(g.rows.len()).1).sum();
         let mut units = 0;
         let cut = groups
@@ -191,7 +235,13 @@ impl Team {
     }
 
     /// As [`Team::gate_up`], each group of rows with its own matrix. Rows of no group stay as they are.
-    pub fn gate_up_of_groups(&mut self, groups: &[Group], input: &Activations, activation: ActivationFn, out: &mut Activations) {
+    pub fn gate_up_of_groups(
+        &mut self,
+        groups: &[Group],
+        input: &Activations,
+        activation: ActivationFn,
+        out: &mut Activations,
+    ) {
         let to_q = out.has_blocks();
         assert!(!to_q || out.width.is_multiple_of(32));
         let (cut, units) = self.cut_groups(groups, 4);
@@ -200,7 +250,10 @@ impl Team {
             .iter()
             .zip(&cut)
             .map(|(g, (grid, _))| {
-                assert!(g.m.n.is_multiple_of(2) && g.m.n / 2 == whole(width) && g.bias.is_none(), "gate and up panels in turn");
+                assert!(
+                    g.m.n.is_multiple_of(2) && g.m.n / 2 == whole(width) && g.bias.is_none(),
+                    "gate and up panels in turn"
+                );
                 GateUpArgs {
                     m: matrix(&g.m),
                     input: input.input(g.rows.end, &g.m).from(g.rows.start),
@@ -222,7 +275,13 @@ impl Team {
     }
 
     /// The output matrix on the rows of `input`, one for each of `wants`.
-    pub fn head(&mut self, m: &Panels, input: &Activations, scoring: &Scoring, wants: &mut [ScoreRequest]) -> Vec<Scores> {
+    pub fn head(
+        &mut self,
+        m: &Panels,
+        input: &Activations,
+        scoring: &Scoring,
+        wants: &mut [ScoreRequest],
+    ) -> Vec<Scores> {
         let rows = wants.len();
         let scores: Vec<RawScoreRequest> = wants
             .iter_mut()
@@ -267,9 +326,9 @@ impl Team {
         let answer = |(best, score): (Best, &RawScoreRequest)| match score {
             _ if best.bad => Scores::NotFinite,
             RawScoreRequest::Argmax => Scores::Argmax(best.argmax.1, best.argmax.0),
-            RawScoreRequest::TopK(k) => {
-                Scores::TopK(best.top.into_sorted_vec().into_iter().take(*k).map(|r| (r.1, r.0)).collect())
-            }
+            RawScoreRequest::TopK(k) => Scores::TopK(
+                best.top.into_sorted_vec().into_iter().take(*k).map(|r| (r.1, r.0)).collect(),
+            ),
             RawScoreRequest::All(_) => Scores::All,
         };
         merged.into_iter().zip(&scores).map(answer).collect()
@@ -286,7 +345,9 @@ impl Team {
         let args = Shared(WidenArgs { m: matrix(m), out: out.as_mut_ptr(), panels_per_unit });
         let run = self.set.table().widen;
         // SAFETY: features as in `norm`; a unit writes its own panels of `out`, which has room for all.
-        self.pool.run(m.count().div_ceil(panels_per_unit.max(1)), |_, unit| unsafe { run(args.get(), unit) });
+        self.pool.run(m.count().div_ceil(panels_per_unit.max(1)), |_, unit| unsafe {
+            run(args.get(), unit)
+        });
         // SAFETY: f32 values may be read as bytes; the length in bytes is that of the slice.
         let bytes = unsafe { std::slice::from_raw_parts(out.as_ptr() as *const u8, len * 4) };
         Panels::new(Format::F32, m.n, m.k, bytes)

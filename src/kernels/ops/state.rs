@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 #![allow(clippy::too_many_arguments)]
 
-use super::super::state::{Around, ConvolveArgs, DeltaArgs, MAX_TAPS, StateSegment, UNIT, delta_floats};
+use super::super::state::{
+    Around, ConvolveArgs, DeltaArgs, MAX_TAPS, StateSegment, UNIT, delta_floats,
+};
 use super::buffers::{Activations, Rows, StateArena};
 use super::elementwise::NormWeights;
 use super::{Shared, Team, bias_of, times, whole};
@@ -100,13 +102,23 @@ impl Team {
         out: &mut Activations,
     ) {
         let ([key_heads, value_heads], [key_dim, value_dim]) = (by.heads, by.dims);
-        assert!(key_heads > 0 && value_heads.is_multiple_of(key_heads) && key_dim > 0 && value_dim > 0);
+        assert!(
+            key_heads > 0 && value_heads.is_multiple_of(key_heads) && key_dim > 0 && value_dim > 0
+        );
         let (keys, values) = (times(key_heads, key_dim), times(value_heads, value_dim));
-        assert!(mixed.stride == whole(2 * keys + values) && z.stride == whole(values) && out.width == values);
+        assert!(
+            mixed.stride == whole(2 * keys + values)
+                && z.stride == whole(values)
+                && out.width == values
+        );
         assert!(beta.stride == whole(value_heads) && decay.stride == beta.stride);
         let counts = [mixed.count(), z.count(), beta.count(), decay.count(), out.rows.count()];
         check_segments(segments, counts.into_iter().min().unwrap_or(0));
-        let states = states.view(offset, StateArena::delta_floats(value_heads, key_dim, value_dim), segments);
+        let states = states.view(
+            offset,
+            StateArena::delta_floats(value_heads, key_dim, value_dim),
+            segments,
+        );
         for scratch in self.scratch.iter_mut() {
             scratch.tile(delta_floats(key_dim, value_dim));
         }
@@ -138,7 +150,8 @@ impl Team {
         let (run, scratch) = (self.set.table().delta, &self.scratch);
         // SAFETY: features as in `norm`; a unit is a value head: it writes its own columns of all rows and its own part of the blocks,
         // segments one after the other; sizes were checked above; scratch by worker number.
-        self.pool.run(value_heads, |worker, head| unsafe { run(args.get(), scratch.get(worker), head) });
+        self.pool
+            .run(value_heads, |worker, head| unsafe { run(args.get(), scratch.get(worker), head) });
         if out.has_blocks() {
             let rows = segments.iter().map(|s| s.row + s.rows + s.padding).max().unwrap_or(0);
             self.quantize(out, rows);

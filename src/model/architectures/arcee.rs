@@ -13,5 +13,7 @@ pub(super) static ARCEE: Architecture = Architecture {
     norms_less_one: false,
     experts_turned: false,
     renamed: &[],
-    build: |m| dense::build(m, Dense { gated: false, activation: Activation::Relu2, ..Dense::default() }),
+    build: |m| {
+        dense::build(m, Dense { gated: false, activation: Activation::Relu2, ..Dense::default() })
+    },
 };

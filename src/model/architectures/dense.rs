@@ -3,13 +3,22 @@
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use super::rope::{self, Wanted};
 use crate::kernels::MAX_TAPS;
 use crate::model::metadata::{Container, Key, Metadata, key};
-use crate::model::spec::{Activation, Convolution, DeltaNet, Ffn, LayerSpec, Mixer, Mixture, ModelSpec, Norm, NormKind, Norms};
+use crate::model::spec::{
+    Activation, Convolution, DeltaNet, Ffn, LayerSpec, Mixer, Mixture, ModelSpec, Norm, NormKind,
+    Norms,
+};
 use crate::model::{ModelError, Rope};
 
 /// Positions beyond which a context length is not believed.
@@ -33,9 +42,12 @@ const HEAD_DIM: Key = key(&"attention.key_length", &"head_dim");
 const VALUE_DIM: Key = key(&"attention.value_length", &"");
 const VOCAB: Key = key(&"vocab_size", &"vocab_size");
 const TIED: Key = key(&"", &"tie_word_embeddings");
-const RMS_EPSILON: Key = Key { gguf: &["attention.layer_norm_rms_epsilon"], hf: &["rms_norm_eps", "norm_eps"] };
-const LAYER_EPSILON: Key =
-    Key { gguf: &["attention.layer_norm_epsilon"], hf: &["layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"] };
+const RMS_EPSILON: Key =
+    Key { gguf: &["attention.layer_norm_rms_epsilon"], hf: &["rms_norm_eps", "norm_eps"] };
+const LAYER_EPSILON: Key = Key {
+    gguf: &["attention.layer_norm_epsilon"],
+    hf: &["layer_norm_eps", "norm_epsilon", "norm_eps", "layer_norm_epsilon"],
+};
 /// The activation of the feed-forward part, where a config says it.
 pub(super) const ACTIVATION: Key = Key { gguf: &[], hf: &["hidden_activation", "hidden_act"] };
 
@@ -94,17 +106,26 @@ impl Default for Dense {
 
 /// The spec of a family that is llama but for `dense`, with one rope for all layers.
 pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelError> {
-    let Dense { norm, epsilon, norms, activation, gated, theta, partial, truncate, defaults } = dense;
-    let defaults = if m.container() == Container::Checkpoint { defaults } else { Defaults::default() };
+    let Dense { norm, epsilon, norms, activation, gated, theta, partial, truncate, defaults } =
+        dense;
+    let defaults =
+        if m.container() == Container::Checkpoint { defaults } else { Defaults::default() };
     let layers = m.need(LAYERS, 1..=MAX_COUNT)?;
     let guessing = m.integer(GUESSING, 0..=MAX_COUNT)?.unwrap_or(0);
     let layers = layers.checked_sub(guessing).filter(|n| *n > 0);
-    let layers = layers.ok_or_else(|| m.refuse(GUESSING, &format!("is {guessing}, which leaves no layers")))?;
+    let layers = layers
+        .ok_or_else(|| m.refuse(GUESSING, &format!("is {guessing}, which leaves no layers")))?;
     // Each layer has tensors of its own, which are looked up one by one; nothing is allocated by a number that this does not hold.
     if layers > m.tensors() {
-        return Err(m.refuse(LAYERS, &format!("is {layers}, but the file holds only {} tensors", m.tensors())));
+        return Err(m.refuse(
+            LAYERS,
+            &format!("is {layers}, but the file holds only {} tensors", m.tensors()),
+        ));
     }
-    let context = m.integer(CONTEXT, 1..=MAX_CONTEXT)?.or(defaults.context).ok_or_else(|| m.missing(CONTEXT))?;
+    let context = m
+        .integer(CONTEXT, 1..=MAX_CONTEXT)?
+        .or(defaults.context)
+        .ok_or_else(|| m.missing(CONTEXT))?;
     let hidden = m.need(HIDDEN, 1..=MAX_WIDTH)?;
     // Where all layers have experts, some files say their width alone.
     let ffn = match m.per_layer(FFN, 1..=MAX_WIDTH, layers)? {
@@ -112,9 +133,12 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
         None => m.per_layer(EXPERT_FFN, 1..=MAX_WIDTH, layers)?.ok_or_else(|| m.missing(FFN))?,
     };
     let heads = m.per_layer(HEADS, 1..=MAX_COUNT, layers)?;
-    let heads = heads.or(defaults.heads.map(|n| vec![n; layers])).ok_or_else(|| m.missing(HEADS))?;
+    let heads =
+        heads.or(defaults.heads.map(|n| vec![n; layers])).ok_or_else(|| m.missing(HEADS))?;
     // 0 where a layer has none.
-    let kv_heads = m.per_layer(KV_HEADS, 0..=MAX_COUNT, layers)?.or(defaults.kv_heads.map(|n| vec![n; layers]));
+    let kv_heads = m
+        .per_layer(KV_HEADS, 0..=MAX_COUNT, layers)?
+        .or(defaults.kv_heads.map(|n| vec![n; layers]));
     let kv_heads = kv_heads.unwrap_or_else(|| heads.clone());
     if kv_heads.iter().all(|n| *n == 0) {
         return Err(m.refuse(KV_HEADS, "is 0; where a layer attends it is at least 1"));
@@ -124,7 +148,10 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
         Some(n) => n,
         None if hidden.is_multiple_of(most) => hidden.checked_div(most).unwrap_or(1),
         None => {
-            return Err(m.refuse(HIDDEN, &format!("is {hidden}, not a multiple of the {most} of {}", m.name(HEADS))));
+            return Err(m.refuse(
+                HIDDEN,
+                &format!("is {hidden}, not a multiple of the {most} of {}", m.name(HEADS)),
+            ));
         }
     };
     if m.integer(VALUE_DIM, 1..=MAX_COUNT)?.is_some_and(|n| n != head_dim) {
@@ -140,7 +167,8 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
         weights: true,
         bias: false,
     };
-    let rope: Rope = rope::read(m, Wanted { theta, partial, truncate, ..Wanted::new(head_dim, context) })?;
+    let rope: Rope =
+        rope::read(m, Wanted { theta, partial, truncate, ..Wanted::new(head_dim, context) })?;
     // Some configs have the activation under both names; the first one counts, as in transformers.
     m.find(key(&"", &"hidden_act"));
     let activation = match m.text(ACTIVATION)? {
@@ -186,8 +214,11 @@ pub(super) fn build(m: &dyn Metadata, dense: Dense) -> Result<ModelSpec, ModelEr
             own.qkv_bias = attention.unwrap_or(own.qkv_bias);
             own.output_bias &= attention != Some(false);
         }
-        if let Ffn::Gated { input_bias, output_bias, .. } | Ffn::Plain { input_bias, output_bias, .. } = &mut layer.ffn {
-            (*input_bias, *output_bias) = (inner.unwrap_or(*input_bias), inner.unwrap_or(*output_bias));
+        if let Ffn::Gated { input_bias, output_bias, .. }
+        | Ffn::Plain { input_bias, output_bias, .. } = &mut layer.ffn
+        {
+            (*input_bias, *output_bias) =
+                (inner.unwrap_or(*input_bias), inner.unwrap_or(*output_bias));
         }
     }
     Ok(spec)
@@ -204,7 +235,9 @@ pub(super) fn biases(m: &dyn Metadata, spec: &mut ModelSpec, up: &str, down: &st
         if let Some(attention) = layer.attention_mut() {
             (attention.qkv_bias, attention.output_bias) = (qkv, output);
         }
-        if let Ffn::Gated { input_bias, output_bias, .. } | Ffn::Plain { input_bias, output_bias, .. } = &mut layer.ffn {
+        if let Ffn::Gated { input_bias, output_bias, .. }
+        | Ffn::Plain { input_bias, output_bias, .. } = &mut layer.ffn
+        {
             (*input_bias, *output_bias) = (up, down);
         }
     }
@@ -216,13 +249,17 @@ fn vocabulary(m: &dyn Metadata, default: Option<usize>) -> Result<(usize, bool),
     match m.vocabulary() {
         Some(tokens) => {
             if m.integer(VOCAB, 0..=u64::MAX)?.is_some_and(|n| n != tokens) {
-                return Err(m.refuse(VOCAB, &format!("differs from the {tokens} tokens of 'tokenizer.ggml.tokens'")));
+                return Err(m.refuse(
+                    VOCAB,
+                    &format!("differs from the {tokens} tokens of 'tokenizer.ggml.tokens'"),
+                ));
             }
             Ok((tokens, no_output))
         }
         // Where a config does not say, transformers' default depends on the class: the tensors tell.
         None => {
-            let vocab = m.integer(VOCAB, 1..=1 << 22)?.or(default).ok_or_else(|| m.missing(VOCAB))?;
+            let vocab =
+                m.integer(VOCAB, 1..=1 << 22)?.or(default).ok_or_else(|| m.missing(VOCAB))?;
             Ok((vocab, m.bool(TIED)?.unwrap_or(no_output)))
         }
     }
@@ -232,7 +269,9 @@ fn read_epsilon(m: &dyn Metadata, key: Key, default: Option<f64>) -> Result<f32,
     // GGUF files may say 0; transformers has no norm without one.
     let found = match m.container() {
         Container::Gguf => m.float(key, "a number from 0, below 1", |x| (0.0..1.0).contains(&x))?,
-        Container::Checkpoint => m.float(key, "a number above 0, below 1", |x| x > 0.0 && x < 1.0)?,
+        Container::Checkpoint => {
+            m.float(key, "a number above 0, below 1", |x| x > 0.0 && x < 1.0)?
+        }
     };
     let found = found.or(default);
     found.map(|x| x as f32).ok_or_else(|| m.missing(key))
@@ -248,7 +287,9 @@ pub(super) fn named_activation(m: &dyn Metadata, name: &str) -> Result<Activatio
         "relu2" => Activation::Relu2,
         other => {
             let other = crate::units::shown(other);
-            let text = format!("is '{other}', which llmopt does not compute; silu, gelu, gelu_pytorch_tanh, relu and relu2 are");
+            let text = format!(
+                "is '{other}', which llmopt does not compute; silu, gelu, gelu_pytorch_tanh, relu and relu2 are"
+            );
             return Err(m.refuse(ACTIVATION, &text));
         }
     })
@@ -273,7 +314,9 @@ pub(super) fn check(spec: &ModelSpec) -> Result<(), String> {
         };
         let (heads, kv_heads, head_dim) = (a.heads, a.kv_heads, a.head_dim);
         if !heads.is_multiple_of(kv_heads) {
-            return Err(format!("{heads} attention heads cannot share {kv_heads} key/value heads: not a multiple"));
+            return Err(format!(
+                "{heads} attention heads cannot share {kv_heads} key/value heads: not a multiple"
+            ));
         }
         if !head_dim.is_multiple_of(2) {
             return Err(format!("the head size {head_dim} is odd; rotary positions need pairs"));
@@ -288,7 +331,9 @@ pub(super) fn check(spec: &ModelSpec) -> Result<(), String> {
 fn check_taps(taps: usize) -> Result<(), String> {
     match taps {
         1..=MAX_TAPS => Ok(()),
-        taps => Err(format!("a convolution over {taps} positions is not computed; 1 to {MAX_TAPS} are")),
+        taps => {
+            Err(format!("a convolution over {taps} positions is not computed; 1 to {MAX_TAPS} are"))
+        }
     }
 }
 
@@ -299,12 +344,18 @@ fn check_delta(net: &DeltaNet) -> Result<(), String> {
         return Err("a delta net of no heads, or of heads without width".into());
     }
     // The widest that anybody has published is 64 heads of 128 by 128.
-    let floats = (value_heads as u64).checked_mul(key_dim as u64).and_then(|n| n.checked_mul(value_dim as u64));
+    let floats = (value_heads as u64)
+        .checked_mul(key_dim as u64)
+        .and_then(|n| n.checked_mul(value_dim as u64));
     if floats.is_none_or(|n| n > 1 << 30) {
-        return Err(format!("a state of {value_heads} heads of {key_dim} x {value_dim} is more than any model has"));
+        return Err(format!(
+            "a state of {value_heads} heads of {key_dim} x {value_dim} is more than any model has"
+        ));
     }
     if !value_heads.is_multiple_of(key_heads) {
-        return Err(format!("{value_heads} value heads cannot share {key_heads} key heads: not a multiple"));
+        return Err(format!(
+            "{value_heads} value heads cannot share {key_heads} key heads: not a multiple"
+        ));
     }
     Ok(())
 }
@@ -314,7 +365,9 @@ fn check_mixture(mixture: &Mixture) -> Result<(), String> {
     match () {
         _ if experts == 0 => Err("a mixture of 0 experts computes nothing".into()),
         _ if used == 0 => Err(format!("0 of {experts} experts are used; at least 1 must be")),
-        _ if used > experts => Err(format!("{used} experts are used of only {experts} that there are")),
+        _ if used > experts => {
+            Err(format!("{used} experts are used of only {experts} that there are"))
+        }
         _ => Ok(()),
     }
 }
@@ -322,7 +375,9 @@ fn check_mixture(mixture: &Mixture) -> Result<(), String> {
 fn check_rope(rope: &Rope, head_dim: usize) -> Result<(), String> {
     let Rope { theta: _, dims, factors, magnitude: _, long } = rope;
     if !dims.is_multiple_of(2) || *dims > head_dim || *dims == 0 {
-        return Err(format!("{dims} rotary dimensions do not fit a head of {head_dim}: an even number up to that is possible"));
+        return Err(format!(
+            "{dims} rotary dimensions do not fit a head of {head_dim}: an even number up to that is possible"
+        ));
     }
     for factors in std::iter::once(factors).chain(long.iter().map(|long| &long.factors)) {
         if !factors.is_empty() && factors.len() != dims.checked_div(2).unwrap_or(0) {

@@ -24,7 +24,8 @@ pub(super) static GEMMA: Architecture = Architecture {
 };
 
 /// Here the llama name of the feed-forward norm belongs to the norm of attention's output.
-const SANDWICH: &[Renamed] = &[Renamed::hf(Role::FfnNorm, "model.layers.{}.pre_feedforward_layernorm.weight")];
+const SANDWICH: &[Renamed] =
+    &[Renamed::hf(Role::FfnNorm, "model.layers.{}.pre_feedforward_layernorm.weight")];
 
 pub(super) static GEMMA2: Architecture = Architecture {
     name: "gemma2",
@@ -75,11 +76,22 @@ pub(super) static GEMMA3: Architecture = Architecture {
 };
 
 /// What the configs of gemma 3 leave out (transformers' Gemma3TextConfig, and Gemma3Config for the vocabulary).
-const GEMMA3_DEFAULTS: Defaults =
-    Defaults { context: Some(131_072), heads: Some(8), kv_heads: Some(4), head_dim: Some(256), vocab: Some(262_208) };
+const GEMMA3_DEFAULTS: Defaults = Defaults {
+    context: Some(131_072),
+    heads: Some(8),
+    kv_heads: Some(4),
+    head_dim: Some(256),
+    vocab: Some(262_208),
+};
 
 fn base(m: &dyn Metadata, norms: Norms, defaults: Defaults) -> Result<ModelSpec, ModelError> {
-    let dense = Dense { norms, activation: Activation::GeluTanh, epsilon: Some(1e-6), defaults, ..Dense::default() };
+    let dense = Dense {
+        norms,
+        activation: Activation::GeluTanh,
+        epsilon: Some(1e-6),
+        defaults,
+        ..Dense::default()
+    };
     let mut spec = dense::build(m, dense)?;
     spec.embedding_scale = (spec.hidden as f32).sqrt();
     for layer in &mut spec.layers {

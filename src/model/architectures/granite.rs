@@ -26,7 +26,9 @@ pub(super) static GRANITE: Architecture = Architecture {
 pub(super) fn build(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     let mut spec = dense::build(m, Dense::default())?;
     // 0 stands for none in GGUF files.
-    let scale = |key: Key| Ok::<_, ModelError>(m.float(key, "a number from 0", |x| x >= 0.0)?.filter(|x| *x != 0.0));
+    let scale = |key: Key| {
+        Ok::<_, ModelError>(m.float(key, "a number from 0", |x| x >= 0.0)?.filter(|x| *x != 0.0))
+    };
     spec.embedding_scale = scale(EMBEDDING)?.unwrap_or(1.0) as f32;
     spec.logit_scale = 1.0 / scale(LOGIT)?.unwrap_or(1.0) as f32;
     let (residual, attention) = (scale(RESIDUAL)?, scale(ATTENTION)?);

@@ -22,9 +22,19 @@ pub(super) static STARCODER2: Architecture = Architecture {
         Renamed::hf(Role::DownBias, "model.layers.{}.mlp.c_proj.bias"),
     ],
     build: |m| {
-        let dense = Dense { norm: NormKind::Layer, gated: false, activation: Activation::GeluTanh, ..Dense::default() };
+        let dense = Dense {
+            norm: NormKind::Layer,
+            gated: false,
+            activation: Activation::GeluTanh,
+            ..Dense::default()
+        };
         let mut spec = dense::build(m, dense)?;
-        dense::biases(m, &mut spec, "model.layers.0.mlp.c_fc.bias", "model.layers.0.mlp.c_proj.bias");
+        dense::biases(
+            m,
+            &mut spec,
+            "model.layers.0.mlp.c_fc.bias",
+            "model.layers.0.mlp.c_proj.bias",
+        );
         spec.norm.bias = true;
         layers::window_everywhere(m, &mut spec)?;
         Ok(spec)
@@ -38,10 +48,14 @@ pub(super) static STABLELM: Architecture = Architecture {
     renamed: &[],
     build: |m| {
         // Models whose branches run side by side have no norm of the second (llama.cpp goes by that too; its files' flag is not reliable).
-        let ffn_norm = m.has_tensor("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight");
+        let ffn_norm =
+            m.has_tensor("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight");
         m.find(key(&"use_parallel_residual", &"use_parallel_residual"));
         let norms = if ffn_norm { Norms::Before } else { Norms::Parallel };
-        let mut spec = dense::build(m, Dense { norm: NormKind::Layer, norms, partial: 0.25, ..Dense::default() })?;
+        let mut spec = dense::build(
+            m,
+            Dense { norm: NormKind::Layer, norms, partial: 0.25, ..Dense::default() },
+        )?;
         spec.norm.bias = true;
         Ok(spec)
     },
@@ -56,8 +70,13 @@ pub(super) static NEMOTRON: Architecture = Architecture {
     experts_turned: false,
     renamed: &[],
     build: |m| {
-        let dense =
-            Dense { norm: NormKind::Layer, gated: false, activation: Activation::Relu2, partial: 0.5, ..Dense::default() };
+        let dense = Dense {
+            norm: NormKind::Layer,
+            gated: false,
+            activation: Activation::Relu2,
+            partial: 0.5,
+            ..Dense::default()
+        };
         let mut spec = dense::build(m, dense)?;
         spec.norm.bias = true;
         Ok(spec)
@@ -73,7 +92,8 @@ pub(super) static COHERE: Architecture = Architecture {
     hf_pairs: Pairs::Interleaved,
     renamed: &[],
     build: |m| {
-        let dense = Dense { norm: NormKind::Layer, norms: Norms::Parallel, theta: 5e5, ..Dense::default() };
+        let dense =
+            Dense { norm: NormKind::Layer, norms: Norms::Parallel, theta: 5e5, ..Dense::default() };
         let mut spec = dense::build(m, dense)?;
         spec.logit_scale = m.positive(LOGIT)?.unwrap_or(0.0625) as f32;
         Ok(spec)

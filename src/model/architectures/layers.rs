@@ -2,7 +2,13 @@
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use crate::model::metadata::{Container, Key, Metadata, key};
@@ -22,8 +28,14 @@ pub(super) fn window(m: &dyn Metadata, context: usize) -> Result<Option<usize>, 
 }
 
 /// Whether each layer sees a window alone: as `layer_types` or the pattern says, else one of `every` layers sees everything.
-pub(super) fn local(m: &dyn Metadata, layers: usize, every: usize) -> Result<Vec<bool>, ModelError> {
-    let repeated = |every: usize| (1..=layers).map(|i| every > 0 && !i.is_multiple_of(every)).collect::<Vec<bool>>();
+pub(super) fn local(
+    m: &dyn Metadata,
+    layers: usize,
+    every: usize,
+) -> Result<Vec<bool>, ModelError> {
+    let repeated = |every: usize| {
+        (1..=layers).map(|i| every > 0 && !i.is_multiple_of(every)).collect::<Vec<bool>>()
+    };
     if let Some(types) = m.texts(TYPES, layers)? {
         return types
             .iter()
@@ -31,21 +43,32 @@ pub(super) fn local(m: &dyn Metadata, layers: usize, every: usize) -> Result<Vec
                 "sliding_attention" => Ok(true),
                 "full_attention" => Ok(false),
                 other => {
-                    let text = format!("has '{}'; sliding_attention and full_attention are known", crate::units::shown(other));
+                    let text = format!(
+                        "has '{}'; sliding_attention and full_attention are known",
+                        crate::units::shown(other)
+                    );
                     Err(m.refuse(TYPES, &text))
                 }
             })
             .collect();
     }
     match m.find(PATTERN) {
-        Some((_, crate::model::metadata::Item::List(_))) => Ok(m.flags(PATTERN, layers)?.unwrap_or_default()),
-        Some((_, crate::model::metadata::Item::Integer(_))) => Ok(repeated(m.integer(PATTERN, 0..=1 << 16)?.unwrap_or(every))),
+        Some((_, crate::model::metadata::Item::List(_))) => {
+            Ok(m.flags(PATTERN, layers)?.unwrap_or_default())
+        }
+        Some((_, crate::model::metadata::Item::Integer(_))) => {
+            Ok(repeated(m.integer(PATTERN, 0..=1 << 16)?.unwrap_or(every)))
+        }
         _ => Ok(repeated(every)),
     }
 }
 
 /// Gives the layers of `local` the file's window.
-pub(super) fn set_windows(m: &dyn Metadata, spec: &mut ModelSpec, local: &[bool]) -> Result<(), ModelError> {
+pub(super) fn set_windows(
+    m: &dyn Metadata,
+    spec: &mut ModelSpec,
+    local: &[bool],
+) -> Result<(), ModelError> {
     let window = window(m, spec.context)?;
     for (layer, local) in spec.layers.iter_mut().zip(local) {
         if let Some(attention) = layer.attention_mut() {

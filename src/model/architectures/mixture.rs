@@ -3,7 +3,13 @@
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use super::dense::{self, Dense};
@@ -14,8 +20,10 @@ use crate::model::{ModelError, ModelSpec, QkNorm, Role};
 
 const EXPERTS: Key = Key { gguf: &["expert_count"], hf: &["num_local_experts", "num_experts"] };
 const USED: Key = key(&"expert_used_count", &"num_experts_per_tok");
-const SHARED_WIDTH: Key =
-    Key { gguf: &["expert_shared_feed_forward_length"], hf: &["shared_expert_intermediate_size", "shared_intermediate_size"] };
+const SHARED_WIDTH: Key = Key {
+    gguf: &["expert_shared_feed_forward_length"],
+    hf: &["shared_expert_intermediate_size", "shared_intermediate_size"],
+};
 const NORMALIZED: Key = key(&"expert_weights_norm", &"norm_topk_prob");
 const SCALE: Key = key(&"expert_weights_scale", &"routed_scaling_factor");
 const ROUTING: Key = key(&"expert_gating_func", &"");
@@ -43,7 +51,11 @@ pub(super) fn has_experts(m: &dyn Metadata) -> Result<bool, ModelError> {
 }
 
 /// Gives the layers experts, but for those that the file says are dense.
-pub(super) fn set(m: &dyn Metadata, spec: &mut ModelSpec, wanted: Wanted) -> Result<(), ModelError> {
+pub(super) fn set(
+    m: &dyn Metadata,
+    spec: &mut ModelSpec,
+    wanted: Wanted,
+) -> Result<(), ModelError> {
     let Wanted { routing, normalized, shared } = wanted;
     let gguf = m.container() == Container::Gguf;
     let experts = m.need(EXPERTS, 1..=MOST)?;
@@ -65,7 +77,9 @@ pub(super) fn set(m: &dyn Metadata, spec: &mut ModelSpec, wanted: Wanted) -> Res
     let default = if gguf { in_gguf } else { in_config };
     let normalized = m.bool(NORMALIZED)?.unwrap_or(default);
     // llama.cpp takes 0 for not set.
-    let scale = m.float(SCALE, "a number from 0", |x| x >= 0.0)?.filter(|x| *x != 0.0).unwrap_or(1.0) as f32;
+    let scale =
+        m.float(SCALE, "a number from 0", |x| x >= 0.0)?.filter(|x| *x != 0.0).unwrap_or(1.0)
+            as f32;
     let count = spec.layers.len();
     let step = m.integer(SPARSE_STEP, 1..=1 << 16)?.unwrap_or(1);
     let dense = m.indices(DENSE_LAYERS, count)?;
@@ -73,7 +87,8 @@ pub(super) fn set(m: &dyn Metadata, spec: &mut ModelSpec, wanted: Wanted) -> Res
     let shared_width = m.integer(SHARED_WIDTH, 0..=dense::MAX_WIDTH)?.filter(|n| *n > 0);
     let widths = m.per_layer(dense::EXPERT_FFN, 1..=dense::MAX_WIDTH, count)?;
     let router_bias = m.has_tensor("blk.0.ffn_gate_inp.bias", "model.layers.0.mlp.router.bias");
-    let biases = m.has_tensor("blk.0.ffn_down_exps.bias", "model.layers.0.mlp.experts.down_proj_bias");
+    let biases =
+        m.has_tensor("blk.0.ffn_down_exps.bias", "model.layers.0.mlp.experts.down_proj_bias");
     for (i, layer) in spec.layers.iter_mut().enumerate() {
         let number = i.saturating_add(1);
         if !number.is_multiple_of(step) || dense.contains(&i) || i < leading {
@@ -81,7 +96,8 @@ pub(super) fn set(m: &dyn Metadata, spec: &mut ModelSpec, wanted: Wanted) -> Res
         }
         let Ffn::Gated { width: dense_width, activation, .. } = layer.ffn else { continue };
         let width = widths.as_ref().and_then(|w| w.get(i).copied()).unwrap_or(dense_width);
-        let shared = shared.then(|| Shared { width: shared_width.unwrap_or(dense_width), gate: true });
+        let shared =
+            shared.then(|| Shared { width: shared_width.unwrap_or(dense_width), gate: true });
         layer.ffn = Ffn::Mixture(Mixture {
             experts,
             used,
@@ -122,7 +138,11 @@ pub(super) static QWEN2_MOE: Architecture = Architecture {
         let biases = m.bool(key(&"", &"qkv_bias"))?.unwrap_or(true);
         spec.attentions_mut().for_each(|a| a.qkv_bias = biases);
         layers::qwen_windows(m, &mut spec)?;
-        set(m, &mut spec, Wanted { routing: Routing::Softmax, normalized: [false, false], shared: true })?;
+        set(
+            m,
+            &mut spec,
+            Wanted { routing: Routing::Softmax, normalized: [false, false], shared: true },
+        )?;
         Ok(spec)
     },
 };
@@ -135,7 +155,11 @@ pub(super) static QWEN3_MOE: Architecture = Architecture {
         let mut spec = dense::build(m, Dense::default())?;
         spec.attentions_mut().for_each(|a| a.qk_norm = Some(QkNorm::PerHead));
         layers::qwen_windows(m, &mut spec)?;
-        set(m, &mut spec, Wanted { routing: Routing::Softmax, normalized: [true, false], shared: false })?;
+        set(
+            m,
+            &mut spec,
+            Wanted { routing: Routing::Softmax, normalized: [true, false], shared: false },
+        )?;
         Ok(spec)
     },
     ..QWEN2_MOE
@@ -163,7 +187,8 @@ pub(super) static MIXTRAL: Architecture = Architecture {
 };
 
 /// The mixtures of GGUF files that say llama.
-pub(super) const LLAMA: Wanted = Wanted { routing: Routing::Softmax, normalized: [true, true], shared: false };
+pub(super) const LLAMA: Wanted =
+    Wanted { routing: Routing::Softmax, normalized: [true, true], shared: false };
 
 pub(super) static OLMOE: Architecture = Architecture {
     name: "olmoe",
@@ -172,7 +197,11 @@ pub(super) static OLMOE: Architecture = Architecture {
     build: |m| {
         let mut spec = dense::build(m, Dense::default())?;
         spec.attentions_mut().for_each(|a| a.qk_norm = Some(QkNorm::Whole));
-        set(m, &mut spec, Wanted { routing: Routing::Softmax, normalized: [false, false], shared: false })?;
+        set(
+            m,
+            &mut spec,
+            Wanted { routing: Routing::Softmax, normalized: [false, false], shared: false },
+        )?;
         Ok(spec)
     },
     ..QWEN2_MOE
@@ -187,8 +216,14 @@ pub(super) static GRANITE_MOE: Architecture = Architecture {
     build: |m| {
         let mut spec = granite::build(m)?;
         let shared = m.integer(SHARED_WIDTH, 0..=dense::MAX_WIDTH)?.is_some_and(|n| n > 0);
-        set(m, &mut spec, Wanted { routing: Routing::SoftmaxOfChosen, normalized: [false, false], shared })?;
-        each(&mut spec, |mixture| mixture.shared = mixture.shared.map(|shared| Shared { gate: false, ..shared }));
+        set(
+            m,
+            &mut spec,
+            Wanted { routing: Routing::SoftmaxOfChosen, normalized: [false, false], shared },
+        )?;
+        each(&mut spec, |mixture| {
+            mixture.shared = mixture.shared.map(|shared| Shared { gate: false, ..shared })
+        });
         Ok(spec)
     },
     ..QWEN2_MOE
@@ -209,11 +244,16 @@ pub(super) static GPT_OSS: Architecture = Architecture {
         Renamed::hf(Role::RouterBias, "model.layers.{}.mlp.router.bias"),
     ],
     build: |m| {
-        let mut spec = dense::build(m, Dense { theta: 150_000.0, truncate: false, ..Dense::default() })?;
+        let mut spec =
+            dense::build(m, Dense { theta: 150_000.0, truncate: false, ..Dense::default() })?;
         spec.attentions_mut().for_each(|a| a.sinks = true);
         let local = layers::local(m, spec.layers.len(), 2)?;
         layers::set_windows(m, &mut spec, &local)?;
-        set(m, &mut spec, Wanted { routing: Routing::SoftmaxOfChosen, normalized: [false, false], shared: false })?;
+        set(
+            m,
+            &mut spec,
+            Wanted { routing: Routing::SoftmaxOfChosen, normalized: [false, false], shared: false },
+        )?;
         let limit = m.positive(LIMIT)?.unwrap_or(7.0) as f32;
         let alpha = m.positive(ALPHA)?.unwrap_or(1.702) as f32;
         each(&mut spec, |mixture| mixture.activation = Activation::Clamped { limit, alpha });

@@ -134,19 +134,27 @@ pub(super) fn of_gguf(name: &str) -> Option<&'static Architecture> {
 }
 
 /// The architecture of a `config.json` with this `model_type`, whose `architectures` names these classes.
-pub(super) fn of_config(model_type: &str, classes: &[String]) -> Result<&'static Architecture, String> {
+pub(super) fn of_config(
+    model_type: &str,
+    classes: &[String],
+) -> Result<&'static Architecture, String> {
     let found = ALL.iter().copied().find(|a| a.model_types.contains(&model_type));
     let found = found.ok_or_else(|| format!("model_type: {}", unknown(model_type)))?;
     match classes.iter().find(|class| !found.classes.contains(&class.as_str())) {
-        Some(other) => {
-            Err(format!("architectures: '{}' is not supported; known: {}", crate::units::shown(other), found.classes.join(", ")))
-        }
+        Some(other) => Err(format!(
+            "architectures: '{}' is not supported; known: {}",
+            crate::units::shown(other),
+            found.classes.join(", ")
+        )),
         None => Ok(found),
     }
 }
 
 /// The spec of a file, checked.
-pub(super) fn build(architecture: &Architecture, metadata: &dyn Metadata) -> Result<ModelSpec, ModelError> {
+pub(super) fn build(
+    architecture: &Architecture,
+    metadata: &dyn Metadata,
+) -> Result<ModelSpec, ModelError> {
     let mut spec = (architecture.build)(metadata)?;
     spec.architecture = architecture.name.into();
     dense::check(&spec).map_err(|text| metadata.error(&text))?;

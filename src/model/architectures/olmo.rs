@@ -17,7 +17,10 @@ pub(super) static OLMO: Architecture = Architecture {
     experts_turned: false,
     renamed: &[],
     build: |m| {
-        let mut spec = dense::build(m, Dense { norm: NormKind::Layer, epsilon: Some(1e-5), ..Dense::default() })?;
+        let mut spec = dense::build(
+            m,
+            Dense { norm: NormKind::Layer, epsilon: Some(1e-5), ..Dense::default() },
+        )?;
         spec.norm.weights = false;
         Ok(spec)
     },
@@ -33,8 +36,12 @@ pub(super) static OLMO2: Architecture = Architecture {
 };
 
 /// Its GGUF files say olmo2 and have a window.
-pub(super) static OLMO3: Architecture =
-    Architecture { name: "olmo3", model_types: &["olmo3"], classes: &["Olmo3ForCausalLM"], ..OLMO2 };
+pub(super) static OLMO3: Architecture = Architecture {
+    name: "olmo3",
+    model_types: &["olmo3"],
+    classes: &["Olmo3ForCausalLM"],
+    ..OLMO2
+};
 
 fn after(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     let mut spec = dense::build(m, Dense { norms: Norms::After, theta: 5e5, ..Dense::default() })?;

@@ -3,7 +3,13 @@
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use crate::model::metadata::{Container, Key, Metadata, key};
@@ -68,19 +74,23 @@ impl Parameters<'_> {
     }
 
     fn need(&self, gguf: &[&str], hf: &str) -> Result<f64, ModelError> {
-        self.positive(gguf, hf)?.ok_or_else(|| self.with(gguf, hf, |key| self.metadata.missing(key)))
+        self.positive(gguf, hf)?
+            .ok_or_else(|| self.with(gguf, hf, |key| self.metadata.missing(key)))
     }
 
     /// A count of positions: an integer in GGUF files, any number in configs.
     fn positions(&self, gguf: &[&str], hf: &str) -> Result<Option<f64>, ModelError> {
         match self.metadata.container() {
-            Container::Gguf => Ok(self.with(gguf, hf, |key| self.metadata.integer(key, 1..=1 << 27))?.map(|n| n as f64)),
+            Container::Gguf => Ok(self
+                .with(gguf, hf, |key| self.metadata.integer(key, 1..=1 << 27))?
+                .map(|n| n as f64)),
             Container::Checkpoint => self.positive(gguf, hf),
         }
     }
 
     fn need_positions(&self, gguf: &[&str], hf: &str) -> Result<f64, ModelError> {
-        self.positions(gguf, hf)?.ok_or_else(|| self.with(gguf, hf, |key| self.metadata.missing(key)))
+        self.positions(gguf, hf)?
+            .ok_or_else(|| self.with(gguf, hf, |key| self.metadata.missing(key)))
     }
 
     fn kind(&self) -> Result<String, ModelError> {
@@ -95,7 +105,17 @@ impl Parameters<'_> {
 
 /// The rope that a file describes.
 pub(super) fn read(metadata: &dyn Metadata, wanted: Wanted) -> Result<Rope, ModelError> {
-    let Wanted { head_dim, context, theta, gguf_theta, layer_type, hf_theta, scaled, partial, truncate } = wanted;
+    let Wanted {
+        head_dim,
+        context,
+        theta,
+        gguf_theta,
+        layer_type,
+        hf_theta,
+        scaled,
+        partial,
+        truncate,
+    } = wanted;
     let parameters = Parameters { metadata, layer_type };
     let own = metadata.positive(Key { gguf: &[gguf_theta], hf: &[hf_theta] })?;
     let theta = match own {
@@ -123,7 +143,9 @@ pub(super) fn read(metadata: &dyn Metadata, wanted: Wanted) -> Result<Rope, Mode
         // GGUF files of old have a factor without a type.
         "default" | "none" | "linear" | "dynamic" => {
             let factor = match (gguf, kind.as_str()) {
-                (true, "default" | "linear") => parameters.positive(&["rope.scaling.factor", "rope.scale_linear"], "")?,
+                (true, "default" | "linear") => {
+                    parameters.positive(&["rope.scaling.factor", "rope.scale_linear"], "")?
+                }
                 (false, "linear") => Some(parameters.need(&[], "factor")?),
                 // Dynamic scaling leaves all positions as they are up to the context, past which no request goes.
                 _ => None,
@@ -133,12 +155,18 @@ pub(super) fn read(metadata: &dyn Metadata, wanted: Wanted) -> Result<Rope, Mode
             }
         }
         "llama3" => rope.factors = llama3(&parameters, theta, dims)?,
-        "yarn" => (rope.factors, rope.magnitude) = yarn(&parameters, theta, dims, context, truncate)?,
+        "yarn" => {
+            (rope.factors, rope.magnitude) = yarn(&parameters, theta, dims, context, truncate)?
+        }
         "longrope" | "su" => return longrope(&parameters, rope, context),
         other => {
             let other = crate::units::shown(other);
-            let text = format!("'{other}' is not supported; default, linear, dynamic, llama3, yarn and longrope are");
-            return Err(parameters.with(&["rope.scaling.type"], "rope_type", |key| metadata.refuse(key, &format!("is {text}"))));
+            let text = format!(
+                "'{other}' is not supported; default, linear, dynamic, llama3, yarn and longrope are"
+            );
+            return Err(parameters.with(&["rope.scaling.type"], "rope_type", |key| {
+                metadata.refuse(key, &format!("is {text}"))
+            }));
         }
     }
     // Llama 3's scaling arrives as a vector in GGUF files.
@@ -153,9 +181,12 @@ pub(super) fn read(metadata: &dyn Metadata, wanted: Wanted) -> Result<Rope, Mode
 fn dims(parameters: &Parameters, head_dim: usize, partial: f64) -> Result<usize, ModelError> {
     let metadata = parameters.metadata;
     if metadata.container() == Container::Gguf {
-        return Ok(metadata.integer(key(&"rope.dimension_count", &""), 1..=1 << 16)?.unwrap_or(head_dim));
+        return Ok(metadata
+            .integer(key(&"rope.dimension_count", &""), 1..=1 << 16)?
+            .unwrap_or(head_dim));
     }
-    let share = |key: Key| metadata.float(key, "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0);
+    let share =
+        |key: Key| metadata.float(key, "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0);
     let own = share(Key { gguf: &[], hf: &["partial_rotary_factor", "rotary_pct", "rope_pct"] })?;
     let own = match own {
         Some(own) => Some(own),
@@ -169,11 +200,16 @@ fn llama3(parameters: &Parameters, theta: f64, dims: usize) -> Result<Vec<f32>, 
     let factor = parameters.need(&["rope.scaling.factor"], "factor")?;
     let low = parameters.need(&["rope.scaling.low_freq_factor"], "low_freq_factor")?;
     let high = parameters.need(&["rope.scaling.high_freq_factor"], "high_freq_factor")?;
-    let original = parameters.need_positions(&["rope.scaling.original_context_length"], "original_max_position_embeddings")?;
+    let original = parameters.need_positions(
+        &["rope.scaling.original_context_length"],
+        "original_max_position_embeddings",
+    )?;
     if high <= low {
-        return Err(parameters.with(&["rope.scaling.high_freq_factor"], "high_freq_factor", |key| {
-            parameters.metadata.refuse(key, "must be above low_freq_factor")
-        }));
+        return Err(parameters.with(
+            &["rope.scaling.high_freq_factor"],
+            "high_freq_factor",
+            |key| parameters.metadata.refuse(key, "must be above low_freq_factor"),
+        ));
     }
     let divisor = |i: usize| {
         let wavelength = 2.0 * std::f64::consts::PI * theta.powf(2.0 * i as f64 / dims as f64);
@@ -196,14 +232,21 @@ fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
 
 /// `_compute_yarn_parameters`: the divisors and the magnitude. GGUF's `attn_factor` multiplies what it gives, and
 /// `yarn_log_multiplier` stands for `mscale_all_dim` beside an `mscale` of 1 (llama.cpp's `llama-context.cpp`).
-fn yarn(parameters: &Parameters, theta: f64, dims: usize, context: usize, truncate: bool) -> Result<(Vec<f32>, f32), ModelError> {
+fn yarn(
+    parameters: &Parameters,
+    theta: f64,
+    dims: usize,
+    context: usize,
+    truncate: bool,
+) -> Result<(Vec<f32>, f32), ModelError> {
     let factor = parameters.need(&["rope.scaling.factor"], "factor")?;
     let original = parameters
         .positions(&["rope.scaling.original_context_length"], "original_max_position_embeddings")?
         .unwrap_or(context as f64);
     let fast = parameters.positive(&["rope.scaling.yarn_beta_fast"], "beta_fast")?.unwrap_or(32.0);
     let slow = parameters.positive(&["rope.scaling.yarn_beta_slow"], "beta_slow")?.unwrap_or(1.0);
-    let truncate = parameters.with(&[], "truncate", |key| parameters.metadata.bool(key))?.unwrap_or(truncate);
+    let truncate =
+        parameters.with(&[], "truncate", |key| parameters.metadata.bool(key))?.unwrap_or(truncate);
     let magnitude = if parameters.metadata.container() == Container::Gguf {
         let own = parameters.positive(&["rope.scaling.attn_factor"], "")?.unwrap_or(1.0);
         let all = parameters.with(&["rope.scaling.yarn_log_multiplier"], "", |key| {
@@ -215,15 +258,27 @@ fn yarn(parameters: &Parameters, theta: f64, dims: usize, context: usize, trunca
         }
     } else {
         let own = parameters.positive(&[], "attention_factor")?;
-        let number =
-            |name: &str| parameters.with(&[], name, |key| parameters.metadata.float(key, "a number from 0", |x| x >= 0.0));
-        match (own, number("mscale")?.filter(|x| *x != 0.0), number("mscale_all_dim")?.filter(|x| *x != 0.0)) {
+        let number = |name: &str| {
+            parameters.with(&[], name, |key| {
+                parameters.metadata.float(key, "a number from 0", |x| x >= 0.0)
+            })
+        };
+        match (
+            own,
+            number("mscale")?.filter(|x| *x != 0.0),
+            number("mscale_all_dim")?.filter(|x| *x != 0.0),
+        ) {
             (Some(own), _, _) => own,
-            (None, Some(mscale), Some(all)) => yarn_magnitude(factor, mscale) / yarn_magnitude(factor, all),
+            (None, Some(mscale), Some(all)) => {
+                yarn_magnitude(factor, mscale) / yarn_magnitude(factor, all)
+            }
             _ => yarn_magnitude(factor, 1.0),
         }
     };
-    let at = |rotations: f64| dims as f64 * (original / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());
+    let at = |rotations: f64| {
+        dims as f64 * (original / (rotations * 2.0 * std::f64::consts::PI)).ln()
+            / (2.0 * theta.ln())
+    };
     let (low, high) = (at(fast), at(slow));
     let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
     let (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
@@ -232,16 +287,24 @@ fn yarn(parameters: &Parameters, theta: f64, dims: usize, context: usize, trunca
         let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
         1.0 / (ramp / factor + (1.0 - ramp))
     };
-    Ok(((0..dims.checked_div(2).unwrap_or(0)).map(|i| divisor(i) as f32).collect(), magnitude as f32))
+    Ok((
+        (0..dims.checked_div(2).unwrap_or(0)).map(|i| divisor(i) as f32).collect(),
+        magnitude as f32,
+    ))
 }
 
 /// `_compute_longrope_parameters`: a set of divisors for short requests and one for long ones.
 fn longrope(parameters: &Parameters, rope: Rope, context: usize) -> Result<Rope, ModelError> {
     let metadata = parameters.metadata;
-    let top = Key { gguf: &["rope.scaling.original_context_length"], hf: &["original_max_position_embeddings"] };
+    let top = Key {
+        gguf: &["rope.scaling.original_context_length"],
+        hf: &["original_max_position_embeddings"],
+    };
     let original = match metadata.integer(top, 1..=1 << 27)? {
         Some(n) => Some(n),
-        None => parameters.with(&[], "original_max_position_embeddings", |key| metadata.integer(key, 1..=1 << 27))?,
+        None => parameters.with(&[], "original_max_position_embeddings", |key| {
+            metadata.integer(key, 1..=1 << 27)
+        })?,
     };
     let original = original.ok_or_else(|| metadata.missing(top))?;
     let half = rope.dims.checked_div(2).unwrap_or(0);
@@ -255,13 +318,20 @@ fn longrope(parameters: &Parameters, rope: Rope, context: usize) -> Result<Rope,
         };
         match found {
             Some(set) if set.len() == half => Ok(set),
-            Some(set) => Err(metadata.error(&format!("{hf} has {} elements; {half} dimensions rotate in pairs", set.len()))),
-            None => {
-                Err(metadata.error(&format!("{} is missing", if metadata.container() == Container::Gguf { gguf } else { hf })))
-            }
+            Some(set) => Err(metadata.error(&format!(
+                "{hf} has {} elements; {half} dimensions rotate in pairs",
+                set.len()
+            ))),
+            None => Err(metadata.error(&format!(
+                "{} is missing",
+                if metadata.container() == Container::Gguf { gguf } else { hf }
+            ))),
         }
     };
-    let (short, long) = (set("rope_factors_short.weight", "short_factor")?, set("rope_factors_long.weight", "long_factor")?);
+    let (short, long) = (
+        set("rope_factors_short.weight", "short_factor")?,
+        set("rope_factors_long.weight", "long_factor")?,
+    );
     let own = parameters.positive(&["rope.scaling.attn_factor"], "attention_factor")?;
     let factor = context as f64 / original as f64;
     let magnitude = match own {
@@ -269,7 +339,8 @@ fn longrope(parameters: &Parameters, rope: Rope, context: usize) -> Result<Rope,
         None if factor <= 1.0 => 1.0,
         None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
     } as f32;
-    let long = (context > original).then_some(LongRope { above: original, factors: long, magnitude });
+    let long =
+        (context > original).then_some(LongRope { above: original, factors: long, magnitude });
     Ok(Rope { factors: short, magnitude, long, ..rope })
 }
 

@@ -3,7 +3,13 @@
 // Untrusted input.
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use super::dense::{self, Dense};
@@ -29,7 +35,10 @@ fn by_types(m: &dyn Metadata, layers: usize, other: &str) -> Result<Option<Vec<b
     let attention = |kind: &String| match kind.as_str() {
         "full_attention" => Ok(true),
         kind if kind == other => Ok(false),
-        kind => Err(m.refuse(TYPES, &format!("has '{}'; {other} and full_attention are known", crate::units::shown(kind)))),
+        kind => Err(m.refuse(
+            TYPES,
+            &format!("has '{}'; {other} and full_attention are known", crate::units::shown(kind)),
+        )),
     };
     types.iter().map(attention).collect::<Result<_, _>>().map(Some)
 }
@@ -72,7 +81,11 @@ pub(super) static LFM2_MOE: Architecture = Architecture {
     classes: &["Lfm2MoeForCausalLM"],
     build: |m| {
         let mut spec = lfm2(m)?;
-        mixture::set(m, &mut spec, Wanted { routing: Routing::Sigmoid, normalized: [true, true], shared: false })?;
+        mixture::set(
+            m,
+            &mut spec,
+            Wanted { routing: Routing::Sigmoid, normalized: [true, true], shared: false },
+        )?;
         let bias = m.bool(key(&"", &"use_expert_bias"))?.unwrap_or(true);
         mixture::each(&mut spec, |mixture| mixture.choice_bias = bias);
         Ok(spec)
@@ -90,7 +103,11 @@ fn lfm2(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
                 let heads = m.per_layer(KV_HEADS, 0..=1 << 16, count)?.unwrap_or_default();
                 heads.iter().map(|n| *n > 0).collect()
             }
-            (Container::Gguf, _) => return Err(m.refuse(KV_HEADS, "is not a list: 0 stands for layers with a convolution")),
+            (Container::Gguf, _) => {
+                return Err(
+                    m.refuse(KV_HEADS, "is not a list: 0 stands for layers with a convolution")
+                );
+            }
             _ => {
                 let chosen = m.indices(ATTENTION_LAYERS, count)?;
                 (0..count).map(|i| chosen.contains(&i)).collect()
@@ -166,7 +183,11 @@ pub(super) static QWEN35_MOE: Architecture = Architecture {
     classes: &["Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"],
     build: |m| {
         let mut spec = qwen35(m)?;
-        mixture::set(m, &mut spec, Wanted { routing: Routing::Softmax, normalized: [true, true], shared: true })?;
+        mixture::set(
+            m,
+            &mut spec,
+            Wanted { routing: Routing::Softmax, normalized: [true, true], shared: true },
+        )?;
         Ok(spec)
     },
     ..QWEN35
@@ -184,7 +205,9 @@ fn qwen35(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
     let interval = m.integer(INTERVAL, 1..=1 << 16)?.unwrap_or(4);
     let attention: Vec<bool> = match (by_types(m, count, "linear_attention")?, recurrent) {
         (Some(attention), _) => attention,
-        (None, Some(recurrent)) => recurrent.iter().take(count).map(|recurrent| !recurrent).collect(),
+        (None, Some(recurrent)) => {
+            recurrent.iter().take(count).map(|recurrent| !recurrent).collect()
+        }
         (None, None) => (1..=count).map(|i| i.is_multiple_of(interval)).collect(),
     };
     let gguf = m.container() == Container::Gguf;
@@ -199,16 +222,27 @@ fn qwen35(m: &dyn Metadata) -> Result<ModelSpec, ModelError> {
         true => {
             let inner = m.need(INNER, 1..=dense::MAX_WIDTH)?;
             if !inner.is_multiple_of(value_heads) {
-                return Err(
-                    m.refuse(INNER, &format!("is {inner}, not a multiple of the {value_heads} of {}", m.name(VALUE_HEADS)))
-                );
+                return Err(m.refuse(
+                    INNER,
+                    &format!(
+                        "is {inner}, not a multiple of the {value_heads} of {}",
+                        m.name(VALUE_HEADS)
+                    ),
+                ));
             }
             inner.checked_div(value_heads).unwrap_or(0)
         }
     };
     for (layer, attention) in spec.layers.iter_mut().zip(attention) {
         if !attention {
-            layer.mixer = Mixer::DeltaNet(DeltaNet { key_heads, value_heads, key_dim, value_dim, taps, tiled: gguf });
+            layer.mixer = Mixer::DeltaNet(DeltaNet {
+                key_heads,
+                value_heads,
+                key_dim,
+                value_dim,
+                taps,
+                tiled: gguf,
+            });
         } else if let Some(own) = layer.attention_mut() {
             (own.qk_norm, own.gate) = (Some(QkNorm::PerHead), true);
         }

@@ -21,13 +21,19 @@ pub fn number(value: f64) -> String {
     } else {
         let decimals = (5 - value.abs().log10().floor() as i32).clamp(0, 15) as usize;
         let text = format!("{value:.decimals$}");
-        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_string() } else { text }
+        if text.contains('.') {
+            text.trim_end_matches('0').trim_end_matches('.').to_string()
+        } else {
+            text
+        }
     }
 }
 
 /// A table: keys as header.
 pub fn table(table: &Table) -> String {
-    let mut writer = ::csv::WriterBuilder::new().terminator(::csv::Terminator::Any(b'\n')).from_writer(Vec::new());
+    let mut writer = ::csv::WriterBuilder::new()
+        .terminator(::csv::Terminator::Any(b'\n'))
+        .from_writer(Vec::new());
     let rows = table.rows.iter().map(|row| {
         row.iter().map(|cell| match &cell.value {
             CellValue::Empty => String::new(),

@@ -44,7 +44,11 @@ pub fn page(report: &Report) -> String {
 }
 
 fn figure(chart: &Chart, number: usize) -> String {
-    format!("<figure>\n<figcaption>{}</figcaption>\n{}</figure>\n", escaped(&chart.title), svg::chart(chart, number))
+    format!(
+        "<figure>\n<figcaption>{}</figcaption>\n{}</figure>\n",
+        escaped(&chart.title),
+        svg::chart(chart, number)
+    )
 }
 
 fn list(notes: &[String]) -> String {
@@ -53,14 +57,22 @@ fn list(notes: &[String]) -> String {
 }
 
 fn definitions(facts: &[(String, String)]) -> String {
-    let items: String =
-        facts.iter().map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(name), escaped(value))).collect();
+    let items: String = facts
+        .iter()
+        .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(name), escaped(value)))
+        .collect();
     if items.is_empty() { items } else { format!("<dl>\n{items}</dl>\n") }
 }
 
 /// A table that scrolls by itself where it is wider than the page; `tabindex` lets a keyboard do that.
 fn scrolled(table: &Table) -> String {
-    let class = |i: usize| if table.columns.get(i).is_some_and(|c| c.align == Align::Right) { " class=\"right\"" } else { "" };
+    let class = |i: usize| {
+        if table.columns.get(i).is_some_and(|c| c.align == Align::Right) {
+            " class=\"right\""
+        } else {
+            ""
+        }
+    };
     let head: String = table
         .columns
         .iter()

@@ -11,7 +11,9 @@ pub fn table(table: &Table) -> Json {
                 CellValue::Empty => Json::Null,
                 CellValue::Text(text) => Json::String(text.clone()),
                 CellValue::Number(n) if n.is_infinite() => Json::String(super::csv::number(*n)),
-                CellValue::Number(n) => serde_json::Number::from_f64(*n).map_or(Json::Null, Json::Number),
+                CellValue::Number(n) => {
+                    serde_json::Number::from_f64(*n).map_or(Json::Null, Json::Number)
+                }
             };
             (column.key.clone(), value)
         });

@@ -30,7 +30,11 @@ pub fn table(table: &Table) -> String {
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
     let mut out = line(table.columns.iter().map(|c| escaped(&c.title)).collect());
     out.push_str(&line(
-        table.columns.iter().map(|c| if c.align == Align::Right { "--:".into() } else { "---".into() }).collect(),
+        table
+            .columns
+            .iter()
+            .map(|c| if c.align == Align::Right { "--:".into() } else { "---".into() })
+            .collect(),
     ));
     for row in &table.rows {
         out.push_str(&line(row.iter().map(|c| escaped(&c.shown)).collect()));
@@ -53,10 +57,14 @@ pub fn report(report: &Report) -> String {
             match block {
                 Block::Chart(_) => {}
                 Block::Text(text) => out.push_str(&format!("{}\n", escaped(text))),
-                Block::Notes(notes) => notes.iter().for_each(|n| out.push_str(&format!("* {}\n", escaped(n)))),
+                Block::Notes(notes) => {
+                    notes.iter().for_each(|n| out.push_str(&format!("* {}\n", escaped(n))))
+                }
                 Block::Table(t) => out.push_str(&table(t)),
                 Block::Facts(facts) => {
-                    facts.iter().for_each(|(name, value)| out.push_str(&format!("* {}: {}\n", escaped(name), escaped(value))));
+                    facts.iter().for_each(|(name, value)| {
+                        out.push_str(&format!("* {}: {}\n", escaped(name), escaped(value)))
+                    });
                 }
                 // Four spaces: a code block that no text can end.
                 Block::Bars(bars) => {

@@ -32,7 +32,8 @@ fn bar(share: f64, cells: usize) -> String {
 /// Bars as lines: label, bar, value, at most `width` columns wide.
 fn bar_lines(bars: &crate::report::Bars, width: usize) -> Vec<String> {
     let shown = |s: &str| crate::units::shown(s);
-    let label = bars.bars.iter().map(|b| shown(&b.0).chars().count()).max().unwrap_or(0).min(width / 3);
+    let label =
+        bars.bars.iter().map(|b| shown(&b.0).chars().count()).max().unwrap_or(0).min(width / 3);
     let value = bars.bars.iter().map(|b| b.2.chars().count()).max().unwrap_or(0);
     let cells = width.saturating_sub(label + value + 4).clamp(4, 50);
     let most = bars.bars.iter().map(|b| b.1).filter(|l| l.is_finite()).fold(0.0, f64::max);

@@ -32,7 +32,9 @@ impl Axis {
 
     /// A logarithmic axis that holds all values.
     fn log(values: impl Iterator<Item = f64>) -> Axis {
-        let (low, high) = values.filter(|v| v.is_finite() && *v > 0.0).fold((1.0f64, 1.0f64), |(l, h), v| (l.min(v), h.max(v)));
+        let (low, high) = values
+            .filter(|v| v.is_finite() && *v > 0.0)
+            .fold((1.0f64, 1.0f64), |(l, h), v| (l.min(v), h.max(v)));
         Axis { low: low / 1.05, high: high.max(low * 1.2) * 1.05, log: true }
     }
 
@@ -41,16 +43,28 @@ impl Axis {
         if !self.log {
             let rough = (self.high - self.low) / 4.0;
             let power = 10f64.powf(rough.max(f64::MIN_POSITIVE).log10().floor());
-            let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= rough).unwrap_or(power);
-            return (0..=8).map(|i| i as f64 * step).filter(|v| *v <= self.high * (1.0 + 1e-9)).collect();
+            let step = [1.0, 2.0, 5.0, 10.0]
+                .into_iter()
+                .map(|m| m * power)
+                .find(|s| *s >= rough)
+                .unwrap_or(power);
+            return (0..=8)
+                .map(|i| i as f64 * step)
+                .filter(|v| *v <= self.high * (1.0 + 1e-9))
+                .collect();
         }
         let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
         let all = |parts: &[f64]| -> Vec<f64> {
             let of = |d: i32| parts.iter().map(move |p| p * 10f64.powi(d)).collect::<Vec<_>>();
             decades.clone().flat_map(of).filter(|v| *v >= self.low && *v <= self.high).collect()
         };
-        let levels: [&[f64]; 5] =
-            [&[1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0], &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0], &[1.0, 2.0, 5.0], &[1.0, 3.0], &[1.0]];
+        let levels: [&[f64]; 5] = [
+            &[1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0],
+            &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0],
+            &[1.0, 2.0, 5.0],
+            &[1.0, 3.0],
+            &[1.0],
+        ];
         levels.iter().map(|l| all(l)).find(|t| t.len() <= 6 && !t.is_empty()).unwrap_or_else(|| {
             let ones = all(&[1.0]);
             let every = ones.len().div_ceil(6).max(1);
@@ -82,14 +96,21 @@ impl Canvas {
             whole.clone()
         };
         let y = self.y + LINE - 4;
-        self.element(format_args!("<text x=\"1%\" y=\"{y}\">{}<title>{}</title></text>", escaped(&short), escaped(&whole)));
+        self.element(format_args!(
+            "<text x=\"1%\" y=\"{y}\">{}<title>{}</title></text>",
+            escaped(&short),
+            escaped(&whole)
+        ));
         let together = short.chars().count() + figures.chars().count();
         if together > MAX_ON_A_LINE && !figures.is_empty() {
             self.y += LINE;
         }
         if !figures.is_empty() {
             let y = self.y + LINE - 4;
-            self.element(format_args!("<text x=\"99%\" y=\"{y}\" class=\"figure\">{}</text>", escaped(figures)));
+            self.element(format_args!(
+                "<text x=\"99%\" y=\"{y}\" class=\"figure\">{}</text>",
+                escaped(figures)
+            ));
         }
         self.y += LINE;
     }
@@ -103,7 +124,9 @@ impl Canvas {
 
     fn line(&mut self, class: &str, from: (f64, usize), to: (f64, usize)) {
         let ((x1, y1), (x2, y2)) = (from, to);
-        self.element(format_args!("<line class=\"{class}\" x1=\"{x1:.2}%\" y1=\"{y1}\" x2=\"{x2:.2}%\" y2=\"{y2}\"/>"));
+        self.element(format_args!(
+            "<line class=\"{class}\" x1=\"{x1:.2}%\" y1=\"{y1}\" x2=\"{x2:.2}%\" y2=\"{y2}\"/>"
+        ));
     }
 
     /// A line from low to high with ends.
@@ -181,7 +204,10 @@ fn draw_dots(canvas: &mut Canvas, dots: &[Dot]) {
         let (low, middle, high) = dot.measured;
         canvas.whisker(&axis, low, high, y + BAND / 2);
         let x = axis.at(middle);
-        canvas.element(format_args!("<circle class=\"dot\" cx=\"{x:.2}%\" cy=\"{}\" r=\"4.5\"/>", y + BAND / 2));
+        canvas.element(format_args!(
+            "<circle class=\"dot\" cx=\"{x:.2}%\" cy=\"{}\" r=\"4.5\"/>",
+            y + BAND / 2
+        ));
         canvas.y += BAND + GAP;
     }
     let bottom = canvas.y;
@@ -192,11 +218,21 @@ fn draw_dots(canvas: &mut Canvas, dots: &[Dot]) {
 
 fn draw_bars(canvas: &mut Canvas, bars: &[Bar]) {
     let steady = |b: &Bar| b.interval.filter(|(_, high)| *high <= 4.0 * b.value);
-    let most = bars.iter().map(|b| steady(b).map_or(b.value, |i| i.1)).filter(|v| v.is_finite()).fold(0.0, f64::max);
+    let most = bars
+        .iter()
+        .map(|b| steady(b).map_or(b.value, |i| i.1))
+        .filter(|v| v.is_finite())
+        .fold(0.0, f64::max);
     let axis = Axis { low: 0.0, high: if most > 0.0 { most } else { 1.0 }, log: false };
     for bar in bars {
         canvas.label(&bar.label, &bar.shown);
-        canvas.rect("bar", axis.at(0.0), axis.at(if bar.value.is_finite() { bar.value } else { 0.0 }), canvas.y, BAND);
+        canvas.rect(
+            "bar",
+            axis.at(0.0),
+            axis.at(if bar.value.is_finite() { bar.value } else { 0.0 }),
+            canvas.y,
+            BAND,
+        );
         if let Some((low, high)) = steady(bar) {
             canvas.whisker(&axis, low, high, canvas.y + BAND / 2);
         }
@@ -211,8 +247,16 @@ fn draw_stacks(canvas: &mut Canvas, parts: &[String], rows: &[Stack]) {
     // The legend: squares and names, one a line, so that long names fit on a phone.
     for (i, name) in parts.iter().enumerate() {
         let y = canvas.y;
-        canvas.element(format_args!("<rect class=\"part-{}\" x=\"1%\" y=\"{}\" width=\"12\" height=\"12\"/>", i % PARTS, y + 3));
-        canvas.element(format_args!("<text x=\"1%\" dx=\"18\" y=\"{}\">{}</text>", y + LINE - 4, escaped(name)));
+        canvas.element(format_args!(
+            "<rect class=\"part-{}\" x=\"1%\" y=\"{}\" width=\"12\" height=\"12\"/>",
+            i % PARTS,
+            y + 3
+        ));
+        canvas.element(format_args!(
+            "<text x=\"1%\" dx=\"18\" y=\"{}\">{}</text>",
+            y + LINE - 4,
+            escaped(name)
+        ));
         canvas.y += LINE;
     }
     canvas.y += GAP;
@@ -223,7 +267,13 @@ fn draw_stacks(canvas: &mut Canvas, parts: &[String], rows: &[Stack]) {
         canvas.label(&row.label, &row.shown);
         let mut from = 0.0;
         for (i, part) in row.parts.iter().enumerate().filter(|(_, p)| p.is_finite() && **p > 0.0) {
-            canvas.rect(&format!("part-{}", i % PARTS), axis.at(from), axis.at(from + part), canvas.y, BAND);
+            canvas.rect(
+                &format!("part-{}", i % PARTS),
+                axis.at(from),
+                axis.at(from + part),
+                canvas.y,
+                BAND,
+            );
             from += part;
         }
         canvas.y += BAND + GAP;
@@ -236,7 +286,8 @@ fn draw_distributions(canvas: &mut Canvas, all: &Distributions) {
     for series in &all.series {
         canvas.label(&series.label, &series.shown);
         let most = series.bins.iter().copied().max().unwrap_or(0).max(1);
-        let edge = |i: usize| axis.at(all.range.0 * (ratio * i as f64 / series.bins.len() as f64).exp());
+        let edge =
+            |i: usize| axis.at(all.range.0 * (ratio * i as f64 / series.bins.len() as f64).exp());
         let (top, bottom) = (canvas.y, canvas.y + HILL);
         for (i, count) in series.bins.iter().enumerate().filter(|(_, c)| **c > 0) {
             // One sample is still seen.

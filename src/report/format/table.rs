@@ -3,7 +3,9 @@
 use super::bar_lines;
 use crate::report::{Align, Block, Report, Table};
 use crate::units::shown;
-use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, TableStyle, Width};
+use comfy_table::{
+    CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, TableStyle, Width,
+};
 
 /// A line under the header and none elsewhere: rows stay one line each.
 const STYLE: TableStyle = TableStyle::new()
@@ -24,7 +26,8 @@ pub fn table(table: &Table, width: usize) -> String {
     }
     let cells = out.column_max_content_widths();
     out.set_header(table.columns.iter().map(|c| shown(&c.title)));
-    let natural: Vec<usize> = out.column_max_content_widths().into_iter().map(usize::from).collect();
+    let natural: Vec<usize> =
+        out.column_max_content_widths().into_iter().map(usize::from).collect();
     let gaps = table.columns.len().saturating_sub(1);
     // Between two columns lies the padding and one more, which belongs to the line under the header.
     let gap = if natural.iter().sum::<usize>() + 3 * gaps <= width { 2 } else { 1 };
@@ -45,7 +48,9 @@ pub fn table(table: &Table, width: usize) -> String {
             }
             if gaps > 0 && (i == 0 || keep) {
                 let least = if i == 0 { names } else { whole[i] };
-                c.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed((least + padding) as u16)));
+                c.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(
+                    (least + padding) as u16,
+                )));
             }
         }
     }
@@ -91,12 +96,19 @@ pub fn report(report: &Report, width: usize) -> String {
                 // The tables beside it hold its figures.
                 Block::Chart(_) => {}
                 Block::Text(text) => out.push_str(&filled(text, width, "", "")),
-                Block::Notes(notes) => notes.iter().for_each(|n| out.push_str(&filled(n, width, "- ", "  "))),
+                Block::Notes(notes) => {
+                    notes.iter().for_each(|n| out.push_str(&filled(n, width, "- ", "  ")))
+                }
                 Block::Table(t) => out.push_str(&table(t, width)),
                 Block::Facts(facts) => {
                     let names = facts.iter().map(|f| f.0.chars().count()).max().unwrap_or(0) + 2;
                     for (name, value) in facts {
-                        out.push_str(&filled(value, width, &format!("{name:<names$}"), &" ".repeat(names)));
+                        out.push_str(&filled(
+                            value,
+                            width,
+                            &format!("{name:<names$}"),
+                            &" ".repeat(names),
+                        ));
                     }
                 }
                 Block::Bars(bars) => {

@@ -2,12 +2,17 @@
 //! constraint is used, and the grammars compiled so far, bounded. Each answer has a [`Matching`] of its own with its own lexer, so that
 //! what it may do, limits included, depends on nobody else.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::{Constraint, schema};
 use crate::units::{TokenId, shown};
 use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::toktrie::{InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
+use llguidance::toktrie::{
+    InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv,
+};
 use llguidance::{Matcher, ParserFactory};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -139,15 +144,30 @@ impl Grammars {
         let factory = self.factory.get_or_init(|| {
             let Words { mut bytes, eos, encode } = (self.vocabulary)();
             // What begins so means a special token to the crate; it is no text anyway.
-            bytes.iter_mut().filter(|b| b.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER)).for_each(Vec::clear);
-            let Some(first) = eos.first().copied().filter(|_| eos.iter().all(|id| (*id as usize) < bytes.len())) else {
-                return Err("the model has no end-of-sequence token, without which no grammar can end".to_string());
+            bytes
+                .iter_mut()
+                .filter(|b| b.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER))
+                .for_each(Vec::clear);
+            let Some(first) =
+                eos.first().copied().filter(|_| eos.iter().all(|id| (*id as usize) < bytes.len()))
+            else {
+                return Err(
+                    "the model has no end-of-sequence token, without which no grammar can end"
+                        .to_string(),
+                );
             };
-            let trie = TokTrie::from(&TokRxInfo::new(bytes.len() as u32, first), &bytes).with_eos_tokens(&eos);
+            let trie = TokTrie::from(&TokRxInfo::new(bytes.len() as u32, first), &bytes)
+                .with_eos_tokens(&eos);
             let env: TokEnv = Arc::new(Env { trie, encode });
             let slices = llguidance::earley::SlicedBiasComputer::general_slices();
-            let mut factory = ParserFactory::new(&env, InferenceCapabilities { ff_tokens: true, ..Default::default() }, &slices)
-                .map_err(|e| format!("the vocabulary cannot be used for grammars: {}", line(&e.to_string())))?;
+            let mut factory = ParserFactory::new(
+                &env,
+                InferenceCapabilities { ff_tokens: true, ..Default::default() },
+                &slices,
+            )
+            .map_err(|e| {
+                format!("the vocabulary cannot be used for grammars: {}", line(&e.to_string()))
+            })?;
             factory.quiet();
             *factory.limits_mut() = limits();
             Ok(factory)
@@ -176,7 +196,9 @@ impl Grammars {
         let matcher = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("grammar".to_string()).stack_size(STACK);
             match thread.spawn_scoped(scope, compile) {
-                Ok(thread) => thread.join().unwrap_or_else(|_| Err("compiling it failed".to_string())),
+                Ok(thread) => {
+                    thread.join().unwrap_or_else(|_| Err("compiling it failed".to_string()))
+                }
                 Err(e) => Err(format!("no thread can be started to compile it: {e}")),
             }
         });
@@ -188,7 +210,12 @@ impl Grammars {
         };
         let matcher = matcher.map_err(|error| format!("{what} cannot be enforced: {error}"))?;
         let eos = factory.tok_env().tok_trie().eos_tokens().into();
-        Ok(Arc::new(Grammar { pristine: Mutex::new(matcher), eos, digest, is_json: constraint.is_json() }))
+        Ok(Arc::new(Grammar {
+            pristine: Mutex::new(matcher),
+            eos,
+            digest,
+            is_json: constraint.is_json(),
+        }))
     }
 }
 
@@ -196,21 +223,30 @@ impl Grammars {
 fn source(constraint: &Constraint) -> Result<TopLevelGrammar, String> {
     Ok(match constraint {
         Constraint::Schema(text) => TopLevelGrammar::from_json_schema(schema::prepare(text)?),
-        Constraint::Object => TopLevelGrammar::from_json_schema(schema::prepare("{\"type\": \"object\"}")?),
+        Constraint::Object => {
+            TopLevelGrammar::from_json_schema(schema::prepare("{\"type\": \"object\"}")?)
+        }
         Constraint::Regex(text) => {
             bounded("the regular expression", text)?;
             // The crate's reader drops a lone backslash at the end.
             let escapes = text.len() - text.trim_end_matches('\\').len();
             if text.is_empty() || escapes % 2 == 1 {
-                return Err("the regular expression is empty or ends in the middle of an escape".into());
+                return Err(
+                    "the regular expression is empty or ends in the middle of an escape".into()
+                );
             }
             TopLevelGrammar::from_regex(text)
         }
         Constraint::Lark(text) => {
             bounded("the grammar", text)?;
-            for (word, instead) in [("%json", "give a JSON schema as such"), ("allow_invalid_utf8", "answers are text")] {
+            for (word, instead) in [
+                ("%json", "give a JSON schema as such"),
+                ("allow_invalid_utf8", "answers are text"),
+            ] {
                 if text.contains(word) {
-                    return Err(format!("the grammar has '{word}', which is not supported: {instead}"));
+                    return Err(format!(
+                        "the grammar has '{word}', which is not supported: {instead}"
+                    ));
                 }
             }
             TopLevelGrammar::from_lark(text.clone())
@@ -219,7 +255,8 @@ fn source(constraint: &Constraint) -> Result<TopLevelGrammar, String> {
             if texts.is_empty() || texts.iter().any(String::is_empty) {
                 return Err("a choice is among texts that are not empty".into());
             }
-            let texts: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
+            let texts: Vec<String> =
+                texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
             bounded("the choice", &texts.concat())?;
             TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
         }
@@ -250,7 +287,11 @@ fn bounded(what: &str, text: &str) -> Result<(), String> {
 
 /// The first line of an error of the crate, in words that fit here.
 fn line(error: &str) -> String {
-    let first = error.lines().map(str::trim).find(|l| !l.is_empty() && !l.starts_with('<')).unwrap_or("it is not understood");
+    let first = error
+        .lines()
+        .map(str::trim)
+        .find(|l| !l.is_empty() && !l.starts_with('<'))
+        .unwrap_or("it is not understood");
     if first.starts_with("oneOf constraints are not supported") {
         return "'oneOf' has alternatives that may both fit one value; say 'anyOf'".to_string();
     }
@@ -265,7 +306,11 @@ fn line(error: &str) -> String {
         _ => {}
     }
     // A regular expression's reader says where on the first line, and what on the last.
-    let what = error.lines().rev().find_map(|l| l.trim().strip_prefix("error: ")).filter(|_| first.ends_with(':'));
+    let what = error
+        .lines()
+        .rev()
+        .find_map(|l| l.trim().strip_prefix("error: "))
+        .filter(|_| first.ends_with(':'));
     let first: String = first.chars().take(300).collect();
     shown(&what.map_or(first.clone(), |what| format!("{first} {what}"))).to_string()
 }
@@ -305,7 +350,12 @@ impl PartialEq for Grammar {
 
 impl std::fmt::Debug for Grammar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Grammar({:02x}{:02x}…)", self.digest.first().unwrap_or(&0), self.digest.get(1).unwrap_or(&0))
+        write!(
+            f,
+            "Grammar({:02x}{:02x}…)",
+            self.digest.first().unwrap_or(&0),
+            self.digest.get(1).unwrap_or(&0)
+        )
     }
 }
 
@@ -360,7 +410,10 @@ impl Matching {
     /// Whether the mask has this token, where one token is told without making the mask of all: `None` where the grammar forces text, has
     /// ended, or where the token ends an answer. Looking does not change anything.
     pub fn allows(&mut self, token: TokenId) -> Option<bool> {
-        if self.matcher.is_stopped() || self.eos.contains(&token) || !self.matcher.compute_ff_bytes().is_empty() {
+        if self.matcher.is_stopped()
+            || self.eos.contains(&token)
+            || !self.matcher.compute_ff_bytes().is_empty()
+        {
             return None;
         }
         self.matcher.validate_tokens(&[token]).ok().map(|valid| valid == 1)
@@ -368,7 +421,11 @@ impl Matching {
 
     /// The token that must come next, if there is only one: the mask's single token. Looking does not change anything.
     pub fn forced(&mut self) -> Option<TokenId> {
-        if self.matcher.is_stopped() { None } else { self.matcher.compute_ff_tokens().first().copied() }
+        if self.matcher.is_stopped() {
+            None
+        } else {
+            self.matcher.compute_ff_tokens().first().copied()
+        }
     }
 
     /// Goes on by a token of the mask.

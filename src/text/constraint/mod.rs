@@ -44,8 +44,12 @@ impl Constraint {
     pub fn response_format(value: &Value) -> Result<Option<Constraint>, String> {
         const KINDS: &str = "an object whose 'type' is text, json_object or json_schema";
         let fields = value.as_object().ok_or_else(|| format!("must be {KINDS}"))?;
-        let only = |names: &[&str]| match fields.keys().find(|name| !names.contains(&name.as_str())) {
-            Some(name) => Err(format!("has the field '{}', which is not supported", crate::units::shown(name))),
+        let only = |names: &[&str]| match fields.keys().find(|name| !names.contains(&name.as_str()))
+        {
+            Some(name) => Err(format!(
+                "has the field '{}', which is not supported",
+                crate::units::shown(name)
+            )),
             None => Ok(()),
         };
         match fields.get("type").and_then(Value::as_str) {
@@ -55,12 +59,22 @@ impl Constraint {
                 only(&["type", "json_schema"])?;
                 // `strict` is what happens here anyway; name and description are for people.
                 let inner = fields.get("json_schema").and_then(Value::as_object);
-                let known = |name: &String| ["name", "description", "schema", "strict"].contains(&name.as_str());
+                let known = |name: &String| {
+                    ["name", "description", "schema", "strict"].contains(&name.as_str())
+                };
                 if let Some(name) = inner.and_then(|inner| inner.keys().find(|name| !known(name))) {
-                    return Err(format!("json_schema has the field '{}', which is not supported", crate::units::shown(name)));
+                    return Err(format!(
+                        "json_schema has the field '{}', which is not supported",
+                        crate::units::shown(name)
+                    ));
                 }
-                match inner.and_then(|inner| inner.get("schema")).filter(|schema| !schema.is_string()) {
-                    Some(schema) => Constraint::schema(schema).map(Some).ok_or("json_schema.schema must be an object".into()),
+                match inner
+                    .and_then(|inner| inner.get("schema"))
+                    .filter(|schema| !schema.is_string())
+                {
+                    Some(schema) => Constraint::schema(schema)
+                        .map(Some)
+                        .ok_or("json_schema.schema must be an object".into()),
                     None => Err("json_schema.schema is missing or no object".into()),
                 }
             }

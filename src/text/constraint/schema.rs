@@ -1,7 +1,10 @@
 //! JSON schemas before they become grammars: what is not enforced is refused by name, references stay inside the schema, the depth is
 //! bounded, calendar formats become patterns that know leap years, and objects that list their properties have no others.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use crate::units::shown;
 use serde_json::{Map, Value};
@@ -61,7 +64,8 @@ const ANNOTATIONS: [&str; 18] = [
 ];
 
 /// Formats that the grammar enforces.
-const FORMATS: [&str; 10] = ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
+const FORMATS: [&str; 10] =
+    ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 
 /// Levels of schemas inside schemas, references followed.
 const MAX_DEPTH: usize = 128;
@@ -76,16 +80,20 @@ const DATE: &str = concat!(
     "|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
 );
 /// A time of day with its zone, RFC 3339, without leap seconds: which minutes have one is no matter of form.
-const TIME: &str = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
+const TIME: &str =
+    "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
 
 /// Reads a schema's text and makes it ready to compile. The error is one line that names the place and the keyword.
 pub(super) fn prepare(text: &str) -> Result<Value, String> {
     if text.len() > MAX_LENGTH {
         return Err(format!("the schema has {} bytes; the limit is {MAX_LENGTH}", text.len()));
     }
-    let mut schema: Value = serde_json::from_str(text).map_err(|e| format!("the schema is not JSON: {e}"))?;
+    let mut schema: Value =
+        serde_json::from_str(text).map_err(|e| format!("the schema is not JSON: {e}"))?;
     if !schema.is_object() && !schema.is_boolean() {
-        return Err("a schema is an object, such as {\"type\": \"object\", \"properties\": {…}}".into());
+        return Err(
+            "a schema is an object, such as {\"type\": \"object\", \"properties\": {…}}".into()
+        );
     }
     let mut check = Check { root: &schema, followed: HashSet::new(), combines: false };
     check.schema(&schema, "#", 0)?;
@@ -115,7 +123,11 @@ pub(super) fn properties(text: &str) -> Vec<String> {
         }
         at = match fields.get("$ref").and_then(Value::as_str) {
             Some(reference) => target(&schema, reference),
-            None => fields.get("allOf").and_then(Value::as_array).filter(|all| all.len() == 1).and_then(|all| all.first()),
+            None => fields
+                .get("allOf")
+                .and_then(Value::as_array)
+                .filter(|all| all.len() == 1)
+                .and_then(|all| all.first()),
         };
     }
     Vec::new()
@@ -136,7 +148,9 @@ fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
 fn anchor<'a>(value: &'a Value, name: &str, left: usize) -> Option<&'a Value> {
     let left = left.checked_sub(1)?;
     match value {
-        Value::Object(fields) if fields.get("$anchor").and_then(Value::as_str) == Some(name) => Some(value),
+        Value::Object(fields) if fields.get("$anchor").and_then(Value::as_str) == Some(name) => {
+            Some(value)
+        }
         Value::Object(fields) => fields.values().find_map(|v| anchor(v, name, left)),
         Value::Array(many) => many.iter().find_map(|v| anchor(v, name, left)),
         _ => None,
@@ -171,14 +185,23 @@ struct Check<'a> {
 }
 
 /// Keywords about an object's properties.
-const OBJECT: [&str; 6] =
-    ["properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties"];
+const OBJECT: [&str; 6] = [
+    "properties",
+    "patternProperties",
+    "additionalProperties",
+    "required",
+    "minProperties",
+    "maxProperties",
+];
 
 impl Check<'_> {
     fn schema(&mut self, schema: &Value, path: &str, depth: usize) -> Result<(), String> {
         let at = || shown(&path.chars().take(200).collect::<String>()).to_string();
         if depth > MAX_DEPTH {
-            return Err(format!("{}: schemas lie more than {MAX_DEPTH} deep in one another, references followed", at()));
+            return Err(format!(
+                "{}: schemas lie more than {MAX_DEPTH} deep in one another, references followed",
+                at()
+            ));
         }
         let fields = match schema {
             Value::Bool(_) => return Ok(()),
@@ -189,19 +212,30 @@ impl Check<'_> {
             let short = || shown(&name.chars().take(60).collect::<String>()).to_string();
             let idle = matches!(
                 (name.as_str(), value),
-                ("uniqueItems", Value::Bool(false)) | ("unevaluatedProperties" | "unevaluatedItems", Value::Bool(true))
+                ("uniqueItems", Value::Bool(false))
+                    | ("unevaluatedProperties" | "unevaluatedItems", Value::Bool(true))
             );
             let known = ENFORCED.contains(&name.as_str()) || ANNOTATIONS.contains(&name.as_str());
             if !known && !idle && (!name.starts_with("x-") || name == "x-guidance") {
-                return Err(format!("{}: '{}' is not enforced; leave it out, or say it otherwise", at(), short()));
+                return Err(format!(
+                    "{}: '{}' is not enforced; leave it out, or say it otherwise",
+                    at(),
+                    short()
+                ));
             }
             if name == "$id" && depth > 0 {
-                return Err(format!("{}: '$id' inside a schema is not supported; leave it out", at()));
+                return Err(format!(
+                    "{}: '$id' inside a schema is not supported; leave it out",
+                    at()
+                ));
             }
             self.keyword(name, value, fields, path, depth)?;
         }
         let branches = |name: &str| fields.get(name).and_then(Value::as_array).map_or(0, Vec::len);
-        let joined = ["anyOf", "oneOf", "allOf", "$ref"].iter().filter(|name| fields.contains_key(**name)).count();
+        let joined = ["anyOf", "oneOf", "allOf", "$ref"]
+            .iter()
+            .filter(|name| fields.contains_key(**name))
+            .count();
         let own = OBJECT.iter().any(|name| fields.contains_key(*name));
         self.combines |= branches("allOf") > 1 || joined > 1 || (joined > 0 && own);
         Ok(())
@@ -215,14 +249,18 @@ impl Check<'_> {
         path: &str,
         depth: usize,
     ) -> Result<(), String> {
-        let refuse = |what: String| Err(format!("{}: {what}", shown(&path.chars().take(200).collect::<String>())));
+        let refuse = |what: String| {
+            Err(format!("{}: {what}", shown(&path.chars().take(200).collect::<String>())))
+        };
         match (name, value) {
             ("anyOf" | "oneOf" | "allOf" | "prefixItems" | "items", Value::Array(many)) => {
                 for (i, schema) in many.iter().enumerate() {
                     self.schema(schema, &format!("{path}/{name}/{i}"), depth + 1)?;
                 }
             }
-            ("anyOf" | "oneOf" | "allOf" | "prefixItems", _) => return refuse(format!("'{name}' must be an array")),
+            ("anyOf" | "oneOf" | "allOf" | "prefixItems", _) => {
+                return refuse(format!("'{name}' must be an array"));
+            }
             ("items" | "additionalItems" | "additionalProperties", schema) => {
                 self.schema(schema, &format!("{path}/{name}"), depth + 1)?;
             }
@@ -237,7 +275,9 @@ impl Check<'_> {
             ("$ref", Value::String(reference)) => {
                 let short = shown(&reference.chars().take(100).collect::<String>()).to_string();
                 if !reference.starts_with('#') {
-                    return refuse(format!("'$ref' to '{short}': only references within the schema ('#/$defs/…') are followed"));
+                    return refuse(format!(
+                        "'$ref' to '{short}': only references within the schema ('#/$defs/…') are followed"
+                    ));
                 }
                 let Some(schema) = target(self.root, reference) else {
                     return refuse(format!("'$ref' to '{short}', which is not in the schema"));
@@ -250,19 +290,30 @@ impl Check<'_> {
             ("format", Value::String(format)) if FORMATS.contains(&format.as_str()) => {}
             ("format", Value::String(format)) => {
                 let short = shown(&format.chars().take(60).collect::<String>()).to_string();
-                return refuse(format!("'format' '{short}' is not enforced; known are {}", FORMATS.join(", ")));
+                return refuse(format!(
+                    "'format' '{short}' is not enforced; known are {}",
+                    FORMATS.join(", ")
+                ));
             }
             ("format", _) => return refuse("'format' must be a string".into()),
-            ("const", value) => return exact(value).map_or_else(|what| refuse(format!("'const' {what}")), Ok),
+            ("const", value) => {
+                return exact(value).map_or_else(|what| refuse(format!("'const' {what}")), Ok);
+            }
             ("enum", Value::Array(many)) if !many.is_empty() => {
-                return many.iter().try_for_each(exact).map_or_else(|what| refuse(format!("'enum' {what}")), Ok);
+                return many
+                    .iter()
+                    .try_for_each(exact)
+                    .map_or_else(|what| refuse(format!("'enum' {what}")), Ok);
             }
             ("enum", _) => return refuse("'enum' must be an array that is not empty".into()),
             // A name that is written twice counts once.
             ("minProperties", Value::Number(n)) if n.as_f64().is_some_and(|n| n > 1.0) => {
                 let required = fields.get("required").and_then(Value::as_array).map_or(0, Vec::len);
                 if n.as_f64().is_some_and(|n| n > required as f64) {
-                    return refuse("'minProperties' above the number of 'required' properties is not enforced".into());
+                    return refuse(
+                        "'minProperties' above the number of 'required' properties is not enforced"
+                            .into(),
+                    );
                 }
             }
             _ => {}
@@ -275,7 +326,8 @@ impl Check<'_> {
 fn exact(value: &Value) -> Result<(), String> {
     match value {
         Value::Number(n)
-            if n.as_f64().is_none_or(|x| x.abs() > EXACT) || n.as_i64().is_some_and(|n| n.unsigned_abs() > 1 << 53) =>
+            if n.as_f64().is_none_or(|x| x.abs() > EXACT)
+                || n.as_i64().is_some_and(|n| n.unsigned_abs() > 1 << 53) =>
         {
             Err(format!("has the number {n}: numbers beyond 2^53 are not kept exactly"))
         }
@@ -286,13 +338,16 @@ fn exact(value: &Value) -> Result<(), String> {
 }
 
 /// Keywords whose value is a count.
-const COUNTS: [&str; 6] = ["minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"];
+const COUNTS: [&str; 6] =
+    ["minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"];
 
 /// Counts that are written with a fraction of zero, as integers.
 fn whole_counts(fields: &mut Map<String, Value>) {
     for name in COUNTS {
         if let Some(value) = fields.get_mut(name)
-            && let Some(count) = value.as_f64().filter(|n| value.is_f64() && n.fract() == 0.0 && (0.0..EXACT).contains(n))
+            && let Some(count) = value
+                .as_f64()
+                .filter(|n| value.is_f64() && n.fract() == 0.0 && (0.0..EXACT).contains(n))
         {
             *value = Value::from(count as u64);
         }
@@ -314,7 +369,9 @@ fn rewrite(schema: &mut Value, close: bool, left: &mut usize) {
             ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(many)) => {
                 many.values_mut().for_each(|schema| rewrite(schema, close, left));
             }
-            ("items" | "additionalItems" | "additionalProperties", schema) => rewrite(schema, close, left),
+            ("items" | "additionalItems" | "additionalProperties", schema) => {
+                rewrite(schema, close, left)
+            }
             _ => {}
         }
     }
@@ -326,20 +383,29 @@ fn rewrite(schema: &mut Value, close: bool, left: &mut usize) {
     let listed = fields.get("properties").and_then(Value::as_object);
     let required = fields.get("required").and_then(Value::as_array);
     let all_listed = required.is_none_or(|names| {
-        names.iter().all(|name| name.as_str().is_some_and(|name| listed.is_some_and(|listed| listed.contains_key(name))))
+        names.iter().all(|name| {
+            name.as_str().is_some_and(|name| listed.is_some_and(|listed| listed.contains_key(name)))
+        })
     });
     if close && listed.is_some() && all_listed && !fields.contains_key("additionalProperties") {
         fields.insert("additionalProperties".into(), Value::Bool(false));
     }
     // Whoever lists properties or items means an object or an array; the schema alone would allow a number, too.
-    let open = ["type", "const", "enum", "anyOf", "oneOf", "allOf", "$ref"].iter().all(|name| !fields.contains_key(*name));
+    let open = ["type", "const", "enum", "anyOf", "oneOf", "allOf", "$ref"]
+        .iter()
+        .all(|name| !fields.contains_key(*name));
     if close && open {
         let kind = match () {
-            _ if fields.contains_key("properties") || fields.contains_key("required") => Some("object"),
-            _ if fields.contains_key("items") || fields.contains_key("prefixItems") => Some("array"),
+            _ if fields.contains_key("properties") || fields.contains_key("required") => {
+                Some("object")
+            }
+            _ if fields.contains_key("items") || fields.contains_key("prefixItems") => {
+                Some("array")
+            }
             _ => None,
         };
-        kind.into_iter().for_each(|kind| drop(fields.insert("type".into(), Value::String(kind.into()))));
+        kind.into_iter()
+            .for_each(|kind| drop(fields.insert("type".into(), Value::String(kind.into()))));
     }
     let pattern = match fields.get("format").and_then(Value::as_str) {
         Some("date") => format!("^{DATE}$"),
@@ -373,7 +439,10 @@ mod tests {
             (r#"{"if": true, "then": true}"#, vec!["'if'"]),
             (r#"{"properties": {"a": {"maxlength": 3}}}"#, vec!["'maxlength'"]),
             (r#"{"properties": {"a": {"nullable": true}}}"#, vec!["'nullable'"]),
-            (r##"{"$ref": "https://example.org/a.json"}"##, vec!["'$ref'", "example.org", "within"]),
+            (
+                r##"{"$ref": "https://example.org/a.json"}"##,
+                vec!["'$ref'", "example.org", "within"],
+            ),
             (r##"{"$ref": "#/$defs/a"}"##, vec!["'$ref'", "#/$defs/a"]),
             (r#"{"type": "string", "format": "iri"}"#, vec!["'format'", "'iri'", "date-time"]),
             (r#"{"const": 9007199254740993}"#, vec!["'const'", "9007199254740993"]),
@@ -386,7 +455,10 @@ mod tests {
             ("{", vec!["not JSON"]),
         ] {
             let error = prepare(schema).unwrap_err();
-            assert!(words.iter().all(|word| error.contains(word)) && !error.contains('\n'), "{schema}: {error}");
+            assert!(
+                words.iter().all(|word| error.contains(word)) && !error.contains('\n'),
+                "{schema}: {error}"
+            );
         }
         for fine in [
             r#"{"type": "array", "uniqueItems": false, "description": "x", "x-order": 1}"#,
@@ -407,26 +479,43 @@ mod tests {
         assert!(prepare(&deep(140)).is_err(), "JSON's own limit");
         let chain = |n: usize| {
             let defs: serde_json::Map<String, Value> = (0..n)
-                .map(|i| (format!("d{i}"), serde_json::json!({"items": {"$ref": format!("#/$defs/d{}", i + 1)}})))
+                .map(|i| {
+                    (
+                        format!("d{i}"),
+                        serde_json::json!({"items": {"$ref": format!("#/$defs/d{}", i + 1)}}),
+                    )
+                })
                 .chain([(format!("d{n}"), Value::Bool(true))])
                 .collect();
             serde_json::json!({"$ref": "#/$defs/d0", "$defs": defs}).to_string()
         };
         assert!(prepare(&chain(30)).is_ok());
         assert!(prepare(&chain(20_000)).unwrap_err().contains("deep"));
-        assert!(prepare(&format!("{{\"title\": \"{}\"}}", "x".repeat(1 << 20))).unwrap_err().contains("bytes"));
+        assert!(
+            prepare(&format!("{{\"title\": \"{}\"}}", "x".repeat(1 << 20)))
+                .unwrap_err()
+                .contains("bytes")
+        );
     }
 
     #[test]
     fn objects_that_list_their_properties_are_closed_unless_several_schemas_meet_in_one_value() {
-        let closed = |schema: &str| prepare(schema).unwrap()["additionalProperties"] == Value::Bool(false);
+        let closed =
+            |schema: &str| prepare(schema).unwrap()["additionalProperties"] == Value::Bool(false);
         assert!(closed(r#"{"properties": {"a": true}}"#));
-        assert!(!closed(r#"{"properties": {"a": true}, "additionalProperties": {"type": "string"}}"#));
+        assert!(!closed(
+            r#"{"properties": {"a": true}, "additionalProperties": {"type": "string"}}"#
+        ));
         assert!(!closed(r#"{"properties": {"a": true}, "required": ["b"]}"#));
         assert!(!closed(r#"{"type": "object"}"#));
         assert_eq!(prepare(r#"{"properties": {"a": true}}"#).unwrap()["type"], "object");
         assert_eq!(prepare(r#"{"items": true}"#).unwrap()["type"], "array");
         assert!(!closed(r#"{"properties": {"a": true}, "allOf": [{"properties": {"b": true}}]}"#));
-        assert_eq!(properties(r##"{"$ref": "#/$defs/x", "$defs": {"x": {"properties": {"b": 1, "a": 2}}}}"##), ["b", "a"]);
+        assert_eq!(
+            properties(
+                r##"{"$ref": "#/$defs/x", "$defs": {"x": {"properties": {"b": 1, "a": 2}}}}"##
+            ),
+            ["b", "a"]
+        );
     }
 }

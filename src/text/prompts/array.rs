@@ -1,7 +1,10 @@
 //! A JSON array cut into its elements, each as text of bounded length, without holding the array. Whether an element is an object is
 //! its reader's business.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
 use super::source::Reader;
@@ -119,8 +122,10 @@ impl Elements {
                 Err(e) => return Err(e),
             };
             let end = chunk.iter().position(|byte| at.ends(*byte));
-            let (part, last) =
-                (chunk.get(..end.unwrap_or(chunk.len())).unwrap_or(chunk), end.and_then(|n| chunk.get(n).copied()));
+            let (part, last) = (
+                chunk.get(..end.unwrap_or(chunk.len())).unwrap_or(chunk),
+                end.and_then(|n| chunk.get(n).copied()),
+            );
             let space = (LONGEST_RECORD + 1).saturating_sub(self.buffer.len());
             self.buffer.extend_from_slice(part.get(..space).unwrap_or(part));
             self.length += part.len() as u64;
@@ -171,7 +176,10 @@ impl Elements {
         match ended {
             None => {
                 self.place = Place::After;
-                return Ok(Some((self.count, bad("the file ends inside the array: its last bracket is missing"))));
+                return Ok(Some((
+                    self.count,
+                    bad("the file ends inside the array: its last bracket is missing"),
+                )));
             }
             Some(b']') => self.place = Place::Closed,
             Some(_) => {}
@@ -185,8 +193,7 @@ impl Elements {
     /// What follows the array: nothing, or one more record that says so.
     fn rest(&mut self) -> io::Result<Option<(u64, Result<&str, Fault>)>> {
         self.place = Place::After;
-        let follows =
-            "something follows the array, which is not read: a file has one array; with a record a line, files can be joined";
+        let follows = "something follows the array, which is not read: a file has one array; with a record a line, files can be joined";
         Ok(self.visible()?.map(|_| (self.count + 1, bad(follows))))
     }
 }
@@ -207,13 +214,22 @@ mod tests {
 
     #[test]
     fn an_array_is_cut_where_json_says_so() {
-        assert_eq!(told("\u{feff} [ {\"a\": \"],}\\\"\"} ,\n [1,[2]],3 ]\n"), ["{\"a\": \"],}\\\"\"}", "[1,[2]]", "3"]);
+        assert_eq!(
+            told("\u{feff} [ {\"a\": \"],}\\\"\"} ,\n [1,[2]],3 ]\n"),
+            ["{\"a\": \"],}\\\"\"}", "[1,[2]]", "3"]
+        );
         assert_eq!((told("[]"), told(" [ ] "), told("")), (vec![], vec![], vec![]));
         assert_eq!(told("[{\"a\":1},{\"b\""), ["{\"a\":1}", "!bad_json"]);
-        assert_eq!((told("[1,"), told("{\"a\":1}")), (vec!["1".to_string(), "!bad_json".into()], vec!["!bad_json".to_string()]));
+        assert_eq!(
+            (told("[1,"), told("{\"a\":1}")),
+            (vec!["1".to_string(), "!bad_json".into()], vec!["!bad_json".to_string()])
+        );
         // Two files put together: what is not read is told.
         assert_eq!(told("[1]\n[2]\n"), ["1", "!bad_json"]);
-        assert_eq!((told("[1]]"), told("[] x")), (vec!["1".to_string(), "!bad_json".into()], vec!["!bad_json".to_string()]));
+        assert_eq!(
+            (told("[1]]"), told("[] x")),
+            (vec!["1".to_string(), "!bad_json".into()], vec!["!bad_json".to_string()])
+        );
         let long = format!("[\"{}\",2]", "x".repeat(LONGEST_RECORD));
         assert_eq!(told(&long), ["!record_too_long", "2"]);
     }

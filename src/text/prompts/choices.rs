@@ -1,6 +1,9 @@
 //! Texts among which an answer is chosen, from a flag or a record. In: the list. Out: the list, or what it must be.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use crate::units::shown;
 use std::collections::HashSet;
@@ -15,7 +18,9 @@ pub fn checked(choices: Vec<String>) -> Result<Vec<String>, String> {
     }
     let mut seen = HashSet::new();
     match choices.iter().find(|choice| !seen.insert(choice.as_str())) {
-        Some(twice) => Err(format!("has '{}' twice", shown(&twice.chars().take(60).collect::<String>()))),
+        Some(twice) => {
+            Err(format!("has '{}' twice", shown(&twice.chars().take(60).collect::<String>())))
+        }
         None => Ok(choices),
     }
 }

@@ -109,7 +109,8 @@ impl Cutter {
         let found = self.next(row)?;
         let cells: Vec<&[u8]> = row.fields().take(3).collect();
         let line = cells.join(&self.separator);
-        match found && std::str::from_utf8(&line).is_ok_and(|line| named_separator(line).is_some()) {
+        match found && std::str::from_utf8(&line).is_ok_and(|line| named_separator(line).is_some())
+        {
             true => self.next(row),
             false => Ok(found),
         }
@@ -181,7 +182,8 @@ impl Cutter {
                             if !cr {
                                 // Of a thousand million line ends most are gone over here.
                                 let rest = chunk.get(used..).unwrap_or_default();
-                                let more = rest.iter().position(|&b| b != b'\n').unwrap_or(rest.len());
+                                let more =
+                                    rest.iter().position(|&b| b != b'\n').unwrap_or(rest.len());
                                 used += more;
                                 line += more as u64;
                             }
@@ -233,7 +235,13 @@ pub(super) fn named_separator(line: &str) -> Option<u8> {
     let line = line.strip_prefix('"').and_then(|line| line.strip_suffix('"')).unwrap_or(line);
     let (name, separator) = (line.get(..4)?, line.get(4..)?);
     match separator.as_bytes() {
-        [c] if name.eq_ignore_ascii_case("sep=") && c.is_ascii() && *c != b'"' && !c.is_ascii_alphanumeric() => Some(*c),
+        [c] if name.eq_ignore_ascii_case("sep=")
+            && c.is_ascii()
+            && *c != b'"'
+            && !c.is_ascii_alphanumeric() =>
+        {
+            Some(*c)
+        }
         _ => None,
     }
 }
@@ -261,7 +269,11 @@ pub(super) fn separator(line: &str, reading: &Reading) -> u8 {
 
 /// Reads the header, and an ordinary file to its end. Gives the header and the names of the columns that are carried through;
 /// nothing for an empty stream.
-pub(super) fn check(source: &Source, separator: u8, reading: &Reading) -> Result<Option<(Header, Vec<String>)>, InputError> {
+pub(super) fn check(
+    source: &Source,
+    separator: u8,
+    reading: &Reading,
+) -> Result<Option<(Header, Vec<String>)>, InputError> {
     let name = shown(source.name());
     let io = |e: io::Error| InputError::Bad(format!("{name}: {}", super::source::why(&e)));
     let bad = |line: u64, what: String| InputError::Bad(format!("{name}:{line}: {what}"));
@@ -271,9 +283,13 @@ pub(super) fn check(source: &Source, separator: u8, reading: &Reading) -> Result
         if !source.is_regular() {
             return Ok(None);
         }
-        return Err(bad(1, "the file is empty; a header with a column prompt is needed".to_string()));
+        return Err(bad(
+            1,
+            "the file is empty; a header with a column prompt is needed".to_string(),
+        ));
     }
-    let header = header(&row, cutter.line, separator, reading).map_err(|what| bad(row.line, what))?;
+    let header =
+        header(&row, cutter.line, separator, reading).map_err(|what| bad(row.line, what))?;
     if source.is_regular() {
         while cutter.next(&mut row).map_err(io)? {
             if let Some(line) = row.unclosed {
@@ -327,7 +343,11 @@ fn header(row: &Row, next_line: u64, separator: u8, reading: &Reading) -> Result
     }
     let names = row
         .fields()
-        .map(|f| std::str::from_utf8(f).map(|name| name.trim().to_string()).map_err(|_| "the header is not UTF-8".to_string()))
+        .map(|f| {
+            std::str::from_utf8(f)
+                .map(|name| name.trim().to_string())
+                .map_err(|_| "the header is not UTF-8".to_string())
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let place = |wanted: &str| -> Result<Option<usize>, String> {
         let mut found = names.iter().enumerate().filter(|(_, n)| *n == wanted).map(|(i, _)| i);
@@ -353,14 +373,23 @@ fn header(row: &Row, next_line: u64, separator: u8, reading: &Reading) -> Result
         }
         (None, None) => {
             let Some(prompt) = place("prompt")? else {
-                let some: Vec<String> = names.iter().take(8).map(|n| n.chars().take(30).collect()).collect();
-                let likely = |name: &&String| LIKELY.iter().any(|word| name.to_lowercase().contains(word));
-                let named = some.iter().find(likely).or_else(|| some.iter().find(|name| !name.is_empty() && *name != "id"));
+                let some: Vec<String> =
+                    names.iter().take(8).map(|n| n.chars().take(30).collect()).collect();
+                let likely =
+                    |name: &&String| LIKELY.iter().any(|word| name.to_lowercase().contains(word));
+                let named = some
+                    .iter()
+                    .find(likely)
+                    .or_else(|| some.iter().find(|name| !name.is_empty() && *name != "id"));
                 let example = named.map_or("NAME", |name| name);
                 return Err(format!(
                     "the header has no column prompt, but {}; --prompt-field {} takes that column, --template makes a prompt of several",
                     shown(&some.join(", ")),
-                    shown(&if example.contains(' ') { format!("'{example}'") } else { example.to_string() })
+                    shown(&if example.contains(' ') {
+                        format!("'{example}'")
+                    } else {
+                        example.to_string()
+                    })
                 ));
             };
             reading.check_names(&names, "the header has")?;
@@ -368,16 +397,30 @@ fn header(row: &Row, next_line: u64, separator: u8, reading: &Reading) -> Result
         }
     };
     let own = |i: usize| reading.template.is_none() && i == prompt;
-    let is_setting = |i: usize, name: &str| !own(i) && Some(i) != id && reading.settings().any(|setting| setting == name);
-    let settings = names.iter().enumerate().filter(|(i, n)| is_setting(*i, n)).map(|(i, _)| i).collect();
+    let is_setting = |i: usize, name: &str| {
+        !own(i) && Some(i) != id && reading.settings().any(|setting| setting == name)
+    };
+    let settings =
+        names.iter().enumerate().filter(|(i, n)| is_setting(*i, n)).map(|(i, _)| i).collect();
     let mut known = std::collections::HashSet::new();
-    let kept = |(_, name): &(usize, &String)| !reading.is_told(name) && known.insert(name.to_string());
+    let kept =
+        |(_, name): &(usize, &String)| !reading.is_told(name) && known.insert(name.to_string());
     let carried = names.iter().enumerate().filter(kept).map(|(i, _)| i).collect();
     Ok(Header { prompt, id, settings, carried, lines: next_line, separator, names })
 }
 
 /// Words in the names of columns that are likely to be prompts.
-const LIKELY: [&str; 9] = ["question", "instruction", "query", "text", "message", "content", "body", "input", "description"];
+const LIKELY: [&str; 9] = [
+    "question",
+    "instruction",
+    "query",
+    "text",
+    "message",
+    "content",
+    "body",
+    "input",
+    "description",
+];
 
 impl Header {
     fn carried_names(&self) -> impl Iterator<Item = (usize, &str)> {
@@ -410,7 +453,9 @@ impl Rows {
         let mut cutter = Cutter::new(source.open()?, header.separator);
         let mut row = Row::default();
         if source.is_regular() {
-            cutter.first(&mut row).map_err(|e| InputError::Io(format!("{}: {e}", shown(source.name()))))?;
+            cutter
+                .first(&mut row)
+                .map_err(|e| InputError::Io(format!("{}: {e}", shown(source.name()))))?;
         } else {
             (cutter.line, cutter.at_start) = (header.lines, false);
         }
@@ -439,7 +484,9 @@ impl Rows {
         // Programs fill rows up with empty cells, or leave the last ones out.
         let surplus = cells.get(columns..).unwrap_or_default().iter().any(|cell| *cell != Ok(""));
         let wrong = if let Some(line) = self.row.unclosed {
-            Some(format!("a quote opens on line {line} and is never closed; what follows it is lost"))
+            Some(format!(
+                "a quote opens on line {line} and is never closed; what follows it is lost"
+            ))
         } else if surplus {
             Some(format!(
                 "the row has {fields} fields, the header {columns}; a field that holds {} needs quotes",
@@ -447,7 +494,11 @@ impl Rows {
             ))
         } else if fields <= prompt_place {
             let name = self.header.names.get(prompt_place).map_or("prompt", String::as_str);
-            Some(format!("the row has {fields} fields and no {}, which is field {}", shown(name), prompt_place + 1))
+            Some(format!(
+                "the row has {fields} fields and no {}, which is field {}",
+                shown(name),
+                prompt_place + 1
+            ))
         } else {
             None
         };
@@ -472,7 +523,8 @@ impl Rows {
             let content = match &self.rules.reading.template {
                 Some(template) => {
                     let names = self.header.names.iter().enumerate();
-                    let values: Vec<(&str, Value)> = names.map(|(i, name)| (&name[..], Value::from(cell(i)))).collect();
+                    let values: Vec<(&str, Value)> =
+                        names.map(|(i, name)| (&name[..], Value::from(cell(i)))).collect();
                     made(template, &values, &mut found)?
                 }
                 None => prompt(cell(prompt_place))?,
@@ -493,7 +545,11 @@ impl Rows {
         };
         let object = || {
             let mut object = serde_json::Map::new();
-            object.extend(self.header.carried_names().map(|(i, name)| (name.to_string(), Value::from(cell(i)))));
+            object.extend(
+                self.header
+                    .carried_names()
+                    .map(|(i, name)| (name.to_string(), Value::from(cell(i)))),
+            );
             Value::Object(object).to_string()
         };
         Parsed {
@@ -504,7 +560,9 @@ impl Rows {
             carried: self
                 .carried
                 .iter()
-                .map(|place| place.map_or(InputCell::Missing, |p| InputCell::Text(cell(p).to_string())))
+                .map(|place| {
+                    place.map_or(InputCell::Missing, |p| InputCell::Text(cell(p).to_string()))
+                })
                 .collect(),
             input: self.rules.object.then(object),
             asked,
@@ -535,10 +593,17 @@ mod tests {
         ] {
             assert_eq!(named_separator(line), named, "{line:?}");
         }
-        let mut cutter = Cutter::new(Box::new(io::Cursor::new(b"\n\n\r\n\nsep=;\r\n\na;b\n1;2\n".to_vec())), b';');
+        let mut cutter = Cutter::new(
+            Box::new(io::Cursor::new(b"\n\n\r\n\nsep=;\r\n\na;b\n1;2\n".to_vec())),
+            b';',
+        );
         let mut row = Row::default();
         assert!(cutter.first(&mut row).unwrap());
-        assert_eq!((row.fields().collect::<Vec<_>>(), row.line), (vec![&b"a"[..], b"b"], 7), "blank lines are counted");
+        assert_eq!(
+            (row.fields().collect::<Vec<_>>(), row.line),
+            (vec![&b"a"[..], b"b"], 7),
+            "blank lines are counted"
+        );
         assert!(cutter.next(&mut row).unwrap() && row.line == 8);
     }
 }

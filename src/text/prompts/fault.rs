@@ -1,6 +1,9 @@
 //! What can be wrong with one record before its place is known, and the faults that all formats share.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 /// A record's fault before its place is known.
 pub(super) type Fault = (&'static str, String);
@@ -17,6 +20,13 @@ pub(super) fn too_long(length: u64) -> Fault {
 
 /// Bytes as text, or where they are not.
 pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
-    std::str::from_utf8(bytes)
-        .map_err(|e| ("not_utf8", format!("byte {} of the record is not UTF-8; save the file as UTF-8", e.valid_up_to() + 1)))
+    std::str::from_utf8(bytes).map_err(|e| {
+        (
+            "not_utf8",
+            format!(
+                "byte {} of the record is not UTF-8; save the file as UTF-8",
+                e.valid_up_to() + 1
+            ),
+        )
+    })
 }

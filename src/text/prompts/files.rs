@@ -2,7 +2,10 @@
 //! the other with ids that are never used twice.
 //! Over 500 lines: telling kinds, opening and going on from file to file share one state; to be cut where telling ends.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::array::Elements;
 use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
@@ -11,7 +14,10 @@ use super::ids::Ids;
 use super::labels::labels;
 use super::lines::Lines;
 use super::reading::{self, Reading, Rules, made};
-use super::record::{Asked, Given, InputCell, InputError, InputFormat, Origin, Parsed, Record, RecordError, Warnings, prompt};
+use super::record::{
+    Asked, Given, InputCell, InputError, InputFormat, Origin, Parsed, Record, RecordError,
+    Warnings, prompt,
+};
 use super::source::Source;
 use super::{csv, json, openai};
 use crate::units::shown;
@@ -75,7 +81,11 @@ impl PromptFiles {
     }
 
     /// The same for records that are read as `reading` says; `typed` are prompts of the command line, which come last.
-    pub fn open_as(paths: &[PathBuf], typed: &[String], reading: Reading) -> Result<PromptFiles, InputError> {
+    pub fn open_as(
+        paths: &[PathBuf],
+        typed: &[String],
+        reading: Reading,
+    ) -> Result<PromptFiles, InputError> {
         let mut notices = Vec::new();
         let rules = Rules { reading: Arc::new(reading), ..Rules::default() };
         let sources = paths.iter().map(|path| Source::of(path)).collect::<Result<Vec<_>, _>>()?;
@@ -110,7 +120,9 @@ impl PromptFiles {
             let file = File { source, label: label.into(), kind };
             file.check_reading(reading)?;
             file.can_be_used(&rules)?;
-            if reading.carries() && matches!(file.kind, Kind::Lines(Dialect::Record) | Kind::Array(Dialect::Record)) {
+            if reading.carries()
+                && matches!(file.kind, Kind::Lines(Dialect::Record) | Kind::Array(Dialect::Record))
+            {
                 open_ended = true;
                 names = file.first_names(&rules)?;
             }
@@ -119,12 +131,20 @@ impl PromptFiles {
         }
         open_ended &= files.iter().any(|file| !file.source.is_regular());
         if !typed.is_empty() {
-            let file = File { source: Source::none("prompt"), label: "prompt".into(), kind: Kind::Typed(typed.into()) };
+            let file = File {
+                source: Source::none("prompt"),
+                label: "prompt".into(),
+                kind: Kind::Typed(typed.into()),
+            };
             file.check_reading(&rules.reading)?;
             files.push(file);
         }
-        let openai = |file: &File| matches!(file.kind, Kind::Lines(Dialect::OpenAi) | Kind::Array(Dialect::OpenAi));
-        if let (Some(one), Some(other)) = (files.iter().find(|f| openai(f)), files.iter().find(|f| !openai(f))) {
+        let openai = |file: &File| {
+            matches!(file.kind, Kind::Lines(Dialect::OpenAi) | Kind::Array(Dialect::OpenAi))
+        };
+        if let (Some(one), Some(other)) =
+            (files.iter().find(|f| openai(f)), files.iter().find(|f| !openai(f)))
+        {
             return Err(InputError::Bad(format!(
                 "{} has OpenAI requests, {} has not; give them to two runs",
                 shown(one.source.name()),
@@ -133,7 +153,9 @@ impl PromptFiles {
         }
         if open_ended {
             // What records of a stream have is not known before they come.
-            hoped.extend(rules.reading.wanted.iter().filter(|name| known.insert(name.to_string())).cloned());
+            hoped.extend(
+                rules.reading.wanted.iter().filter(|name| known.insert(name.to_string())).cloned(),
+            );
             columns.extend(hoped.iter().cloned());
         }
         let rules = Rules { columns: columns.into(), hoped: hoped.into(), ..rules };
@@ -148,7 +170,9 @@ impl PromptFiles {
 
     /// What separates the cells of the first CSV file.
     pub fn separator(&self) -> Option<u8> {
-        self.files.iter().find_map(|f| if let Kind::Csv(header) = &f.kind { Some(header.separator) } else { None })
+        self.files.iter().find_map(|f| {
+            if let Kind::Csv(header) = &f.kind { Some(header.separator) } else { None }
+        })
     }
 
     /// Whether all are tables, whose rows have an order that people expect to find again.
@@ -171,7 +195,9 @@ impl PromptFiles {
 
     /// Whether these are OpenAI requests.
     pub fn are_openai(&self) -> bool {
-        self.files.iter().any(|f| matches!(f.kind, Kind::Lines(Dialect::OpenAi) | Kind::Array(Dialect::OpenAi)))
+        self.files
+            .iter()
+            .any(|f| matches!(f.kind, Kind::Lines(Dialect::OpenAi) | Kind::Array(Dialect::OpenAi)))
     }
 
     /// Whether [`PromptFiles::reader`] may be called more than once: all are ordinary files.
@@ -193,7 +219,10 @@ impl PromptFiles {
             current: None,
             ids: Ids::default(),
             ids_are_text: self.ids_are_text,
-            warnings: Warnings { waiting: self.notices.iter().cloned().collect(), ..Warnings::default() },
+            warnings: Warnings {
+                waiting: self.notices.iter().cloned().collect(),
+                ..Warnings::default()
+            },
             failed: false,
         }
     }
@@ -209,12 +238,21 @@ enum Found {
 }
 
 /// How a file is read: by the format that was asked for, else by its name, else by how it begins.
-fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<String>) -> Result<Found, InputError> {
+fn kind(
+    source: &Source,
+    path: &Path,
+    reading: &Reading,
+    notices: &mut Vec<String>,
+) -> Result<Found, InputError> {
     if source.is_folder() {
         return Ok(Found::Kind(Kind::Folder(Tree::new(path))));
     }
-    let separated = |start: &Start| Found::Csv(reading.delimiter.unwrap_or_else(|| csv::separator(start.line(), reading)));
-    let tabs = |start: &Start| Found::Csv(reading.delimiter.or(csv::named_separator(start.line())).unwrap_or(b'\t'));
+    let separated = |start: &Start| {
+        Found::Csv(reading.delimiter.unwrap_or_else(|| csv::separator(start.line(), reading)))
+    };
+    let tabs = |start: &Start| {
+        Found::Csv(reading.delimiter.or(csv::named_separator(start.line())).unwrap_or(b'\t'))
+    };
     if let Some(format) = reading.format {
         return Ok(Found::Kind(match format {
             InputFormat::Txt => Kind::Text,
@@ -223,7 +261,9 @@ fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<Strin
             InputFormat::Parquet => return seekable(source),
             InputFormat::Jsonl => Kind::Lines(Dialect::Record),
             InputFormat::Json => Kind::Array(dialect(source, &Start::of(source)?, true)?),
-            InputFormat::OpenAi if source.is_regular() && Start::of(source)?.is_array() => Kind::Array(Dialect::OpenAi),
+            InputFormat::OpenAi if source.is_regular() && Start::of(source)?.is_array() => {
+                Kind::Array(Dialect::OpenAi)
+            }
             InputFormat::OpenAi => Kind::Lines(Dialect::OpenAi),
         }));
     }
@@ -238,9 +278,9 @@ fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<Strin
             let start = Start::of(source)?;
             let array = start.is_array();
             match (array, kind) {
-                (true, "jsonl" | "ndjson") => {
-                    notices.push(format!("{name} is a JSON array, not a record a line; it is read as one"))
-                }
+                (true, "jsonl" | "ndjson") => notices.push(format!(
+                    "{name} is a JSON array, not a record a line; it is read as one"
+                )),
                 (false, "json") if !start.is_empty() => {
                     notices.push(format!("{name} is no JSON array; it is read as a record a line"));
                 }
@@ -262,19 +302,34 @@ fn kind(source: &Source, path: &Path, reading: &Reading, notices: &mut Vec<Strin
             if start.is_array() || start.text().starts_with('{') {
                 return start.json(source).map(Found::Kind);
             }
-            let names: Vec<&str> = start.text().split([',', ';', '\t']).map(|name| name.trim().trim_matches('"')).collect();
-            let wanted = reading.prompt_field.as_slice().iter().chain(reading.template.iter().flat_map(|t| t.needed()));
+            let names: Vec<&str> = start
+                .text()
+                .split([',', ';', '\t'])
+                .map(|name| name.trim().trim_matches('"'))
+                .collect();
+            let wanted = reading
+                .prompt_field
+                .as_slice()
+                .iter()
+                .chain(reading.template.iter().flat_map(|t| t.needed()));
             let wanted: Vec<&str> = wanted.map(String::as_str).collect();
             let is_header = match &wanted[..] {
                 [] => names.contains(&"prompt"),
-                wanted => wanted.iter().all(|name| names.contains(name)) && (names.len() > 1 || wanted != ["prompt"]),
+                wanted => {
+                    wanted.iter().all(|name| names.contains(name))
+                        && (names.len() > 1 || wanted != ["prompt"])
+                }
             };
             if is_header || csv::named_separator(start.line()).is_some() {
                 return Ok(separated(&start));
             }
             if &**source.name() == "-" {
                 // Of an empty stream nothing is known that a flag could contradict.
-                return Ok(Found::Kind(if start.nothing { Kind::Lines(Dialect::Record) } else { Kind::Text }));
+                return Ok(Found::Kind(if start.nothing {
+                    Kind::Lines(Dialect::Record)
+                } else {
+                    Kind::Text
+                }));
             }
             Err(InputError::Bad(format!(
                 "{name}: the format can be told neither from the extension nor from its beginning; give --input-format jsonl, json, csv, tsv, txt or openai"
@@ -296,9 +351,10 @@ fn extension(path: &Path) -> Option<String> {
 fn seekable(source: &Source) -> Result<Found, InputError> {
     match source.is_regular() {
         true => Ok(Found::Parquet),
-        false => {
-            Err(InputError::Bad(format!("{}: a Parquet file cannot be read from a pipe; name the file", shown(source.name()))))
-        }
+        false => Err(InputError::Bad(format!(
+            "{}: a Parquet file cannot be read from a pipe; name the file",
+            shown(source.name())
+        ))),
     }
 }
 
@@ -320,7 +376,8 @@ fn dialect(source: &Source, start: &Start, array: bool) -> Result<Dialect, Input
         return Ok(Dialect::Record);
     }
     let reader = source.open()?;
-    let (mut lines, mut elements) = if array { (None, Some(Elements::new(reader))) } else { (Some(Lines::new(reader)), None) };
+    let (mut lines, mut elements) =
+        if array { (None, Some(Elements::new(reader))) } else { (Some(Lines::new(reader)), None) };
     for _ in 0..LOOKED_AT {
         let next = match (&mut lines, &mut elements) {
             (Some(lines), _) => lines.next_line(),
@@ -358,7 +415,10 @@ impl Start {
             line.clear();
             let count = (&mut reader).take(most).read_until(b'\n', &mut line).map_err(failed)?;
             all.extend_from_slice(&line);
-            if count == 0 || line.iter().any(|b| !b.is_ascii_whitespace()) || all.len() as u64 >= most {
+            if count == 0
+                || line.iter().any(|b| !b.is_ascii_whitespace())
+                || all.len() as u64 >= most
+            {
                 break;
             }
         }
@@ -387,7 +447,9 @@ impl Start {
 
     /// An array of objects, or one whose first element stands on the next line.
     fn is_array(&self) -> bool {
-        self.text().strip_prefix('[').is_some_and(|rest| matches!(rest.trim_start().as_bytes().first(), None | Some(b'{' | b']')))
+        self.text().strip_prefix('[').is_some_and(|rest| {
+            matches!(rest.trim_start().as_bytes().first(), None | Some(b'{' | b']'))
+        })
     }
 
     /// The kind of what begins like JSON.
@@ -405,10 +467,15 @@ impl File {
             Kind::Text => Records::Text(Lines::new(reader()?)),
             Kind::Lines(dialect) => Records::Lines(Lines::new(reader()?), *dialect),
             Kind::Array(dialect) => Records::Array(Elements::new(reader()?), *dialect),
-            Kind::Csv(header) => Records::Csv(Box::new(csv::Rows::open(&self.source, header.clone(), rules.clone())?)),
+            Kind::Csv(header) => Records::Csv(Box::new(csv::Rows::open(
+                &self.source,
+                header.clone(),
+                rules.clone(),
+            )?)),
             #[cfg(feature = "parquet")]
             Kind::Parquet => Records::Parquet(Box::new(
-                super::parquet::Rows::open(&self.source, rules).map_err(|e| unreadable(&self.source, &e))?,
+                super::parquet::Rows::open(&self.source, rules)
+                    .map_err(|e| unreadable(&self.source, &e))?,
             )),
             Kind::Folder(tree) => Records::Folder(Walk::new(tree.clone())),
             Kind::Typed(prompts) => Records::Typed(prompts.clone(), 0),
@@ -426,19 +493,29 @@ impl File {
 
     /// That what the reading asks for can be there at all, where that is known without a look at the records.
     fn check_reading(&self, reading: &Reading) -> Result<(), InputError> {
-        let bad = |what: String| Err(InputError::Bad(format!("{}: {what}", shown(self.source.name()))));
+        let bad =
+            |what: String| Err(InputError::Bad(format!("{}: {what}", shown(self.source.name()))));
         match self.kind {
-            Kind::Text | Kind::Folder(_) | Kind::Typed(_) if reading.is_data() || reading.id_field.is_some() => {
+            Kind::Text | Kind::Folder(_) | Kind::Typed(_)
+                if reading.is_data() || reading.id_field.is_some() =>
+            {
                 match reading.check_names(&["prompt".to_string()], "texts have only") {
                     Ok(()) => Ok(()),
                     // An empty stream that was to be a table.
-                    Err(_) if !self.source.is_regular() && reading.format.is_some_and(|f| f != InputFormat::Txt) => Ok(()),
+                    Err(_)
+                        if !self.source.is_regular()
+                            && reading.format.is_some_and(|f| f != InputFormat::Txt) =>
+                    {
+                        Ok(())
+                    }
                     Err(what) => bad(what),
                 }
             }
             Kind::Lines(Dialect::OpenAi) | Kind::Array(Dialect::OpenAi) if reading.is_data() => {
                 let flag = if reading.template.is_some() { "--template" } else { "--prompt-field" };
-                bad(format!("these are OpenAI requests, whose prompts are in their bodies; leave {flag} out"))
+                bad(format!(
+                    "these are OpenAI requests, whose prompts are in their bodies; leave {flag} out"
+                ))
             }
             _ => Ok(()),
         }
@@ -481,9 +558,12 @@ impl File {
         let mut warnings = Warnings::default();
         let mut first: Option<(u64, Fault)> = None;
         for count in 0..LOOKED_AT {
-            let next = records.next(rules, &mut warnings).map_err(|e| unreadable(&self.source, &e))?;
+            let next =
+                records.next(rules, &mut warnings).map_err(|e| unreadable(&self.source, &e))?;
             match (next, first) {
-                (None, None) => return Err(InputError::Bad(format!("{name}: there is no record in it"))),
+                (None, None) => {
+                    return Err(InputError::Bad(format!("{name}: there is no record in it")));
+                }
                 (None, Some((line, (_, message)))) => {
                     let which = if count == 1 {
                         "its one record has not".to_string()
@@ -493,8 +573,14 @@ impl File {
                     return Err(unusable(&name, &which, line, &message));
                 }
                 // A template that fails for every record, as one with an unknown filter does, is wrong itself.
-                (Some((_, parsed)), _) if parsed.usable && !matches!(parsed.asked, Err(("template", _))) => return Ok(()),
-                (Some((line, parsed)), None) => first = parsed.asked.err().map(|fault| (line, fault)),
+                (Some((_, parsed)), _)
+                    if parsed.usable && !matches!(parsed.asked, Err(("template", _))) =>
+                {
+                    return Ok(());
+                }
+                (Some((line, parsed)), None) => {
+                    first = parsed.asked.err().map(|fault| (line, fault))
+                }
                 (Some(_), some) => first = some,
             }
         }
@@ -507,7 +593,9 @@ impl File {
 fn unreadable(source: &Source, error: &io::Error) -> InputError {
     let message = format!("{}: {}", shown(source.name()), super::source::why(error));
     match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => InputError::Bad(message),
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => {
+            InputError::Bad(message)
+        }
         _ => InputError::Io(message),
     }
 }
@@ -539,7 +627,11 @@ enum Records {
 
 impl Records {
     /// The next record and its line or number; blank lines are none in JSON.
-    fn next(&mut self, rules: &Rules, warnings: &mut Warnings) -> io::Result<Option<(u64, Parsed)>> {
+    fn next(
+        &mut self,
+        rules: &Rules,
+        warnings: &mut Warnings,
+    ) -> io::Result<Option<(u64, Parsed)>> {
         match self {
             Records::Text(lines) => text(lines, rules),
             Records::Lines(lines, dialect) => loop {
@@ -567,7 +659,12 @@ impl Records {
     }
 }
 
-fn object(text: Result<&str, Fault>, dialect: Dialect, rules: &Rules, warnings: &mut Warnings) -> Parsed {
+fn object(
+    text: Result<&str, Fault>,
+    dialect: Dialect,
+    rules: &Rules,
+    warnings: &mut Warnings,
+) -> Parsed {
     match (text, dialect) {
         (Err((code, message)), _) => Parsed::bad(code, message),
         (Ok(text), Dialect::OpenAi) => openai::read(text, warnings),
@@ -624,7 +721,11 @@ impl Tree {
 fn unreadable_below(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidInput,
-        format!("{}: {}; mend it or take it out", shown(&path.to_string_lossy()), super::source::why(error)),
+        format!(
+            "{}: {}; mend it or take it out",
+            shown(&path.to_string_lossy()),
+            super::source::why(error)
+        ),
     )
 }
 
@@ -653,10 +754,13 @@ impl Walk {
 
     /// Entries of a folder, last first; hidden ones are none.
     fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
-        let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let hidden = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+        };
         let failed = |e| unreadable_below(folder, &e);
         let listed = std::fs::read_dir(folder).map_err(failed)?;
-        let mut all = listed.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
+        let mut all =
+            listed.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
         all.retain(|path| !hidden(path));
         all.sort_by(|a, b| b.cmp(a));
         Ok(all)
@@ -674,7 +778,10 @@ impl Walk {
             // Links to folders could lead round in circles.
             if std::fs::symlink_metadata(&path).map_err(|e| unreadable_below(&path, &e))?.is_dir() {
                 if self.waiting.len() >= MAX_DEPTH {
-                    return Err(io::Error::other(format!("{}: more than {MAX_DEPTH} folders deep", path.display())));
+                    return Err(io::Error::other(format!(
+                        "{}: more than {MAX_DEPTH} folders deep",
+                        path.display()
+                    )));
                 }
                 self.waiting.push(Self::entries(&path)?);
                 continue;
@@ -710,7 +817,8 @@ impl Walk {
             Ok(length)
         };
         let length = read().map_err(|e: io::Error| unreadable_below(&path, &e))?;
-        let below = path.strip_prefix(&self.tree.root).unwrap_or(&path).to_string_lossy().into_owned();
+        let below =
+            path.strip_prefix(&self.tree.root).unwrap_or(&path).to_string_lossy().into_owned();
         if let Some(digest) = &mut self.digest {
             digest.update(below.as_bytes());
             digest.update(length.to_le_bytes());
@@ -753,10 +861,15 @@ impl PromptReader {
             return Vec::new();
         }
         let one = |name: &String| {
-            let known = self.rules.reading.own.iter().copied().chain(met.iter().map(String::as_str));
+            let known =
+                self.rules.reading.own.iter().copied().chain(met.iter().map(String::as_str));
             let meant = crate::units::did_you_mean(name, known);
             let some: Vec<&str> = met.iter().take(8).map(String::as_str).collect();
-            format!("--columns: no record has {}; {meant}records have {}", shown(name), shown(&some.join(", ")))
+            format!(
+                "--columns: no record has {}; {meant}records have {}",
+                shown(name),
+                shown(&some.join(", "))
+            )
         };
         hoped.iter().filter(|name| !met.contains(*name)).map(one).collect()
     }
@@ -772,12 +885,20 @@ impl PromptReader {
         Some(open)
     }
 
-    fn finish(&mut self, mut file: Arc<str>, mut label: Arc<str>, line: u64, parsed: Parsed) -> Record {
-        let Parsed { id, mut id_is_number, given, carried, input, mut asked, usable: _, below } = parsed;
+    fn finish(
+        &mut self,
+        mut file: Arc<str>,
+        mut label: Arc<str>,
+        line: u64,
+        parsed: Parsed,
+    ) -> Record {
+        let Parsed { id, mut id_is_number, given, carried, input, mut asked, usable: _, below } =
+            parsed;
         let mut place = format!("{label}:{line}");
         if let Some(path) = below {
             place = format!("{label}/{path}");
-            (file, label) = (format!("{}/{path}", file.trim_end_matches('/')).into(), place.clone().into());
+            (file, label) =
+                (format!("{}/{path}", file.trim_end_matches('/')).into(), place.clone().into());
         }
         let id = match id {
             Some(id) => {
@@ -786,7 +907,10 @@ impl PromptReader {
                     id
                 } else {
                     let short: String = id.chars().take(60).collect();
-                    asked = Err(("duplicate_id", format!("the id '{}' is another record's", shown(&short))));
+                    asked = Err((
+                        "duplicate_id",
+                        format!("the id '{}' is another record's", shown(&short)),
+                    ));
                     id_is_number = false;
                     place
                 }
@@ -794,7 +918,9 @@ impl PromptReader {
             None => place,
         };
         // Labels and not paths: a run that is resumed by another spelling of the path finds the same errors.
-        let asked = asked.map_err(|(code, message)| RecordError::new(code, format!("{}:{line}: {message}", shown(&label))));
+        let asked = asked.map_err(|(code, message)| {
+            RecordError::new(code, format!("{}:{line}: {message}", shown(&label)))
+        });
         Record { origin: Origin { id, id_is_number, file, line, given, carried, input }, asked }
     }
 
@@ -840,7 +966,8 @@ impl Iterator for PromptReader {
                 Ok(None) => {
                     if !open.begun && !open.source.is_regular() {
                         let name = open.source.name();
-                        let name = if &**name == "-" { "standard input".to_string() } else { shown(name) };
+                        let name =
+                            if &**name == "-" { "standard input".to_string() } else { shown(name) };
                         self.warnings.say(format!("{name} is empty: there is no prompt in it"));
                     }
                     self.current = None;

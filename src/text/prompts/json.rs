@@ -150,10 +150,11 @@ pub(super) fn read(text: &str, rules: &Rules, warnings: &mut Warnings) -> Parsed
         data(&fields, rules).for_each(|(name, _)| warnings.meet(name, &rules.hoped));
     }
     let id_name = rules.reading.id_name();
-    let (id, id_fault) = match fields.get(id_name).and_then(|raw| raw.map(|raw| id(id_name, raw)).transpose()) {
-        Ok(id) => (id, None),
-        Err(fault) => (None, Some(fault)),
-    };
+    let (id, id_fault) =
+        match fields.get(id_name).and_then(|raw| raw.map(|raw| id(id_name, raw)).transpose()) {
+            Ok(id) => (id, None),
+            Err(fault) => (None, Some(fault)),
+        };
     let mut found = Found::default();
     let asked = ask(&fields, rules, &mut found, warnings);
     let id_is_number = id.as_ref().is_some_and(|(_, number)| *number);
@@ -170,8 +171,13 @@ pub(super) fn read(text: &str, rules: &Rules, warnings: &mut Warnings) -> Parsed
 }
 
 /// Fields that are no part of the line by themselves and no settings.
-fn data<'f, 't>(fields: &'f Fields<'t>, rules: &'f Rules) -> impl Iterator<Item = (&'f str, &'t RawValue)> {
-    let kept = |name: &str| !rules.reading.is_told(name) && !rules.reading.settings().any(|setting| setting == name);
+fn data<'f, 't>(
+    fields: &'f Fields<'t>,
+    rules: &'f Rules,
+) -> impl Iterator<Item = (&'f str, &'t RawValue)> {
+    let kept = |name: &str| {
+        !rules.reading.is_told(name) && !rules.reading.settings().any(|setting| setting == name)
+    };
     fields.0.iter().map(|(name, raw)| (&**name, *raw)).filter(move |(name, _)| kept(name))
 }
 
@@ -189,14 +195,18 @@ fn carried(fields: &Fields, rules: &Rules) -> Vec<InputCell> {
         Ok(Value::String(text)) => InputCell::Text(text),
         _ => InputCell::Json(raw.get().to_string()),
     };
-    let places =
-        places(&rules.columns.iter().map(|c| &c[..]).collect::<Vec<_>>(), data(fields, rules).map(|(name, raw)| (raw, name)));
+    let places = places(
+        &rules.columns.iter().map(|c| &c[..]).collect::<Vec<_>>(),
+        data(fields, rules).map(|(name, raw)| (raw, name)),
+    );
     places.into_iter().map(|raw| raw.map_or(InputCell::Missing, cell)).collect()
 }
 
 fn object(fields: &Fields, rules: &Rules) -> String {
     let pairs: Vec<String> = data(fields, rules)
-        .map(|(name, raw)| format!("{}:{}", serde_json::to_string(name).unwrap_or_default(), raw.get()))
+        .map(|(name, raw)| {
+            format!("{}:{}", serde_json::to_string(name).unwrap_or_default(), raw.get())
+        })
         .collect();
     format!("{{{}}}", pairs.join(","))
 }
@@ -204,7 +214,10 @@ fn object(fields: &Fields, rules: &Rules) -> String {
 /// The prompt that a template makes of a record's fields.
 fn templated(fields: &Fields, template: &RowTemplate, found: &mut Found) -> Result<Content, Fault> {
     let there = |name: &str| fields.0.iter().any(|(n, raw)| n == name && raw.get() != "null");
-    if there("messages") && !there("prompt") && !template.names().iter().any(|name| name == "messages") {
+    if there("messages")
+        && !there("prompt")
+        && !template.names().iter().any(|name| name == "messages")
+    {
         return Err((
             "bad_field",
             "the record is a conversation (messages), and --template makes prompts of other fields; leave it out".to_string(),
@@ -222,7 +235,12 @@ fn templated(fields: &Fields, template: &RowTemplate, found: &mut Found) -> Resu
 }
 
 /// The prompt in the field that `--prompt-field` names: a text, or a conversation in either of two forms.
-fn named(fields: &Fields, name: &str, found: &mut Found, warnings: &mut Warnings) -> Result<Content, Fault> {
+fn named(
+    fields: &Fields,
+    name: &str,
+    found: &mut Found,
+    warnings: &mut Warnings,
+) -> Result<Content, Fault> {
     let Some(raw) = fields.get(name)? else { return Err(missing(fields, Some(name))) };
     match raw.get().as_bytes().first() {
         Some(b'"') => {
@@ -240,7 +258,12 @@ fn named(fields: &Fields, name: &str, found: &mut Found, warnings: &mut Warnings
     }
 }
 
-fn ask(fields: &Fields, rules: &Rules, found: &mut Found, warnings: &mut Warnings) -> Result<Asked, Fault> {
+fn ask(
+    fields: &Fields,
+    rules: &Rules,
+    found: &mut Found,
+    warnings: &mut Warnings,
+) -> Result<Asked, Fault> {
     let reading = &rules.reading;
     let content = match (&reading.template, &reading.prompt_field) {
         (Some(template), _) => templated(fields, template, found)?,
@@ -300,28 +323,50 @@ pub(super) fn check_turn(content: &Content, generation: &GenerationFields) -> Re
         return bad("continue_final_message and add_generation_prompt are both true; give one");
     }
     match content {
-        Content::Messages(messages) if messages.last().is_some_and(|m| m.role == "assistant" && !m.content.trim().is_empty()) => {
+        Content::Messages(messages)
+            if messages
+                .last()
+                .is_some_and(|m| m.role == "assistant" && !m.content.trim().is_empty()) =>
+        {
             Ok(())
         }
-        Content::Messages(_) => bad("continue_final_message: the last message is not the assistant's, or is empty"),
+        Content::Messages(_) => {
+            bad("continue_final_message: the last message is not the assistant's, or is empty")
+        }
         _ => bad("continue_final_message: there are no messages"),
     }
 }
 
 /// Why an object without `prompt` and `messages` is no record, and what it seems to be.
 fn missing(fields: &Fields, asked: Option<&str>) -> Fault {
-    let has = |name: &str| asked != Some(name) && fields.0.iter().any(|(n, raw)| n == name && raw.get() != "null");
+    let has = |name: &str| {
+        asked != Some(name) && fields.0.iter().any(|(n, raw)| n == name && raw.get() != "null")
+    };
     let hint = if has("custom_id") && has("body") {
-        return ("missing_prompt", "this is an OpenAI request; give --input-format openai".to_string());
+        return (
+            "missing_prompt",
+            "this is an OpenAI request; give --input-format openai".to_string(),
+        );
     } else if has("conversations") {
         "conversations is ShareGPT's form: --prompt-field conversations reads it".to_string()
     } else if has("instruction") && (has("input") || has("output")) {
         "instruction and input are Alpaca's form: --template '{{ instruction }}{% if input is defined and input %}{{ \"\\n\\n\" ~ input }}{% endif %}' reads it".to_string()
-    } else if let Some(name) = ["instruction", "question", "text", "query", "input", "content"].into_iter().find(|n| has(n)) {
+    } else if let Some(name) = ["instruction", "question", "text", "query", "input", "content"]
+        .into_iter()
+        .find(|n| has(n))
+    {
         format!("--prompt-field {name} takes its field {name}")
     } else {
-        let names: Vec<String> = fields.0.iter().take(8).map(|(n, _)| shown(&n.chars().take(30).collect::<String>())).collect();
-        format!("its fields are {}", if names.is_empty() { "none".to_string() } else { names.join(", ") })
+        let names: Vec<String> = fields
+            .0
+            .iter()
+            .take(8)
+            .map(|(n, _)| shown(&n.chars().take(30).collect::<String>()))
+            .collect();
+        format!(
+            "its fields are {}",
+            if names.is_empty() { "none".to_string() } else { names.join(", ") }
+        )
     };
     let what = match asked {
         Some(name) => format!("{} is not there", shown(name)),
@@ -355,10 +400,14 @@ impl Extra<'_> {
         match self {
             Extra::Told(warnings) => warnings.unknown_field(&format!("messages.{name}")),
             Extra::Refused => {
-                let nothing = value.is_null() || (name == "tool_calls" && value.as_array().is_some_and(Vec::is_empty));
+                let nothing = value.is_null()
+                    || (name == "tool_calls" && value.as_array().is_some_and(Vec::is_empty));
                 if !nothing && !matches!(name, "name" | "refusal") {
                     let name = shown(&name.chars().take(60).collect::<String>());
-                    return Err(("unsupported", format!("messages[{n}].{name}: this field is not supported")));
+                    return Err((
+                        "unsupported",
+                        format!("messages[{n}].{name}: this field is not supported"),
+                    ));
                 }
             }
         }
@@ -383,7 +432,9 @@ fn role_of(from: &str) -> Option<&'static str> {
 /// A conversation: an array of objects with `role` and `content`, or ShareGPT's `from` and `value`.
 pub(super) fn messages(raw: &RawValue, mut extra: Extra) -> Result<Content, Fault> {
     let bad = |what: String| ("bad_field", format!("messages{what}"));
-    let Value::Array(items) = value("messages", raw)? else { return Err(bad(" must be an array".to_string())) };
+    let Value::Array(items) = value("messages", raw)? else {
+        return Err(bad(" must be an array".to_string()));
+    };
     let mut messages = Vec::with_capacity(items.len());
     for (n, item) in items.iter().enumerate() {
         let Value::Object(item) = item else { return Err(bad(format!("[{n}] must be an object"))) };
@@ -391,8 +442,13 @@ pub(super) fn messages(raw: &RawValue, mut extra: Extra) -> Result<Content, Faul
             && matches!(extra, Extra::Told(_))
             && let Some(from) = item.get("from").and_then(Value::as_str)
         {
-            let role = role_of(from).ok_or_else(|| bad(format!("[{n}].from must be human, gpt, system or tool")))?.to_string();
-            let text = item.get("value").and_then(Value::as_str).ok_or_else(|| bad(format!("[{n}].value must be a string")))?;
+            let role = role_of(from)
+                .ok_or_else(|| bad(format!("[{n}].from must be human, gpt, system or tool")))?
+                .to_string();
+            let text = item
+                .get("value")
+                .and_then(Value::as_str)
+                .ok_or_else(|| bad(format!("[{n}].value must be a string")))?;
             messages.push(Message { role, content: text.to_string() });
             continue;
         }
@@ -402,16 +458,21 @@ pub(super) fn messages(raw: &RawValue, mut extra: Extra) -> Result<Content, Faul
             Some(role) if ROLES.contains(&role) => role.to_string(),
             _ => return Err(bad(format!("[{n}].role must be one of {}", ROLES.join(", ")))),
         };
-        for (name, value) in item.iter().filter(|(k, _)| !matches!(k.as_str(), "role" | "content")) {
+        for (name, value) in item.iter().filter(|(k, _)| !matches!(k.as_str(), "role" | "content"))
+        {
             extra.meet(n, name, value)?;
         }
         let content = match item.get("content") {
             Some(Value::String(text)) => text.clone(),
             Some(Value::Array(parts)) => parts
                 .iter()
-                .map(|part| part.get("text").filter(|_| part["type"] == "text").and_then(Value::as_str))
+                .map(|part| {
+                    part.get("text").filter(|_| part["type"] == "text").and_then(Value::as_str)
+                })
                 .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| bad(format!("[{n}].content must be text; other parts are not supported")))?
+                .ok_or_else(|| {
+                    bad(format!("[{n}].content must be text; other parts are not supported"))
+                })?
                 .join("\n"),
             _ => return Err(bad(format!("[{n}].content must be a string"))),
         };

@@ -1,7 +1,10 @@
 //! Names of prompt files for the ids of records that have none: the base name, however the path was typed, and more of the path only
 //! where two files share it.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,13 +12,21 @@ use std::path::Path;
 /// The parts of a path from the root, with `.`, `..` and links of its folder resolved, last part first and without `.gz` or `.zst`.
 fn parts(path: &Path) -> Vec<String> {
     // A folder is called by its own name however one gets there: `.` and `..` too.
-    let resolved = if path.as_os_str() != "-" && path.is_dir() { std::fs::canonicalize(path).ok() } else { None };
+    let resolved = if path.as_os_str() != "-" && path.is_dir() {
+        std::fs::canonicalize(path).ok()
+    } else {
+        None
+    };
     let path = resolved.as_deref().unwrap_or(path);
     let Some(name) = path.file_name().filter(|_| path.as_os_str() != "-") else {
         return vec![path.to_string_lossy().into_owned()];
     };
     let name = name.to_string_lossy();
-    let name = [".gz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).filter(|n| !n.is_empty()).unwrap_or(&name);
+    let name = [".gz", ".zst"]
+        .iter()
+        .find_map(|end| name.strip_suffix(end))
+        .filter(|n| !n.is_empty())
+        .unwrap_or(&name);
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
     let above = folder.components().rev().map(|c| c.as_os_str().to_string_lossy().into_owned());
@@ -32,7 +43,8 @@ pub(super) fn labels<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<String>, usize> 
     let mut done: Vec<Option<String>> = vec![None; paths.len()];
     let mut count = 1;
     loop {
-        let open: Vec<usize> = done.iter().enumerate().filter(|(_, d)| d.is_none()).map(|(n, _)| n).collect();
+        let open: Vec<usize> =
+            done.iter().enumerate().filter(|(_, d)| d.is_none()).map(|(n, _)| n).collect();
         let mut same: HashMap<String, Vec<usize>> = HashMap::new();
         for &n in &open {
             same.entry(label(n, count)).or_default().push(n);
@@ -45,7 +57,11 @@ pub(super) fn labels<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<String>, usize> 
                     }
                 }
                 // As long as they are, they are the same.
-                [_, second, ..] if places.iter().all(|&n| parts.get(n).is_none_or(|all| all.len() <= count)) => {
+                [_, second, ..]
+                    if places
+                        .iter()
+                        .all(|&n| parts.get(n).is_none_or(|all| all.len() <= count)) =>
+                {
                     return Err(second);
                 }
                 _ => {}
@@ -73,8 +89,14 @@ mod tests {
             assert_eq!(of(&[path]), Ok(vec!["p.txt".to_string()]), "{path}");
         }
         assert_eq!(labels(&["-", "x.csv"]), Ok(vec!["-".to_string(), "x.csv".to_string()]));
-        assert_eq!(of(&["a/p.txt", "c/p.txt", "q.txt"]), Ok(vec!["a/p.txt".to_string(), "c/p.txt".into(), "q.txt".into()]));
-        assert_eq!(of(&["a/b/p.txt", "a/p.txt", "c/q.txt"]), Ok(vec!["b/p.txt".to_string(), "a/p.txt".into(), "q.txt".into()]));
+        assert_eq!(
+            of(&["a/p.txt", "c/p.txt", "q.txt"]),
+            Ok(vec!["a/p.txt".to_string(), "c/p.txt".into(), "q.txt".into()])
+        );
+        assert_eq!(
+            of(&["a/b/p.txt", "a/p.txt", "c/q.txt"]),
+            Ok(vec!["b/p.txt".to_string(), "a/p.txt".into(), "q.txt".into()])
+        );
         assert_eq!(of(&["q.txt", "p.txt", "a/../p.txt"]), Err(2));
         assert_eq!((labels(&["-", "-"]), labels::<&str>(&[])), (Err(1), Ok(vec![])));
     }

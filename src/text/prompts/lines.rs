@@ -124,7 +124,8 @@ mod tests {
     fn lines_of_nothing_cost_no_call_each_and_are_counted() {
         let calls = Arc::new(AtomicU64::new(0));
         let ends = BufReader::with_capacity(1 << 16, io::repeat(b'\n').take(1 << 24));
-        let reader = Counted(ends, calls.clone()).chain(io::Cursor::new(b" \t\r\n\r\n {\"a\":1}\n \n\nx"));
+        let reader =
+            Counted(ends, calls.clone()).chain(io::Cursor::new(b" \t\r\n\r\n {\"a\":1}\n \n\nx"));
         let mut lines = Lines::new(Box::new(reader));
         lines.skip_blank().unwrap();
         assert_eq!(lines.next_line().unwrap(), Some(((1 << 24) + 3, Ok(" {\"a\":1}"))));

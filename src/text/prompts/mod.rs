@@ -2,7 +2,10 @@
 //! that does not grow with the file, each good record or each bad one with its line and what is wrong with it. What makes a whole file
 //! useless (no such file, no `prompt` column, a quote that is never closed) is found when the files are opened, before any work.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 mod array;
 pub mod choices;
@@ -25,7 +28,10 @@ pub use fault::LONGEST_RECORD;
 pub use fields::{GenerationFields, StopOn};
 pub use files::{PromptFiles, PromptReader, texts_below};
 pub use reading::Reading;
-pub use record::{Asked, Endpoint, Given, InputCell, InputError, InputFormat, OpenAiRequest, Origin, Record, RecordError};
+pub use record::{
+    Asked, Endpoint, Given, InputCell, InputError, InputFormat, OpenAiRequest, Origin, Record,
+    RecordError,
+};
 
 #[cfg(test)]
 mod tests;

@@ -29,7 +29,8 @@ const LOGPROBS: [&str; 2] = ["logprobs", "top_logprobs"];
 /// Settings of a conversation only.
 const TURN: [&str; 3] = ["continue_final_message", "add_generation_prompt", "chat_template_kwargs"];
 /// Fields that never change an answer.
-const INERT: [&str; 7] = ["model", "user", "metadata", "store", "service_tier", "stream_options", "parallel_tool_calls"];
+const INERT: [&str; 7] =
+    ["model", "user", "metadata", "store", "service_tier", "stream_options", "parallel_tool_calls"];
 /// Fields taken at the one value that does nothing (`null` does nothing anywhere).
 const IDLE: [(&str, &str); 8] = [
     ("tools", "[]"),
@@ -74,7 +75,9 @@ fn endpoint(url: &str) -> Option<Endpoint> {
     let address = url.split(['?', '#']).next().unwrap_or_default();
     let (path, whole) = match address.split_once("://") {
         None => (address, false),
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http") => {
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http") =>
+        {
             (rest.find('/').and_then(|at| rest.get(at..))?, true)
         }
         Some(_) => return None,
@@ -93,11 +96,20 @@ fn endpoint(url: &str) -> Option<Endpoint> {
     known.then_some(endpoint)
 }
 
-fn ask(fields: &Fields, usable: &mut bool, request: &mut OpenAiRequest, warnings: &mut Warnings) -> Result<Asked, Fault> {
+fn ask(
+    fields: &Fields,
+    usable: &mut bool,
+    request: &mut OpenAiRequest,
+    warnings: &mut Warnings,
+) -> Result<Asked, Fault> {
     let refuse = |message: String| Err(("unsupported", message));
     request.endpoint = match fields.text("url")?.as_deref().map(endpoint) {
         Some(Some(endpoint)) => endpoint,
-        Some(None) => return refuse("url: only /v1/chat/completions and /v1/completions are supported".to_string()),
+        Some(None) => {
+            return refuse(
+                "url: only /v1/chat/completions and /v1/completions are supported".to_string(),
+            );
+        }
         None => return Err(("bad_field", "url is missing".to_string())),
     };
     match fields.text("method")? {
@@ -110,8 +122,11 @@ fn ask(fields: &Fields, usable: &mut bool, request: &mut OpenAiRequest, warnings
             warnings.unknown_field(name);
         }
     }
-    let Some(body) = fields.get("body")? else { return Err(("bad_field", "body is missing".to_string())) };
-    let body = Fields::of(body.get()).map_err(|(_, message)| ("bad_field", format!("body: {message}")))?;
+    let Some(body) = fields.get("body")? else {
+        return Err(("bad_field", "body is missing".to_string()));
+    };
+    let body =
+        Fields::of(body.get()).map_err(|(_, message)| ("bad_field", format!("body: {message}")))?;
     request.model = body.text("model")?;
     let content = content(&body, usable, request.endpoint)?;
     allowed(&body, request.endpoint)?;
@@ -130,9 +145,10 @@ fn content(body: &Fields, usable: &mut bool, endpoint: Endpoint) -> Result<Conte
     }
     let text = match body.value("prompt")? {
         Some(Value::String(text)) => text,
-        Some(Value::Array(many)) if matches!(&many[..], [Value::String(_)]) => {
-            many.into_iter().find_map(|text| if let Value::String(text) = text { Some(text) } else { None }).unwrap_or_default()
-        }
+        Some(Value::Array(many)) if matches!(&many[..], [Value::String(_)]) => many
+            .into_iter()
+            .find_map(|text| if let Value::String(text) = text { Some(text) } else { None })
+            .unwrap_or_default(),
         Some(_) => {
             *usable = true;
             return Err(("unsupported", "prompt: only one string is supported".to_string()));
@@ -168,7 +184,10 @@ fn allowed(body: &Fields, endpoint: Endpoint) -> Result<(), Fault> {
         let nothing: Value = serde_json::from_str(usual).unwrap_or_default();
         let same = value == nothing || (value.is_number() && value.as_f64() == nothing.as_f64());
         if !same {
-            return Err(("unsupported", format!("{short}: this value is not supported, only {usual}")));
+            return Err((
+                "unsupported",
+                format!("{short}: this value is not supported, only {usual}"),
+            ));
         }
     }
     Ok(())
@@ -176,7 +195,8 @@ fn allowed(body: &Fields, endpoint: Endpoint) -> Result<(), Fault> {
 
 fn generation(body: &Fields, endpoint: Endpoint) -> Result<GenerationFields, Fault> {
     let mut generation = GenerationFields::default();
-    for name in SETTINGS.into_iter().chain(TURN.into_iter().filter(|_| endpoint == Endpoint::Chat)) {
+    for name in SETTINGS.into_iter().chain(TURN.into_iter().filter(|_| endpoint == Endpoint::Chat))
+    {
         let Some(value) = body.value(name)? else { continue };
         match (name, value.as_i64().filter(|n| *n < 0)) {
             // As vLLM has it: off.
@@ -190,9 +210,14 @@ fn generation(body: &Fields, endpoint: Endpoint) -> Result<GenerationFields, Fau
     for name in ["max_tokens", "max_completion_tokens"] {
         let Some(value) = body.value(name)? else { continue };
         let before = generation.max_tokens;
-        generation.set("max_tokens", &value).map_err(|(code, message)| (code, message.replacen("max_tokens", name, 1)))?;
+        generation
+            .set("max_tokens", &value)
+            .map_err(|(code, message)| (code, message.replacen("max_tokens", name, 1)))?;
         if before.is_some() && before != generation.max_tokens {
-            return Err(("bad_field", "max_tokens and max_completion_tokens differ; give one".to_string()));
+            return Err((
+                "bad_field",
+                "max_tokens and max_completion_tokens differ; give one".to_string(),
+            ));
         }
     }
     Ok(generation)
@@ -201,7 +226,10 @@ fn generation(body: &Fields, endpoint: Endpoint) -> Result<GenerationFields, Fau
 /// How many alternatives are wanted with log probabilities, if those are.
 fn logprobs(body: &Fields, endpoint: Endpoint) -> Result<Option<usize>, Fault> {
     let mut number = GenerationFields::default();
-    let (asked, top) = (body.value("logprobs")?.filter(|v| !v.is_null()), body.value("top_logprobs")?.filter(|v| !v.is_null()));
+    let (asked, top) = (
+        body.value("logprobs")?.filter(|v| !v.is_null()),
+        body.value("top_logprobs")?.filter(|v| !v.is_null()),
+    );
     if endpoint == Endpoint::Completions {
         return match asked {
             None | Some(Value::Bool(false)) => Ok(None),
@@ -214,7 +242,9 @@ fn logprobs(body: &Fields, endpoint: Endpoint) -> Result<Option<usize>, Fault> {
         Some(_) => return Err(("bad_field", "logprobs must be true or false".to_string())),
     };
     if let Some(value) = &top {
-        number.set("logprobs", value).map_err(|(code, message)| (code, message.replacen("logprobs", "top_logprobs", 1)))?;
+        number
+            .set("logprobs", value)
+            .map_err(|(code, message)| (code, message.replacen("logprobs", "top_logprobs", 1)))?;
     }
     match (wanted, number.logprobs) {
         (true, top) => Ok(Some(top.unwrap_or(0))),

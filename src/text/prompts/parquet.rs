@@ -1,7 +1,10 @@
 //! Parquet to records: only the columns that are needed, one row group after the other, each row as the JSON object that a line of a
 //! JSONL file would hold. In: an ordinary file. Out: rows. The crate that reads the pages may panic on a damaged file; that becomes an error.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::json;
 use super::reading::Rules;
@@ -19,7 +22,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 fn damaged(what: impl std::fmt::Display) -> io::Error {
     let what: String = what.to_string().chars().take(200).collect();
-    io::Error::new(io::ErrorKind::InvalidData, format!("the Parquet data is damaged: {}", shown(&what)))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the Parquet data is damaged: {}", shown(&what)),
+    )
 }
 
 /// The work of the crate, with its panics as errors.
@@ -77,7 +83,8 @@ impl Rows {
     pub fn open(source: &Source, rules: &Rules) -> io::Result<Rows> {
         let reader = open(source)?;
         let schema = reader.metadata().file_metadata().schema_descr().root_schema_ptr();
-        let needed: Vec<TypePtr> = schema.get_fields().iter().filter(|f| is_needed(f.name(), rules)).cloned().collect();
+        let needed: Vec<TypePtr> =
+            schema.get_fields().iter().filter(|f| is_needed(f.name(), rules)).cloned().collect();
         let rows = guarded(move || {
             let projection = Type::group_type_builder(schema.name()).with_fields(needed).build()?;
             RowIter::from_file_into(Box::new(reader)).project(Some(projection))
@@ -93,7 +100,8 @@ impl Rows {
             return Ok(None);
         };
         self.count += 1;
-        let object: Map<String, Value> = row.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect();
+        let object: Map<String, Value> =
+            row.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect();
         let text = Value::Object(object).to_string();
         // Columns that mean nothing are no surprise in a table.
         Ok(Some((self.count, json::read(&text, rules, &mut Warnings::default()))))
@@ -120,16 +128,22 @@ fn json_of(field: &Field) -> Value {
         Field::Str(text) => Value::String(text.clone()),
         Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
             Ok(text) => Value::from(text),
-            Err(_) => Value::from(bytes.data().iter().map(|b| format!("{b:02x}")).collect::<String>()),
+            Err(_) => {
+                Value::from(bytes.data().iter().map(|b| format!("{b:02x}")).collect::<String>())
+            }
         },
-        Field::Group(row) => Value::Object(row.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect()),
+        Field::Group(row) => Value::Object(
+            row.get_column_iter().map(|(name, field)| (name.clone(), json_of(field))).collect(),
+        ),
         Field::ListInternal(list) => Value::Array(list.elements().iter().map(json_of).collect()),
         Field::MapInternal(map) => {
             let name = |key: &Field| match json_of(key) {
                 Value::String(text) => text,
                 other => other.to_string(),
             };
-            Value::Object(map.entries().iter().map(|(key, value)| (name(key), json_of(value))).collect())
+            Value::Object(
+                map.entries().iter().map(|(key, value)| (name(key), json_of(value))).collect(),
+            )
         }
         other => Value::String(other.to_string()),
     }

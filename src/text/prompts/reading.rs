@@ -1,7 +1,10 @@
 //! How records become prompts: which field is the prompt and which the id, a template over all of them, which are settings, and which
 //! are carried to the answer's line. In: flags as plain values. Out: the rules that every reader follows.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::fault::Fault;
 use super::fields;
@@ -62,14 +65,18 @@ impl Reading {
     pub(super) fn is_told(&self, name: &str) -> bool {
         match name {
             "id" => self.id_name() == "id",
-            "prompt" | "messages" => self.template.is_none() && self.prompt_field.as_deref().is_none_or(|field| field == name),
+            "prompt" | "messages" => {
+                self.template.is_none()
+                    && self.prompt_field.as_deref().is_none_or(|field| field == name)
+            }
             _ => false,
         }
     }
 
     /// Refuses fields that no record can have where all records have just these; the error says what is there.
     pub(super) fn check_names(&self, names: &[String], what: &str) -> Result<(), String> {
-        let some: Vec<String> = names.iter().take(8).map(|n| n.chars().take(30).collect()).collect();
+        let some: Vec<String> =
+            names.iter().take(8).map(|n| n.chars().take(30).collect()).collect();
         let there = shown(&some.join(", "));
         let missing = |name: &&String| !names.contains(name);
         let asked = [
@@ -86,7 +93,10 @@ impl Reading {
         let names_in_template = self.template.as_ref().map(|t| t.names()).unwrap_or_default();
         let twice = |name: &&String| names.iter().filter(|n| n == name).count() > 1;
         match names_in_template.iter().find(twice) {
-            Some(name) => Err(format!("two columns are called {}, which the template names; rename one", shown(name))),
+            Some(name) => Err(format!(
+                "two columns are called {}, which the template names; rename one",
+                shown(name)
+            )),
             None => Ok(()),
         }
     }
@@ -118,14 +128,21 @@ impl Default for Found {
 }
 
 /// What a template makes of these fields, as a prompt.
-pub(super) fn made(template: &RowTemplate, values: &[(&str, Value)], found: &mut Found) -> Result<Content, Fault> {
+pub(super) fn made(
+    template: &RowTemplate,
+    values: &[(&str, Value)],
+    found: &mut Found,
+) -> Result<Content, Fault> {
     let text = template.render(values).map_err(|message| ("template", message))?;
     found.given = Given::Prompt(text.clone());
     prompt(&text)
 }
 
 /// Where each of these names stands first among others, in time that grows with the names as they do.
-pub(super) fn places<N: Hash + Eq, P: Copy>(wanted: &[N], among: impl IntoIterator<Item = (P, N)>) -> Vec<Option<P>> {
+pub(super) fn places<N: Hash + Eq, P: Copy>(
+    wanted: &[N],
+    among: impl IntoIterator<Item = (P, N)>,
+) -> Vec<Option<P>> {
     let mut first = HashMap::new();
     for (place, name) in among {
         first.entry(name).or_insert(place);
@@ -169,7 +186,13 @@ mod tests {
             COMPARED.get()
         };
         let (once, twice) = (compared(5_000), compared(10_000));
-        assert!(once >= 5_000 && twice < 3 * once, "{once} comparisons of 5,000 names, {twice} of 10,000");
-        assert_eq!(places(&["b", "c", "a"], [(0, "a"), (1, "b"), (2, "a")]), [Some(1), None, Some(0)]);
+        assert!(
+            once >= 5_000 && twice < 3 * once,
+            "{once} comparisons of 5,000 names, {twice} of 10,000"
+        );
+        assert_eq!(
+            places(&["b", "c", "a"], [(0, "a"), (1, "b"), (2, "a")]),
+            [Some(1), None, Some(0)]
+        );
     }
 }

@@ -1,7 +1,10 @@
 //! What a record of a prompt file is, whatever the format: its id, its place, the prompt as given, what is asked or what is wrong, and
 //! the checks that all formats share. No reader is known here.
 // Untrusted input.
-#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 use super::fault::{Fault, TOO_LONG};
 use super::fields::GenerationFields;
@@ -220,7 +223,8 @@ const MAX_MET: usize = 100;
 impl Warnings {
     /// A field that some record has.
     pub fn meet(&mut self, name: &str, hoped: &[String]) {
-        if (self.met.len() < MAX_MET || hoped.iter().any(|h| h == name)) && !self.met.contains(name) {
+        if (self.met.len() < MAX_MET || hoped.iter().any(|h| h == name)) && !self.met.contains(name)
+        {
             self.met.insert(name.to_string());
         }
     }
@@ -245,5 +249,9 @@ impl Warnings {
 
 /// White space is a prompt; nothing is not.
 pub(super) fn prompt(text: &str) -> Result<Content, Fault> {
-    if text.is_empty() { Err(("empty_prompt", "the prompt is empty".to_string())) } else { Ok(Content::Text(text.to_string())) }
+    if text.is_empty() {
+        Err(("empty_prompt", "the prompt is empty".to_string()))
+    } else {
+        Ok(Content::Text(text.to_string()))
+    }
 }

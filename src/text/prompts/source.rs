@@ -1,5 +1,6 @@
 //! Where prompts are read from: an ordinary file, a pipe, standard input. In: a path as typed. Out: bytes. It refuses what is no text
 //! before anything waits on it: folders, UTF-16, archives, model files, a FIFO that nobody writes to.
+//! Over 500 lines: kinds of files are told, opened and refused by one set of rules.
 
 use super::record::InputError;
 use crate::units::shown;
@@ -44,7 +45,12 @@ struct Look {
 
 impl Look {
     fn of(meta: &Metadata) -> Look {
-        Look { device: meta.dev(), inode: meta.ino(), length: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) }
+        Look {
+            device: meta.dev(),
+            inode: meta.ino(),
+            length: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+        }
     }
 }
 
@@ -57,7 +63,9 @@ struct Watched {
 }
 
 fn changed() -> io::Error {
-    io::Error::other("the file was changed after it was first looked at; start again once it is complete")
+    io::Error::other(
+        "the file was changed after it was first looked at; start again once it is complete",
+    )
 }
 
 impl Read for Watched {
@@ -98,7 +106,9 @@ impl Source {
             parquet: false,
         };
         if path.as_os_str() == "-" {
-            return Ok(source(Some(Box::new(Unpacked::new(Box::new(BufReader::new(io::stdin())))))));
+            return Ok(source(Some(Box::new(Unpacked::new(Box::new(
+                BufReader::new(io::stdin()),
+            ))))));
         }
         let bad = |what: String| InputError::Bad(format!("{}: {what}", shown(&name)));
         let meta = std::fs::metadata(path).map_err(|e| bad(why(&e)))?;
@@ -113,7 +123,11 @@ impl Source {
             return Ok(Source { first_look: Some(Look::of(&meta)), ..source(None) });
         }
         // A FIFO or character device. Opening a FIFO waits for a writer, perhaps for ever: so do not wait, and look for one.
-        let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(|e| bad(why(&e)))?;
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|e| bad(why(&e)))?;
         let pipe = Pipe { file, begun: false, waited: 0 };
         Ok(source(Some(Box::new(Unpacked::new(Box::new(BufReader::new(pipe)))))))
     }
@@ -121,7 +135,15 @@ impl Source {
     /// What is read from nowhere: prompts that were typed.
     pub fn none(name: &str) -> Source {
         let (name, path) = (name.into(), PathBuf::new());
-        Source { name, path, once: None, first_look: None, digest: Arc::default(), folder: false, parquet: false }
+        Source {
+            name,
+            path,
+            once: None,
+            first_look: None,
+            digest: Arc::default(),
+            folder: false,
+            parquet: false,
+        }
     }
 
     /// Whether it is a folder, of which nothing is read here.
@@ -168,14 +190,18 @@ impl Source {
             return Ok(());
         }
         let mut start = [0; 4];
-        let mut file = self.watched().map_err(|e| InputError::Bad(format!("{}: {}", shown(&self.name), why(&e))))?;
+        let mut file = self
+            .watched()
+            .map_err(|e| InputError::Bad(format!("{}: {}", shown(&self.name), why(&e))))?;
         let mut count = 0;
         while count < start.len() {
             match file.read(start.get_mut(count..).unwrap_or_default()) {
                 Ok(0) => break,
                 Ok(n) => count += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(InputError::Bad(format!("{}: {}", shown(&self.name), why(&e)))),
+                Err(e) => {
+                    return Err(InputError::Bad(format!("{}: {}", shown(&self.name), why(&e))));
+                }
             }
         }
         let start = start.get(..count).unwrap_or_default();
@@ -185,11 +211,14 @@ impl Source {
         let name = shown(&self.name);
         match (packed, named) {
             (Some(packed), named) if named != Some(packed.extension()) => {
-                notices.push(format!("{name} is packed with {}, which its name does not say; it is read as such", packed.name()));
+                notices.push(format!(
+                    "{name} is packed with {}, which its name does not say; it is read as such",
+                    packed.name()
+                ));
             }
-            (None, Some(end)) => {
-                notices.push(format!("{name} is not packed, though its name ends with .{end}; it is read as it is"))
-            }
+            (None, Some(end)) => notices.push(format!(
+                "{name} is not packed, though its name ends with .{end}; it is read as it is"
+            )),
             _ => {}
         }
         self.parquet = start == b"PAR1";
@@ -207,7 +236,9 @@ impl Source {
         match &self.once {
             Some(once) => {
                 let taken = once.lock().unwrap_or_else(PoisonError::into_inner).take();
-                taken.ok_or_else(|| InputError::Io(format!("{}: can be read only once", shown(&self.name))))
+                taken.ok_or_else(|| {
+                    InputError::Io(format!("{}: can be read only once", shown(&self.name)))
+                })
             }
             // It could be read when it was looked at, so what is wrong now is no bad usage.
             None => self
@@ -311,7 +342,9 @@ impl Unpacked {
                     let members = Members(flate2::bufread::MultiGzDecoder::new(reader));
                     Unpacked::Gzip(Box::new(BufReader::with_capacity(PIECE, members)))
                 }
-                Some(Packing::Zstd) => Unpacked::Zstd(Box::new(BufReader::with_capacity(PIECE, Frames::new(reader)))),
+                Some(Packing::Zstd) => {
+                    Unpacked::Zstd(Box::new(BufReader::with_capacity(PIECE, Frames::new(reader))))
+                }
             };
         }
         Ok(match self {
@@ -376,7 +409,10 @@ impl Frames {
             }
             match self.decoder.reset(&mut self.source) {
                 Ok(()) => return Ok(true),
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
                     let length = u64::from(length);
                     if io::copy(&mut (&mut self.source).take(length), &mut io::sink())? < length {
                         return Err(damaged("zstd", "it ends too soon"));
@@ -384,13 +420,19 @@ impl Frames {
                 }
                 Err(
                     FrameDecoderError::WindowSizeTooBig { requested: asked, .. }
-                    | FrameDecoderError::FrameHeaderError(FrameHeaderError::WindowTooBig { got: asked })
-                    | FrameDecoderError::FailedToInitialize(FrameHeaderError::WindowTooBig { got: asked }),
+                    | FrameDecoderError::FrameHeaderError(FrameHeaderError::WindowTooBig {
+                        got: asked,
+                    })
+                    | FrameDecoderError::FailedToInitialize(FrameHeaderError::WindowTooBig {
+                        got: asked,
+                    }),
                 ) => {
                     let asked = crate::units::Bytes(asked);
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
-                        format!("the zstd data asks for a window of {asked}, and 128 MiB is the most; pack it without --long"),
+                        format!(
+                            "the zstd data asks for a window of {asked}, and 128 MiB is the most; pack it without --long"
+                        ),
                     ));
                 }
                 Err(error) => return Err(damaged("zstd", error)),
@@ -401,7 +443,10 @@ impl Frames {
 
 fn damaged(what: &str, why: impl std::fmt::Display) -> io::Error {
     let why: String = why.to_string().chars().take(200).collect();
-    io::Error::new(io::ErrorKind::InvalidData, format!("the {what} data is damaged: {}", shown(&why)))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the {what} data is damaged: {}", shown(&why)),
+    )
 }
 
 impl Read for Frames {
@@ -413,7 +458,9 @@ impl Read for Frames {
             }
             self.inside = true;
             while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
-                let blocks = self.decoder.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
+                let blocks = self
+                    .decoder
+                    .decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
                 blocks.map_err(|e| damaged("zstd", e))?;
             }
             let count = self.decoder.read(buffer)?;
@@ -475,24 +522,43 @@ mod tests {
         let changes: [(&str, Change); 6] = [
             ("emptied", |path, _, _| std::fs::write(path, "").unwrap()),
             ("appended to", |path, _, _| {
-                io::Write::write_all(&mut std::fs::OpenOptions::new().append(true).open(path).unwrap(), b"three\n").unwrap()
+                io::Write::write_all(
+                    &mut std::fs::OpenOptions::new().append(true).open(path).unwrap(),
+                    b"three\n",
+                )
+                .unwrap()
             }),
             ("replaced by a file of the same length and time", |path, other, meta| {
                 std::fs::write(other, "one\nTWO\n").unwrap();
-                File::options().write(true).open(other).unwrap().set_modified(meta.modified().unwrap()).unwrap();
+                File::options()
+                    .write(true)
+                    .open(other)
+                    .unwrap()
+                    .set_modified(meta.modified().unwrap())
+                    .unwrap();
                 std::fs::rename(other, path).unwrap();
             }),
             ("removed", |path, _, _| std::fs::remove_file(path).unwrap()),
             ("rewritten", |path, _, _| std::fs::write(path, "one\nTWO\n").unwrap()),
             ("rewritten with its time set back", |path, _, meta| {
                 std::fs::write(path, "one\nTWO\n").unwrap();
-                File::options().write(true).open(path).unwrap().set_modified(meta.modified().unwrap()).unwrap();
+                File::options()
+                    .write(true)
+                    .open(path)
+                    .unwrap()
+                    .set_modified(meta.modified().unwrap())
+                    .unwrap();
             }),
         ];
         for (what, change) in changes {
             std::fs::write(&path, "one\ntwo\n").unwrap();
             // A time of its own, so that no two writings share one.
-            File::options().write(true).open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(std::time::UNIX_EPOCH)
+                .unwrap();
             let source = Source::of(&path).unwrap();
             assert_eq!(whole(&source).as_deref(), Ok("one\ntwo\n"));
             assert_eq!(whole(&source).as_deref(), Ok("one\ntwo\n"), "twice the same");
