@@ -85,6 +85,8 @@ fn text_of_len(len: u64, bytes: &[u8]) -> Value {
     Value::Raw(8, [&len.to_le_bytes()[..], bytes].concat())
 }
 
+// A table, an entry a case.
+#[allow(clippy::too_many_lines)]
 fn container_cases(c: &mut Cases) {
     let whole = base().gguf();
     let header = base().container().header().len();

@@ -59,6 +59,8 @@ fn experts() -> Gguf {
     file
 }
 
+// A table, an entry a case.
+#[allow(clippy::too_many_lines)]
 #[test]
 fn gguf_files_whose_experts_lie_are_refused_in_one_line() {
     type Change = fn(&mut Gguf);

@@ -107,6 +107,10 @@ impl CandleDecoder {
             }
             Want::TopK(k) => Output::TopK(ranked(k)),
             Want::Logits | Want::AllLogits => Output::Logits(scores),
+            Want::LogitsAndArgmax => match ranked(1).first() {
+                Some(&(id, _)) => Output::LogitsAndArgmax(scores, id),
+                None => Output::Nothing,
+            },
         })
     }
 }
@@ -311,7 +315,9 @@ impl Decoder for CandleDecoder {
                 Output::Nothing => true,
                 Output::Argmax(_, score) => score.is_finite(),
                 Output::TopK(candidates) => candidates.iter().all(|c| c.1.is_finite()),
-                Output::Logits(scores) => scores.iter().all(|s| s.is_finite()),
+                Output::Logits(scores) | Output::LogitsAndArgmax(scores, _) => {
+                    scores.iter().all(|s| s.is_finite())
+                }
             };
             if !finite {
                 return Err(DecodeError::NotFinite(segment.slot));

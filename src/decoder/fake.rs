@@ -285,6 +285,7 @@ impl Decoder for FakeDecoder {
                 Want::Argmax => Output::Argmax(ranked[0].0, ranked[0].1),
                 Want::TopK(k) => Output::TopK(ranked.into_iter().take(k).collect()),
                 Want::Logits | Want::AllLogits => Output::Logits(scores.concat()),
+                Want::LogitsAndArgmax => Output::LogitsAndArgmax(scores.concat(), ranked[0].0),
             });
         }
         for segment in &batch.segments {

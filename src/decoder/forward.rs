@@ -525,7 +525,7 @@ impl Pass<'_> {
             .segments
             .iter()
             .map(|s| match s.want {
-                super::Want::Logits => room(spec.vocab),
+                super::Want::Logits | super::Want::LogitsAndArgmax => room(spec.vocab),
                 super::Want::AllLogits => room(spec.vocab * s.tokens.len()),
                 _ => Vec::new(),
             })
@@ -569,6 +569,9 @@ impl Pass<'_> {
             outputs.push(match (segment.want, last) {
                 (super::Want::Nothing, _) => Output::Nothing,
                 (super::Want::Logits | super::Want::AllLogits, _) => Output::Logits(logits),
+                (super::Want::LogitsAndArgmax, Some(Scores::All(id))) => {
+                    Output::LogitsAndArgmax(logits, id)
+                }
                 (_, Some(Scores::Argmax(id, score))) => Output::Argmax(id, score),
                 (_, Some(Scores::TopK(best))) => Output::TopK(best),
                 (want, got) => {

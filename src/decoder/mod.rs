@@ -33,6 +33,8 @@ pub enum Want {
     TopK(usize),
     /// All scores, of the last row.
     Logits,
+    /// The same and the highest one's id, ties to the lowest: of answers that have a form, which most often allows it.
+    LogitsAndArgmax,
     /// All scores, of every row of the segment (perplexity, KL divergence).
     AllLogits,
 }
@@ -78,6 +80,18 @@ pub enum Output {
     TopK(Vec<(TokenId, f32)>),
     /// `vocab` scores for [`Want::Logits`]; rows × `vocab` for [`Want::AllLogits`].
     Logits(Vec<f32>),
+    /// `vocab` scores and the id of the highest.
+    LogitsAndArgmax(Vec<f32>, TokenId),
+}
+
+impl Output {
+    /// All scores, where they were asked for.
+    pub fn scores(&self) -> Option<&[f32]> {
+        match self {
+            Output::Logits(scores) | Output::LogitsAndArgmax(scores, _) => Some(scores),
+            Output::Nothing | Output::Argmax(..) | Output::TopK(_) => None,
+        }
+    }
 }
 
 /// What a decoder can hold.

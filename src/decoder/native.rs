@@ -480,7 +480,11 @@ impl Decoder for NativeDecoder {
     fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
         let vocab = self.model.spec().vocab;
         let scores = outputs.drain(..).filter_map(|output| match output {
-            Output::Logits(scores) if scores.len() == vocab => Some(scores),
+            Output::Logits(scores) | Output::LogitsAndArgmax(scores, _)
+                if scores.len() == vocab =>
+            {
+                Some(scores)
+            }
             _ => None,
         });
         match &mut self.workspace {
@@ -804,6 +808,8 @@ mod tests {
                 scores.iter().enumerate().map(|(i, s)| (i as TokenId, *s)).collect();
             ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             assert_eq!(ask(Want::Argmax), Output::Argmax(ranked[0].0, ranked[0].1));
+            let both = Output::LogitsAndArgmax(scores, ranked[0].0);
+            assert_eq!(ask(Want::LogitsAndArgmax), both);
             assert_eq!(ask(Want::TopK(50)), Output::TopK(ranked[..50].to_vec()));
             assert_eq!(ask(Want::TopK(1000)), Output::TopK(ranked));
         }

@@ -69,6 +69,7 @@ impl Sampler {
     /// What to ask the decoder for; `masked`: only some tokens will be allowed.
     pub(super) fn want(&self, vocab: usize, masked: bool) -> Want {
         match self.method {
+            _ if masked && self.is_favourite() => Want::LogitsAndArgmax,
             _ if masked || self.all => Want::Logits,
             Method::Argmax => Want::Argmax,
             Method::Candidates
@@ -84,7 +85,7 @@ impl Sampler {
     /// no mask is needed then.
     pub(super) fn favourite(&self, output: &Output) -> Option<TokenId> {
         match output {
-            Output::Logits(scores) if self.is_favourite() => favourite(scores),
+            Output::LogitsAndArgmax(_, id) if self.is_favourite() => Some(*id),
             _ => None,
         }
     }
@@ -124,7 +125,10 @@ impl Sampler {
                 let mut ranked = Ranked { items: candidates.clone(), sorted: candidates.len() };
                 self.draw(&mut ranked, None, position)
             }
-            Output::Logits(scores) if self.method == Method::Argmax => best(scores, mask),
+            Output::LogitsAndArgmax(scores, first) => best(scores, *first, mask),
+            Output::Logits(scores) if self.method == Method::Argmax => {
+                best(scores, favourite(scores)?, mask)
+            }
             Output::Logits(scores) => {
                 let mut ranked = Ranked::of(scores, mask);
                 // The sum over all is made in the order of ids, before anything is sorted.
@@ -233,9 +237,8 @@ fn favourite(scores: &[f32]) -> Option<TokenId> {
     Some((number * PART + at) as TokenId)
 }
 
-/// The allowed token with the highest score, ties to the lowest id.
-fn best(scores: &[f32], mask: Option<&Mask>) -> Option<TokenId> {
-    let first = favourite(scores)?;
+/// The allowed token with the highest score, ties to the lowest id; `first` is that of all.
+fn best(scores: &[f32], first: TokenId, mask: Option<&Mask>) -> Option<TokenId> {
     let Some(mask) = mask else { return Some(first) };
     // Most often the model keeps to the form by itself.
     if mask.allows(first) {
@@ -366,6 +369,7 @@ mod tests {
         match want {
             Want::Argmax => Output::Argmax(ranked.items[0].0, ranked.items[0].1),
             Want::TopK(k) => Output::TopK(ranked.items.into_iter().take(k).collect()),
+            Want::LogitsAndArgmax => Output::LogitsAndArgmax(scores.to_vec(), ranked.items[0].0),
             _ => Output::Logits(scores.to_vec()),
         }
     }

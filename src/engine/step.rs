@@ -341,7 +341,7 @@ impl Engine {
             };
             if let Some((root, branch)) = row {
                 let scoring = self.generations[root.0].as_mut().and_then(|g| g.scoring.as_mut());
-                let (Some(scoring), Output::Logits(scores)) = (scoring, output) else {
+                let (Some(scoring), Some(scores)) = (scoring, output.scores()) else {
                     return Err(DecodeError::Broken(
                         "a branch without scores, or of nothing that is scored".into(),
                     ));
@@ -518,7 +518,7 @@ impl Generation {
                     self.sampler.choose(output, position, self.watch.tokens(), mask.as_ref())
                 else {
                     // No token of the model's may come next.
-                    let dead = mask.filter(|_| matches!(output, Output::Logits(_)))?;
+                    let dead = mask.filter(|_| output.scores().is_some())?;
                     debug_assert!((0..vocab as TokenId).all(|id| !dead.allows(id)));
                     return Some(Chosen::Nothing {
                         slot,
@@ -528,10 +528,9 @@ impl Generation {
                 token
             }
         };
-        let scored = match (self.logprobs, output) {
-            (Some(top), Output::Logits(scores)) => Some(scored(scores, token, top)),
-            (Some(_), _) => return None,
-            (None, _) => None,
+        let scored = match self.logprobs {
+            Some(top) => Some(scored(output.scores()?, token, top)),
+            None => None,
         };
         Some(Chosen::Token { slot, token, scored })
     }

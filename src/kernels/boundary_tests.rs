@@ -340,7 +340,7 @@ fn what_was_handed_in_and_is_right_gives_the_right_result() {
         let mut wants: Vec<ScoreRequest> =
             places.iter_mut().map(|p| ScoreRequest::All(p)).collect();
         let scores = team.head(&m, &Activations::new(3, 7, false), &Scoring::PLAIN, &mut wants);
-        assert_eq!(scores, [Scores::All, Scores::All, Scores::All]);
+        assert!(matches!(scores[..], [Scores::All(_), Scores::All(_), Scores::All(_)]));
         assert!(places.iter().flatten().all(|s| *s == 0.0) && team.broken().is_none(), "{set:?}");
         // Nothing of nothing.
         assert!(team.head(&m, &Activations::new(0, 7, false), &Scoring::PLAIN, &mut []).is_empty());

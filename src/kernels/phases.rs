@@ -613,14 +613,7 @@ pub(crate) unsafe fn head<S: Compiled>(a: &HeadArgs, s: &mut Scratch, unit: usiz
             best.bad |= S::sum(finite) != 0.0;
             match *a.score.add(row + r) {
                 RawScoreRequest::Argmax => {
-                    for p in 0..panels {
-                        if S::any_ge(S::load(tile.add(p * 16)), S::splat(best.argmax.0)) {
-                            for c in p * 16..(p * 16 + 16).min(columns) {
-                                best.argmax =
-                                    best.argmax.min(Ranked(*tile.add(c), (panel * 16 + c) as u32));
-                            }
-                        }
-                    }
+                    highest::<S>(tile, panel, panels, columns, &mut best.argmax)
                 }
                 RawScoreRequest::TopK(k) => {
                     for p in 0..panels {
@@ -641,7 +634,28 @@ pub(crate) unsafe fn head<S: Compiled>(a: &HeadArgs, s: &mut Scratch, unit: usiz
                     }
                 }
                 RawScoreRequest::All(to) => {
+                    highest::<S>(tile, panel, panels, columns, &mut best.argmax);
                     std::ptr::copy_nonoverlapping(tile, to.add(panel * 16), columns);
+                }
+            }
+        }
+    }
+}
+
+/// Takes the highest of a tile's scores, of `columns` from `panel` on, if it ranks before `best`.
+#[inline(always)]
+unsafe fn highest<S: Isa>(
+    tile: *const f32,
+    panel: usize,
+    panels: usize,
+    columns: usize,
+    best: &mut Ranked,
+) {
+    for p in 0..panels {
+        unsafe {
+            if S::any_ge(S::load(tile.add(p * 16)), S::splat(best.0)) {
+                for c in p * 16..(p * 16 + 16).min(columns) {
+                    *best = (*best).min(Ranked(*tile.add(c), (panel * 16 + c) as u32));
                 }
             }
         }

@@ -137,43 +137,7 @@ impl Tokenizer {
                 Merging::Texts { tokens, longest }
             }
         };
-        let symbols = match &spec.model {
-            TokenModel::ByteBpe { .. } => {
-                let letters: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
-                let mut bytes = Box::new([NONE; 256]);
-                for id in ids() {
-                    let mut text = text_of(id).chars();
-                    if let (Some(letter), None) = (text.next(), text.next())
-                        && let Some(byte) = letters.get(&letter)
-                    {
-                        bytes[*byte as usize] = id;
-                    }
-                }
-                Symbols::Bytes(bytes)
-            }
-            TokenModel::TextBpe { .. } | TokenModel::Scores { .. } => {
-                let (mut tokens, mut bytes) = (HashMap::new(), Box::new([NONE; 256]));
-                for (id, (text, kind)) in spec.tokens.iter().zip(&spec.kinds).enumerate() {
-                    if *kind == TokenKind::Byte {
-                        if let Some(byte) = byte_of(text) {
-                            bytes[byte as usize] = id as TokenId;
-                        }
-                        continue;
-                    }
-                    let mut letters = text.chars();
-                    if let (Some(letter), None, true) =
-                        (letters.next(), letters.next(), free(id as TokenId))
-                    {
-                        tokens.insert(letter, id as TokenId);
-                    }
-                }
-                let fuse = matches!(
-                    spec.model,
-                    TokenModel::Scores { .. } | TokenModel::TextBpe { fuse_unknown: true, .. }
-                );
-                Symbols::Characters { tokens, bytes, unknown: spec.unknown.unwrap_or(NONE), fuse }
-            }
-        };
+        let symbols = symbols(&spec, &ids().collect::<Vec<_>>(), free);
         let mut whole = HashMap::new();
         if let TokenModel::ByteBpe { whole: rule, .. } | TokenModel::TextBpe { whole: rule, .. } =
             &spec.model
@@ -455,6 +419,47 @@ impl Tokenizer {
                 }
                 after_unknown = true;
             }
+        }
+    }
+}
+
+/// The tokens that text begins as; `ids`: those that users can type and that are no bytes, `free` tells them.
+fn symbols(spec: &TokenizerSpec, ids: &[TokenId], free: impl Fn(TokenId) -> bool) -> Symbols {
+    match &spec.model {
+        TokenModel::ByteBpe { .. } => {
+            let letters: HashMap<char, u8> = byte_alphabet().into_iter().zip(0..=255).collect();
+            let mut bytes = Box::new([NONE; 256]);
+            for id in ids {
+                let mut text = spec.tokens[*id as usize].chars();
+                if let (Some(letter), None) = (text.next(), text.next())
+                    && let Some(byte) = letters.get(&letter)
+                {
+                    bytes[*byte as usize] = *id;
+                }
+            }
+            Symbols::Bytes(bytes)
+        }
+        TokenModel::TextBpe { .. } | TokenModel::Scores { .. } => {
+            let (mut tokens, mut bytes) = (HashMap::new(), Box::new([NONE; 256]));
+            for (id, (text, kind)) in spec.tokens.iter().zip(&spec.kinds).enumerate() {
+                if *kind == TokenKind::Byte {
+                    if let Some(byte) = byte_of(text) {
+                        bytes[byte as usize] = id as TokenId;
+                    }
+                    continue;
+                }
+                let mut letters = text.chars();
+                if let (Some(letter), None, true) =
+                    (letters.next(), letters.next(), free(id as TokenId))
+                {
+                    tokens.insert(letter, id as TokenId);
+                }
+            }
+            let fuse = matches!(
+                spec.model,
+                TokenModel::Scores { .. } | TokenModel::TextBpe { fuse_unknown: true, .. }
+            );
+            Symbols::Characters { tokens, bytes, unknown: spec.unknown.unwrap_or(NONE), fuse }
         }
     }
 }

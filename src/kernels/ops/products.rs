@@ -28,8 +28,8 @@ pub enum Scores {
     Argmax(u32, f32),
     /// (id, score) by descending score, ties to the lowest id.
     TopK(Vec<(u32, f32)>),
-    /// Written where asked.
-    All,
+    /// Written where asked; the id of the highest, ties to the lowest id.
+    All(u32),
     /// A score was not finite.
     NotFinite,
 }
@@ -329,7 +329,7 @@ impl Team {
             RawScoreRequest::TopK(k) => Scores::TopK(
                 best.top.into_sorted_vec().into_iter().take(*k).map(|r| (r.1, r.0)).collect(),
             ),
-            RawScoreRequest::All(_) => Scores::All,
+            RawScoreRequest::All(_) => Scores::All(best.argmax.1),
         };
         merged.into_iter().zip(&scores).map(answer).collect()
     }
