@@ -223,7 +223,8 @@ unsafe fn float_block<S: Isa, W: Weight<S>, const NP: usize>(g: &Gemm, panel: us
         let bytes = panel_bytes(g.format, g.k);
         let w = g.w.add(panel * bytes + k / 2 * W::TWO);
         let (x, out) = (g.x.add(k), g.out.add(panel * 16));
-        let ahead = Ahead { from: w.wrapping_add(kc / 2 * W::TWO), panel: bytes, two: W::TWO };
+        let next = if g.rows <= FEW_ROWS && S::NEAR > 0 { S::NEAR } else { kc / 2 * W::TWO };
+        let ahead = Ahead { from: w.wrapping_add(next), panel: bytes, two: W::TWO };
         if W::NARROW && g.rows > S::DIRECT_ROWS {
             for p in 0..NP {
                 widen::<S, W>(w.add(p * bytes), kc, g.wide.add(p * BLOCK * 16));
@@ -281,15 +282,16 @@ unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(
     first: bool,
 ) {
     unsafe {
+        let near = S::NEAR > 0 && g.rows <= FEW_ROWS;
         let mut r = 0;
         while r < g.rows {
             let rows = tile_rows(g.rows - r, S::ROWS);
             let (x, out) = (x.add(r * g.x_stride), out.add(r * g.out_stride));
             macro_rules! tile {
                 ($mr:literal) => {
-                    // Several rows keep the core busy long enough to fetch the block that follows; for few the hardware does better alone.
-                    if r < FETCHING_ROWS {
-                        float_tile::<S, W, $mr, NP, { $mr > 4 }>(w, w_step, ahead, x, g.x_stride, kc, out, g.out_stride, first)
+                    // Several rows keep the core busy long enough to fetch the block that follows, few what is near.
+                    if r < FETCHING_ROWS && ($mr > FEW_ROWS || near) {
+                        float_tile::<S, W, $mr, NP, true>(w, w_step, ahead, x, g.x_stride, kc, out, g.out_stride, first)
                     } else {
                         float_tile::<S, W, $mr, NP, false>(w, w_step, ahead, x, g.x_stride, kc, out, g.out_stride, first)
                     }
@@ -303,6 +305,8 @@ unsafe fn float_rows<S: Isa, W: Weight<S>, const NP: usize>(
 
 /// The tiles of this many rows prefetch what follows their weights.
 const FETCHING_ROWS: usize = 16;
+/// Up to this many rows a product waits for memory ([`Isa::NEAR`]).
+const FEW_ROWS: usize = 4;
 
 /// Rows of the next tile: as many as fit, the last two tiles evened out.
 #[inline(always)]
@@ -430,22 +434,40 @@ const fn quant_rows<S: Isa>(panels: usize) -> usize {
 unsafe fn quantized_rows<S: Isa, Q: Blocks<S>, const NP: usize>(g: &Gemm, panel: usize) {
     unsafe {
         let bytes = panel_bytes(g.format, g.k);
-        let w = Coded {
-            w: g.w.add(panel * bytes),
+        let start = g.w.add(panel * bytes);
+        let follows = Coded {
+            w: start,
             step: bytes,
-            ahead: g.w.wrapping_add((panel + NP) * bytes),
+            ahead: start.wrapping_add(NP * bytes),
             blocks: g.k / 32,
         };
+        let near = Coded { ahead: start.wrapping_add(S::NEAR), ..follows };
         let mut r = 0;
         while r < g.rows {
             let rows = tile_rows(g.rows - r, quant_rows::<S>(NP));
             let (x, out) = (g.q.add(r * g.q_stride), g.out.add(r * g.out_stride + panel * 16));
             macro_rules! tile {
                 ($mr:literal) => {
-                    if r < FETCHING_ROWS && $mr > 4 {
-                        coded::<S, Q, $mr, NP, true>(&w, x, g.q_stride, out, g.out_stride, true)
+                    if r < FETCHING_ROWS && $mr > FEW_ROWS {
+                        coded::<S, Q, $mr, NP, true>(
+                            &follows,
+                            x,
+                            g.q_stride,
+                            out,
+                            g.out_stride,
+                            true,
+                        )
+                    } else if r == 0 && S::NEAR > 0 {
+                        coded::<S, Q, $mr, NP, true>(&near, x, g.q_stride, out, g.out_stride, true)
                     } else {
-                        coded::<S, Q, $mr, NP, false>(&w, x, g.q_stride, out, g.out_stride, true)
+                        coded::<S, Q, $mr, NP, false>(
+                            &follows,
+                            x,
+                            g.q_stride,
+                            out,
+                            g.out_stride,
+                            true,
+                        )
                     }
                 };
             }
@@ -625,7 +647,22 @@ unsafe fn coded_part<S: Isa, Q: Blocks<S>, const MR: usize, const NP: usize>(
                 _ => (),
             }
         }
-        if has_factors(Q::SUM) {
+        if has_factors(Q::SUM) && MR * NP == 1 {
+            // One row has registers for both running sums, and unpacks once.
+            let (mut sums, mut planes) = ([S::start4(); 2], planes[0]);
+            for i in 0..4 {
+                let (low, high) = Q::line(group, part, i, &mut planes);
+                sums[0] = S::dot2(sums[0], low, quad(x, i));
+                sums[1] = S::dot2(sums[1], high, quad(x, i + 4));
+                if i == 3 || matches!(Q::SUM, Sum::Halves) && S::SHORT && i == 1 {
+                    for half in 0..2 {
+                        let factor = Q::factor(group, part, half);
+                        total[0][0] = S::flush_by(total[0][0], sums[half], factor);
+                        sums[half] = S::start4();
+                    }
+                }
+            }
+        } else if has_factors(Q::SUM) {
             // The first 16 of k, then the last: two running sums a row would not fit into registers. Codes are unpacked twice where they
             // lie in memory, which waits for memory anyway.
             for half in 0..2 {

@@ -19,6 +19,8 @@ pub(crate) trait Isa: Copy + 'static {
     const DIRECT_ROWS: usize;
     /// The same of quantized weights: above, a chunk of the panel is unpacked to L1 once.
     const QUANT_DIRECT_ROWS: usize;
+    /// Few rows wait for memory: their weights are prefetched so many bytes ahead in the same stream; 0 where the hardware does better alone.
+    const NEAR: usize = 0;
     /// From this many rows on panels are computed two at a time (quantized ones in tiles of `QUANT_ROWS_OF_TWO` rows).
     const TWO_PANELS: usize = usize::MAX;
     const QUANT_ROWS_OF_TWO: usize = 1;

@@ -4,7 +4,8 @@
 //! What a panel of each weight type holds is told in `formats/`.
 //!
 //! A panel is read from end to end as one stream of whole cache lines: what the hardware prefetchers do best (scales apart from the
-//! weights, two panels at a time, or software prefetch each cost 10 to 60 % of the bandwidth on Zen 4).
+//! weights, two panels at a time, or software prefetch each cost 10 to 60 % of the bandwidth with 512-bit vectors on Zen 4; with 256-bit
+//! ones on Zen 3 few rows gain by prefetch, [`super::isa::Isa::NEAR`]).
 //! Columns past N, the k past an odd K (bf16) and the block past an odd number of blocks (q8_0) are zero. Panels begin at multiples of 64 bytes.
 
 use super::Format;
