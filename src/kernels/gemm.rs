@@ -406,10 +406,7 @@ unsafe fn quantized<S: Isa, Q: Blocks<S>>(g: &Gemm) {
     let mut panel = 0;
     while panel < g.panels {
         unsafe {
-            // With factors two kinds of sums are live, and a tile of several rows straight from the panel spills them.
-            let direct =
-                if has_factors(Q::SUM) { S::QUANT_DIRECT_ROWS / 4 } else { S::QUANT_DIRECT_ROWS };
-            if Q::UNPACKED && g.rows > direct {
+            if Q::UNPACKED && g.rows > S::QUANT_DIRECT_ROWS {
                 unpacked_rows::<S, Q>(g, panel);
                 panel += 1;
             } else if g.rows >= S::TWO_PANELS && g.panels - panel >= 2 {

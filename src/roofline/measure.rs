@@ -182,21 +182,17 @@ fn median_rate(units: f64, passes: usize, mut pass: impl FnMut() -> f64) -> f64 
     rates[rates.len() / 2]
 }
 
-fn read_pass(read: fn(Isa, &[u8]) -> u64, isa: Isa, buffer: &Buffer, threads: usize) -> f64 {
+fn read_pass(isa: Isa, buffer: &Buffer, threads: usize) -> f64 {
     let data = buffer.bytes();
     let part = data.len() / threads / 4096 * 4096;
     together(threads, |id| {
-        black_box(read(isa, black_box(&data[id * part..(id + 1) * part])));
+        black_box(probes::read(isa, black_box(&data[id * part..(id + 1) * part])));
     })
 }
 
-/// The better of the hardware's prefetchers alone and of software prefetch besides.
 fn read_rate(isa: Isa, buffer: &Buffer, threads: usize, passes: usize) -> f64 {
     let units = (buffer.bytes().len() / threads / 4096 * 4096 * threads) as f64;
-    [probes::read, probes::read_prefetched]
-        .map(|read| median_rate(units, passes, || read_pass(read, isa, buffer, threads)))
-        .into_iter()
-        .fold(0.0, f64::max)
+    median_rate(units, passes, || read_pass(isa, buffer, threads))
 }
 
 fn fma_pass(isa: Isa, threads: usize, rounds: u64) -> f64 {
@@ -255,7 +251,7 @@ impl Reference {
         const ROUNDS: u64 = 1 << 21;
         let part = self.buffer.bytes().len() / self.threads / 4096 * 4096;
         let read = (part * self.threads) as f64
-            / read_pass(probes::read, self.isa, &self.buffer, self.threads).max(1e-9);
+            / read_pass(self.isa, &self.buffer, self.threads).max(1e-9);
         let operations = 2 * probes::fma_per_round(self.isa) * ROUNDS * self.threads as u64;
         ReferenceRates {
             read,
