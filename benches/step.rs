@@ -4,14 +4,14 @@
 //!     cargo bench --bench step -- --model M.gguf --dtype bf16 --threads 2 decode_1 prefill_512 decode_batch limits
 //!
 //! `decode_1`: 128 tokens of one sequence from an empty context. `prefill_512`: 512 tokens, scores for the last. `decode_batch`: 16
-//! sequences, 64-token prompts, 64 tokens each. All in tokens/s. `load_s` is always there: seconds from the file's name to a decoder. `limits` adds each one's share of what bandwidth and FMA peak allow.
+//! sequences, 64-token prompts, 64 tokens each. `decode_at_4096` (or another number): 32 tokens of one sequence behind so many. All in tokens/s. `load_s` is always there: seconds from the file's name to a decoder. `limits` adds each one's share of what bandwidth and FMA peak allow.
 
 use clap::Parser;
 use llmopt::bench::speed;
 use llmopt::decoder::Decoder;
 use llmopt::decoder::candle::CandleDecoder;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
-use llmopt::kernels::{Format, KernelSet};
+use llmopt::kernels::{Format, KernelSet, KvElement};
 use llmopt::model::{self, OpenOptions};
 use llmopt::roofline::{Effort, Formats, Limits, Work};
 use serde_json::{Map, Value, json};
@@ -29,6 +29,9 @@ struct Args {
     /// portable, avx2, avx512
     #[arg(long, value_parser = KernelSet::named)]
     kernels: Option<KernelSet>,
+    /// f32, f16, q8_0: how keys and values are held; what the model usually takes if it is left out
+    #[arg(long, value_parser = kv_dtype)]
+    kv_dtype: Option<KvElement>,
     /// Most rows of a forward pass
     #[arg(long, default_value_t = 256)]
     rows: usize,
@@ -57,6 +60,21 @@ fn plan(name: &str) -> Result<FormatPlan, String> {
     }
 }
 
+/// Steps that a `decode_at_N` times.
+const AT_STEPS: usize = 32;
+
+/// N of `decode_at_N`.
+fn behind(what: &str) -> Option<usize> {
+    what.strip_prefix("decode_at_")?.parse().ok()
+}
+
+fn kv_dtype(name: &str) -> Result<KvElement, String> {
+    KvElement::ALL
+        .into_iter()
+        .find(|element| element.name() == name)
+        .ok_or_else(|| "no type of keys and values; known are f32, f16, q8_0".to_string())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
     let begun = std::time::Instant::now();
@@ -67,13 +85,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Box::new(CandleDecoder::new(&spec, model.weights.as_ref(), 1)?)
     } else {
         let packed = Arc::new(PackedModel::pack(&model, args.dtype, args.threads)?);
-        formats = packed.storage(packed.usual_kv());
-        let kv_bytes = packed.kv_bytes_per_position() * 16 * 160;
+        let kv = args.kv_dtype.unwrap_or(packed.usual_kv());
+        let behind = args.what.iter().filter_map(|what| behind(what)).max().unwrap_or(0);
+        let positions = (16 * 160).max(behind + 2 * AT_STEPS) as u64;
+        let kv_bytes = packed.kv_bytes_per_position_in(kv) * positions;
         let kernels = args.kernels.unwrap_or_else(KernelSet::best);
         let (threads, rows) = (args.threads, args.rows);
+        formats = packed.storage(kv);
         let memory = Memory::Preallocated;
         let options = NativeOptions { threads, kernels, slots: 16, rows, kv_bytes, memory };
-        Box::new(NativeDecoder::new(packed, options)?)
+        Box::new(NativeDecoder::with_kv(packed, options, kv)?)
     };
     drop(model);
     let load_s = begun.elapsed().as_secs_f64();
@@ -94,11 +115,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 "decode_1" => speed::decode_one(decoder.as_mut(), 128)?,
                 "prefill_512" => speed::prefill(decoder.as_mut(), 512)?,
                 "decode_batch" => speed::decode_batch(decoder.as_mut(), 16, 64, 64)?,
-                other => {
-                    return Err(
-                        format!("'{other}' is not a measure; known are decode_1, prefill_512, decode_batch, limits").into()
-                    );
-                }
+                other => match behind(other) {
+                    Some(tokens) => speed::decode_batch(decoder.as_mut(), 1, tokens, AT_STEPS)?,
+                    None => {
+                        return Err(format!(
+                            "'{other}' is not a measure; known are decode_1, prefill_512, decode_batch, \
+                             decode_at_N, limits"
+                        )
+                        .into());
+                    }
+                },
             });
         }
         best.sort_by(f64::total_cmp);
@@ -106,7 +132,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (tokens, work) = match what.as_str() {
             "decode_1" => (128.0, Work::decode(&spec, &formats, 128)),
             "prefill_512" => (512.0, Work::prefill(&spec, &formats, 512)),
-            _ => (1024.0, Work::decode_batch(&spec, &formats, 16, 64, 64)),
+            "decode_batch" => (1024.0, Work::decode_batch(&spec, &formats, 16, 64, 64)),
+            other => {
+                let behind = behind(other).expect("checked above");
+                let work = Work::decode_batch(&spec, &formats, 1, behind, AT_STEPS);
+                (AT_STEPS as f64, work)
+            }
         };
         out.insert(what.clone(), json!(tokens / seconds));
         if let Some((limit, bound)) = rates.and_then(|r| work.limit(r, 0.0)) {
