@@ -88,7 +88,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let kv = args.kv_dtype.unwrap_or(packed.usual_kv());
         let behind = args.what.iter().filter_map(|what| behind(what)).max().unwrap_or(0);
         let positions = (16 * 160).max(behind + 2 * AT_STEPS) as u64;
-        let kv_bytes = packed.kv_bytes_per_position_in(kv) * positions;
+        let kv_bytes = packed.kv_bytes_per_position_in(kv) * positions
+            + packed.state_bytes_per_sequence() * 16;
         let kernels = args.kernels.unwrap_or_else(KernelSet::best);
         let (threads, rows) = (args.threads, args.rows);
         formats = packed.storage(kv);
