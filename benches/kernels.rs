@@ -14,9 +14,9 @@ use clap::Parser;
 use llmopt::bench::speed;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::kernels::{
-    ActivationFn, Activations, Arena, Attending, COLUMNS, Context, Format, KernelSet, KvArena,
-    KvElement, KvShape, NormWeights, PAGE, Panels, Rotation, Row, Rows, ScoreRequest, Scoring,
-    Team, attention_units, pack_panel, padded, panel_bytes,
+    ActivationFn, Activations, Arena, Attending, COLUMNS, Context, Encoding, Format, KernelSet,
+    KvArena, KvElement, KvShape, NormWeights, PAGE, Panels, Rotation, Row, Rows, ScoreRequest,
+    Scoring, Team, attention_units, pack_panel, padded, panel_bytes,
 };
 use llmopt::model::{
     self, Model, ModelError, ModelSpec, OpenOptions, Plain, Role, Vocabulary, Weights,
@@ -77,13 +77,9 @@ impl Weights for MadeUp {
         self.0.shape(role)
     }
 
-    fn format(&self, role: Role) -> Option<Format> {
+    fn encoding(&self, role: Role) -> Encoding {
         let outer = matches!(role, Role::TokenEmbedding | Role::Output);
-        Some(if outer && self.1 == Format::Q4_1 { Format::Q8_0 } else { self.1 })
-    }
-
-    fn type_name(&self, role: Role) -> String {
-        self.format(role).map(|f| f.name().to_string()).unwrap_or_default()
+        if outer && self.1 == Format::Q4_1 { Format::Q8_0 } else { self.1 }.into()
     }
 
     fn read(

@@ -10,6 +10,7 @@ use crate::model::{
     Activation, Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, Norms,
     QkNorm, Role, matrices, roles,
 };
+use crate::units::Bytes;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -295,13 +296,15 @@ struct Layout {
     /// The roles that fill a matrix (panels in turn), and its place; in the order of execution.
     matrices: Vec<(Vec<Role>, Packed)>,
     bytes: usize,
+    /// The note about types without a kernel.
+    widened: Option<String>,
     notes: Vec<String>,
 }
 
 impl Layout {
     fn new(model: &Model, plan: FormatPlan) -> Layout {
         let (spec, weights) = (&model.spec, &model.weights);
-        let mut widened = BTreeSet::new();
+        let (mut widened, mut before, mut after) = (BTreeSet::new(), 0, 0);
         let mut converted = BTreeSet::new();
         let mut odd = BTreeSet::new();
         let mut format_of = |role: Role| {
@@ -314,11 +317,15 @@ impl Layout {
                 odd.insert(k);
             }
             if stored != Some(format) {
-                let name = weights.type_name(role);
-                match (plan, stored) {
-                    (FormatPlan::AsStored, None) => widened.insert(name),
-                    _ => converted.insert((name, format)),
-                };
+                let ((rows, k), encoding) = (weights.shape(role), weights.encoding(role));
+                let name = encoding.ggml_name();
+                if plan == FormatPlan::AsStored && stored.is_none() {
+                    widened.insert(name);
+                    before += rows * encoding.row_bytes(k);
+                    after += rows * format.row_bytes(k);
+                } else {
+                    converted.insert((name, format));
+                }
             }
             format
         };
@@ -335,13 +342,16 @@ impl Layout {
             matrices.push((roles, packed));
         }
         let mut notes = Vec::new();
-        if !widened.is_empty() {
-            let names: Vec<_> = widened.into_iter().collect();
-            notes.push(format!(
-                "no kernel computes {} as stored: widened to f32 at load",
-                names.join(", ")
-            ));
-        }
+        let names: Vec<_> = widened.into_iter().collect();
+        let widened = (after > 0).then(|| {
+            format!(
+                "no kernel computes {} as stored: widened to f32 at load, {} become {}",
+                names.join(", "),
+                Bytes(before as u64),
+                Bytes(after as u64)
+            )
+        });
+        notes.extend(widened.clone());
         if !converted.is_empty() {
             let names: Vec<_> =
                 converted.iter().map(|(name, format)| format!("{name} to {format}")).collect();
@@ -354,7 +364,7 @@ impl Layout {
                 sizes.join(", ")
             ));
         }
-        Layout { matrices, bytes, notes }
+        Layout { matrices, bytes, widened, notes }
     }
 }
 
@@ -496,6 +506,11 @@ impl PackedModel {
     /// Bytes that [`PackedModel::pack`] would take.
     pub fn estimate(model: &Model, plan: FormatPlan) -> u64 {
         Layout::new(model, plan).bytes as u64
+    }
+
+    /// Which of the file's types have no kernel and are widened under this plan, and how much memory that takes.
+    pub fn widened(model: &Model, plan: FormatPlan) -> Option<String> {
+        Layout::new(model, plan).widened
     }
 
     /// Reads, converts and packs all weights on `threads` threads.
