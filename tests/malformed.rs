@@ -317,6 +317,12 @@ fn tensor_cases(c: &mut Cases) {
         c.change(format!("offset_{name}"), says, |f| f.tensor(T).offset = Some(offset));
     }
     // A damaged output matrix is an error, and never taken for a tied one.
+    // NVFP4 files may have scales of whole tensors: what is not computed is not left out.
+    c.change("tensor_scale", "blk.0.attn_q.scale", |f| {
+        let data = encode(&[0.5], Stored::F32, None);
+        let name = "blk.0.attn_q.scale".into();
+        f.tensors.push(Tensor { name, dims: vec![1], ggml: 0, data, offset: None });
+    });
     const O: &str = "output.weight";
     c.change("output_weight_type", O, |f| f.tensor(O).ggml = 99);
     c.change("output_weight_iq", O, |f| f.tensor(O).ggml = 16);

@@ -10,6 +10,7 @@ use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, 
 use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
 use llmopt::kernels::{Encoding, Format, KernelSet};
 use llmopt::model::{self, Model, OpenOptions};
+use llmopt::pipeline::LoadedModel;
 use process::{Bench, Ran};
 use std::process::Command;
 use std::sync::Arc;
@@ -82,7 +83,7 @@ fn a_model_of_every_type_has_the_bits_of_its_values_in_f32() {
             "no kernel computes {} as stored: widened to f32 at load, {before} become {after}",
             kind.name
         );
-        assert_eq!(packed.notes(), [said.clone()]);
+        assert_eq!(PackedModel::notes(&stored, FormatPlan::AsStored), [said.clone()]);
         assert_eq!(PackedModel::widened(&stored, FormatPlan::AsStored), Some(said));
         assert_eq!(PackedModel::widened(&wide, FormatPlan::AsStored), None);
         let scores = logits(packed);
@@ -91,6 +92,23 @@ fn a_model_of_every_type_has_the_bits_of_its_values_in_f32() {
         // Quantized anew at load: the same blocks from the same values.
         let q8 = FormatPlan::All(Format::Q8_0);
         assert!(logits(pack(&stored, q8)) == logits(pack(&wide, q8)), "{}", kind.name);
+    }
+}
+
+/// What `compare native f32` and `bench` would otherwise hold twice.
+#[test]
+fn weights_that_are_the_same_under_two_plans_are_in_memory_once() {
+    let bench = Bench::new();
+    let file = of_type(&BLOCK_TYPES[0]);
+    for (name, file) in [("stored.gguf", file.clone()), ("wide.gguf", as_f32(file))] {
+        let loaded = LoadedModel::open(open(&bench, name, &file)).unwrap();
+        let packed = |plan| loaded.packed(plan, 1).unwrap();
+        let stored = packed(FormatPlan::AsStored);
+        assert!(Arc::ptr_eq(&stored, &packed(FormatPlan::All(Format::F32))), "{name}");
+        assert!(!Arc::ptr_eq(&stored, &packed(FormatPlan::All(Format::Bf16))), "{name}");
+        // The emulated dtype holds bf16 too, and computes otherwise.
+        let bf16 = packed(FormatPlan::All(Format::Bf16));
+        assert!(!Arc::ptr_eq(&bf16, &packed(FormatPlan::WidenedBf16Emulated)), "{name}");
     }
 }
 

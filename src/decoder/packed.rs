@@ -280,7 +280,7 @@ impl Layer {
 /// A model's weights in panels, in one block of memory, in the order of execution.
 pub struct PackedModel {
     spec: ModelSpec,
-    plan: FormatPlan,
+    emulated: bool,
     arena: Arena,
     pub(super) layers: Vec<Layer>,
     pub(super) output_norm: NormWeights,
@@ -288,7 +288,14 @@ pub struct PackedModel {
     pub(super) output: Packed,
     pub(super) embedding: Packed,
     formats_of: Vec<(Role, Format)>,
-    notes: Vec<String>,
+}
+
+/// How a model's weights lie in memory: plans of one layout make the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WeightLayout {
+    emulated: bool,
+    /// Of the matrices in the order of execution.
+    formats: Vec<Format>,
 }
 
 /// What a plan makes of a model: formats, places, and what there is to say about them.
@@ -508,6 +515,18 @@ impl PackedModel {
         Layout::new(model, plan).bytes as u64
     }
 
+    /// How they would lie.
+    pub fn layout(model: &Model, plan: FormatPlan) -> WeightLayout {
+        let emulated = plan == FormatPlan::WidenedBf16Emulated;
+        let matrices = Layout::new(model, plan).matrices;
+        WeightLayout { emulated, formats: matrices.iter().map(|(_, m)| m.format).collect() }
+    }
+
+    /// What this plan converts or widens at load, a line each.
+    pub fn notes(model: &Model, plan: FormatPlan) -> Vec<String> {
+        Layout::new(model, plan).notes
+    }
+
     /// Which of the file's types have no kernel and are widened under this plan, and how much memory that takes.
     pub fn widened(model: &Model, plan: FormatPlan) -> Option<String> {
         Layout::new(model, plan).widened
@@ -707,7 +726,7 @@ impl PackedModel {
         }
         Ok(PackedModel {
             spec: model.spec.clone(),
-            plan,
+            emulated: plan == FormatPlan::WidenedBf16Emulated,
             arena,
             layers,
             output_norm: norm(Role::OutputNorm, Some(Role::OutputNormBias), hidden)?,
@@ -715,7 +734,6 @@ impl PackedModel {
             output: placed[&Role::Output],
             embedding: placed[&Role::TokenEmbedding],
             formats_of: placed.iter().map(|(role, packed)| (*role, packed.format)).collect(),
-            notes: layout.notes,
         })
     }
 
@@ -724,19 +742,9 @@ impl PackedModel {
         &self.spec
     }
 
-    /// The plan it was packed by.
-    pub fn plan(&self) -> FormatPlan {
-        self.plan
-    }
-
     /// Bytes of the panels.
     pub fn bytes(&self) -> u64 {
         self.arena.bytes().len() as u64
-    }
-
-    /// What was converted or widened at load, a line each.
-    pub fn notes(&self) -> &[String] {
-        &self.notes
     }
 
     /// Its matrices layer by layer; the embedding last, again if it is also the output matrix.
@@ -820,7 +828,7 @@ impl PackedModel {
     }
 
     pub(super) fn emulated(&self) -> bool {
-        self.plan == FormatPlan::WidenedBf16Emulated
+        self.emulated
     }
 
     /// Floats of the largest temporary of the emulated dtype: q, k and v together, or one matrix.
