@@ -7,16 +7,16 @@
 //! fastest instruction set. Products and attention take their weights, keys and values from memory (each call another copy, more than the
 //! caches hold) and must read every byte once. Lines of a product name the whole phase: what the step runs, its epilogue included. The
 //! kernels on rows work in the caches: only arithmetic limits them, and their GB/s are of bytes touched.
-//! Weights are made up; `--model M` takes a real model's. Quick by default, under a minute; what would take a set longer than 50 ms
-//! a call is left out. `--full` takes ten times as long and leaves nothing out.
+//! Weights are made up, in every format unless `--formats` names some; `--model M` takes a real model's. Quick by default; what would take
+//! a set longer than 50 ms a call is left out. `--full` takes ten times as long and leaves nothing out.
 
 use clap::Parser;
 use llmopt::bench::speed;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use llmopt::kernels::{
-    ActivationFn, Activations, Arena, Attending, COLUMNS, Context, Format, KernelSet, KvArena,
-    KvElement, KvShape, NormWeights, PAGE, Panels, Rotation, Row, Rows, ScoreRequest, Scoring,
-    Team, attention_units, pack_panel, padded, panel_bytes,
+    ActivationFn, Activations, Arena, Attending, COLUMNS, Context, Encoding, Format, KernelSet,
+    KvArena, KvElement, KvShape, NormWeights, PAGE, Panels, Rotation, Row, Rows, ScoreRequest,
+    Scoring, Team, attention_units, pack_panel, padded, panel_bytes,
 };
 use llmopt::model::{
     self, Model, ModelError, ModelSpec, OpenOptions, Plain, Role, Vocabulary, Weights,
@@ -31,7 +31,8 @@ struct Args {
     /// portable, avx2, avx512; all that this CPU can run unless given
     #[arg(long, value_parser = KernelSet::named)]
     kernels: Option<KernelSet>,
-    #[arg(long, default_value = "f32,bf16,q8_0,q4_1,q4_k,q6_k")]
+    /// Some of the formats; all of them unless given
+    #[arg(long, default_value_t = Format::ALL.map(Format::name).join(","))]
     formats: String,
     /// Only lines that have this word
     #[arg(long, default_value = "")]
@@ -53,14 +54,15 @@ const REGION: usize = 256 << 20;
 /// Seconds a call above which a quick run leaves a line out.
 const TIMEOUT: f64 = 0.05;
 
-/// The spec of the default model.
-fn smollm2() -> ModelSpec {
+/// The spec of the default model; of formats whose blocks do not divide its rows a wider one of its kind, so that all is in this format.
+fn smollm2(format: Format) -> ModelSpec {
+    let heads = if 576usize.is_multiple_of(format.block()) { 9 } else { 12 };
     ModelSpec::plain(Plain {
         layers: 30,
-        hidden: 576,
+        hidden: heads * 64,
         ffn: 1536,
-        heads: 9,
-        kv_heads: 3,
+        heads,
+        kv_heads: heads / 3,
         head_dim: 64,
         vocab: 49152,
         context: 8192,
@@ -77,13 +79,9 @@ impl Weights for MadeUp {
         self.0.shape(role)
     }
 
-    fn format(&self, role: Role) -> Option<Format> {
+    fn encoding(&self, role: Role) -> Encoding {
         let outer = matches!(role, Role::TokenEmbedding | Role::Output);
-        Some(if outer && self.1 == Format::Q4_1 { Format::Q8_0 } else { self.1 })
-    }
-
-    fn type_name(&self, role: Role) -> String {
-        self.format(role).map(|f| f.name().to_string()).unwrap_or_default()
+        if outer && self.1 == Format::Q4_1 { Format::Q8_0 } else { self.1 }.into()
     }
 
     fn read(
@@ -132,6 +130,10 @@ fn row_of(format: Format, k: usize, row: usize, out: &mut Vec<u8>) {
                     .half_offsets()
                     .iter()
                     .for_each(|at| out[begin + at..][..2].copy_from_slice(&step));
+                if format == Format::Mxfp4 {
+                    // 2^-10: the largest weight is 12 of them.
+                    out[begin] = 118;
+                }
             }
         }
     }
@@ -766,7 +768,8 @@ fn main() {
         .model
         .as_ref()
         .map(|m| model::open(m, &OpenOptions::default()).unwrap_or_else(|e| panic!("{e}")));
-    let spec = file.as_ref().map_or_else(smollm2, |m| m.spec.clone());
+    let spec_of = |format| file.as_ref().map_or_else(|| smollm2(format), |m| m.spec.clone());
+    let spec = spec_of(Format::F32);
     let step = ["decode of one sequence", "decode of a batch of 16", "prefill of 512 tokens"];
     let wanted =
         |f: &&Format| step.iter().any(|s| format!("{s} {:>5}", f.name()).contains(&args.only));
@@ -774,6 +777,7 @@ fn main() {
         .iter()
         .filter(wanted)
         .map(|&format| {
+            let spec = spec_of(format);
             let made_up = Model {
                 name: String::new(),
                 path: Default::default(),
@@ -793,8 +797,12 @@ fn main() {
             )
         })
         .collect();
-    let mut region = Arena::new(REGION.max(spec.vocab.next_multiple_of(COLUMNS) * spec.hidden * 4))
-        .expect("memory");
+    let head = |format: Format| {
+        let spec = spec_of(format);
+        spec.vocab.next_multiple_of(COLUMNS) * format.row_bytes(spec.hidden)
+    };
+    let largest = formats.iter().map(|format| head(*format)).max().unwrap_or(0);
+    let mut region = Arena::new(REGION.max(largest)).expect("memory");
     for set in
         KernelSet::available().into_iter().rev().filter(|s| args.kernels.is_none_or(|k| k == *s))
     {
@@ -814,7 +822,7 @@ fn main() {
         };
         table.head(&format!("{}: products, weights from memory", set.name()));
         for &format in &formats {
-            products(&mut table, &mut team, &spec, format, &mut region);
+            products(&mut table, &mut team, &spec_of(format), format, &mut region);
         }
         table.pace = f64::INFINITY;
         table.head(&format!("{}: attention, keys and values from memory", set.name()));
@@ -825,7 +833,7 @@ fn main() {
         table.head(&format!("{}: rows, in the caches", set.name()));
         rows(&mut table, &mut team, &spec, args.threads);
         for &format in &formats {
-            embedding(&mut table, &mut team, &spec, format, &mut region);
+            embedding(&mut table, &mut team, &spec_of(format), format, &mut region);
         }
         table.head(&format!("{}: the whole step", set.name()));
         steps(&mut table, set, args.threads, &packed);

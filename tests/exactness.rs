@@ -12,7 +12,7 @@ use llmopt::engine::{
     PaddingPolicy, PrefixPolicy, Request, Sampling, SamplingPolicy, StopRules, StoppingPolicy,
     TextDecoder,
 };
-use llmopt::kernels::{Format, KernelSet};
+use llmopt::kernels::{Encoding, Format, KernelSet};
 use llmopt::model::{
     self, Activation, Convolution, DeltaNet, Ffn, LongRope, Mixer, Mixture, Model, ModelError,
     ModelSpec, Norm, NormKind, Norms, OpenOptions, Plain, QkNorm, QueryGrowth, Role, Rope, Routing,
@@ -588,11 +588,8 @@ impl Weights for MadeUp {
     fn shape(&self, role: Role) -> (usize, usize) {
         self.0.shape(role)
     }
-    fn format(&self, _: Role) -> Option<Format> {
-        Some(Format::F32)
-    }
-    fn type_name(&self, _: Role) -> String {
-        "F32".into()
+    fn encoding(&self, _: Role) -> Encoding {
+        Format::F32.into()
     }
     fn read(
         &self,

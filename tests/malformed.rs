@@ -4,7 +4,7 @@
 mod common;
 
 use common::{
-    CHATML, Gguf, Matrix, Stored, Tensor, Tiny, Value, byte_char, encode, safetensors,
+    BLOCK_TYPES, CHATML, Gguf, Matrix, Stored, Tensor, Tiny, Value, byte_char, encode, safetensors,
     safetensors_file,
 };
 use llmopt::model::{Model, ModelError, OpenOptions, open};
@@ -293,7 +293,8 @@ fn tensor_cases(c: &mut Cases) {
     ] {
         c.change(format!("dims_{name}"), "attn_q", |f| f.tensor(T).dims = dims);
     }
-    for kind in [2, 3, 4, 5, 8, 9, 12, 15, 16, 24, 28, 31, 36, 39, 41, 255, u32::MAX] {
+    let others = [2, 3, 4, 5, 8, 9, 12, 15, 24, 28, 31, 36, 39, 43, 255, u32::MAX];
+    for kind in others.into_iter().chain(BLOCK_TYPES.map(|t| t.ggml)) {
         // Types of the wrong size for a row of 64, unsupported ones, removed ones, ones that do not exist; and (2, 3, 8) types
         // of fewer bytes over f32 data, whose scales are then no finite numbers or leave a tensor of noise: made NaN here.
         c.change(format!("type_{kind}"), "attn_q", |f| {
@@ -318,9 +319,27 @@ fn tensor_cases(c: &mut Cases) {
         c.change(format!("offset_{name}"), says, |f| f.tensor(T).offset = Some(offset));
     }
     // A damaged output matrix is an error, and never taken for a tied one.
+    // NVFP4 files may have scales of whole tensors: what is not computed is not left out.
+    c.change("tensor_scale", "blk.0.attn_q.scale", |f| {
+        let data = encode(&[0.5], Stored::F32, None);
+        let name = "blk.0.attn_q.scale".into();
+        f.tensors.push(Tensor { name, dims: vec![1], ggml: 0, data, offset: None });
+    });
     const O: &str = "output.weight";
     c.change("output_weight_type", O, |f| f.tensor(O).ggml = 99);
     c.change("output_weight_iq", O, |f| f.tensor(O).ggml = 16);
+    for (kind, name) in [
+        (9, "Q8_1 or Q8_K"),
+        (15, "Q8_1 or Q8_K"),
+        (24, "integers"),
+        (27, "integers"),
+        (28, "F64"),
+        (4, "no longer part of ggml"),
+        (37, "no longer part of ggml"),
+        (43, "unknown"),
+    ] {
+        c.change(format!("type_{kind}_named"), name, |f| f.tensor(T).ggml = kind);
+    }
     c.change("output_weight_offset", O, |f| f.tensor(O).offset = Some(1 << 40));
     c.change("output_weight_dims", O, |f| f.tensor(O).dims[1] -= 1);
     c.change("output_weight_name", "output.weighu", |f| f.tensor(O).name = "output.weighu".into());
@@ -355,6 +374,19 @@ fn weight_cases(c: &mut Cases) {
                     "blk.1.ffn_up.weight",
                     file.bytes(),
                 );
+            }
+        }
+        for kind in BLOCK_TYPES.iter().filter(|_| bad_name == "nan") {
+            for (place, name) in ["first", "last"].iter().enumerate() {
+                let mut file = Tiny { tied: false, ..Tiny::wide() }.container();
+                let tensor = file.tensor("blk.1.ffn_up.weight");
+                kind.fill(tensor);
+                let block = place * (tensor.data.len() - kind.bytes);
+                for (at, byte) in kind.not_finite {
+                    tensor.data[block + at] = *byte;
+                }
+                let case = format!("weight_{bad_name}_{}_{name}", kind.name).to_lowercase();
+                c.bytes(case, "tensor blk.1.ffn_up.weight: a scale in row", file.bytes());
             }
         }
         c.change(format!("norm_{bad_name}"), "blk.0.attn_norm.weight", |f| {
@@ -685,6 +717,11 @@ fn template_cases(c: &mut Cases) {
 }
 
 fn controls(c: &mut Cases) {
+    for kind in &BLOCK_TYPES {
+        let mut file = Tiny { tied: false, ..Tiny::wide() }.container();
+        file.tensors.iter_mut().filter(|t| t.dims.len() == 2).for_each(|t| kind.fill(t));
+        c.good(&kind.name.to_lowercase(), file);
+    }
     for stored in Stored::ALL {
         c.good(&format!("{stored:?}").to_lowercase(), base().stored(stored).container());
         c.good(

@@ -3,7 +3,7 @@
 
 use super::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use super::{Batch, Decoder, Output, Segment, Want};
-use crate::kernels::{Format, KernelSet};
+use crate::kernels::{Encoding, Format, KernelSet};
 use crate::model::{
     Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, Model,
     ModelError, ModelSpec, Norm, NormKind, Norms, Plain, QkNorm, QueryGrowth, Role, Rope, Routing,
@@ -21,12 +21,8 @@ impl Weights for MadeUp {
         self.0.shape(role)
     }
 
-    fn format(&self, _: Role) -> Option<Format> {
-        Some(Format::F32)
-    }
-
-    fn type_name(&self, _: Role) -> String {
-        "F32".into()
+    fn encoding(&self, _: Role) -> Encoding {
+        Format::F32.into()
     }
 
     fn read(

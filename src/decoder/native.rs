@@ -3,7 +3,7 @@
 //! memory policy.
 //! Over 500 lines: opening, stepping and closing sequences share the pages, the states and the workspace.
 
-pub use super::packed::{FormatPlan, NativeError, Packed, PackedModel};
+pub use super::packed::{FormatPlan, NativeError, Packed, PackedModel, WeightLayout};
 
 use super::forward::{Pass, Rotations};
 use super::page_table::PageTable;
@@ -736,7 +736,7 @@ mod tests {
             let model =
                 crate::model::open(path.to_str().unwrap(), &crate::model::OpenOptions::default())
                     .unwrap();
-            PackedModel::pack(&model, plan, 1).unwrap().notes().to_vec()
+            PackedModel::notes(&model, plan)
         };
         assert_eq!(notes(None, FormatPlan::AsStored), [""; 0]);
         // Gate and up of different types are computed apart, each as stored.

@@ -10,6 +10,7 @@ use crate::model::{
     Activation, Convolution, Ffn, LayerSpec, Mixer, Mixture, Model, ModelError, ModelSpec, Norms,
     QkNorm, Role, matrices, roles,
 };
+use crate::units::Bytes;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -279,7 +280,7 @@ impl Layer {
 /// A model's weights in panels, in one block of memory, in the order of execution.
 pub struct PackedModel {
     spec: ModelSpec,
-    plan: FormatPlan,
+    emulated: bool,
     arena: Arena,
     pub(super) layers: Vec<Layer>,
     pub(super) output_norm: NormWeights,
@@ -287,7 +288,14 @@ pub struct PackedModel {
     pub(super) output: Packed,
     pub(super) embedding: Packed,
     formats_of: Vec<(Role, Format)>,
-    notes: Vec<String>,
+}
+
+/// How a model's weights lie in memory: plans of one layout make the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WeightLayout {
+    emulated: bool,
+    /// Of the matrices in the order of execution.
+    formats: Vec<Format>,
 }
 
 /// What a plan makes of a model: formats, places, and what there is to say about them.
@@ -295,13 +303,15 @@ struct Layout {
     /// The roles that fill a matrix (panels in turn), and its place; in the order of execution.
     matrices: Vec<(Vec<Role>, Packed)>,
     bytes: usize,
+    /// The note about types without a kernel.
+    widened: Option<String>,
     notes: Vec<String>,
 }
 
 impl Layout {
     fn new(model: &Model, plan: FormatPlan) -> Layout {
         let (spec, weights) = (&model.spec, &model.weights);
-        let mut widened = BTreeSet::new();
+        let (mut widened, mut before, mut after) = (BTreeSet::new(), 0, 0);
         let mut converted = BTreeSet::new();
         let mut odd = BTreeSet::new();
         let mut format_of = |role: Role| {
@@ -314,11 +324,15 @@ impl Layout {
                 odd.insert(k);
             }
             if stored != Some(format) {
-                let name = weights.type_name(role);
-                match (plan, stored) {
-                    (FormatPlan::AsStored, None) => widened.insert(name),
-                    _ => converted.insert((name, format)),
-                };
+                let ((rows, k), encoding) = (weights.shape(role), weights.encoding(role));
+                let name = encoding.ggml_name();
+                if plan == FormatPlan::AsStored && stored.is_none() {
+                    widened.insert(name);
+                    before += rows * encoding.row_bytes(k);
+                    after += rows * format.row_bytes(k);
+                } else {
+                    converted.insert((name, format));
+                }
             }
             format
         };
@@ -335,13 +349,16 @@ impl Layout {
             matrices.push((roles, packed));
         }
         let mut notes = Vec::new();
-        if !widened.is_empty() {
-            let names: Vec<_> = widened.into_iter().collect();
-            notes.push(format!(
-                "no kernel computes {} as stored: widened to f32 at load",
-                names.join(", ")
-            ));
-        }
+        let names: Vec<_> = widened.into_iter().collect();
+        let widened = (after > 0).then(|| {
+            format!(
+                "no kernel computes {} as stored: widened to f32 at load, {} become {}",
+                names.join(", "),
+                Bytes(before as u64),
+                Bytes(after as u64)
+            )
+        });
+        notes.extend(widened.clone());
         if !converted.is_empty() {
             let names: Vec<_> =
                 converted.iter().map(|(name, format)| format!("{name} to {format}")).collect();
@@ -354,7 +371,7 @@ impl Layout {
                 sizes.join(", ")
             ));
         }
-        Layout { matrices, bytes, notes }
+        Layout { matrices, bytes, widened, notes }
     }
 }
 
@@ -496,6 +513,23 @@ impl PackedModel {
     /// Bytes that [`PackedModel::pack`] would take.
     pub fn estimate(model: &Model, plan: FormatPlan) -> u64 {
         Layout::new(model, plan).bytes as u64
+    }
+
+    /// How they would lie.
+    pub fn layout(model: &Model, plan: FormatPlan) -> WeightLayout {
+        let emulated = plan == FormatPlan::WidenedBf16Emulated;
+        let matrices = Layout::new(model, plan).matrices;
+        WeightLayout { emulated, formats: matrices.iter().map(|(_, m)| m.format).collect() }
+    }
+
+    /// What this plan converts or widens at load, a line each.
+    pub fn notes(model: &Model, plan: FormatPlan) -> Vec<String> {
+        Layout::new(model, plan).notes
+    }
+
+    /// Which of the file's types have no kernel and are widened under this plan, and how much memory that takes.
+    pub fn widened(model: &Model, plan: FormatPlan) -> Option<String> {
+        Layout::new(model, plan).widened
     }
 
     /// Reads, converts and packs all weights on `threads` threads.
@@ -692,7 +726,7 @@ impl PackedModel {
         }
         Ok(PackedModel {
             spec: model.spec.clone(),
-            plan,
+            emulated: plan == FormatPlan::WidenedBf16Emulated,
             arena,
             layers,
             output_norm: norm(Role::OutputNorm, Some(Role::OutputNormBias), hidden)?,
@@ -700,7 +734,6 @@ impl PackedModel {
             output: placed[&Role::Output],
             embedding: placed[&Role::TokenEmbedding],
             formats_of: placed.iter().map(|(role, packed)| (*role, packed.format)).collect(),
-            notes: layout.notes,
         })
     }
 
@@ -709,19 +742,9 @@ impl PackedModel {
         &self.spec
     }
 
-    /// The plan it was packed by.
-    pub fn plan(&self) -> FormatPlan {
-        self.plan
-    }
-
     /// Bytes of the panels.
     pub fn bytes(&self) -> u64 {
         self.arena.bytes().len() as u64
-    }
-
-    /// What was converted or widened at load, a line each.
-    pub fn notes(&self) -> &[String] {
-        &self.notes
     }
 
     /// Its matrices layer by layer; the embedding last, again if it is also the output matrix.
@@ -805,7 +828,7 @@ impl PackedModel {
     }
 
     pub(super) fn emulated(&self) -> bool {
-        self.plan == FormatPlan::WidenedBf16Emulated
+        self.emulated
     }
 
     /// Floats of the largest temporary of the emulated dtype: q, k and v together, or one matrix.

@@ -32,7 +32,7 @@ mod x86;
 pub use arena::{Arena, NoMemory, one_heap};
 pub use attention::AttentionUnit;
 pub use dispatch::KernelSet;
-pub use formats::Part;
+pub use formats::{Encoding, Part, WidenedType};
 pub use gemm::ActBlock;
 pub use math::ActivationFn;
 pub use ops::{

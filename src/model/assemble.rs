@@ -20,7 +20,7 @@ use super::metadata::Container;
 use super::source::Source;
 use super::spec::{LayerSpec, Mixer, ModelSpec};
 use super::tensors::{FileWeights, Place, RowOrder, Tensor, Turned};
-use crate::kernels::Format;
+use crate::kernels::Encoding;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub(super) struct Stored {
     pub places: Vec<Place>,
     /// Slowest dimension first.
     pub shape: Vec<usize>,
-    pub encoding: Format,
+    pub encoding: Encoding,
     /// Rows lie as columns in each place.
     pub turned: Option<Turned>,
 }
@@ -41,7 +41,7 @@ impl Stored {
     pub(super) fn new(
         source: Arc<Source>,
         shape: Vec<usize>,
-        encoding: Format,
+        encoding: Encoding,
         offset: u64,
     ) -> Stored {
         Stored { places: vec![Place { source, offset }], shape, encoding, turned: None }

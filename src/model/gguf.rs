@@ -16,7 +16,7 @@
 
 use super::ModelError;
 use super::source::{Source, shown};
-use crate::kernels::Format;
+use crate::kernels::Encoding;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -127,7 +127,7 @@ pub(super) struct TensorInfo {
     pub(super) columns: usize,
     /// Its dimensions in the file, the slowest first.
     pub(super) shape: Vec<usize>,
-    pub(super) encoding: Format,
+    pub(super) encoding: Encoding,
     /// Absolute, in bytes.
     pub(super) offset: u64,
     /// Which of [`Gguf::parts`] holds it.
@@ -762,18 +762,17 @@ impl Gguf {
     }
 }
 
-/// The format of a ggml type number, or why it cannot be read.
-fn encoding(kind: u32) -> Result<Format, String> {
-    Format::of_ggml(kind).ok_or_else(|| {
+/// The type of a ggml type number, or why it is not read.
+fn encoding(kind: u32) -> Result<Encoding, String> {
+    Encoding::of_ggml(kind).ok_or_else(|| {
         let name = match kind {
-            9 | 15 => "an activation format",
-            16..=19 | 21 | 22 | 29 => "an IQ type",
-            24..=28 => "an integer or f64 type",
-            34 | 35 => "a ternary type",
-            40 => "an FP4 type",
+            9 | 15 => "Q8_1 or Q8_K, which hold activations",
+            24..=27 => "of integers",
+            28 => "F64, which no f32 weight can hold exactly",
+            4 | 5 | 31..=33 | 36..=38 => "no longer part of ggml",
             _ => "unknown",
         };
-        let known: Vec<_> = Format::ALL.iter().map(|f| f.ggml_name()).collect();
+        let known: Vec<_> = Encoding::all().map(Encoding::ggml_name).collect();
         format!("ggml type {kind} ({name}) is not supported; {} are", known.join(", "))
     })
 }
@@ -797,17 +796,32 @@ pub(super) fn file_type(number: usize) -> Option<&'static str> {
         16 => "q5_k_s",
         17 => "q5_k_m",
         18 => "q6_k",
+        19 => "iq2_xxs",
+        20 => "iq2_xs",
         21 => "q2_k_s",
+        22 => "iq3_xs",
+        23 => "iq3_xxs",
+        24 => "iq1_s",
         25 => "iq4_nl",
+        26 => "iq3_s",
+        27 => "iq3_m",
+        28 => "iq2_s",
+        29 => "iq2_m",
         30 => "iq4_xs",
+        31 => "iq1_m",
         32 => "bf16",
+        36 => "tq1_0",
+        37 => "tq2_0",
         38 => "mxfp4_moe",
+        39 => "nvfp4",
+        40 => "q1_0",
+        41 => "q2_0",
         _ => return None,
     })
 }
 
 /// Bytes of a tensor of these dimensions, all products checked.
-fn byte_size(dims: &[u64; 4], encoding: Format) -> Result<u64, String> {
+fn byte_size(dims: &[u64; 4], encoding: Encoding) -> Result<u64, String> {
     let (block, bytes) = (encoding.block(), encoding.block_bytes());
     if dims.contains(&0) {
         return Err("a dimension is 0".into());

@@ -549,7 +549,7 @@ mod tests {
             (30, 576, 49152)
         );
         assert!(model.spec.tied_embeddings);
-        assert_eq!(model.weights.type_name(Role::Query(0)), "Q4_1");
+        assert_eq!(model.weights.encoding(Role::Query(0)).ggml_name(), "Q4_1");
         assert_eq!(model.weights.format(Role::TokenEmbedding), Some(Format::Q8_0));
         assert_eq!(
             model.vocabulary.tokenizer.cuts,

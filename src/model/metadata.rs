@@ -435,7 +435,7 @@ impl Metadata for GgufMetadata<'_> {
 
     fn vector(&self, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
         let Some(info) = self.file.tensors.get(name) else { return Ok(None) };
-        if info.encoding != Format::F32 || info.rows != 1 || info.columns > 1 << 16 {
+        if info.encoding != Format::F32.into() || info.rows != 1 || info.columns > 1 << 16 {
             return Err(self.file.error(format_args!("tensor {name} is not a short F32 vector")));
         }
         let mut bytes = vec![0; info.columns.saturating_mul(4)];

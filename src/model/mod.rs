@@ -48,7 +48,7 @@ pub use vocabulary::{
     byte_alphabet, byte_of,
 };
 
-use crate::kernels::Format;
+use crate::kernels::{Encoding, Format};
 
 /// Why a model could not be had: one line for people, naming the file and the field.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -166,11 +166,13 @@ pub trait Weights: Send + Sync {
     /// (rows, columns) of a weight; vectors are 1 × n.
     fn shape(&self, role: Role) -> (usize, usize);
 
-    /// The format in which the file holds it, if kernels know that format; `None` for every other GGUF type.
-    fn format(&self, role: Role) -> Option<Format>;
+    /// How the file holds it.
+    fn encoding(&self, role: Role) -> Encoding;
 
-    /// The file's own name of the type (`Q4_K`, `BF16`), for messages.
-    fn type_name(&self, role: Role) -> String;
+    /// The format in which the file holds it, if kernels know that format; `None` for every other GGUF type.
+    fn format(&self, role: Role) -> Option<Format> {
+        self.encoding(role).format()
+    }
 
     /// What the file calls its mixture of types (`q4_k_m`), if it does.
     fn file_type(&self) -> Option<&'static str> {

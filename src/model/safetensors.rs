@@ -142,7 +142,7 @@ pub(super) fn open(path: &Path) -> Result<Checkpoint, ModelError> {
             }
         };
         let Found { dtype: _, shape, offset } = info;
-        stored.insert(name, Stored::new(source, shape, format, offset));
+        stored.insert(name, Stored::new(source, shape, format.into(), offset));
     }
     let tied = spec.tied_embeddings;
     let output = prefix.apply("lm_head.weight".into());

@@ -3,14 +3,22 @@
 
 use super::source::Source;
 use super::{ModelError, Role, Weights};
-use crate::kernels::Format;
+use crate::kernels::{Encoding, Format};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// The index of the first block of `bytes` that holds a value or a scale that is not finite.
-fn first_not_finite(format: Format, bytes: &[u8]) -> Option<usize> {
+fn first_not_finite(encoding: Encoding, bytes: &[u8]) -> Option<usize> {
+    let format = match encoding {
+        Encoding::Computed(format) => format,
+        Encoding::Widened(widened) => {
+            return bytes
+                .chunks_exact(encoding.block_bytes())
+                .position(|block| !widened.is_finite(block));
+        }
+    };
     const F16_EXPONENT: u16 = 0x7c00;
     const F32_EXPONENT: u32 = 0x7f80_0000;
     let word = |b: &[u8], at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
@@ -74,7 +82,7 @@ pub(super) struct Tensor {
     pub(super) rows: usize,
     /// A multiple of the encoding's block.
     pub(super) columns: usize,
-    pub(super) encoding: Format,
+    pub(super) encoding: Encoding,
     pub(super) order: RowOrder,
     /// Added to each value: 1 for the norms of checkpoints that hold them less 1.
     pub(super) plus: f32,
@@ -210,7 +218,7 @@ impl Tensor {
                 self.rows
             )));
         }
-        if self.encoding == format && self.plus == 0.0 && !self.logarithm {
+        if self.encoding == Encoding::Computed(format) && self.plus == 0.0 && !self.logarithm {
             return self.stored(rows, out);
         }
         if !format.is_written() {
@@ -298,12 +306,8 @@ impl Weights for FileWeights {
         (tensor.rows, tensor.columns)
     }
 
-    fn format(&self, role: Role) -> Option<Format> {
-        Some(self.get(role).encoding)
-    }
-
-    fn type_name(&self, role: Role) -> String {
-        self.get(role).encoding.ggml_name()
+    fn encoding(&self, role: Role) -> Encoding {
+        self.get(role).encoding
     }
 
     fn file_type(&self) -> Option<&'static str> {

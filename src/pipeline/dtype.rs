@@ -5,7 +5,7 @@
 use super::{DtypePolicy, PipelineConfig, QuantizedPolicy};
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
 use crate::decoder::{Batch, Decoder, Segment, Want};
-use crate::kernels::{Format, KernelSet, KvElement};
+use crate::kernels::{Encoding, Format, KernelSet, KvElement};
 use crate::model::{
     Model, ModelError, ModelSpec, Role, Vocabulary, Weights, is_matrix, matrices, roles,
 };
@@ -35,7 +35,7 @@ fn computed(model: &Model, as_stored: &str) -> String {
         let (rows, columns) = model.weights.shape(role);
         (
             rows * columns,
-            model.weights.format(role).is_none().then(|| model.weights.type_name(role)),
+            model.weights.format(role).is_none().then(|| model.weights.encoding(role).ggml_name()),
         )
     };
     with_widened(as_stored, matrices(&model.spec).map(of))
@@ -74,8 +74,12 @@ fn main_format(model: &Model) -> Option<Format> {
     counts.into_iter().max_by_key(|(_, count)| *count).and_then(|(format, _)| format)
 }
 
-/// The one format of a file; of several what the file calls its mixture (`q4_k_m`), or the one of most weights.
+/// The one format of a file, f32 where everything is widened; of several what the file calls its mixture (`q4_k_m`), or the one of most weights.
 fn stored_name(model: &Model) -> &'static str {
+    let widened = |role| matches!(model.weights.format(role), None | Some(Format::F32));
+    if matrices(&model.spec).all(widened) {
+        return Format::F32.name();
+    }
     let main = main_format(model).unwrap_or(Format::F32).name();
     let mixture = || model.weights.file_type().unwrap_or(main);
     only_format(model).map_or_else(mixture, Format::name)
@@ -191,12 +195,8 @@ impl Weights for Pattern {
         self.0.shape(role)
     }
 
-    fn format(&self, _role: Role) -> Option<Format> {
-        Some(Format::F32)
-    }
-
-    fn type_name(&self, _role: Role) -> String {
-        "F32".into()
+    fn encoding(&self, _role: Role) -> Encoding {
+        Format::F32.into()
     }
 
     fn read(
@@ -307,6 +307,7 @@ fn time_layers(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::WidenedType;
 
     #[test]
     fn the_reason_says_what_is_widened_and_never_that_it_runs_as_stored() {
@@ -329,18 +330,15 @@ mod tests {
         );
     }
 
-    /// Layers in Q4_K, the output matrix in another type.
-    struct Mixed(ModelSpec, Format, Option<&'static str>);
+    /// Layers in one type, the output matrix in another; what the file calls that.
+    struct Mixed(ModelSpec, [Encoding; 2], Option<&'static str>);
 
     impl Weights for Mixed {
         fn shape(&self, role: Role) -> (usize, usize) {
             self.0.shape(role)
         }
-        fn format(&self, role: Role) -> Option<Format> {
-            Some(if role.layer().is_some() { Format::Q4K } else { self.1 })
-        }
-        fn type_name(&self, role: Role) -> String {
-            self.format(role).map(Format::ggml_name).unwrap_or_default()
+        fn encoding(&self, role: Role) -> Encoding {
+            self.1[usize::from(role.layer().is_none())]
         }
         fn file_type(&self) -> Option<&'static str> {
             self.2
@@ -358,6 +356,14 @@ mod tests {
 
     fn resolved(
         output: Format,
+        file_type: Option<&'static str>,
+        kv_dtype: Option<KvElement>,
+    ) -> ResolvedDtype {
+        resolved_of([Format::Q4K.into(), output.into()], file_type, kv_dtype)
+    }
+
+    fn resolved_of(
+        types: [Encoding; 2],
         file_type: Option<&'static str>,
         kv_dtype: Option<KvElement>,
     ) -> ResolvedDtype {
@@ -380,7 +386,7 @@ mod tests {
             digest: String::new(),
             spec: spec.clone(),
             vocabulary: Vocabulary::default(),
-            weights: Box::new(Mixed(spec, output, file_type)),
+            weights: Box::new(Mixed(spec, types, file_type)),
         };
         let sizes =
             crate::pipeline::Sizes { threads: 1, batch: 1, chunk: 16, kv_bytes: None, kv_dtype };
@@ -398,6 +404,24 @@ mod tests {
         assert_eq!(resolved(Format::Q6K, Some("q4_k_m"), None).name, "q4_k_m");
         assert_eq!(resolved(Format::Q4K, Some("q4_k_m"), None).name, "q4_k");
         assert_eq!(resolved(Format::Q6K, None, None).name, "q4_k");
+    }
+
+    #[test]
+    fn what_is_widened_whole_is_f32_with_the_bits_of_a_file_of_f32() {
+        let of = |layers: Encoding, output: Encoding, file_type| {
+            let resolved = resolved_of([layers, output], file_type, None);
+            (resolved.name, resolved.numeric_path)
+        };
+        let f32 = of(Format::F32.into(), Format::F32.into(), Some("f32"));
+        assert_eq!(f32, ("f32".into(), "exact".into()));
+        for widened in WidenedType::ALL.map(Encoding::Widened) {
+            assert_eq!(of(widened, widened, Some("iq2_m")), f32, "{widened:?}");
+            assert_eq!(of(widened, Format::F32.into(), None), f32, "{widened:?}");
+            // In part: the file's own name, and what is computed as stored is part of the numeric path.
+            let (name, path) = of(widened, Format::Q6K.into(), Some("iq2_m"));
+            assert_eq!(name, "iq2_m");
+            assert!(path.contains("exact") && path.contains("q6_k"), "{path}");
+        }
     }
 
     #[test]

@@ -11,7 +11,9 @@ use super::{
     PipelineError, Prompt, RecordError, RunReport, Settings, TokenizerPolicy, WarmupPolicy,
 };
 use crate::decoder::Decoder;
-use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
+use crate::decoder::native::{
+    FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel, WeightLayout,
+};
 use crate::decoder::page_table::PAGE;
 use crate::engine::{
     Choices, Engine, EngineConfig, Extras, Request, Sampling, StopRules, TextDecoder, Thought,
@@ -45,7 +47,7 @@ pub struct LoadedModel {
     pub model: Arc<Model>,
     prompt_encoder: Arc<PromptEncoder>,
     grammars: Arc<Grammars>,
-    packed: Mutex<HashMap<FormatPlan, Arc<PackedModel>>>,
+    packed: Mutex<HashMap<WeightLayout, Arc<PackedModel>>>,
 }
 
 impl LoadedModel {
@@ -121,18 +123,20 @@ impl LoadedModel {
         plan: FormatPlan,
         threads: usize,
     ) -> Result<Arc<PackedModel>, PipelineError> {
+        let layout = PackedModel::layout(&self.model, plan);
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = packed.get(&plan) {
+        if let Some(found) = packed.get(&layout) {
             return Ok(found.clone());
         }
         let new = Arc::new(PackedModel::pack(&self.model, plan, threads)?);
-        packed.insert(plan, new.clone());
+        packed.insert(layout, new.clone());
         Ok(new)
     }
 
     /// Whether a plan's weights are packed already.
     fn is_packed(&self, plan: FormatPlan) -> bool {
-        self.packed.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&plan)
+        let layout = PackedModel::layout(&self.model, plan);
+        self.packed.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&layout)
     }
 
     /// Frees the packed weights that no pipeline uses.
@@ -380,9 +384,11 @@ impl Pipeline {
             if loaded.is_packed(dtype.plan) { 0 } else { PackedModel::estimate(model, dtype.plan) };
         let refuse = |kv: u64, scratch: u64, have: u64| {
             PipelineError::Memory(format!(
-                "not enough memory: weights as {} need {}, keys and values {}, working memory {}, and {} are left; a smaller model, --dtype, --batch-size or --kv-memory may fit",
+                "not enough memory: weights as {} need {}{}, keys and values {}, working memory {}, and {} are left; a smaller model, --dtype, --batch-size or --kv-memory may fit",
                 dtype.name,
                 Bytes(weights),
+                PackedModel::widened(model, dtype.plan)
+                    .map_or(String::new(), |why| format!(" ({why})")),
                 Bytes(kv),
                 Bytes(scratch),
                 Bytes(have)
@@ -458,7 +464,7 @@ impl Pipeline {
         if let Some(around) = options.around {
             decoder = around(decoder);
         }
-        dtype.notes = packed.notes().to_vec();
+        dtype.notes = PackedModel::notes(model, dtype.plan);
         let engine_config = EngineConfig {
             sampling: config.sampling,
             stopping: config.stopping,

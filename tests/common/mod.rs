@@ -141,6 +141,11 @@ impl Tiny {
         }
     }
 
+    /// As wide as the largest blocks of weights.
+    pub fn wide() -> Self {
+        Tiny { hidden: 256, ffn: 256, heads: 4, kv_heads: 2, head_dim: 64, ..Tiny::default() }
+    }
+
     /// All matrices in this format.
     pub fn stored(mut self, format: Stored) -> Self {
         self.weights = format;
@@ -459,6 +464,74 @@ impl Tensor {
             ggml: m.stored.ggml(),
             data: encode(&m.values, m.stored, m.step),
             offset: None,
+        }
+    }
+}
+
+/// A weight type of ggml of which tests only make blocks of any bytes.
+pub struct BlockType {
+    pub name: &'static str,
+    /// The type number of GGUF files.
+    pub ggml: u32,
+    /// Weights of a block.
+    pub block: usize,
+    pub bytes: usize,
+    /// Bytes that make the scale some 2^-8: each with those of its bits that are set whatever its lowest are, of which there are so many.
+    pub scale: &'static [(usize, u8, u8)],
+    /// Bytes that make the scale no finite number.
+    pub not_finite: &'static [(usize, u8)],
+}
+
+const fn half_at_0(name: &'static str, ggml: u32, block: usize, bytes: usize) -> BlockType {
+    let (scale, not_finite) = (&[(1, 0x1c, 2)], &[(1, 0x7e)]);
+    BlockType { name, ggml, block, bytes, scale, not_finite }
+}
+
+/// The types that have no kernel.
+pub const BLOCK_TYPES: [BlockType; 12] = [
+    half_at_0("IQ2_XXS", 16, 256, 66),
+    half_at_0("IQ2_XS", 17, 256, 74),
+    half_at_0("IQ2_S", 22, 256, 82),
+    half_at_0("IQ3_XXS", 18, 256, 98),
+    half_at_0("IQ3_S", 21, 256, 110),
+    half_at_0("IQ1_S", 19, 256, 50),
+    // The scale's sixteen bits are the high four of four words, the lowest first.
+    BlockType {
+        scale: &[(53, 0xc0, 6), (55, 0x10, 4)],
+        not_finite: &[(53, 0xff), (55, 0xff)],
+        ..half_at_0("IQ1_M", 29, 256, 56)
+    },
+    BlockType {
+        scale: &[(53, 0x1c, 2)],
+        not_finite: &[(53, 0x7e)],
+        ..half_at_0("TQ1_0", 34, 256, 54)
+    },
+    BlockType {
+        scale: &[(65, 0x1c, 2)],
+        not_finite: &[(65, 0xfc)],
+        ..half_at_0("TQ2_0", 35, 256, 66)
+    },
+    BlockType {
+        scale: &[(0, 0x08, 3), (1, 0x08, 3), (2, 0x08, 3), (3, 0x08, 3)],
+        not_finite: &[(2, 0x7f)],
+        ..half_at_0("NVFP4", 40, 64, 36)
+    },
+    half_at_0("Q1_0", 41, 128, 18),
+    half_at_0("Q2_0", 42, 64, 18),
+];
+
+impl BlockType {
+    /// Gives a tensor this type, and blocks of any bytes whose scales are some 2^-8.
+    pub fn fill(&self, tensor: &mut Tensor) {
+        let weights = tensor.dims.iter().product::<u64>() as usize;
+        assert!(tensor.dims[0].is_multiple_of(self.block as u64), "{}", self.name);
+        let mut random = Random::new(u64::from(self.ggml), &tensor.name);
+        tensor.ggml = self.ggml;
+        tensor.data = (0..weights / self.block * self.bytes).map(|_| random.next() as u8).collect();
+        for block in tensor.data.chunks_exact_mut(self.bytes) {
+            for (at, set, free) in self.scale {
+                block[*at] = block[*at] & ((1 << free) - 1) | set;
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 //! of the low and of the high nibbles: bits 2i and 2i + 1. Codes of two bits are two such lines alone, and a third bit is a fifth's line.
 //! Over 500 lines: the table, the traits and what they promise are read together; each type has a file of its own.
 
+mod encoding;
 mod float;
 mod iq4_nl;
 mod iq4_xs;
@@ -24,6 +25,7 @@ mod q6_k;
 mod q8_0;
 mod quantize;
 
+pub use encoding::{Encoding, WidenedType};
 pub(crate) use iq4_nl::Iq4Nl;
 pub(crate) use iq4_xs::Iq4Xs;
 pub(crate) use mxfp4::Mxfp4;
@@ -112,16 +114,6 @@ static KINDS: [&Kind; Format::ALL.len()] = [
 impl Format {
     pub(crate) fn kind(self) -> &'static Kind {
         KINDS[self as usize]
-    }
-
-    /// The type of this number in ggml (`enum ggml_type`).
-    pub fn of_ggml(number: u32) -> Option<Format> {
-        Format::ALL.into_iter().find(|f| f.kind().ggml == number)
-    }
-
-    /// The type's name as GGUF tools print it: `Q4_K`, `BF16`.
-    pub fn ggml_name(self) -> String {
-        self.name().to_uppercase()
     }
 
     /// Byte offsets of a block's f16 numbers; a block of a quantized type is finite if these are.

@@ -7,7 +7,7 @@ use super::{Blocks, Kind, Part, Sum, looked_up, nibble};
 const BYTES: usize = 4 * 256 + 64;
 
 /// ggml-common.h, `kvalues_mxfp4`.
-const VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(super) const VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 /// The same plus 16.
 const CODES: [u8; 16] = {
     let mut out = [0; 16];
