@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Shows that tests/exactness.rs bites: in a copy of the sources one sum is split, or ordered, by the number of threads, and the test must
-fail; where the copy only notes the number of threads, it must pass. Usage: scripts/mutation_check.py [NUMBER...]
-Some minutes (the library is built for each, optimised little); exit status 1 if a mutation goes unnoticed or no longer applies."""
+fail; where the copy only notes the number of threads, it must pass. Usage: scripts/mutation_check.py [--check | NUMBER...]
+Some minutes (the library is built for each, optimised little); exit status 1 if a mutation goes unnoticed or no longer applies.
+--check builds nothing: it says whether each mutation finds its code exactly once (tests/architecture.rs runs it)."""
 import sys
 
 if "--help" in sys.argv or "-h" in sys.argv:
@@ -21,7 +22,8 @@ COPY = Path(TARGET) / "mutation-check"
 PLUMBING = [
     ("src/kernels/pool.rs", "    pub fn new(threads: usize) -> std::io::Result<Pool> {\n",
      "    pub fn new(threads: usize) -> std::io::Result<Pool> {\n        MUTANT.store(threads, std::sync::atomic::Ordering::Relaxed);\n"),
-    ("src/kernels/pool.rs", "use std::", "pub(crate) static MUTANT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(1);\nuse std::"),
+    ("src/kernels/pool.rs", "/// What a phase runs: (worker, unit).\n",
+     "pub(crate) static MUTANT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(1);\n/// What a phase runs: (worker, unit).\n"),
 ]
 THREADS = "super::pool::MUTANT.load(std::sync::atomic::Ordering::Relaxed)"
 
@@ -51,15 +53,34 @@ MUTATIONS = [
 CONTROL = ("control: the number of threads is noted and not used", [name for _, name, _ in MUTATIONS])
 
 
-def edit(file, old, new):
-    path = COPY / file
-    text = path.read_text()
-    if old not in text:
-        sys.exit(f"{file} no longer has {old!r}: write this mutation anew")
-    path.write_text(text.replace(old, new, 1))
+def applied(edits):
+    """The files that these edits change, as they are then; what does not stand in its file exactly once is an error."""
+    texts = {}
+    for file, old, new in edits:
+        text = texts.setdefault(file, (ROOT / file).read_text())
+        if text.count(old) != 1:
+            raise LookupError(f"{file} has {text.count(old)} times, not once: {old!r}; write this mutation anew")
+        texts[file] = text.replace(old, new)
+    return texts
+
+
+def check():
+    wrong = 0
+    for what, _, edits in MUTATIONS:
+        try:
+            applied(PLUMBING + edits)
+        except LookupError as error:
+            wrong += 1
+            print(f"{what}: {error}", file=sys.stderr)
+    print("every mutation finds its code" if not wrong else f"{wrong} of {len(MUTATIONS)} mutations no longer find their code")
+    return 1 if wrong else 0
 
 
 def copy(edits):
+    try:
+        texts = applied(PLUMBING + edits)
+    except LookupError as error:
+        sys.exit(str(error))
     shutil.rmtree(COPY, ignore_errors=True)
     COPY.mkdir(parents=True)
     for part in ["Cargo.toml", "Cargo.lock", "src", "tests", "benches", "prompts", "README.md"]:
@@ -68,8 +89,8 @@ def copy(edits):
             shutil.copytree(source, COPY / part)
         elif source.exists():
             shutil.copy(source, COPY / part)
-    for change in PLUMBING + edits:
-        edit(*change)
+    for file, text in texts.items():
+        (COPY / file).write_text(text)
 
 
 def test(names):
@@ -93,6 +114,8 @@ def test(names):
 
 
 def main():
+    if sys.argv[1:] == ["--check"]:
+        return check()
     wrong = 0
     chosen = [MUTATIONS[int(i)] for i in sys.argv[1:]] or MUTATIONS
     for what, names, edits in [(*CONTROL, [])] * (len(sys.argv) == 1) + [(what, [name], edits) for what, name, edits in chosen]:

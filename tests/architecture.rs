@@ -722,3 +722,13 @@ fn a_long_file_says_in_its_head_why_it_is_not_cut() {
     assert!(long_files_without_a_reason(&[file(why, 501, 0), file("", 490, 100)]).is_empty());
     assert_eq!(long_files_without_a_reason(&[file("", 501, 0), file(why, 400, 300)]).len(), 2);
 }
+
+/// Builds nothing: only that the pieces of code which `scripts/mutation_check.py` changes are still there, each once.
+#[test]
+fn every_mutation_finds_its_code() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/mutation_check.py");
+    let output = std::process::Command::new("python3").arg(script).arg("--check").output().unwrap();
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}", said(&output.stderr));
+    assert_eq!(said(&output.stdout), "every mutation finds its code\n");
+}

@@ -10,11 +10,11 @@ pub mod args;
 mod bench;
 mod compare;
 pub mod console;
+mod doc;
 mod failure;
 mod files;
 mod inputs;
 mod loading;
-mod pages;
 mod progress;
 pub mod results;
 mod run;
@@ -26,7 +26,7 @@ pub use failure::{Failure, guarded, status};
 
 /// Answers files of prompts with a language model on CPUs, and measures what each optimization is worth on this machine.
 #[derive(Parser, Debug)]
-#[command(name = "llmopt", version, long_version = pages::version().leak() as &str, max_term_width = 110, infer_subcommands = false)]
+#[command(name = "llmopt", version, long_version = doc::version().leak() as &str, max_term_width = 110, infer_subcommands = false)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -69,8 +69,8 @@ pub fn main() -> ExitCode {
             Command::Run(args) => run::main(&args),
             Command::Bench(args) => bench::main(&args),
             Command::Compare(args) => compare::main(&args),
-            Command::Completions { shell } => pages::completions(Cli::command(), shell),
-            Command::Man => pages::man(Cli::command()),
+            Command::Completions { shell } => doc::completions(Cli::command(), shell),
+            Command::Man => doc::man(Cli::command()),
         })
     });
     match outcome {

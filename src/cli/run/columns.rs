@@ -6,7 +6,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
-use super::parts;
+use super::answer_json;
 use crate::engine::FinishReason;
 use crate::pipeline::{Answer, RecordError, Settings};
 use crate::text::prompts::{Given, Origin};
@@ -83,13 +83,13 @@ pub const TABLE: &[OutputColumn] = &[
         Given::Messages(json) => Value::Json(one_line(json)),
         _ => Value::Absent,
     }),
-    usual("answer", Type::Text, |l| parts::text(l.answer).map_or(Value::Null, text)),
+    usual("answer", Type::Text, |l| answer_json::text(l.answer).map_or(Value::Null, text)),
     asked("reasoning", Type::Text, |l| l.answer.reasoning.as_deref().map_or(Value::Absent, text)),
     asked("parsed", Type::Json, |l| {
-        parts::parsed(l.answer).map_or(Value::Absent, |raw| Value::Json(one_line(raw.get())))
+        answer_json::parsed(l.answer).map_or(Value::Absent, |raw| Value::Json(one_line(raw.get())))
     }),
-    asked("choice_probs", Type::Json, |l| json(parts::choice_probs(l.answer))),
-    asked("logprobs", Type::Json, |l| json(parts::logprobs(l.answer))),
+    asked("choice_probs", Type::Json, |l| json(answer_json::choice_probs(l.answer))),
+    asked("logprobs", Type::Json, |l| json(answer_json::logprobs(l.answer))),
     usual("finish_reason", Type::Text, |l| text(word(l.answer.finish_reason))),
     usual("decoding", Type::Text, |l| match l.answer.error {
         None => text(if l.answer.greedy { "greedy" } else { "sampled" }),

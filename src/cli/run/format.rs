@@ -7,9 +7,9 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
+use super::answer_json;
 pub use super::columns::Line;
 use super::columns::{self, TABLE, Value, one_line};
-use super::parts;
 use crate::pipeline::{RecordError, Settings};
 use crate::text::prompts::{Endpoint, Given, InputCell, OpenAiRequest};
 use crate::units::shown;
@@ -107,7 +107,7 @@ impl Line<'_> {
                     "object": kind,
                     "created": self.created,
                     "model": model,
-                    "choices": parts::open_ai_choices(a, chat),
+                    "choices": answer_json::open_ai_choices(a, chat),
                     "usage": usage,
                     "system_fingerprint": settings,
                 });
@@ -424,7 +424,7 @@ impl LineFormat {
                 Some(InputCell::Json(json)) => Value::Json(Cow::Borrowed(json)),
                 Some(InputCell::Missing) | None => Value::Null,
             },
-            Source::Property(name) => parts::property(line.answer, name)
+            Source::Property(name) => answer_json::property(line.answer, name)
                 .map_or(Value::Null, |text| Value::Text(Cow::Owned(text))),
             Source::Input => line
                 .origin
@@ -516,7 +516,8 @@ impl LineFormat {
                 input.get(name).map_or(Value::Null, |raw| Value::from_json(raw))
             }
             Source::Property(name) => {
-                let text = fields.get("parsed").and_then(|raw| parts::property_of(raw.get(), name));
+                let text =
+                    fields.get("parsed").and_then(|raw| answer_json::property_of(raw.get(), name));
                 text.map_or(Value::Null, |text| Value::Text(Cow::Owned(text)))
             }
             Source::Input => fields.get(INPUT).map_or(Value::Absent, |raw| Value::from_json(raw)),

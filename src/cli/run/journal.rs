@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The file that a run is to end with, and the journal on the way there.
 #[derive(Debug, Clone)]
-pub struct Goal {
+pub struct JournaledOutput {
     /// As the user named it.
     pub path: PathBuf,
     pub format: LineFormat,
@@ -20,12 +20,10 @@ pub struct Goal {
     pub existed: bool,
 }
 
-impl Goal {
+impl JournaledOutput {
     /// Where the answers are while the run lasts.
     pub fn journal(&self) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(".journal.jsonl");
-        name.into()
+        path_beside(&self.path)
     }
 
     /// Refuses a file that exists, unless it may be replaced; the same of a journal without its file. What is no journal of ours is never
@@ -150,6 +148,13 @@ impl Goal {
         std::fs::remove_file(&journal)
             .map_err(|e| Failure::failed(format!("{}: {e}", shown(&journal.display().to_string()))))
     }
+}
+
+/// The journal of the output `path`.
+pub fn path_beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".journal.jsonl");
+    name.into()
 }
 
 /// The refusal of a finished file whose rows are not the input's.

@@ -1,8 +1,14 @@
 //! What a run says at its end: a few lines on stderr, and `--stats FILE` with histograms beside it. In: a [`RunReport`]. Out: text.
 
+use super::Run;
+use super::answering::Outcome;
+use super::look_ahead::Plan;
 use super::output;
 use crate::cli::Failure;
-use crate::pipeline::{PipelineConfig, ResolvedDtype, RunReport};
+use crate::cli::console;
+use crate::cli::failure::status;
+use crate::cli::signals::Signals;
+use crate::pipeline::{Ended, LoadedModel, Pipeline, PipelineConfig, ResolvedDtype, RunReport};
 use crate::report::histograms;
 use crate::units::{self, counted};
 use hdrhistogram::Histogram;
@@ -10,6 +16,67 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+impl Run<'_> {
+    /// Says the summary and writes `--stats`, whose failure is told last. `kept`: records that the output had before and still has.
+    pub fn summarize(
+        &mut self,
+        Outcome { report, faults, .. }: &Outcome,
+        loaded: &LoadedModel,
+        pipeline: &Pipeline,
+        plan: &Plan,
+        kept: u64,
+    ) -> Result<(), Failure> {
+        match loaded.prompt_encoder().doubled_bos() {
+            0 => {}
+            n => self.console.warn(format!(
+                "{} with the model's BOS token and got another in front, as the model's file asks; leave it out of raw prompts",
+                if n == 1 { "1 prompt begins".to_string() } else { format!("{n} prompts begin") }
+            )),
+        }
+        let about = About {
+            model: &loaded.model.name,
+            dtype: pipeline.dtype(),
+            kernels: pipeline.kernels(),
+            config: &self.config,
+            kept,
+            faults,
+        };
+        // Of the input's own records: an output may have others besides.
+        let had = plan.all.zip(plan.todo).map_or(kept, |(all, todo)| all - todo);
+        let progress = self.args.resume.then_some(RunProgress { kept: had, all: plan.all });
+        for line in lines(report, faults, progress.as_ref()) {
+            self.console.say(format!("llmopt: {line}"));
+        }
+        let fresh = !self.args.overwrite && !self.args.resume;
+        let stats = self.args.stats.as_ref();
+        stats.map_or(Ok(()), |path| write(path, fresh, report, &about))
+    }
+
+    /// Says what ended a run before its last prompt, and how much is done; the exit status that goes with it.
+    pub fn say_cut_short(
+        &self,
+        report: &RunReport,
+        plan: &Plan,
+        signals: &Signals,
+        can_resume: bool,
+    ) -> Option<u8> {
+        let answered = match plan.todo {
+            Some(todo) => format!("{} of {todo} answered", report.answers),
+            None => format!("{} answered", report.answers),
+        };
+        let go_on = if can_resume { "; --resume goes on" } else { "" };
+        if let Some((signal, status)) = signals.got().filter(|_| report.ended == Ended::Stopped) {
+            console::line(&format!("llmopt: interrupted by {signal}: {answered}{go_on}"));
+            return Some(status);
+        }
+        if report.ended == Ended::Deadline {
+            console::line(&format!("llmopt: --max-time is over: {answered}{go_on}"));
+            return Some(status::LEFT);
+        }
+        None
+    }
+}
 
 /// What the figures belong to.
 pub struct About<'a> {

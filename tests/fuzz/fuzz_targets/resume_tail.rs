@@ -17,8 +17,8 @@ mod resume_index;
 #[path = "../../../src/cli/run/output.rs"]
 mod output;
 #[allow(dead_code)]
-#[path = "../../../src/cli/run/parts.rs"]
-mod parts;
+#[path = "../../../src/cli/run/answer_json.rs"]
+mod answer_json;
 
 use format::{LineFormat, Kind, Line};
 use resume_index::{ResumeIndex, Scan, RecordVerdict};

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// As typed.
 #[derive(clap::Args, Debug, Clone, Default)]
-pub struct FormFlags {
+pub struct StructuredOutputFlags {
     /// The answer is JSON of this schema: a file, or the schema itself
     #[arg(long, value_name = "FILE|JSON", help_heading = "Answers", group = "form")]
     pub json_schema: Option<String>,
@@ -34,7 +34,7 @@ pub struct FormFlags {
     pub logprobs: Option<u8>,
 }
 
-impl FormFlags {
+impl StructuredOutputFlags {
     /// The files among them.
     pub fn touch(&self, touched: &mut Touched) {
         self.schema_file().into_iter().for_each(|path| touched.reads("--json-schema", path));
@@ -64,15 +64,17 @@ impl FormFlags {
     /// What they mean; files are read, schemas looked at.
     pub fn read(&self) -> Result<Form, Failure> {
         let constraint = match self {
-            FormFlags { json_schema: Some(text), .. } => {
+            StructuredOutputFlags { json_schema: Some(text), .. } => {
                 Some(Constraint::Schema(match self.schema_file() {
                     Some(path) => file("--json-schema", path)?,
                     None => text.clone(),
                 }))
             }
-            FormFlags { json: true, .. } => Some(Constraint::Object),
-            FormFlags { regex: Some(regex), .. } => Some(Constraint::Regex(regex.clone())),
-            FormFlags { grammar: Some(path), .. } => {
+            StructuredOutputFlags { json: true, .. } => Some(Constraint::Object),
+            StructuredOutputFlags { regex: Some(regex), .. } => {
+                Some(Constraint::Regex(regex.clone()))
+            }
+            StructuredOutputFlags { grammar: Some(path), .. } => {
                 Some(Constraint::Lark(file("--grammar", path)?))
             }
             _ => None,
@@ -139,10 +141,13 @@ mod tests {
 
     #[test]
     fn flags_say_what_form_the_answer_has() {
-        let form = |flags: FormFlags| flags.read().map(|form| (form.constraint, form.choices));
+        let form =
+            |flags: StructuredOutputFlags| flags.read().map(|form| (form.constraint, form.choices));
         let schema = r#"{"type": "object"}"#;
-        let flags =
-            |text: &str| FormFlags { json_schema: Some(text.into()), ..FormFlags::default() };
+        let flags = |text: &str| StructuredOutputFlags {
+            json_schema: Some(text.into()),
+            ..StructuredOutputFlags::default()
+        };
         assert_eq!(form(flags(schema)).unwrap().0, Some(Constraint::Schema(schema.into())));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), schema).unwrap();
@@ -171,8 +176,14 @@ mod tests {
         // Files without end are not read to it.
         for flags in [
             flags("/dev/zero"),
-            FormFlags { grammar: Some("/dev/zero".into()), ..FormFlags::default() },
-            FormFlags { choices: Some("@/dev/zero".into()), ..FormFlags::default() },
+            StructuredOutputFlags {
+                grammar: Some("/dev/zero".into()),
+                ..StructuredOutputFlags::default()
+            },
+            StructuredOutputFlags {
+                choices: Some("@/dev/zero".into()),
+                ..StructuredOutputFlags::default()
+            },
         ] {
             let failure = form(flags).unwrap_err();
             assert!(
@@ -180,8 +191,12 @@ mod tests {
                 "{failure:?}"
             );
         }
-        let choices =
-            |text: &str| form(FormFlags { choices: Some(text.into()), ..FormFlags::default() });
+        let choices = |text: &str| {
+            form(StructuredOutputFlags {
+                choices: Some(text.into()),
+                ..StructuredOutputFlags::default()
+            })
+        };
         let two = Some(vec!["yes".to_string(), "no".to_string()]);
         assert_eq!(choices("yes, no").unwrap().1, two);
         assert_eq!(choices(r#"["yes", "no"]"#).unwrap().1, two);

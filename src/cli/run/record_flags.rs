@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// The flags.
 #[derive(clap::Args, Debug, Clone, Default)]
-pub struct Records {
+pub struct RecordFlags {
     /// Format of the files, whatever their names: jsonl, json, csv, tsv, txt, parquet, openai
     #[arg(long, value_name = "F", help_heading = "Records")]
     pub input_format: Option<InputFormat>,
@@ -65,7 +65,7 @@ fn delimiter(text: &str) -> Result<u8, String> {
     }
 }
 
-impl Records {
+impl RecordFlags {
     /// The file of the template, if it is in one.
     fn template_file(&self) -> Option<&Path> {
         self.template.as_deref().and_then(|text| text.strip_prefix('@')).map(Path::new)
@@ -157,18 +157,20 @@ mod tests {
 
     #[test]
     fn a_template_that_says_the_same_for_all_and_an_unknown_setting_are_refused() {
-        let of = |records: Records| {
+        let of = |records: RecordFlags| {
             records.reading(|_| false, std::iter::empty()).map(|_| ()).unwrap_err()
         };
-        let fixed = of(Records { template: Some("Say hello".into()), ..Records::default() });
+        let fixed =
+            of(RecordFlags { template: Some("Say hello".into()), ..RecordFlags::default() });
         assert!(fixed.status == 2 && fixed.message.contains("names no field"), "{fixed:?}");
         let setting =
-            of(Records { setting_fields: Some(vec!["heat".into()]), ..Records::default() });
+            of(RecordFlags { setting_fields: Some(vec!["heat".into()]), ..RecordFlags::default() });
         assert!(
             setting.message.contains("heat") && setting.message.contains("temperature"),
             "{setting:?}"
         );
-        let file = of(Records { template: Some("@no such file".into()), ..Records::default() });
+        let file =
+            of(RecordFlags { template: Some("@no such file".into()), ..RecordFlags::default() });
         assert!(file.status == 2 && file.message.contains("no such file"), "{file:?}");
     }
 }
