@@ -188,6 +188,11 @@ fn a_quick_bench_writes_every_file_and_a_report_of_80_columns() {
     }
     let charts = page.matches("<svg role=\"img\"").count();
     assert!(charts >= 4, "{charts}");
+    assert_eq!(
+        page.contains(">Lost if removed</th>"),
+        page.contains("Lost if removed:"),
+        "a column is explained where it stands"
+    );
     assert!(!page.contains("http:") && !page.contains("https:") && !page.contains("<script"));
     for width in [360, 768, 1280] {
         if let Some((drawn, wide)) = in_a_browser(&page, width) {

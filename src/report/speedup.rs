@@ -727,9 +727,10 @@ pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]
     }
     if let Some(table) = steps_table(analysis) {
         first.extend(ladder_chart(analysis).map(Block::Chart));
+        let removed = table.columns.iter().any(|column| column.title == "Lost if removed");
         first.push(Block::Table(table));
         let text = "Lost if removed: everything on against all but this one (for rows beyond the audit: that and this one against everything on).";
-        first.push(Block::Text(text.into()));
+        first.extend(removed.then(|| Block::Text(text.into())));
     }
     let mut sections = vec![Section::new("What each optimization gained", first)];
     if !result.rounds.is_empty() {

@@ -18,7 +18,7 @@ pub fn page(report: &Report) -> String {
         }
         for block in &section.blocks {
             body.push_str(&match block {
-                Block::Text(text) => format!("<p>{}</p>\n", escaped(text)),
+                Block::Text(text) => format!("<p>{}</p>\n", prose(text)),
                 Block::Notes(notes) => list(notes),
                 Block::Table(table) => scrolled(table),
                 Block::Facts(facts) => definitions(facts),
@@ -43,6 +43,18 @@ pub fn page(report: &Report) -> String {
     )
 }
 
+/// Bytes of a word that is kept whole on a phone.
+const LONGEST_FLAG: usize = 32;
+
+/// Sentences, in which no flag is broken behind its hyphens.
+fn prose(text: &str) -> String {
+    let word = |word: &str| match word.contains("--") && word.len() <= LONGEST_FLAG {
+        true => format!("<span class=\"flag\">{}</span>", escaped(word)),
+        false => escaped(word),
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
 fn figure(chart: &Chart, number: usize) -> String {
     format!(
         "<figure>\n<figcaption>{}</figcaption>\n{}</figure>\n",
@@ -52,7 +64,7 @@ fn figure(chart: &Chart, number: usize) -> String {
 }
 
 fn list(notes: &[String]) -> String {
-    let items: String = notes.iter().map(|n| format!("<li>{}</li>\n", escaped(n))).collect();
+    let items: String = notes.iter().map(|n| format!("<li>{}</li>\n", prose(n))).collect();
     if items.is_empty() { items } else { format!("<ul>\n{items}</ul>\n") }
 }
 
@@ -106,15 +118,16 @@ const STYLE: &str = "\
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 main { max-width: 56rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; border-bottom: 1px solid var(--rule); }
-p, ul, dl { max-width: 46rem; } li { margin: 0.2rem 0; }
+p, ul, dl { max-width: 46rem; } .flag { white-space: nowrap; } li { margin: 0.2rem 0; }
 figure { margin: 1rem 0; } figcaption { font-weight: 600; margin-bottom: 0.25rem; }
 .scroll { overflow-x: auto; margin: 0.75rem 0; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { text-align: left; padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); white-space: nowrap; vertical-align: top; }
+th, td { text-align: left; padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); white-space: pre; vertical-align: top; }
 th { font-weight: 600; } tbody th { font-weight: 400; } .right { text-align: right; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; margin: 0.75rem 0; } dt { color: var(--faint); } dd { margin: 0; }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: 0.4rem; } }
-svg { display: block; overflow: visible; font-size: 13px; font-variant-numeric: tabular-nums; } svg text { fill: var(--ink); }
+svg { display: block; overflow: visible; font-size: 13px; font-variant-numeric: tabular-nums; } svg text { fill: var(--ink);
+  stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; paint-order: stroke; }
 svg .figure { text-anchor: end; fill: var(--faint); } svg .tick { fill: var(--faint); font-size: 12px; }
 .grid { stroke: var(--rule); stroke-width: 1; } .one { stroke: var(--one); stroke-width: 1; stroke-dasharray: 4 3; }
 .expected { fill: var(--soft); } .dot { fill: var(--mark); } .bar { fill: var(--mark); } .whisker { stroke: var(--ink); stroke-width: 1.5; }
@@ -122,3 +135,20 @@ svg .figure { text-anchor: end; fill: var(--faint); } svg .tick { fill: var(--fa
 .part-0 { fill: var(--part-0); } .part-1 { fill: var(--part-1); } .part-2 { fill: var(--part-2); } .part-3 { fill: var(--part-3); }
 .part-4 { fill: var(--part-4); } .part-5 { fill: var(--part-5); }
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_in_sentences_are_kept_whole_unless_they_are_longer_than_a_phone_is_wide() {
+        let long = format!("--out={}", "a".repeat(LONGEST_FLAG));
+        assert_eq!(
+            prose(&format!("a < b by --repeat 3 (--quick), not -- {long}.")),
+            format!(
+                "a &lt; b by <span class=\"flag\">--repeat</span> 3 <span class=\"flag\">(--quick),</span> not \
+                 <span class=\"flag\">--</span> {long}."
+            )
+        );
+    }
+}

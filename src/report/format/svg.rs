@@ -138,12 +138,15 @@ impl Canvas {
         }
     }
 
-    /// Ticks at the bottom, their lines up to `top`, drawn behind what is there.
-    fn axis(&mut self, axis: &Axis, top: usize, shown: impl Fn(f64) -> String) {
+    /// Ticks at the bottom, their lines and that of `one` up to `top`, drawn behind what is there.
+    fn axis(&mut self, axis: &Axis, top: usize, one: Option<f64>, shown: impl Fn(f64) -> String) {
         let marks = std::mem::take(&mut self.body);
         let bottom = self.y;
         for tick in axis.ticks() {
             self.line("grid", (axis.at(tick), top), (axis.at(tick), bottom));
+        }
+        if let Some(one) = one.map(|one| axis.at(one)) {
+            self.line("one", (one, top), (one, bottom));
         }
         self.body.push_str(&marks);
         for tick in axis.ticks() {
@@ -210,10 +213,7 @@ fn draw_dots(canvas: &mut Canvas, dots: &[Dot]) {
         ));
         canvas.y += BAND + GAP;
     }
-    let bottom = canvas.y;
-    let one = axis.at(1.0);
-    canvas.axis(&axis, 0, times);
-    canvas.line("one", (one, 0), (one, bottom));
+    canvas.axis(&axis, 0, Some(1.0), times);
 }
 
 fn draw_bars(canvas: &mut Canvas, bars: &[Bar]) {
@@ -299,5 +299,27 @@ fn draw_distributions(canvas: &mut Canvas, all: &Distributions) {
         }
         canvas.y = bottom + GAP;
     }
-    canvas.axis(&axis, 0, crate::units::seconds);
+    canvas.axis(&axis, 0, None, crate::units::seconds);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_line_of_an_axis_is_drawn_over_a_text() {
+        let dot = |label: &str, factor: f64| Dot {
+            label: label.into(),
+            measured: (factor / 1.5, factor, factor * 1.5),
+            expected: None,
+            shown: "1.00 (0.70–1.50)".into(),
+        };
+        let dots = ChartMarks::Dots(vec![dot("one", 1.0), dot("two", 2.0)]);
+        let drawn = chart(&Chart { title: "t".into(), description: "d".into(), marks: dots }, 1);
+        let text = drawn.find("<text").unwrap();
+        assert!(drawn.contains("class=\"one\"") && drawn.contains("class=\"grid\""), "{drawn}");
+        for class in ["one", "grid"] {
+            assert!(drawn.rfind(&format!("class=\"{class}\"")).unwrap() < text, "{class}: {drawn}");
+        }
+    }
 }
