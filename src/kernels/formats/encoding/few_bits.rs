@@ -11,7 +11,7 @@ fn less_one(d: f32, code: u8) -> f32 {
 
 /// The ternary digit `n` of a byte, from the highest: the byte is a fraction of 256 in base 3.
 fn digit(byte: u8, n: u32) -> u8 {
-    (u16::from(byte.wrapping_mul(3u8.wrapping_pow(n))) * 3 >> 8) as u8
+    ((u16::from(byte.wrapping_mul(3u8.wrapping_pow(n))) * 3) >> 8) as u8
 }
 
 /// 256 weights: 32 bytes and 16 bytes of five digits each, 4 of four, then `d`. The first digits of all bytes, then the second ones.
