@@ -41,7 +41,6 @@ use resume_index::{RecordVerdict, Replacements, ResumeIndex, Scan};
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -845,9 +844,8 @@ impl Run<'_> {
     ) -> Result<Sink, Failure> {
         signals.begin();
         let Some(prepared) = prepared.0.take() else {
-            let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-            let stdout =
-                File::from(stdout.map_err(|e| Failure::failed(format!("standard output: {e}")))?);
+            let stdout = crate::system::duplicate(std::io::stdout())
+                .map_err(|e| Failure::failed(format!("standard output: {e}")))?;
             let mut writer = Writer::new(stdout, "(standard output)".into(), 0, false);
             return match format.header().map_or(Ok(()), |h| writer.header(&h)) {
                 Ok(()) | Err(WriteError::Closed) => Ok(writer),
