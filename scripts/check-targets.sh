@@ -16,7 +16,7 @@ if [ "$want" = all ] || [ "$want" = systems ]; then
     for target in aarch64-unknown-linux-gnu aarch64-apple-darwin x86_64-pc-windows-msvc; do
         if rustup target list --installed 2> /dev/null | grep -qx "$target"; then
             # Without features: C code of dependencies would need that system's compiler.
-            cargo check --release --locked --no-default-features --lib --target "$target"
+            cargo check --release --locked --no-default-features --target "$target"
         else
             echo "check-targets: $target: its std is not installed here (rustup target add $target): NOT CHECKED" >&2
         fi

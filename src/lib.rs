@@ -5,6 +5,8 @@
 
 pub mod units;
 
+pub mod system;
+
 pub mod machine;
 
 pub mod kernels;

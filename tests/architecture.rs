@@ -241,11 +241,14 @@ fn circles(folder: &str, sources: &[Source]) -> Vec<String> {
 
 /// Everything up to the first module of tests, which stand at a file's end.
 fn without_tests(code: &str) -> &str {
-    let tests = code.match_indices("#[cfg(test)]").find(|(i, mark)| {
-        let next = code[i + mark.len()..].trim_start().lines().next().unwrap_or("");
-        next.contains("mod ") && next.ends_with('{')
-    });
-    tests.map_or(code, |(i, _)| &code[..i])
+    let first = |mark: &'static str| {
+        let opens = |(i, mark): &(usize, &str)| {
+            let next = code[i + mark.len()..].trim_start().lines().next().unwrap_or("");
+            next.contains("mod ") && next.ends_with('{')
+        };
+        code.match_indices(mark).find(opens).map_or(code.len(), |(i, _)| i)
+    };
+    &code[..first("#[cfg(test)]").min(first("#[cfg(all(test, unix))]"))]
 }
 
 /// A file's module: `decoder/mod.rs` is `[decoder]`, `decoder/page_table.rs` is `[decoder, page_table]`.
@@ -454,6 +457,15 @@ fn stray_unsafe(sources: &[Source]) -> Vec<String> {
     outside(sources, &["kernels"], &["unsafe"])
 }
 
+/// What only one system has, outside `system/`; tests may have it.
+fn stray_system(sources: &[Source]) -> Vec<String> {
+    let code = |s: &Source| Source { path: s.path.clone(), code: without_tests(&s.code).into() };
+    let sources: Vec<Source> =
+        sources.iter().filter(|s| !s.path.ends_with("tests.rs")).map(code).collect();
+    let words = ["os::unix", "os::windows", "os::fd", "libc::", "rustix::", "signal_hook::"];
+    outside(&sources, &["system", "kernels"], &words)
+}
+
 fn outside(sources: &[Source], folders: &[&str], words: &[&str]) -> Vec<String> {
     sources.iter().filter(|s| !s.is_below(folders)).flat_map(|s| s.uses(words)).collect()
 }
@@ -511,7 +523,7 @@ fn a_module_uses_only_modules_above_it_in_lib_rs() {
     let lib =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     let layers = layers(&lib);
-    let expected = "units machine kernels model roofline text decoder engine pipeline optimizations bench report cli";
+    let expected = "units system machine kernels model roofline text decoder engine pipeline optimizations bench report cli";
     assert_eq!(layers.join(" "), expected);
     let sources = sources();
     // `cargo test --test architecture -- --nocapture` shows it.
@@ -549,6 +561,21 @@ fn unsafe_stays_in_kernels() {
         Source::new("kernels/x.rs", "unsafe { fine() } #![allow(unsafe_code)]"),
     ];
     assert_eq!(stray_unsafe(&bad), ["src/engine/x.rs:2: unsafe", "src/model/map.rs:1: unsafe"]);
+}
+
+#[test]
+fn what_only_one_system_has_stays_in_system() {
+    none(stray_system(&sources()));
+    let bad = [
+        Source::new("cli/x.rs", "use std::os::unix::fs::MetadataExt;\nlet e = libc::ENXIO;"),
+        Source::new("system/unix.rs", "use std::os::fd::AsFd;"),
+        Source::new("kernels/arena.rs", "libc::mmap()"),
+        Source::new(
+            "cli/y.rs",
+            "#[cfg(test)]\nmod tests {\n    use std::os::unix::fs::symlink;\n}",
+        ),
+    ];
+    assert_eq!(stray_system(&bad), ["src/cli/x.rs:1: os::unix", "src/cli/x.rs:2: libc::"]);
 }
 
 #[test]

@@ -4,20 +4,20 @@
 //! folder and its name.
 
 use super::Failure;
+use crate::system::{self, FileIdentity};
 use crate::text::prompts::texts_below;
 use crate::units::shown;
-use std::fs::{File, Metadata};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What tells a file from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Identity {
-    /// Device and inode of one that exists.
-    There(u64, u64),
-    /// Folder's device and inode, and the name in small letters, since some file systems do not tell the case.
-    ToCome(u64, u64, String),
+    /// One that exists.
+    There(FileIdentity),
+    /// The folder's, and the name in small letters, since some file systems do not tell the case.
+    ToCome(FileIdentity, String),
 }
 
 /// Most links that are followed.
@@ -33,29 +33,25 @@ fn followed(path: &Path) -> PathBuf {
     path
 }
 
-/// The identity of a regular file; `None` for everything that can be given twice: devices, pipes, folders, what cannot be found.
-fn of_metadata(meta: &Metadata) -> Option<Identity> {
-    meta.is_file().then(|| Identity::There(meta.dev(), meta.ino()))
-}
-
 impl Identity {
+    /// Of a regular file; `None` for everything that can be given twice: devices, pipes, folders, what cannot be found.
     fn of(path: &Path) -> Option<Identity> {
         if let Ok(meta) = std::fs::metadata(path) {
-            return of_metadata(&meta);
+            let regular = meta.is_file().then(|| system::identity_at(path).ok());
+            return regular.flatten().map(Identity::There);
         }
         let path = followed(path);
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let meta = std::fs::metadata(folder).ok()?;
         Some(Identity::ToCome(
-            meta.dev(),
-            meta.ino(),
+            system::identity_at(folder).ok()?,
             path.file_name()?.to_string_lossy().to_lowercase(),
         ))
     }
 
     /// Of a standard stream.
-    fn of_stream(stream: impl AsFd) -> Option<Identity> {
-        of_metadata(&File::from(stream.as_fd().try_clone_to_owned().ok()?).metadata().ok()?)
+    fn of_stream(stream: io::Result<File>) -> Option<Identity> {
+        let file = stream.ok().filter(|file| file.metadata().is_ok_and(|meta| meta.is_file()))?;
+        system::identity(&file).ok().map(Identity::There)
     }
 }
 
@@ -76,9 +72,10 @@ impl Touched {
     /// A file that is read; `-` is standard input.
     pub fn reads(&mut self, flag: &str, path: &Path) {
         if path.as_os_str() == "-" {
-            return self
-                .read
-                .push(("standard input".into(), Identity::of_stream(std::io::stdin())));
+            return self.read.push((
+                "standard input".into(),
+                Identity::of_stream(system::duplicate(io::stdin())),
+            ));
         }
         self.read.push((named(flag, path), Identity::of(path)));
     }
@@ -127,7 +124,8 @@ impl Touched {
 
     /// Standard output is written, perhaps into a file.
     pub fn writes_standard_output(&mut self) {
-        self.written.push(("standard output".into(), Identity::of_stream(std::io::stdout())));
+        self.written
+            .push(("standard output".into(), Identity::of_stream(system::duplicate(io::stdout()))));
     }
 
     /// Refuses a file that would be written and read, or written twice.

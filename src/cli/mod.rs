@@ -129,7 +129,7 @@ fn enough_descriptors() -> Result<(), Failure> {
     for _ in 0..DESCRIPTORS {
         match std::fs::File::open("/dev/null") {
             Ok(file) => open.push(file),
-            Err(e) if e.raw_os_error() == Some(libc::EMFILE) => {
+            Err(e) if crate::system::is_too_many_files(&e) => {
                 return Err(Failure::failed(format!(
                     "too many open files: {} more can be opened and {DESCRIPTORS} are needed; raise the limit (ulimit -n)",
                     open.len()
@@ -144,9 +144,9 @@ fn enough_descriptors() -> Result<(), Failure> {
 
 /// For a fresh process that measures for another one: it ends when that one does.
 fn leave_with_parent() {
-    let parent = std::os::unix::process::parent_id();
+    let mut orphaned = crate::system::orphaned();
     let watch = move || {
-        while std::os::unix::process::parent_id() == parent {
+        while !orphaned() {
             std::thread::sleep(std::time::Duration::from_millis(200));
         }
         std::process::exit(i32::from(status::FAILED));

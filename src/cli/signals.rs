@@ -3,7 +3,7 @@
 
 use crate::cli::{Failure, console};
 use crate::pipeline::{Control, GRACE, Stopping};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use crate::system::{self, SIGINT, signal_name as name};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,20 +28,16 @@ pub const RESUME: &str = "; what is written is whole, --resume goes on";
 const MOST: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(60)];
 
 impl Signals {
-    /// Installs the handlers. A SIGHUP that is ignored (nohup) stays so.
+    /// Installs the handlers.
     pub fn watch(control: Arc<Control>) -> Result<Arc<Signals>, Failure> {
         let failed = |e: std::io::Error| {
             Failure::failed(format!("signal handlers cannot be installed: {e}"))
         };
-        // Without a handler a file size limit kills; with one the write fails and says so.
-        signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false))).map_err(failed)?;
-        let kinds =
-            if hangup_is_ignored() { vec![SIGINT, SIGTERM] } else { vec![SIGINT, SIGTERM, SIGHUP] };
-        let mut caught = signal_hook::iterator::Signals::new(kinds).map_err(failed)?;
+        let caught = system::signals().map_err(failed)?;
         let signals = Arc::new(Signals::default());
         let shared = signals.clone();
         let work = move || {
-            for signal in caught.forever() {
+            for signal in caught {
                 let first = shared
                     .got
                     .compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst)
@@ -125,24 +121,6 @@ impl Signals {
     }
 }
 
-fn name(signal: i32) -> &'static str {
-    match signal {
-        SIGINT => "SIGINT",
-        SIGHUP => "SIGHUP",
-        _ => "SIGTERM",
-    }
-}
-
 fn status(signal: i32) -> u8 {
     if signal == SIGINT { 130 } else { 143 }
-}
-
-/// Bit 0 of `SigIgn` in /proc/self/status.
-fn hangup_is_ignored() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status
-        .lines()
-        .find_map(|l| l.strip_prefix("SigIgn:"))
-        .and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
-    mask.is_some_and(|m| m & 1 != 0)
 }

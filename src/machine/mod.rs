@@ -57,20 +57,6 @@ pub struct Cache {
     pub shared_by: usize,
 }
 
-/// Bytes that this user may still write to the file system that holds `folder`; `None` where the system does not say.
-pub fn free_disk(folder: &std::path::Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let system = rustix::fs::statvfs(folder).ok()?;
-        system.f_bavail.checked_mul(system.f_frsize)
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        None
-    }
-}
-
 impl Machine {
     /// Looks at the machine. Never fails: what cannot be read is left out or 1.
     pub fn detect() -> Machine {

@@ -4,6 +4,7 @@
 //! pip needs them.
 
 use super::source::shown;
+use crate::system::is_program;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -34,17 +35,6 @@ fn program(name: &Path, search: Option<&OsStr>) -> Result<PathBuf, String> {
             shown(name)
         )
     })
-}
-
-#[cfg(unix)]
-fn is_program(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-}
-
-#[cfg(not(unix))]
-fn is_program(path: &Path) -> bool {
-    path.is_file()
 }
 
 /// An isolated Python, to be started in `folder`, which is empty and ours.

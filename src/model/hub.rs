@@ -183,7 +183,7 @@ fn check_room(bytes: u64, largest: u64, folder: &Path) -> Result<(), Failure> {
             "a file of it has {file}, and the limit on a file's size (ulimit -f) is {limit}"
         )));
     }
-    match crate::machine::free_disk(folder) {
+    match crate::system::free_disk(folder) {
         Some(free) if bytes > free => Err(Failure::Refused(format!(
             "it needs {}, and {} are free at {}: make room or set HF_HUB_CACHE",
             Bytes(bytes),
@@ -341,17 +341,11 @@ fn install(file: &Path, entry: &Entry, folder: &Path, snapshot: &Path) -> Result
 }
 
 /// A relative link from `depth` folders below the snapshots to the blob, as Python's client makes them.
-#[cfg(unix)]
+/// Where links need privileges, the blob itself moves there.
 fn link_to(blob: &Path, link: &Path, depth: usize) -> std::io::Result<()> {
     let name = blob.file_name().unwrap_or_default();
     let up: PathBuf = std::iter::repeat_n("..", depth + 1).collect();
-    std::os::unix::fs::symlink(up.join("blobs").join(name), link)
-}
-
-/// Where links need privileges, the blob itself moves there.
-#[cfg(not(unix))]
-fn link_to(blob: &Path, link: &Path, _depth: usize) -> std::io::Result<()> {
-    std::fs::rename(blob, link)
+    crate::system::link(blob, &up.join("blobs").join(name), link)
 }
 
 /// Writes a small file whole or not at all.

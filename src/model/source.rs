@@ -3,6 +3,7 @@
 //! file that shrinks while it is read is then an error and never a SIGBUS, and no `unsafe` is needed. It knows no file format.
 
 use super::ModelError;
+use crate::system::{self, read_exact_at};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -122,26 +123,7 @@ pub(super) fn cannot_read(path: &Path, error: &std::io::Error) -> ModelError {
         NotFound | PermissionDenied | NotADirectory | IsADirectory | InvalidInput
         | InvalidFilename => ModelError::Invalid(text),
         // A loop of symbolic links has no stable kind.
-        _ if error.raw_os_error() == Some(40) => ModelError::Invalid(text),
+        _ if system::is_circle_of_links(error) => ModelError::Invalid(text),
         _ => ModelError::Io(text),
     }
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> std::io::Result<()> {
-    while !out.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                out = &mut out[n..];
-                offset += n as u64;
-            }
-        }
-    }
-    Ok(())
 }

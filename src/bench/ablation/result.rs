@@ -477,14 +477,9 @@ pub fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file = tempfile::Builder::new().prefix(".writing-").tempfile_in(folder)?;
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private; results are for everybody, as the umask of other files has it.
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    // Temporary files are private; results are for everybody, as the umask of other files has it.
+    crate::system::readable_by_all(file.as_file())?;
+    crate::system::persist(file, path, false).map(drop)
 }
 
 #[cfg(test)]

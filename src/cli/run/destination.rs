@@ -13,7 +13,6 @@ use crate::cli::inputs::Inputs;
 use crate::cli::signals::Signals;
 use crate::units::counted;
 use std::fs::File;
-use std::os::fd::AsFd;
 
 /// An output that is not committed yet: what was created for it is removed if it never is. `None` for standard output.
 pub struct Uncommitted(pub Option<PreparedOutput>);
@@ -132,9 +131,8 @@ impl Run<'_> {
     ) -> Result<Writer<File>, Failure> {
         signals.begin();
         let Some(prepared) = prepared.0.take() else {
-            let stdout = std::io::stdout().as_fd().try_clone_to_owned();
-            let stdout =
-                File::from(stdout.map_err(|e| Failure::failed(format!("standard output: {e}")))?);
+            let stdout = crate::system::duplicate(std::io::stdout())
+                .map_err(|e| Failure::failed(format!("standard output: {e}")))?;
             let mut writer = Writer::new(stdout, "(standard output)".into(), 0, false);
             return match format.header().map_or(Ok(()), |h| writer.header(&h)) {
                 Ok(()) | Err(WriteError::Closed) => Ok(writer),

@@ -7,15 +7,15 @@
 
 use crate::cli::Failure;
 use crate::pipeline::{Control, Stopping};
+use crate::system;
 use crate::units::{Bytes, counted};
 use std::collections::VecDeque;
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long a FIFO may be without a reader before the run is given up: it has ended after 10 s.
 const TIMEOUT: Duration = Duration::from_millis(9_500);
@@ -55,12 +55,12 @@ pub struct PreparedOutput {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Look {
     length: u64,
-    modified: (i64, i64),
+    modified: Option<SystemTime>,
 }
 
 impl Look {
     fn of(meta: &Metadata) -> Look {
-        Look { length: meta.len(), modified: (meta.mtime(), meta.mtime_nsec()) }
+        Look { length: meta.len(), modified: meta.modified().ok() }
     }
 }
 
@@ -75,7 +75,7 @@ impl PreparedOutput {
         loop {
             let target = resolve(path)?;
             let mut options = OpenOptions::new();
-            options.append(true).read(existing != Existing::Overwrite);
+            system::appending(&mut options).read(existing != Existing::Overwrite);
             let (file, created) = match options.clone().read(true).create_new(true).open(&target) {
                 Ok(file) => (file, true),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -96,7 +96,7 @@ impl PreparedOutput {
                             "exists; add --resume to go on with it or --overwrite to replace it",
                         ));
                     }
-                    if meta.file_type().is_fifo() {
+                    if system::is_fifo(&meta) {
                         let file = open_fifo(&target, path, TIMEOUT)?;
                         return Ok(PreparedOutput {
                             fifo: true,
@@ -116,9 +116,8 @@ impl PreparedOutput {
             if regular {
                 lock(&file, path)?;
                 // Another run may have renamed a new file over this one between opening and locking.
-                match std::fs::metadata(&target) {
-                    Ok(now) if (now.dev(), now.ino()) == (meta.dev(), meta.ino()) => {}
-                    _ => continue,
+                if !system::is_at(&file, &target) {
+                    continue;
                 }
             }
             let prepared = PreparedOutput::stream(path, target, file, existing)?;
@@ -199,6 +198,7 @@ impl PreparedOutput {
             if self.file.metadata().map_err(fail)?.len() != keep {
                 self.file.set_len(keep).map_err(fail)?;
             }
+            system::to_end(&mut self.file).map_err(fail)?;
             if newline {
                 self.file.write_all(b"\n").map_err(fail)?;
             }
@@ -214,8 +214,7 @@ impl PreparedOutput {
         let path = self.shown.display();
         let fail = |e: io::Error| Failure::failed(format!("output {path}: {e}"));
         let meta = self.file.metadata().map_err(fail)?;
-        let named = std::fs::metadata(&self.target).ok().map(|m| (m.dev(), m.ino()));
-        if Look::of(&meta) == self.look && named == Some((meta.dev(), meta.ino())) {
+        if Look::of(&meta) == self.look && system::is_at(&self.file, &self.target) {
             return Ok(());
         }
         Err(Failure::failed(format!(
@@ -229,11 +228,11 @@ fn open_fifo(target: &Path, path: &Path, patience: Duration) -> Result<File, Fai
     let since = Instant::now();
     loop {
         // Without waiting, and so that a wait for a reader has an end.
-        match OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(target) {
-            Err(e) if e.raw_os_error() == Some(libc::ENXIO) && since.elapsed() < patience => {
+        match system::open_read_fifo(target) {
+            Ok(None) if since.elapsed() < patience => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => {
+            Ok(None) => {
                 let waited = crate::units::seconds(patience.as_secs_f64());
                 let message = format!(
                     "nobody has read from this pipe for {waited}; start its reader, or name a file"
@@ -247,31 +246,15 @@ fn open_fifo(target: &Path, path: &Path, patience: Duration) -> Result<File, Fai
             Err(_) => {
                 return OpenOptions::new().append(true).open(target).map_err(|e| refuse(path, e));
             }
-            Ok(file) => {
-                // From here on a write waits for the reader, and fails when the last one has left.
-                let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| refuse(path, e))?;
-                rustix::fs::fcntl_setfl(&file, flags - rustix::fs::OFlags::NONBLOCK)
-                    .map_err(|e| refuse(path, e))?;
-                return Ok(file);
-            }
+            Ok(Some(file)) => return Ok(file),
         }
     }
 }
 
-/// Whether somebody has this FIFO open for reading.
-fn has_reader(fifo: &Path) -> bool {
-    let opened = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(fifo);
-    !opened.is_err_and(|e| e.raw_os_error() == Some(libc::ENXIO))
-}
-
 /// Whether it is the same stream as standard output.
 fn is_standard_output(file: &File) -> bool {
-    use std::os::fd::AsFd;
-    let stdout =
-        io::stdout().as_fd().try_clone_to_owned().map(File::from).and_then(|f| f.metadata());
-    let same =
-        |a: Metadata, b: Metadata| (a.dev(), a.ino(), a.rdev()) == (b.dev(), b.ino(), b.rdev());
-    stdout.ok().zip(file.metadata().ok()).is_some_and(|(a, b)| same(a, b))
+    let stdout = system::duplicate(io::stdout()).and_then(|stdout| system::identity(&stdout));
+    stdout.ok().zip(system::identity(file).ok()).is_some_and(|(stdout, file)| stdout == file)
 }
 
 /// Stops the run once nobody reads a FIFO any more, also while nothing is written; ends when dropped.
@@ -331,9 +314,8 @@ fn lock(file: &File, path: &Path) -> Result<(), Failure> {
     match tried {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => {
-            let who =
-                file.metadata().ok().and_then(|m| holder(&m)).map(|pid| format!("process {pid}"));
-            let who = who.unwrap_or_else(|| "another process".into());
+            let who = system::lock_holder(file)
+                .map_or_else(|| "another process".into(), |pid| format!("process {pid}"));
             Err(refuse(
                 path,
                 format!("{who} is writing to it; wait for it to end or name another file"),
@@ -343,16 +325,6 @@ fn lock(file: &File, path: &Path) -> Result<(), Failure> {
             Err(refuse(path, format!("cannot be locked ({e}); name a file on another file system")))
         }
     }
-}
-
-/// The process that holds a lock on this file, as /proc/locks lists it: `1: FLOCK ADVISORY WRITE 123 08:01:456 0 EOF`.
-fn holder(meta: &std::fs::Metadata) -> Option<u32> {
-    let (major, minor) =
-        ((meta.dev() >> 8) & 0xfff, (meta.dev() & 0xff) | ((meta.dev() >> 12) & 0xfff00));
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let key = format!("{major:02x}:{minor:02x}:{}", meta.ino());
-    let line = locks.lines().find(|line| line.split_whitespace().any(|word| word == key))?;
-    line.split_whitespace().nth(4)?.parse().ok().filter(|&pid| pid > 0)
 }
 
 /// What writes a file's content.
@@ -388,12 +360,12 @@ fn put(target: &Path, shown: &Path, fresh: bool, write: Content) -> io::Result<F
     let mut temp = tempfile::Builder::new()
         .prefix(".llmopt-")
         .suffix(".tmp")
-        .append(true)
+        .append(cfg!(unix))
         .tempfile_in(folder)?;
     match std::fs::metadata(target) {
         Ok(meta) => temp.as_file().set_permissions(meta.permissions())?,
         // As a file that is made in the ordinary way has them; a temporary one is its owner's alone.
-        Err(_) => temp.as_file().set_permissions(ordinary_permissions(folder)?)?,
+        Err(_) => temp.as_file().set_permissions(system::ordinary_permissions(folder)?)?,
     }
     {
         let mut buffered = io::BufWriter::new(temp.as_file_mut());
@@ -402,8 +374,7 @@ fn put(target: &Path, shown: &Path, fresh: bool, write: Content) -> io::Result<F
     }
     temp.as_file().sync_all()?;
     lock(temp.as_file(), shown).map_err(|f| io::Error::other(f.message))?;
-    let file = if fresh { temp.persist_noclobber(target) } else { temp.persist(target) }
-        .map_err(|e| e.error)?;
+    let file = system::persist(temp, target, fresh)?;
     // The new name survives a power cut only if the folder is written too; a file system that cannot do it says so here.
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
@@ -411,18 +382,10 @@ fn put(target: &Path, shown: &Path, fresh: bool, write: Content) -> io::Result<F
     Ok(file)
 }
 
-/// The permissions of a file that is made in this folder.
-fn ordinary_permissions(folder: &Path) -> io::Result<std::fs::Permissions> {
-    use std::os::unix::fs::PermissionsExt;
-    let probe = tempfile::Builder::new()
-        .prefix(".llmopt-")
-        .permissions(std::fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder)?;
-    Ok(probe.as_file().metadata()?.permissions())
-}
-
 /// What a [`Writer`] needs of a file, so that a test can make it fail at any call.
 pub trait Backing: Write {
+    /// Before a line: to the end of a regular file.
+    fn to_end(&mut self) -> io::Result<()>;
     /// Cuts or extends to a length.
     fn cut(&mut self, length: u64) -> io::Result<()>;
     /// Makes what is written survive a power cut.
@@ -430,6 +393,10 @@ pub trait Backing: Write {
 }
 
 impl Backing for File {
+    fn to_end(&mut self) -> io::Result<()> {
+        system::to_end(self)
+    }
+
     fn cut(&mut self, length: u64) -> io::Result<()> {
         self.set_len(length)
     }
@@ -440,6 +407,10 @@ impl Backing for File {
 }
 
 impl Backing for io::Stdout {
+    fn to_end(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn cut(&mut self, _length: u64) -> io::Result<()> {
         Ok(())
     }
@@ -506,16 +477,13 @@ impl<B: Backing> Writer<B> {
     /// Writes one line (with its line end) by one call. If only a part of it could be written, that part is cut back.
     pub fn line(&mut self, line: &[u8]) -> Result<(), WriteError> {
         let mut sent = 0;
-        let mut wrote = Ok(());
-        while let Some(rest) = line.get(sent..).filter(|rest| !rest.is_empty()) {
+        let mut wrote = if self.regular { self.backing.to_end() } else { Ok(()) };
+        while let Some(rest) = line.get(sent..).filter(|rest| wrote.is_ok() && !rest.is_empty()) {
             match self.backing.write(rest) {
                 Ok(0) => wrote = Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => sent += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => wrote = Err(e),
-            }
-            if wrote.is_err() {
-                break;
             }
         }
         match wrote.and_then(|()| self.backing.flush()) {
@@ -583,7 +551,7 @@ impl<B: Backing> Writer<B> {
 
     /// Bytes in the pipe that nobody has read.
     fn unread(&self) -> u64 {
-        self.fifo.as_ref().and_then(|fifo| rustix::io::ioctl_fionread(&fifo.pipe).ok()).unwrap_or(0)
+        self.fifo.as_ref().map_or(0, |fifo| system::unread(&fifo.pipe))
     }
 
     /// For a FIFO: stops `control`'s run once nobody reads from it any more, also while nothing is written.
@@ -593,7 +561,7 @@ impl<B: Backing> Writer<B> {
         let (gone, over, target) = (watch.gone.clone(), watch.over.clone(), self.target.clone());
         let work = move || {
             while !over.load(Ordering::SeqCst) {
-                if !has_reader(&target) {
+                if !system::has_reader(&target) {
                     gone.store(true, Ordering::SeqCst);
                     return control.stop(Stopping::Now);
                 }
@@ -607,7 +575,7 @@ impl<B: Backing> Writer<B> {
     pub fn undelivered(&self, watch: Option<&ReaderWatch>, complete: bool) -> Option<Failure> {
         self.fifo.as_ref()?;
         let lost = if complete {
-            self.unread() > 0 && !has_reader(&self.target)
+            self.unread() > 0 && !system::has_reader(&self.target)
         } else {
             watch.is_some_and(ReaderWatch::gone)
         };
@@ -684,6 +652,10 @@ mod tests {
     }
 
     impl Backing for Faulty {
+        fn to_end(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
         fn cut(&mut self, length: u64) -> io::Result<()> {
             self.bytes.truncate(length as usize);
             Ok(())
@@ -894,8 +866,7 @@ mod tests {
     fn a_fifo_says_how_many_answers_its_reader_took() {
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path());
-        let mut reader =
-            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let mut reader = system::open_without_waiting(&path).unwrap();
         let mut writer =
             PreparedOutput::open(&path, Existing::Refuse).unwrap().commit(0, false).unwrap();
         writer.header(b"id\n").unwrap();

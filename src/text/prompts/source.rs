@@ -3,14 +3,14 @@
 //! Over 500 lines: kinds of files are told, opened and refused by one set of rules.
 
 use super::record::InputError;
+use crate::system::{self, FileIdentity};
 use crate::units::shown;
 use sha2::{Digest, Sha256};
 use std::fs::{File, Metadata};
 use std::io::{self, BufRead, BufReader, IsTerminal, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long a FIFO may go without a writer, in hundredths of a second.
 const TIMEOUT: u32 = 200;
@@ -36,28 +36,38 @@ pub(super) struct Source {
 /// What shows that a file is still the one that was looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Look {
-    device: u64,
-    inode: u64,
+    identity: FileIdentity,
+    content: Content,
+}
+
+/// What of it changes when a file is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Content {
     length: u64,
-    /// Seconds and nanoseconds of its last change.
-    modified: (i64, i64),
+    modified: Option<SystemTime>,
+}
+
+impl Content {
+    fn of(meta: &Metadata) -> Content {
+        Content { length: meta.len(), modified: meta.modified().ok() }
+    }
 }
 
 impl Look {
-    fn of(meta: &Metadata) -> Look {
-        Look {
-            device: meta.dev(),
-            inode: meta.ino(),
-            length: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-        }
+    fn at(path: &Path, meta: &Metadata) -> io::Result<Look> {
+        Ok(Look { identity: system::identity_at(path)?, content: Content::of(meta) })
+    }
+
+    fn of(file: &File) -> io::Result<Look> {
+        let content = Content::of(&file.metadata()?);
+        Ok(Look { identity: system::identity(file)?, content })
     }
 }
 
 /// An ordinary file whose every piece is checked to be of the file that was looked at.
 struct Watched {
     file: File,
-    look: Look,
+    content: Content,
     sha: Option<Sha256>,
     digest: Arc<Mutex<Option<[u8; 32]>>>,
 }
@@ -71,7 +81,7 @@ fn changed() -> io::Error {
 impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.file.read(buffer)?;
-        if Look::of(&self.file.metadata()?) != self.look {
+        if Content::of(&self.file.metadata()?) != self.content {
             return Err(changed());
         }
         if let Some(sha) = &mut self.sha {
@@ -116,18 +126,15 @@ impl Source {
         if kind.is_dir() {
             return Ok(Source { folder: true, ..source(None) });
         }
-        if kind.is_socket() || kind.is_block_device() {
+        if system::is_socket_or_disk(&meta) {
             return Err(bad("is not a file of prompts but a device or socket".to_string()));
         }
         if kind.is_file() {
-            return Ok(Source { first_look: Some(Look::of(&meta)), ..source(None) });
+            let look = Look::at(path, &meta).map_err(|e| bad(why(&e)))?;
+            return Ok(Source { first_look: Some(look), ..source(None) });
         }
         // A FIFO or character device. Opening a FIFO waits for a writer, perhaps for ever: so do not wait, and look for one.
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|e| bad(why(&e)))?;
+        let file = system::open_without_waiting(path).map_err(|e| bad(why(&e)))?;
         let pipe = Pipe { file, begun: false, waited: 0 };
         Ok(source(Some(Box::new(Unpacked::new(Box::new(BufReader::new(pipe)))))))
     }
@@ -166,7 +173,9 @@ impl Source {
     #[cfg(feature = "parquet")]
     pub fn unchanged(&self) -> io::Result<()> {
         match self.first_look {
-            Some(first) if Look::of(&std::fs::metadata(&self.path)?) != first => Err(changed()),
+            Some(first) if Look::at(&self.path, &std::fs::metadata(&self.path)?)? != first => {
+                Err(changed())
+            }
             _ => Ok(()),
         }
     }
@@ -251,11 +260,16 @@ impl Source {
     /// The ordinary file from its beginning, if it still is the one that was looked at.
     fn watched(&self) -> io::Result<Reader> {
         let file = File::open(&self.path)?;
-        let look = Look::of(&file.metadata()?);
+        let look = Look::of(&file)?;
         if self.first_look.is_some_and(|first| first != look) {
             return Err(changed());
         }
-        let watched = Watched { file, look, sha: Some(Sha256::new()), digest: self.digest.clone() };
+        let watched = Watched {
+            file,
+            content: look.content,
+            sha: Some(Sha256::new()),
+            digest: self.digest.clone(),
+        };
         Ok(Box::new(BufReader::with_capacity(1 << 16, watched)))
     }
 
@@ -483,7 +497,7 @@ impl Read for Pipe {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let pause = match self.file.read(buffer) {
-                Ok(0) if !self.begun && self.file.metadata()?.file_type().is_fifo() => {
+                Ok(0) if !self.begun && system::is_fifo(&self.file.metadata()?) => {
                     self.waited += 1;
                     if self.waited > TIMEOUT {
                         return Err(io::Error::other("nobody writes to this pipe"));
