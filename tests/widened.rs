@@ -83,7 +83,7 @@ fn a_model_of_every_type_has_the_bits_of_its_values_in_f32() {
             "no kernel computes {} as stored: widened to f32 at load, {before} become {after}",
             kind.name
         );
-        assert_eq!(PackedModel::notes(&stored, FormatPlan::AsStored), [said.clone()]);
+        assert_eq!(PackedModel::notes(&stored, FormatPlan::AsStored), vec![said.clone()]);
         assert_eq!(PackedModel::widened(&stored, FormatPlan::AsStored), Some(said));
         assert_eq!(PackedModel::widened(&wide, FormatPlan::AsStored), None);
         let scores = logits(packed);
