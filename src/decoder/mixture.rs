@@ -15,7 +15,7 @@ fn choose(mixture: &Mixture, scores: &[f32], bias: Option<&[f32]>, out: &mut [Ch
     let Mixture { experts, routing, normalized, scale, .. } = *mixture;
     let scores = &scores[..experts];
     let sigmoid = |s: f32| 1.0 / (1.0 + (-f64::from(s)).exp());
-    // What decides: scores and probabilities of the softmax have one order.
+    // Experts are ranked by their scores where routing is by softmax: its probabilities have the same order.
     let rank = |e: usize| {
         let own =
             if routing == Routing::Sigmoid { sigmoid(scores[e]) } else { f64::from(scores[e]) };
