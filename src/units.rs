@@ -156,6 +156,11 @@ pub fn shown(text: &str) -> String {
         .collect()
 }
 
+/// A path as [`shown`] shows text.
+pub fn shown_path(path: &std::path::Path) -> String {
+    shown(&path.display().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

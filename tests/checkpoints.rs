@@ -5,7 +5,7 @@ mod common;
 
 use common::{Stored, Tiny, Values};
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
-use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
+use llmopt::decoder::{Batch, Decoder, LogitsOutput, LogitsRequest, Segment};
 use llmopt::kernels::{Format, KernelSet};
 use llmopt::model::{Model, OpenOptions, Role, open};
 use llmopt::text::{Content, PromptEncoder};
@@ -58,9 +58,10 @@ fn answer(model: &Model, prompt: &[u32], tokens: usize) -> Vec<u32> {
     let (mut ids, mut next, mut start) = (Vec::new(), prompt.to_vec(), 0);
     while ids.len() < tokens {
         let rows = next.len().min(64);
-        let want = if rows == next.len() { Want::Argmax } else { Want::Nothing };
+        let logits =
+            if rows == next.len() { LogitsRequest::Argmax } else { LogitsRequest::Nothing };
         let segment =
-            Segment { slot, start, tokens: 0..rows, want, padding_rows: 0, padded_context: 0 };
+            Segment { slot, start, tokens: 0..rows, logits, padding_rows: 0, padded_context: 0 };
         let mut outputs = Vec::new();
         decoder
             .forward(
@@ -70,7 +71,7 @@ fn answer(model: &Model, prompt: &[u32], tokens: usize) -> Vec<u32> {
             .expect("a step");
         start += rows;
         next.drain(..rows);
-        if let Output::Argmax(id, _) = outputs[0] {
+        if let LogitsOutput::Argmax(id, _) = outputs[0] {
             ids.push(id);
             next = vec![id];
         }

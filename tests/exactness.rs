@@ -6,7 +6,7 @@ mod common;
 
 use common::{Stored, Tiny, Values};
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
-use llmopt::decoder::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot};
+use llmopt::decoder::{Batch, Capacity, DecodeError, Decoder, LogitsOutput, Opened, Slot};
 use llmopt::engine::{
     BatchingPolicy, Choices, Completion, Engine, EngineConfig, Event, Extras, FinishReason,
     PaddingPolicy, PrefixPolicy, Request, Sampling, SamplingPolicy, StopRules, StoppingPolicy,
@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex};
 type Ids = Vec<u32>;
 
 /// Everything the decoder answered, by the whole context it answered to.
-type Heard = Arc<Mutex<Vec<(Ids, Output)>>>;
+type Heard = Arc<Mutex<Vec<(Ids, LogitsOutput)>>>;
 
 /// A decoder that writes down what the one inside answers.
 struct Recorder {
@@ -63,12 +63,16 @@ impl Decoder for Recorder {
         self.contexts.insert(slot, self.contexts[&parent][..at].to_vec());
         Some(slot)
     }
-    fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+    fn forward(
+        &mut self,
+        batch: &Batch,
+        outputs: &mut Vec<LogitsOutput>,
+    ) -> Result<(), DecodeError> {
         self.inner.forward(batch, outputs)?;
         for (segment, output) in batch.segments.iter().zip(outputs.iter()) {
             let context = self.contexts.get_mut(&segment.slot).unwrap();
             context.extend(&batch.tokens[segment.tokens.clone()]);
-            if *output != Output::Nothing {
+            if *output != LogitsOutput::Nothing {
                 self.heard.lock().unwrap().push((context.clone(), output.clone()));
             }
         }
@@ -152,7 +156,7 @@ impl Setting {
     }
 
     /// Runs the requests, submitted in two halves with a few steps between them; the tokens of each, and what was heard.
-    fn run(&self, models: &Models, requests: &[Request]) -> (Vec<Ids>, Vec<(Ids, Output)>) {
+    fn run(&self, models: &Models, requests: &[Request]) -> (Vec<Ids>, Vec<(Ids, LogitsOutput)>) {
         let (done, heard) = self.complete(models, requests);
         let tokens = done.into_iter().map(|completion| {
             assert_eq!(completion.reason, FinishReason::Length);
@@ -166,7 +170,7 @@ impl Setting {
         &self,
         models: &Models,
         requests: &[Request],
-    ) -> (Vec<Completion>, Vec<(Ids, Output)>) {
+    ) -> (Vec<Completion>, Vec<(Ids, LogitsOutput)>) {
         let heard = Heard::default();
         let recorder = Recorder {
             inner: Box::new(self.decoder(models)),
@@ -276,7 +280,7 @@ impl Subject {
             let (mut tokens, heard) = alone.run(&subject.models, std::slice::from_ref(request));
             subject.tokens.append(&mut tokens);
             for (context, output) in heard {
-                let Output::Logits(scores) = output else {
+                let LogitsOutput::Logits(scores) = output else {
                     panic!("the reference asks for all scores")
                 };
                 assert!(
@@ -321,28 +325,28 @@ impl Subject {
 }
 
 /// Whether an answer is what these scores say, bit for bit.
-fn same(scores: &[f32], output: &Output) -> bool {
+fn same(scores: &[f32], output: &LogitsOutput) -> bool {
     let mut ranked: Vec<u32> = (0..scores.len() as u32).collect();
     let better = |a: &u32, b: &u32| {
         scores[*b as usize].partial_cmp(&scores[*a as usize]).unwrap().then(a.cmp(b))
     };
     let same_bits = |id: u32, score: f32| scores[id as usize].to_bits() == score.to_bits();
     match output {
-        Output::Nothing => true,
-        Output::Argmax(id, score) => {
+        LogitsOutput::Nothing => true,
+        LogitsOutput::Argmax(id, score) => {
             ranked.iter().copied().min_by(|a, b| better(a, b)) == Some(*id)
                 && same_bits(*id, *score)
         }
-        Output::TopK(candidates) => {
+        LogitsOutput::TopK(candidates) => {
             ranked.sort_by(better);
             candidates.iter().zip(&ranked).all(|(c, id)| c.0 == *id && same_bits(c.0, c.1))
                 && !candidates.is_empty()
         }
-        Output::Logits(_) | Output::LogitsAndArgmax(..) => {
+        LogitsOutput::Logits(_) | LogitsOutput::LogitsAndArgmax(..) => {
             let all = output.scores().unwrap();
             let best = ranked.iter().copied().min_by(|a, b| better(a, b));
             all.len() == scores.len()
-                && !matches!(output, Output::LogitsAndArgmax(_, id) if best != Some(*id))
+                && !matches!(output, LogitsOutput::LogitsAndArgmax(_, id) if best != Some(*id))
                 && all.iter().zip(scores).all(|(a, b)| a.to_bits() == b.to_bits())
         }
     }
@@ -833,12 +837,12 @@ fn choices_after_a_prompt_have_the_scores_of_prompt_and_choice_alone_also_where_
             let mut decoder = alone.decoder(&models);
             let all = [&prompt[..], &choice[..choice.len() - 1]].concat();
             let slot = decoder.open(&all, all.len(), false).unwrap().slot;
-            let (want, tokens) = (llmopt::decoder::Want::AllLogits, 0..all.len());
+            let (logits, tokens) = (llmopt::decoder::LogitsRequest::AllLogits, 0..all.len());
             let segment = llmopt::decoder::Segment {
                 slot,
                 start: 0,
                 tokens,
-                want,
+                logits,
                 padding_rows: 0,
                 padded_context: 0,
             };
@@ -846,7 +850,9 @@ fn choices_after_a_prompt_have_the_scores_of_prompt_and_choice_alone_also_where_
             decoder
                 .forward(&Batch { tokens: all.clone(), segments: vec![segment] }, &mut outputs)
                 .unwrap();
-            let Output::Logits(scores) = &outputs[0] else { panic!("all scores were asked for") };
+            let LogitsOutput::Logits(scores) = &outputs[0] else {
+                panic!("all scores were asked for")
+            };
             let rows: Vec<&[f32]> = scores.chunks_exact(301).skip(prompt.len() - 1).collect();
             rows.iter().zip(choice).map(|(row, token)| log_probability(row, *token)).sum()
         };

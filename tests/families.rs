@@ -6,7 +6,7 @@ mod common;
 
 use common::Tiny;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
-use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
+use llmopt::decoder::{Batch, Decoder, LogitsOutput, LogitsRequest, Segment};
 use llmopt::kernels::{Format, KernelSet};
 use llmopt::model::{self, Model, OpenOptions};
 use serde_json::Value;
@@ -91,9 +91,10 @@ fn answer(
     let (mut next, mut start, mut ids, mut first) = (prompt.to_vec(), 0, Vec::new(), Vec::new());
     while ids.len() < count {
         let rows = next.len().min(chunk);
-        let want = if rows == next.len() { Want::Logits } else { Want::Nothing };
+        let logits =
+            if rows == next.len() { LogitsRequest::Logits } else { LogitsRequest::Nothing };
         let segment =
-            Segment { slot, start, tokens: 0..rows, want, padding_rows: 0, padded_context: 0 };
+            Segment { slot, start, tokens: 0..rows, logits, padding_rows: 0, padded_context: 0 };
         let mut outputs = Vec::new();
         decoder
             .forward(
@@ -103,7 +104,7 @@ fn answer(
             .unwrap();
         start += rows;
         next.drain(..rows);
-        let Output::Logits(scores) = &outputs[0] else { continue };
+        let LogitsOutput::Logits(scores) = &outputs[0] else { continue };
         let best = (0..scores.len()).rev().max_by(|a, b| scores[*a].total_cmp(&scores[*b])).unwrap()
             as u32;
         if ids.is_empty() {

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Gguf, Random, Tensor, Tiny, Value};
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
-use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
+use llmopt::decoder::{Batch, Decoder, LogitsOutput, LogitsRequest, Segment};
 use llmopt::kernels::{Format, KernelSet};
 use llmopt::model::{self, Mixer, Model, ModelSpec, OpenOptions, Role};
 use serde_json::Value as Json;
@@ -539,13 +539,13 @@ fn scores(model: &Model) -> Vec<f32> {
         slot,
         start: 0,
         tokens: 0..tokens.len(),
-        want: Want::Logits,
+        logits: LogitsRequest::Logits,
         padding_rows: 0,
         padded_context: 0,
     };
     let mut outputs = Vec::new();
     decoder.forward(&Batch { tokens, segments: vec![segment] }, &mut outputs).unwrap();
-    let Output::Logits(scores) = outputs.remove(0) else { panic!("logits were asked for") };
+    let LogitsOutput::Logits(scores) = outputs.remove(0) else { panic!("logits were asked for") };
     scores
 }
 

@@ -9,26 +9,12 @@ mod process;
 
 use process::{Bench, Ran, essences, finish, records};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 /// The library to preload, compiled once.
 fn shim() -> &'static Path {
     static SHIM: OnceLock<PathBuf> = OnceLock::new();
-    SHIM.get_or_init(|| {
-        process::shared(|folder| {
-            let library = folder.join("faults.so");
-            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/faults.c");
-            let done = Command::new("cc")
-                .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
-                .arg(&library)
-                .arg(source)
-                .status()
-                .unwrap();
-            assert!(done.success());
-            library
-        })
-    })
+    SHIM.get_or_init(|| process::preloadable("faults"))
 }
 
 /// A run with a fault at the `at`-th time that a file whose name has `file` in it comes to `point`.

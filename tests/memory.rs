@@ -12,7 +12,6 @@ use llmopt::kernels::{Format, KvElement, KvShape, PAGE};
 use llmopt::model::{self, Model, OpenOptions, Role};
 use process::Bench;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 const MB: u64 = 1 << 20;
@@ -209,25 +208,9 @@ fn a_claimed_context_costs_nothing_until_it_is_used() {
     assert!(large < small + 16 * MB, "{small} {large}");
 }
 
-/// The library that counts allocations.
-fn counting() -> PathBuf {
-    process::shared(|folder| {
-        let library = folder.join("allocations.so");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/allocations.c");
-        let done = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
-            .arg(&library)
-            .arg(source)
-            .status()
-            .unwrap();
-        assert!(done.success());
-        library
-    })
-}
-
 /// Allocations and bytes of a decode step of one sequence: of a long answer those that a short one has not, for each token.
 fn allocations(layers: usize, hidden: usize, more: &[&str]) -> (f64, f64) {
-    let (bench, counting) = (Bench::new(), counting());
+    let (bench, counting) = (Bench::new(), process::preloadable("allocations"));
     let tiny = Tiny {
         name: format!("counted{layers}"),
         layers,

@@ -9,7 +9,7 @@ use common::{Tiny, Values};
 use llmopt::bench::compare::quality::compare_rows;
 use llmopt::decoder::candle::CandleDecoder;
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
-use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
+use llmopt::decoder::{Batch, Decoder, LogitsOutput, LogitsRequest, Segment};
 use llmopt::kernels::{Format, KernelSet};
 use llmopt::model::{self, Model, OpenOptions};
 use llmopt::text::Tokenizer;
@@ -45,7 +45,7 @@ fn scores(decoder: &mut dyn Decoder, tokens: &[u32], chunk: usize) -> Vec<Vec<f3
             slot,
             start: i * chunk,
             tokens: 0..part.len(),
-            want: Want::AllLogits,
+            logits: LogitsRequest::AllLogits,
             padding_rows: 0,
             padded_context: 0,
         };
@@ -53,7 +53,7 @@ fn scores(decoder: &mut dyn Decoder, tokens: &[u32], chunk: usize) -> Vec<Vec<f3
         decoder
             .forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs)
             .unwrap();
-        let Output::Logits(rows) = &outputs[0] else { panic!("asked for logits") };
+        let LogitsOutput::Logits(rows) = &outputs[0] else { panic!("asked for logits") };
         all.extend(rows.chunks(vocab).map(<[f32]>::to_vec));
     }
     decoder.close(slot);
@@ -156,14 +156,14 @@ fn greedy(decoder: &mut dyn Decoder, prompt: &[u32], count: usize) -> (Vec<u32>,
             slot,
             start,
             tokens: 0..next.len(),
-            want: Want::Logits,
+            logits: LogitsRequest::Logits,
             padding_rows: 0,
             padded_context: 0,
         };
         start += next.len();
         let mut outputs = Vec::new();
         decoder.forward(&Batch { tokens: next, segments: vec![segment] }, &mut outputs).unwrap();
-        let Output::Logits(scores) = outputs.remove(0) else { panic!("asked for logits") };
+        let LogitsOutput::Logits(scores) = outputs.remove(0) else { panic!("asked for logits") };
         tokens.push(argmax(&scores) as u32);
         next = vec![tokens[tokens.len() - 1]];
         all.push(scores);
@@ -211,18 +211,22 @@ fn second_half(decoder: &mut dyn Decoder, window: &[u32]) -> Vec<Vec<f32>> {
     let end = window.len() - 1;
     for start in (0..end).step_by(64) {
         let part = window[start..end.min(start + 64)].to_vec();
-        let want = if start < window.len() / 2 { Want::Nothing } else { Want::AllLogits };
+        let logits = if start < window.len() / 2 {
+            LogitsRequest::Nothing
+        } else {
+            LogitsRequest::AllLogits
+        };
         let segment = Segment {
             slot,
             start,
             tokens: 0..part.len(),
-            want,
+            logits,
             padding_rows: 0,
             padded_context: 0,
         };
         let mut outputs = Vec::new();
         decoder.forward(&Batch { tokens: part, segments: vec![segment] }, &mut outputs).unwrap();
-        if let Output::Logits(rows) = &outputs[0] {
+        if let LogitsOutput::Logits(rows) = &outputs[0] {
             all.extend(rows.chunks(vocab).map(<[f32]>::to_vec));
         }
     }

@@ -267,7 +267,7 @@ fn a_batch_and_a_tokenizer_for_one_request_give_the_ids_of_the_shared_one() {
     std::fs::write(&path, "What is 2+2?\n <|im_end|>\nprivé 🦀\n").unwrap();
     let files = PromptFiles::open(&[path], Some(InputFormat::Txt)).unwrap();
     for record in files.reader() {
-        let content = record.unwrap().asked.unwrap().content;
+        let content = record.unwrap().request.unwrap().content;
         let shared = prompt_encoder.prompt_ids(&content, Some("Be brief."), false).unwrap();
         let turn = llmopt::text::Turn::default();
         let again = llmopt::text::ToEncode {

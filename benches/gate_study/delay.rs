@@ -1,7 +1,7 @@
 //! A decoder whose every forward pass takes longer by a known share, so that a study of the bench gate knows what it has to find. In: a decoder and
 //! a percentage. Out: a decoder with the same outputs. The time is spent inside the pass: observers and trials count it as the pass's own.
 
-use llmopt::decoder::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot};
+use llmopt::decoder::{Batch, Capacity, DecodeError, Decoder, LogitsOutput, Opened, Slot};
 use llmopt::model::ModelSpec;
 use llmopt::units::TokenId;
 use std::time::{Duration, Instant};
@@ -51,7 +51,11 @@ impl Decoder for Delayed {
         self.decoder.fork(parent, at, positions)
     }
 
-    fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+    fn forward(
+        &mut self,
+        batch: &Batch,
+        outputs: &mut Vec<LogitsOutput>,
+    ) -> Result<(), DecodeError> {
         let begin = (self.now)();
         let result = self.decoder.forward(batch, outputs);
         let end = (self.now)();
@@ -83,7 +87,7 @@ impl Decoder for Delayed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use llmopt::decoder::{Segment, Want};
+    use llmopt::decoder::{LogitsRequest, Segment};
     use llmopt::model::Plain;
     use std::sync::{Arc, Mutex};
 
@@ -100,9 +104,13 @@ mod tests {
         fn open(&mut self, _: &[TokenId], _: usize, _: bool) -> Option<Opened> {
             None
         }
-        fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+        fn forward(
+            &mut self,
+            batch: &Batch,
+            outputs: &mut Vec<LogitsOutput>,
+        ) -> Result<(), DecodeError> {
             std::thread::sleep(self.1);
-            outputs.extend(batch.segments.iter().map(|_| Output::Nothing));
+            outputs.extend(batch.segments.iter().map(|_| LogitsOutput::Nothing));
             Ok(())
         }
         fn close(&mut self, _: Slot) {}
@@ -143,12 +151,12 @@ mod tests {
         (Box::new(next), left)
     }
 
-    fn pass(decoder: &mut dyn Decoder) -> Vec<Output> {
+    fn pass(decoder: &mut dyn Decoder) -> Vec<LogitsOutput> {
         let segment = Segment {
             slot: Slot(0),
             start: 0,
             tokens: 0..3,
-            want: Want::Nothing,
+            logits: LogitsRequest::Nothing,
             padding_rows: 0,
             padded_context: 0,
         };

@@ -127,7 +127,7 @@ pub struct ResultDiff {
 impl Results {
     /// Reads a file or a folder of results. The error is one line naming the file and what is wrong with it.
     pub fn read(path: &Path) -> Result<Results, String> {
-        let shown = crate::units::shown(&path.display().to_string());
+        let shown = crate::units::shown_path(path);
         let file = if path.is_dir() { path.join("result.json") } else { path.to_path_buf() };
         let of = if path.is_dir() { "result.json of this folder " } else { "" };
         let told = |e: std::io::Error| format!("{shown}: {of}cannot be read: {e}");
@@ -427,7 +427,7 @@ fn diff(
         i.widened(smallest.unwrap_or(0.0)).half_width().powi(2)
     };
     let rounds = (widen(a, first.smallest) + widen(b, other.smallest)).sqrt();
-    // Two more runs of a setting whose runs are known to differ.
+    // Each side is one more run of a setting whose runs deviate by `s.deviation`: the difference of two has √2 times that.
     let runs = spread
         .iter()
         .find(|s| s.row == name)

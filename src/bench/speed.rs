@@ -1,7 +1,7 @@
 //! Speed of the bare forward pass with fixed token ids: prefill, decode of one sequence, decode of a batch. In: a decoder and counts.
 //! Out: seconds. No stop, no cache, no shared prefix, no sampling beyond the argmax; no statistics.
 
-use crate::decoder::{Batch, DecodeError, Decoder, Output, Segment, Slot, Want};
+use crate::decoder::{Batch, DecodeError, Decoder, LogitsOutput, LogitsRequest, Segment, Slot};
 use crate::units::TokenId;
 use std::time::Instant;
 
@@ -34,17 +34,18 @@ fn run_prompt(
     decoder: &mut dyn Decoder,
     slot: Slot,
     prompt: &[TokenId],
-    outputs: &mut Vec<Output>,
+    outputs: &mut Vec<LogitsOutput>,
 ) -> Result<(), DecodeError> {
     let rows = decoder.capacity().rows.max(1);
     for start in (0..prompt.len()).step_by(rows) {
         let end = (start + rows).min(prompt.len());
-        let want = if end == prompt.len() { Want::Logits } else { Want::Nothing };
+        let logits =
+            if end == prompt.len() { LogitsRequest::Logits } else { LogitsRequest::Nothing };
         let segment = Segment {
             slot,
             start,
             tokens: 0..end - start,
-            want,
+            logits,
             padding_rows: 0,
             padded_context: 0,
         };
@@ -109,7 +110,7 @@ pub fn decode_batch(
                         slot,
                         start: position,
                         tokens: i..i + 1,
-                        want: Want::Argmax,
+                        logits: LogitsRequest::Argmax,
                         padding_rows: 0,
                         padded_context: 0,
                     })

@@ -5,7 +5,7 @@ use super::shard::Shard;
 use crate::cli::Failure;
 use crate::cli::args::{OPENAI_MAX_TOKENS, SharedArgs};
 use crate::pipeline::{Content, Prompt, RecordError};
-use crate::text::prompts::{Given, InputError, Origin, PromptFiles, Reading, Record};
+use crate::text::prompts::{InputError, Origin, OriginalPrompt, PromptFiles, Reading, Record};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -135,7 +135,8 @@ impl Counts {
             if self.new_turns == 1 { "conversation ends" } else { "conversations end" };
         if self.new_turns > 0 {
             lines.push(format!(
-                "{} {conversations} with the assistant: a new turn follows; continue_final_message or --continue-final-message goes on with it",
+                "{} {conversations} with the assistant: a new turn follows; \
+                 continue_final_message or --continue-final-message goes on with it",
                 self.new_turns
             ));
         }
@@ -151,19 +152,19 @@ impl Counts {
 }
 
 fn prepare(record: Record, flags: &SharedArgs, counts: &mut Counts) -> Item {
-    let Record { origin, asked } = record;
-    let openai = matches!(origin.given, Given::OpenAi(_));
-    let prompt = asked.map(|asked| {
-        let mut generation = flags.generation_with(&asked.generation);
-        if assistant_is_last(&asked.content) && !generation.raw {
+    let Record { origin, request } = record;
+    let openai = matches!(origin.prompt, OriginalPrompt::OpenAi(_));
+    let prompt = request.map(|request| {
+        let mut generation = flags.generation_with(&request.generation);
+        if assistant_is_last(&request.content) && !generation.raw {
             generation.turn.continue_final =
-                asked.generation.continue_final_message.unwrap_or(flags.continue_final_message);
+                request.generation.continue_final_message.unwrap_or(flags.continue_final_message);
             counts.new_turns +=
                 u64::from(!generation.turn.continue_final && generation.turn.generation_prompt);
         }
         counts.unlimited +=
-            u64::from(openai && asked.generation.max_tokens.is_none() && !flags.typed.max_tokens);
-        Prompt { id: origin.id.clone(), content: asked.content, generation, accepts_cut: openai }
+            u64::from(openai && request.generation.max_tokens.is_none() && !flags.typed.max_tokens);
+        Prompt { id: origin.id.clone(), content: request.content, generation, accepts_cut: openai }
     });
     (origin, prompt)
 }

@@ -50,7 +50,7 @@ pub fn open_under(loading: &Loading, shared: &SharedArgs) -> Result<Model, Failu
 const MAX_TEMPLATE: u64 = 1 << 20;
 
 fn named(path: &Path) -> String {
-    format!("--chat-template {}", crate::units::shown(&path.display().to_string()))
+    format!("--chat-template {}", crate::units::shown_path(path))
 }
 
 fn read_template(path: &Path) -> Result<String, Failure> {

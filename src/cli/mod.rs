@@ -54,7 +54,7 @@ pub fn main() -> ExitCode {
     let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version end with 0, everything else with 2. A closed pipe is not worth a word.
+            // Help and version end with 0, everything else with 2. That standard output is closed is not told.
             let status = error.exit_code() as u8;
             let _ = plainly(error).print();
             return ExitCode::from(status);

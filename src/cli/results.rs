@@ -4,7 +4,7 @@
 use super::Failure;
 use crate::bench::ablation::result::write_whole;
 use crate::pipeline::DtypePolicy;
-use crate::units::shown;
+use crate::units::{shown, shown_path};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,7 +19,7 @@ impl Folder {
         let told = |what: &str| {
             Failure::usage(format!(
                 "--out {}: {what}; name a folder that can be written",
-                shown(&out.display().to_string())
+                shown_path(out)
             ))
         };
         match std::fs::symlink_metadata(out) {
@@ -57,10 +57,7 @@ impl Folder {
         let path = self.0.join(name);
         let parent = path.parent().map_or(Ok(()), std::fs::create_dir_all);
         let failed = |e: std::io::Error| {
-            Failure::failed(format!(
-                "{}: cannot be written: {e}",
-                shown(&path.display().to_string())
-            ))
+            Failure::failed(format!("{}: cannot be written: {e}", shown_path(&path)))
         };
         parent.and_then(|()| write_whole(&path, text)).map_err(failed)
     }

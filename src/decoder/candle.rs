@@ -2,7 +2,7 @@
 //! and the stock baseline of benchmarks. In and out: as [`super::Decoder`]. It runs one sequence after the other, shares nothing and
 //! does no work on padding. Never candle's `quantized_llama`: its answers are wrong for the default model in q4_1 and q8_0.
 
-use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot, Want};
+use super::{Batch, Capacity, DecodeError, Decoder, LogitsOutput, LogitsRequest, Opened, Slot};
 use crate::kernels::Format;
 use crate::model::{
     Activation, Attention, Ffn, LayerSpec, Mixer, ModelError, ModelSpec, Norm, NormKind, Norms,
@@ -77,18 +77,20 @@ impl CandleDecoder {
     fn segment(
         &self,
         tokens: &[TokenId],
-        want: Want,
+        logits: LogitsRequest,
         sequence: &mut Sequence,
-    ) -> candle_core::Result<Output> {
+    ) -> candle_core::Result<LogitsOutput> {
         let start = sequence.done;
         sequence.done += tokens.len();
-        if want == Want::AllLogits {
+        if logits == LogitsRequest::AllLogits {
             // candle gives the last row's scores only, so the rows run one by one.
             let rows = tokens
                 .iter()
                 .enumerate()
                 .map(|(i, &t)| self.run(&[t], start + i, &mut sequence.cache));
-            return Ok(Output::Logits(rows.collect::<candle_core::Result<Vec<_>>>()?.concat()));
+            return Ok(LogitsOutput::Logits(
+                rows.collect::<candle_core::Result<Vec<_>>>()?.concat(),
+            ));
         }
         let scores = self.run(tokens, start, &mut sequence.cache)?;
         let ranked = |k: usize| {
@@ -100,16 +102,16 @@ impl CandleDecoder {
             all.truncate(k);
             all
         };
-        Ok(match want {
-            Want::Nothing => Output::Nothing,
-            Want::Argmax => {
-                ranked(1).first().map_or(Output::Nothing, |&(id, score)| Output::Argmax(id, score))
-            }
-            Want::TopK(k) => Output::TopK(ranked(k)),
-            Want::Logits | Want::AllLogits => Output::Logits(scores),
-            Want::LogitsAndArgmax => match ranked(1).first() {
-                Some(&(id, _)) => Output::LogitsAndArgmax(scores, id),
-                None => Output::Nothing,
+        Ok(match logits {
+            LogitsRequest::Nothing => LogitsOutput::Nothing,
+            LogitsRequest::Argmax => ranked(1)
+                .first()
+                .map_or(LogitsOutput::Nothing, |&(id, score)| LogitsOutput::Argmax(id, score)),
+            LogitsRequest::TopK(k) => LogitsOutput::TopK(ranked(k)),
+            LogitsRequest::Logits | LogitsRequest::AllLogits => LogitsOutput::Logits(scores),
+            LogitsRequest::LogitsAndArgmax => match ranked(1).first() {
+                Some(&(id, _)) => LogitsOutput::LogitsAndArgmax(scores, id),
+                None => LogitsOutput::Nothing,
             },
         })
     }
@@ -290,14 +292,18 @@ impl Decoder for CandleDecoder {
         Some(Opened { slot: Slot(slot), reused: 0 })
     }
 
-    fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+    fn forward(
+        &mut self,
+        batch: &Batch,
+        outputs: &mut Vec<LogitsOutput>,
+    ) -> Result<(), DecodeError> {
         outputs.clear();
         // Tensors are shared, not copied, so the sequences as they were cost little to keep until all have succeeded.
         let mut advanced = Vec::with_capacity(batch.segments.len());
         for segment in &batch.segments {
             let tokens = &batch.tokens[segment.tokens.clone()];
             if tokens.is_empty() {
-                outputs.push(Output::Nothing);
+                outputs.push(LogitsOutput::Nothing);
                 continue;
             }
             let Some(mut sequence) = self.open.get(segment.slot.0).cloned().flatten() else {
@@ -309,13 +315,13 @@ impl Decoder for CandleDecoder {
                     segment.slot, segment.start
                 )));
             }
-            let output = self.segment(tokens, segment.want, &mut sequence);
+            let output = self.segment(tokens, segment.logits, &mut sequence);
             let output = output.map_err(|e| DecodeError::Broken(format!("candle: {e}")))?;
             let finite = match &output {
-                Output::Nothing => true,
-                Output::Argmax(_, score) => score.is_finite(),
-                Output::TopK(candidates) => candidates.iter().all(|c| c.1.is_finite()),
-                Output::Logits(scores) | Output::LogitsAndArgmax(scores, _) => {
+                LogitsOutput::Nothing => true,
+                LogitsOutput::Argmax(_, score) => score.is_finite(),
+                LogitsOutput::TopK(candidates) => candidates.iter().all(|c| c.1.is_finite()),
+                LogitsOutput::Logits(scores) | LogitsOutput::LogitsAndArgmax(scores, _) => {
                     scores.iter().all(|s| s.is_finite())
                 }
             };

@@ -3,7 +3,7 @@
 //! told to say given tokens, to fail for one sequence, or to panic.
 
 use super::page_table::{PAGE, PageTable};
-use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Slot, Want};
+use super::{Batch, Capacity, DecodeError, Decoder, LogitsOutput, LogitsRequest, Opened, Slot};
 use crate::model::{ModelSpec, Plain};
 use crate::units::TokenId;
 use std::collections::HashMap;
@@ -122,7 +122,7 @@ impl FakeDecoder {
                 ));
             }
             next = segment.tokens.end;
-            if len == 0 && (segment.padding_rows == 0 || segment.want != Want::Nothing) {
+            if len == 0 && (segment.padding_rows == 0 || segment.logits != LogitsRequest::Nothing) {
                 return Err("a segment without tokens is padding and wants nothing".into());
             }
             if seen.contains(&segment.slot) {
@@ -227,7 +227,11 @@ impl Decoder for FakeDecoder {
         Some(opened)
     }
 
-    fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+    fn forward(
+        &mut self,
+        batch: &Batch,
+        outputs: &mut Vec<LogitsOutput>,
+    ) -> Result<(), DecodeError> {
         self.check(batch).map_err(DecodeError::Broken)?;
         assert!(
             self.panics.is_none_or(|token| !batch.tokens.contains(&token)),
@@ -239,9 +243,9 @@ impl Decoder for FakeDecoder {
                 self.cells[cell] = Some(token);
             }
             let last = batch.tokens[segment.tokens.clone()].last().copied();
-            let scored = match segment.want {
-                Want::Nothing => &[],
-                Want::AllLogits => &batch.tokens[segment.tokens.clone()],
+            let scored = match segment.logits {
+                LogitsRequest::Nothing => &[],
+                LogitsRequest::AllLogits => &batch.tokens[segment.tokens.clone()],
                 _ => last.as_slice(),
             };
             if self.not_finite.is_some_and(|token| scored.contains(&token)) {
@@ -251,13 +255,13 @@ impl Decoder for FakeDecoder {
         outputs.clear();
         for segment in &batch.segments {
             let end = segment.start + segment.tokens.len();
-            let rows = if segment.want == Want::AllLogits {
+            let rows = if segment.logits == LogitsRequest::AllLogits {
                 segment.start + 1..end + 1
             } else {
                 end..end + 1
             };
-            if segment.want == Want::Nothing {
-                outputs.push(Output::Nothing);
+            if segment.logits == LogitsRequest::Nothing {
+                outputs.push(LogitsOutput::Nothing);
                 continue;
             }
             let context: Option<Vec<TokenId>> =
@@ -280,12 +284,16 @@ impl Decoder for FakeDecoder {
             let mut ranked: Vec<(TokenId, f32)> =
                 scores[0].iter().enumerate().map(|(id, &s)| (id as TokenId, s)).collect();
             ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            outputs.push(match segment.want {
-                Want::Nothing => Output::Nothing,
-                Want::Argmax => Output::Argmax(ranked[0].0, ranked[0].1),
-                Want::TopK(k) => Output::TopK(ranked.into_iter().take(k).collect()),
-                Want::Logits | Want::AllLogits => Output::Logits(scores.concat()),
-                Want::LogitsAndArgmax => Output::LogitsAndArgmax(scores.concat(), ranked[0].0),
+            outputs.push(match segment.logits {
+                LogitsRequest::Nothing => LogitsOutput::Nothing,
+                LogitsRequest::Argmax => LogitsOutput::Argmax(ranked[0].0, ranked[0].1),
+                LogitsRequest::TopK(k) => LogitsOutput::TopK(ranked.into_iter().take(k).collect()),
+                LogitsRequest::Logits | LogitsRequest::AllLogits => {
+                    LogitsOutput::Logits(scores.concat())
+                }
+                LogitsRequest::LogitsAndArgmax => {
+                    LogitsOutput::LogitsAndArgmax(scores.concat(), ranked[0].0)
+                }
             });
         }
         for segment in &batch.segments {
@@ -321,7 +329,14 @@ mod tests {
     use crate::decoder::Segment;
 
     fn segment(slot: Slot, start: usize, tokens: std::ops::Range<usize>) -> Segment {
-        Segment { slot, start, tokens, want: Want::Argmax, padding_rows: 0, padded_context: 0 }
+        Segment {
+            slot,
+            start,
+            tokens,
+            logits: LogitsRequest::Argmax,
+            padding_rows: 0,
+            padded_context: 0,
+        }
     }
 
     #[test]

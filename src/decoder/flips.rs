@@ -2,7 +2,7 @@
 //! those of the textbook (`tests/common/textbook.rs`), or the model must be refused by name.
 
 use super::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
-use super::{Batch, Decoder, Output, Segment, Want};
+use super::{Batch, Decoder, LogitsOutput, LogitsRequest, Segment};
 use crate::kernels::{Encoding, Format, KernelSet};
 use crate::model::{
     Activation, Attention, Convolution, DeltaNet, Ffn, LayerSpec, LongRope, Mixer, Mixture, Model,
@@ -102,7 +102,7 @@ fn scores(spec: &ModelSpec, chunk: usize) -> Result<Vec<Vec<f32>>, String> {
             slot,
             start: i * chunk,
             tokens,
-            want: Want::AllLogits,
+            logits: LogitsRequest::AllLogits,
             padding_rows: 0,
             padded_context: 0,
         };
@@ -110,7 +110,7 @@ fn scores(spec: &ModelSpec, chunk: usize) -> Result<Vec<Vec<f32>>, String> {
         decoder
             .forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs)
             .expect("a step");
-        let Output::Logits(scores) = &outputs[0] else { panic!("logits were asked for") };
+        let LogitsOutput::Logits(scores) = &outputs[0] else { panic!("logits were asked for") };
         all.extend(scores.chunks(spec.vocab).map(<[f32]>::to_vec));
     }
     Ok(all)

@@ -8,7 +8,7 @@ use super::packed::{
     PackedModel,
 };
 use super::workspace::{AttentionWorkspace, FfnWorkspace, Step, Workspace, shape_of};
-use super::{Batch, DecodeError, Output};
+use super::{Batch, DecodeError, LogitsOutput};
 use crate::kernels::{
     self, Activations, Attending, COLUMNS, Context, HeadsBy, KvArena, PAGE, Panels, Rotation,
     Scores, Scoring, StateArena, Team,
@@ -487,7 +487,7 @@ impl Pass<'_> {
         &mut self,
         batch: &Batch,
         w: &mut Workspace,
-        outputs: &mut Vec<Output>,
+        outputs: &mut Vec<LogitsOutput>,
     ) -> Result<(), DecodeError> {
         let (model, step) = (self.model, self.step);
         let spec = model.spec();
@@ -524,9 +524,11 @@ impl Pass<'_> {
         let mut logits: Vec<Vec<f32>> = batch
             .segments
             .iter()
-            .map(|s| match s.want {
-                super::Want::Logits | super::Want::LogitsAndArgmax => room(spec.vocab),
-                super::Want::AllLogits => room(spec.vocab * s.tokens.len()),
+            .map(|s| match s.logits {
+                super::LogitsRequest::Logits | super::LogitsRequest::LogitsAndArgmax => {
+                    room(spec.vocab)
+                }
+                super::LogitsRequest::AllLogits => room(spec.vocab * s.tokens.len()),
                 _ => Vec::new(),
             })
             .collect();
@@ -537,11 +539,11 @@ impl Pass<'_> {
             team.norm(&w.x, Some(&step.scored), step.scored.len(), &by, spec.hidden, &mut w.last);
             let mut places: Vec<_> =
                 logits.iter_mut().map(|l| l.chunks_exact_mut(spec.vocab)).collect();
-            let mut wants = Vec::with_capacity(step.scored.len());
+            let mut requests = Vec::with_capacity(step.scored.len());
             for &s in &step.scored_for {
-                wants.push(match batch.segments[s].want {
-                    super::Want::Argmax => crate::kernels::ScoreRequest::Argmax,
-                    super::Want::TopK(k) => crate::kernels::ScoreRequest::TopK(k),
+                requests.push(match batch.segments[s].logits {
+                    super::LogitsRequest::Argmax => crate::kernels::ScoreRequest::Argmax,
+                    super::LogitsRequest::TopK(k) => crate::kernels::ScoreRequest::TopK(k),
                     _ => match places[s].next() {
                         Some(place) => crate::kernels::ScoreRequest::All(place),
                         None => {
@@ -553,29 +555,33 @@ impl Pass<'_> {
                 });
             }
             let m = panels_of(model, &model.output, team, &mut w.wide);
-            team.head(&m, &w.last, &scoring, &mut wants)
+            team.head(&m, &w.last, &scoring, &mut requests)
         };
         if let Some(i) = scores.iter().position(|s| *s == Scores::NotFinite) {
             return Err(DecodeError::NotFinite(batch.segments[step.scored_for[i]].slot));
         }
         let mut scores = scores.into_iter();
         for (segment, logits) in batch.segments.iter().zip(logits) {
-            let rows = match segment.want {
-                super::Want::Nothing => 0,
-                super::Want::AllLogits => segment.tokens.len(),
+            let rows = match segment.logits {
+                super::LogitsRequest::Nothing => 0,
+                super::LogitsRequest::AllLogits => segment.tokens.len(),
                 _ => 1,
             };
             let last = scores.by_ref().take(rows).last();
-            outputs.push(match (segment.want, last) {
-                (super::Want::Nothing, _) => Output::Nothing,
-                (super::Want::Logits | super::Want::AllLogits, _) => Output::Logits(logits),
-                (super::Want::LogitsAndArgmax, Some(Scores::All(id))) => {
-                    Output::LogitsAndArgmax(logits, id)
+            outputs.push(match (segment.logits, last) {
+                (super::LogitsRequest::Nothing, _) => LogitsOutput::Nothing,
+                (super::LogitsRequest::Logits | super::LogitsRequest::AllLogits, _) => {
+                    LogitsOutput::Logits(logits)
                 }
-                (_, Some(Scores::Argmax(id, score))) => Output::Argmax(id, score),
-                (_, Some(Scores::TopK(best))) => Output::TopK(best),
-                (want, got) => {
-                    return Err(DecodeError::Broken(format!("{want:?} was answered with {got:?}")));
+                (super::LogitsRequest::LogitsAndArgmax, Some(Scores::All(id))) => {
+                    LogitsOutput::LogitsAndArgmax(logits, id)
+                }
+                (_, Some(Scores::Argmax(id, score))) => LogitsOutput::Argmax(id, score),
+                (_, Some(Scores::TopK(best))) => LogitsOutput::TopK(best),
+                (asked, got) => {
+                    return Err(DecodeError::Broken(format!(
+                        "{asked:?} was answered with {got:?}"
+                    )));
                 }
             });
         }

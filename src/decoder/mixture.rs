@@ -15,17 +15,16 @@ fn choose(mixture: &Mixture, scores: &[f32], bias: Option<&[f32]>, out: &mut [Ch
     let Mixture { experts, routing, normalized, scale, .. } = *mixture;
     let scores = &scores[..experts];
     let sigmoid = |s: f32| 1.0 / (1.0 + (-f64::from(s)).exp());
-    // What decides: scores and probabilities of the softmax have one order.
+    let most = scores.iter().fold(f32::NEG_INFINITY, |a, s| a.max(*s));
+    let exp = |e: usize| f64::from(scores[e] - most).exp();
+    let total: f64 = if routing == Routing::Softmax { (0..experts).map(exp).sum() } else { 0.0 };
+    // Experts are ranked by their scores where routing is by softmax without a bias: its probabilities have the same order.
     let rank = |e: usize| {
         let own =
             if routing == Routing::Sigmoid { sigmoid(scores[e]) } else { f64::from(scores[e]) };
         match (bias, routing) {
             (None, _) => own,
-            (Some(bias), Routing::Softmax) => {
-                let most = scores.iter().fold(f32::NEG_INFINITY, |a, s| a.max(*s));
-                let total: f64 = scores.iter().map(|s| f64::from(s - most).exp()).sum();
-                f64::from(scores[e] - most).exp() / total + f64::from(bias[e])
-            }
+            (Some(bias), Routing::Softmax) => exp(e) / total + f64::from(bias[e]),
             (Some(bias), _) => own + f64::from(bias[e]),
         }
     };
@@ -34,17 +33,12 @@ fn choose(mixture: &Mixture, scores: &[f32], bias: Option<&[f32]>, out: &mut [Ch
     order.sort_by(|a, b| ranks[*b as usize].total_cmp(&ranks[*a as usize]).then(a.cmp(b)));
     order.truncate(out.len());
     order.sort_unstable();
-    let most = scores.iter().fold(f32::NEG_INFINITY, |a, s| a.max(*s));
-    let exp = |e: u32| f64::from(scores[e as usize] - most).exp();
     let mut weights: Vec<f64> = match routing {
         Routing::Sigmoid => order.iter().map(|e| sigmoid(scores[*e as usize])).collect(),
-        Routing::Softmax => {
-            let total: f64 = (0..experts as u32).map(exp).sum();
-            order.iter().map(|e| exp(*e) / total).collect()
-        }
+        Routing::Softmax => order.iter().map(|e| exp(*e as usize) / total).collect(),
         Routing::SoftmaxOfChosen => {
-            let total: f64 = order.iter().map(|e| exp(*e)).sum();
-            order.iter().map(|e| exp(*e) / total).collect()
+            let total: f64 = order.iter().map(|e| exp(*e as usize)).sum();
+            order.iter().map(|e| exp(*e as usize) / total).collect()
         }
     };
     if normalized {

@@ -22,9 +22,9 @@ use crate::units::TokenId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub usize);
 
-/// What a segment wants to know of its LAST row's next-token distribution.
+/// What a segment asks to know of its LAST row's next-token distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Want {
+pub enum LogitsRequest {
     /// Nothing: a prefill chunk that is not the prompt's last.
     Nothing,
     /// The highest score and its id, ties to the lowest id.
@@ -47,10 +47,10 @@ pub struct Segment {
     /// Position (0-based) of the first token; all earlier positions are already in the cache, or in an earlier segment of
     /// this batch, or belong to a shared prefix that such a segment writes.
     pub start: usize,
-    /// The segment's tokens: `batch.tokens[range]`. Empty only for a segment of nothing but padding (`want` is `Nothing` then).
+    /// The segment's tokens: `batch.tokens[range]`. Empty only for a segment of nothing but padding (`logits` is `Nothing` then).
     pub tokens: std::ops::Range<usize>,
     /// What to return for it.
-    pub want: Want,
+    pub logits: LogitsRequest,
     /// Rows to compute in addition and throw away (the audit's padding, `mask` off); 0 for a ragged batch. They go through every
     /// layer, score max(`start` + tokens, `padded_context`) positions each, and write nothing to the sequence's pages. They count as
     /// rows of the batch.
@@ -69,27 +69,27 @@ pub struct Batch {
     pub segments: Vec<Segment>,
 }
 
-/// What a segment gets back; the variants answer [`Want`].
+/// What a segment gets back; the variants answer [`LogitsRequest`].
 #[derive(Debug, Clone, PartialEq)]
-pub enum Output {
-    /// For [`Want::Nothing`].
+pub enum LogitsOutput {
+    /// For [`LogitsRequest::Nothing`].
     Nothing,
     /// (id, score).
     Argmax(TokenId, f32),
     /// (id, score) by descending score.
     TopK(Vec<(TokenId, f32)>),
-    /// `vocab` scores for [`Want::Logits`]; rows × `vocab` for [`Want::AllLogits`].
+    /// `vocab` scores for [`LogitsRequest::Logits`]; rows × `vocab` for [`LogitsRequest::AllLogits`].
     Logits(Vec<f32>),
     /// `vocab` scores and the id of the highest.
     LogitsAndArgmax(Vec<f32>, TokenId),
 }
 
-impl Output {
+impl LogitsOutput {
     /// All scores, where they were asked for.
     pub fn scores(&self) -> Option<&[f32]> {
         match self {
-            Output::Logits(scores) | Output::LogitsAndArgmax(scores, _) => Some(scores),
-            Output::Nothing | Output::Argmax(..) | Output::TopK(_) => None,
+            LogitsOutput::Logits(scores) | LogitsOutput::LogitsAndArgmax(scores, _) => Some(scores),
+            LogitsOutput::Nothing | LogitsOutput::Argmax(..) | LogitsOutput::TopK(_) => None,
         }
     }
 }
@@ -165,7 +165,11 @@ pub trait Decoder: Send {
 
     /// One forward pass. `outputs[i]` answers `batch.segments[i]`. After `NotFinite` nothing has happened: the same batch without that
     /// slot may be run again (positions are written again with the same values).
-    fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError>;
+    fn forward(
+        &mut self,
+        batch: &Batch,
+        outputs: &mut Vec<LogitsOutput>,
+    ) -> Result<(), DecodeError>;
 
     /// Ends a sequence; its positions are free again (shared ones once nobody needs them). If its prefill was not finished, sequences
     /// opened after it that have not run yet must be closed as well (and may be opened again): they may count on what it promised.

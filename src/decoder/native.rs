@@ -8,7 +8,7 @@ pub use super::packed::{FormatPlan, NativeError, Packed, PackedModel, WeightLayo
 use super::forward::{Pass, Rotations};
 use super::page_table::PageTable;
 use super::workspace::{Step, Workspace};
-use super::{Batch, Capacity, DecodeError, Decoder, Opened, Output, Segment, Slot};
+use super::{Batch, Capacity, DecodeError, Decoder, LogitsOutput, Opened, Segment, Slot};
 use crate::kernels::{
     Context, KernelSet, KvArena, KvElement, PAGE, Row, StateArena, StateSegment, Team,
     attention_units,
@@ -293,7 +293,7 @@ impl NativeDecoder {
     fn pass(
         &mut self,
         batch: &Batch,
-        outputs: &mut Vec<Output>,
+        outputs: &mut Vec<LogitsOutput>,
         long: bool,
     ) -> Result<(), DecodeError> {
         if let Some(reason) = self.team.broken() {
@@ -301,7 +301,7 @@ impl NativeDecoder {
         }
         self.plan(batch)?;
         if self.step.rows.is_empty() {
-            outputs.resize(batch.segments.len(), Output::Nothing);
+            outputs.resize(batch.segments.len(), LogitsOutput::Nothing);
             return Ok(());
         }
         let positions = self.step.rows.iter().map(|r| r.position as usize + 1).max().unwrap_or(0);
@@ -404,9 +404,9 @@ impl NativeDecoder {
                 step.rows.resize(step.rows.len() + segment.padding_rows, row);
                 units(first + tokens.len(), segment.padding_rows, segment.padded_context);
             }
-            let scored = match segment.want {
-                super::Want::Nothing => 0,
-                super::Want::AllLogits => tokens.len(),
+            let scored = match segment.logits {
+                super::LogitsRequest::Nothing => 0,
+                super::LogitsRequest::AllLogits => tokens.len(),
                 _ if tokens.is_empty() => {
                     return Err(broken("a segment without tokens wants scores"));
                 }
@@ -477,10 +477,14 @@ impl Decoder for NativeDecoder {
         Some(slot)
     }
 
-    fn forward(&mut self, batch: &Batch, outputs: &mut Vec<Output>) -> Result<(), DecodeError> {
+    fn forward(
+        &mut self,
+        batch: &Batch,
+        outputs: &mut Vec<LogitsOutput>,
+    ) -> Result<(), DecodeError> {
         let vocab = self.model.spec().vocab;
         let scores = outputs.drain(..).filter_map(|output| match output {
-            Output::Logits(scores) | Output::LogitsAndArgmax(scores, _)
+            LogitsOutput::Logits(scores) | LogitsOutput::LogitsAndArgmax(scores, _)
                 if scores.len() == vocab =>
             {
                 Some(scores)
@@ -499,7 +503,7 @@ impl Decoder for NativeDecoder {
         let passed = match long.first() {
             // Long and short sequences of a longrope model turn by different tables: each kind has a pass of its own.
             Some(first) if long.iter().any(|other| other != first) => {
-                outputs.resize(batch.segments.len(), Output::Nothing);
+                outputs.resize(batch.segments.len(), LogitsOutput::Nothing);
                 [false, true].into_iter().try_for_each(|kind| {
                     let mut part = Batch::default();
                     let chosen: Vec<usize> = (0..long.len()).filter(|i| long[*i] == kind).collect();
@@ -551,7 +555,7 @@ impl Decoder for NativeDecoder {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Want;
+    use super::super::LogitsRequest;
     use super::*;
     use crate::kernels::Format;
     use crate::model::Model;
@@ -604,7 +608,7 @@ mod tests {
                 slot: opened.slot,
                 start: i * chunk,
                 tokens: 0..part.len(),
-                want: Want::AllLogits,
+                logits: LogitsRequest::AllLogits,
                 padding_rows: 0,
                 padded_context: 0,
             };
@@ -612,7 +616,7 @@ mod tests {
             decoder
                 .forward(&Batch { tokens: part.to_vec(), segments: vec![segment] }, &mut outputs)
                 .unwrap();
-            let Output::Logits(scores) = &outputs[0] else { panic!("logits were asked for") };
+            let LogitsOutput::Logits(scores) = &outputs[0] else { panic!("logits were asked for") };
             bits.extend(scores.iter().map(|x| x.to_bits()));
         }
         decoder.close(opened.slot);
@@ -677,7 +681,7 @@ mod tests {
                     slot,
                     start: 0,
                     tokens: 0..bad.len(),
-                    want: Want::AllLogits,
+                    logits: LogitsRequest::AllLogits,
                     padding_rows: 0,
                     padded_context: 0,
                 };
@@ -785,12 +789,12 @@ mod tests {
         for set in KernelSet::available() {
             let mut decoder = decoder(&model, set, 2, Memory::Preallocated);
             let slot = decoder.open(&tokens, tokens.len(), false).unwrap().slot;
-            let mut ask = |want| {
+            let mut ask = |logits| {
                 let segment = Segment {
                     slot,
                     start: 0,
                     tokens: 0..tokens.len(),
-                    want,
+                    logits,
                     padding_rows: 0,
                     padded_context: 0,
                 };
@@ -803,15 +807,17 @@ mod tests {
                     .unwrap();
                 outputs.remove(0)
             };
-            let Output::Logits(scores) = ask(Want::Logits) else { panic!("logits were asked for") };
+            let LogitsOutput::Logits(scores) = ask(LogitsRequest::Logits) else {
+                panic!("logits were asked for")
+            };
             let mut ranked: Vec<(TokenId, f32)> =
                 scores.iter().enumerate().map(|(i, s)| (i as TokenId, *s)).collect();
             ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            assert_eq!(ask(Want::Argmax), Output::Argmax(ranked[0].0, ranked[0].1));
-            let both = Output::LogitsAndArgmax(scores, ranked[0].0);
-            assert_eq!(ask(Want::LogitsAndArgmax), both);
-            assert_eq!(ask(Want::TopK(50)), Output::TopK(ranked[..50].to_vec()));
-            assert_eq!(ask(Want::TopK(1000)), Output::TopK(ranked));
+            assert_eq!(ask(LogitsRequest::Argmax), LogitsOutput::Argmax(ranked[0].0, ranked[0].1));
+            let both = LogitsOutput::LogitsAndArgmax(scores, ranked[0].0);
+            assert_eq!(ask(LogitsRequest::LogitsAndArgmax), both);
+            assert_eq!(ask(LogitsRequest::TopK(50)), LogitsOutput::TopK(ranked[..50].to_vec()));
+            assert_eq!(ask(LogitsRequest::TopK(1000)), LogitsOutput::TopK(ranked));
         }
     }
 }

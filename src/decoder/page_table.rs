@@ -517,7 +517,7 @@ impl PageTable {
         self.trie.remove(&key);
         if let Some(number) = self.checkpoint_of(number) {
             match self.awaited(number) {
-                // Who waits for it holds the page; it leaves the trie because it will never be written, or its content is still to come.
+                // A sequence waits for this checkpoint and holds its page: the checkpoint stays, the page alone leaves the trie.
                 true => self.checkpoints[number].iter_mut().for_each(|c| c.page = ROOT),
                 false => self.checkpoints[number] = None,
             }

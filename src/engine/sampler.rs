@@ -3,7 +3,7 @@
 //! and batch cannot change it.
 
 use super::{Extras, Penalties, Request, Sampling, SamplingPolicy};
-use crate::decoder::{Output, Want};
+use crate::decoder::{LogitsOutput, LogitsRequest};
 use crate::text::Mask;
 use crate::units::TokenId;
 use sha2::{Digest, Sha256};
@@ -67,25 +67,25 @@ impl Sampler {
     }
 
     /// What to ask the decoder for; `masked`: only some tokens will be allowed.
-    pub(super) fn want(&self, vocab: usize, masked: bool) -> Want {
+    pub(super) fn logits_request(&self, vocab: usize, masked: bool) -> LogitsRequest {
         match self.method {
-            _ if masked && self.is_favourite() => Want::LogitsAndArgmax,
-            _ if masked || self.all => Want::Logits,
-            Method::Argmax => Want::Argmax,
+            _ if masked && self.is_favourite() => LogitsRequest::LogitsAndArgmax,
+            _ if masked || self.all => LogitsRequest::Logits,
+            Method::Argmax => LogitsRequest::Argmax,
             Method::Candidates
                 if (1..=MAX_CANDIDATES.min(vocab)).contains(&self.sampling.top_k) =>
             {
-                Want::TopK(self.sampling.top_k)
+                LogitsRequest::TopK(self.sampling.top_k)
             }
-            _ => Want::Logits,
+            _ => LogitsRequest::Logits,
         }
     }
 
     /// The token that these scores alone choose, where no answer so far, draw or penalty changes it: most often a constraint allows it, and
     /// no mask is needed then.
-    pub(super) fn favourite(&self, output: &Output) -> Option<TokenId> {
+    pub(super) fn favourite(&self, output: &LogitsOutput) -> Option<TokenId> {
         match output {
-            Output::LogitsAndArgmax(_, id) if self.is_favourite() => Some(*id),
+            LogitsOutput::LogitsAndArgmax(_, id) if self.is_favourite() => Some(*id),
             _ => None,
         }
     }
@@ -99,37 +99,37 @@ impl Sampler {
     /// decoder answered something else than was asked, or no token is allowed.
     pub(super) fn choose(
         &self,
-        output: &Output,
+        output: &LogitsOutput,
         position: usize,
         answer: &[TokenId],
         mask: Option<&Mask>,
     ) -> Option<TokenId> {
         let mut changed = Vec::new();
         let output = match output {
-            Output::Logits(scores) if !self.penalties.are_neutral() => {
+            LogitsOutput::Logits(scores) if !self.penalties.are_neutral() => {
                 changed.extend_from_slice(scores);
                 self.penalties.apply(&mut changed, &self.prompt, answer);
-                Output::Logits(changed)
+                LogitsOutput::Logits(changed)
             }
             other => return self.pick(other, position, mask),
         };
         self.pick(&output, position, mask)
     }
 
-    fn pick(&self, output: &Output, position: usize, mask: Option<&Mask>) -> Option<TokenId> {
+    fn pick(&self, output: &LogitsOutput, position: usize, mask: Option<&Mask>) -> Option<TokenId> {
         match output {
             // A mask needs every score.
-            Output::Argmax(..) | Output::TopK(_) if mask.is_some() => None,
-            Output::Argmax(id, _) => Some(*id),
-            Output::TopK(candidates) => {
+            LogitsOutput::Argmax(..) | LogitsOutput::TopK(_) if mask.is_some() => None,
+            LogitsOutput::Argmax(id, _) => Some(*id),
+            LogitsOutput::TopK(candidates) => {
                 let mut ranked = Ranked { items: candidates.clone(), sorted: candidates.len() };
                 self.draw(&mut ranked, None, position)
             }
-            Output::LogitsAndArgmax(scores, first) => best(scores, *first, mask),
-            Output::Logits(scores) if self.method == Method::Argmax => {
+            LogitsOutput::LogitsAndArgmax(scores, first) => best(scores, *first, mask),
+            LogitsOutput::Logits(scores) if self.method == Method::Argmax => {
                 best(scores, favourite(scores)?, mask)
             }
-            Output::Logits(scores) => {
+            LogitsOutput::Logits(scores) => {
                 let mut ranked = Ranked::of(scores, mask);
                 // The sum over all is made in the order of ids, before anything is sorted.
                 let sum = (self.sampling.top_k == 0 && draws(self.sampling))
@@ -147,7 +147,7 @@ impl Sampler {
                     }
                 }
             }
-            Output::Nothing => None,
+            LogitsOutput::Nothing => None,
         }
     }
 
@@ -362,15 +362,19 @@ mod tests {
         Sampling { temperature, top_p, top_k, seed }
     }
 
-    /// What the decoder answers to `want`.
-    fn answer(scores: &[f32], want: Want) -> Output {
+    /// What the decoder answers to `logits`.
+    fn answer(scores: &[f32], logits: LogitsRequest) -> LogitsOutput {
         let mut ranked = Ranked::of(scores, None);
         ranked.sort_to(scores.len());
-        match want {
-            Want::Argmax => Output::Argmax(ranked.items[0].0, ranked.items[0].1),
-            Want::TopK(k) => Output::TopK(ranked.items.into_iter().take(k).collect()),
-            Want::LogitsAndArgmax => Output::LogitsAndArgmax(scores.to_vec(), ranked.items[0].0),
-            _ => Output::Logits(scores.to_vec()),
+        match logits {
+            LogitsRequest::Argmax => LogitsOutput::Argmax(ranked.items[0].0, ranked.items[0].1),
+            LogitsRequest::TopK(k) => {
+                LogitsOutput::TopK(ranked.items.into_iter().take(k).collect())
+            }
+            LogitsRequest::LogitsAndArgmax => {
+                LogitsOutput::LogitsAndArgmax(scores.to_vec(), ranked.items[0].0)
+            }
+            _ => LogitsOutput::Logits(scores.to_vec()),
         }
     }
 
@@ -405,7 +409,12 @@ mod tests {
     ) -> TokenId {
         let sampler = Sampler::new(&request(s, &[1, 2, 3], extras), policy);
         sampler
-            .choose(&answer(scores, sampler.want(scores.len(), false)), position, said, None)
+            .choose(
+                &answer(scores, sampler.logits_request(scores.len(), false)),
+                position,
+                said,
+                None,
+            )
             .unwrap()
     }
 
@@ -552,8 +561,8 @@ mod tests {
             let few: Vec<f32> = ids.iter().map(|id| scores[*id as usize]).collect();
             for policy in [SamplingPolicy::GreedyBelow(0.3), SamplingPolicy::AlwaysSample] {
                 let sampler = Sampler::new(&request(s, &[1, 2, 3], Extras::default()), policy);
-                let got = sampler.choose(&Output::Logits(scores.clone()), 5, &[], Some(&mask));
-                let alone = sampler.choose(&Output::Logits(few.clone()), 5, &[], None).map(|i| ids[i as usize]);
+                let got = sampler.choose(&LogitsOutput::Logits(scores.clone()), 5, &[], Some(&mask));
+                let alone = sampler.choose(&LogitsOutput::Logits(few.clone()), 5, &[], None).map(|i| ids[i as usize]);
                 prop_assert_eq!(got, alone);
             }
         }

@@ -6,7 +6,7 @@
 
 use super::sequence::Sequence;
 use super::{BatchingPolicy, EngineConfig, Event, PaddingPolicy, PrefixPolicy, Request, Ticket};
-use crate::decoder::{Batch, Capacity, Decoder, Segment, Slot, Want};
+use crate::decoder::{Batch, Capacity, Decoder, LogitsRequest, Segment, Slot};
 use std::collections::VecDeque;
 
 /// See the module's head.
@@ -170,11 +170,11 @@ impl Scheduler {
         }
     }
 
-    /// Fills `batch` with the next step's rows; `planned[i]` belongs to `batch.segments[i]`. `want` says what form of scores a
+    /// Fills `batch` with the next step's rows; `planned[i]` belongs to `batch.segments[i]`. `logits` says what form of scores a
     /// sequence's next token is chosen from.
     pub(super) fn plan(
         &self,
-        want: impl Fn(Slot) -> Want,
+        logits: impl Fn(Slot) -> LogitsRequest,
         batch: &mut Batch,
         planned: &mut Vec<Planned>,
     ) {
@@ -195,10 +195,10 @@ impl Scheduler {
                     slot,
                     start,
                     tokens: first..batch.tokens.len(),
-                    want: match plan.gives {
-                        _ if plan.fork.is_some() => Want::AllLogits,
-                        Some(_) => want(slot),
-                        None => Want::Nothing,
+                    logits: match plan.gives {
+                        _ if plan.fork.is_some() => LogitsRequest::AllLogits,
+                        Some(_) => logits(slot),
+                        None => LogitsRequest::Nothing,
                     },
                     padding_rows: plan.padding,
                     padded_context,

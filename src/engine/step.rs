@@ -12,7 +12,7 @@ use super::{
     Completion, EngineConfig, Event, FinishReason, Observer, Request, Stage, Stop, StopWatch,
     TextDecoders, Ticket,
 };
-use crate::decoder::{Batch, Capacity, DecodeError, Decoder, Output, Slot, Want};
+use crate::decoder::{Batch, Capacity, DecodeError, Decoder, LogitsOutput, LogitsRequest, Slot};
 use crate::text::Mask;
 use crate::units::TokenId;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,7 +32,7 @@ pub struct Engine {
     masks: Masks,
     batch: Batch,
     planned: Vec<Planned>,
-    outputs: Vec<Output>,
+    outputs: Vec<LogitsOutput>,
     chosen: Vec<Chosen>,
 }
 
@@ -203,8 +203,9 @@ impl Engine {
             self.admit(events);
             let vocab = self.decoder.spec().vocab;
             let generations = &self.generations;
-            let want = |slot: Slot| generations[slot.0].as_ref().expect("admitted").want(vocab);
-            self.scheduler.plan(want, &mut self.batch, &mut self.planned);
+            let logits =
+                |slot: Slot| generations[slot.0].as_ref().expect("admitted").logits_request(vocab);
+            self.scheduler.plan(logits, &mut self.batch, &mut self.planned);
             if self.batch.segments.is_empty() {
                 return Ok(());
             }
@@ -480,12 +481,12 @@ impl Engine {
 
 impl Generation {
     /// What form of scores the next token is chosen from.
-    fn want(&self, vocab: usize) -> Want {
+    fn logits_request(&self, vocab: usize) -> LogitsRequest {
         if self.scoring.is_some() {
-            return Want::Logits;
+            return LogitsRequest::Logits;
         }
         let masked = self.constrained.as_ref().is_some_and(|c| c.phase != Phase::Thinking);
-        self.sampler.want(vocab, masked)
+        self.sampler.logits_request(vocab, masked)
     }
 
     /// Whether a mask is wanted for every token: otherwise only where the form forbids what the model says. Which of the two depends on the
@@ -499,14 +500,20 @@ impl Generation {
     }
 
     /// The highest score's token, if the form decides and is known to allow it.
-    fn allowed_favourite(&self, output: &Output) -> Option<TokenId> {
+    fn allowed_favourite(&self, output: &LogitsOutput) -> Option<TokenId> {
         let constrained = self.constrained.as_ref().filter(|c| c.phase == Phase::Bound)?;
         let token = self.sampler.favourite(output)?;
         (constrained.cell.allows(token) == Some(true)).then_some(token)
     }
 
     /// The next token by these scores; `None` if they are not what was asked for.
-    fn choose(&self, slot: Slot, output: &Output, position: usize, vocab: usize) -> Option<Chosen> {
+    fn choose(
+        &self,
+        slot: Slot,
+        output: &LogitsOutput,
+        position: usize,
+        vocab: usize,
+    ) -> Option<Chosen> {
         let token = match self.allowed_favourite(output) {
             Some(token) => token,
             None => {
@@ -517,7 +524,7 @@ impl Generation {
                 let Some(token) =
                     self.sampler.choose(output, position, self.watch.tokens(), mask.as_ref())
                 else {
-                    // No token of the model's may come next.
+                    // The mask allows none of the model's tokens.
                     let dead = mask.filter(|_| output.scores().is_some())?;
                     debug_assert!((0..vocab as TokenId).all(|id| !dead.allows(id)));
                     return Some(Chosen::Nothing {
@@ -546,7 +553,7 @@ impl Generation {
                     constrained.phase = Phase::Opening(n + 1);
                     Ok(())
                 }
-                // What the form allows is the form's, also where it begins like a mark.
+                // A token that both the form and a thought's opening mark begin with is the form's.
                 Phase::Either => {
                     match constrained.cell.advance(|matching| matching.consume_all(&[token])) {
                         Ok(0) if constrained.open.first() == Some(&token) => {

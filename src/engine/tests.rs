@@ -3,7 +3,7 @@
 use super::stopping::tests::{Ascii, rules};
 use super::*;
 use crate::decoder::fake::FakeDecoder;
-use crate::decoder::{Batch, Capacity, DecodeError, Want};
+use crate::decoder::{Batch, Capacity, DecodeError, LogitsRequest};
 use crate::text::{Constraint, Grammars, Words};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -440,18 +440,18 @@ fn with_mask_and_queue_off_finished_rows_are_computed_until_the_batch_ends() {
 
 #[test]
 fn the_form_of_scores_asked_for_follows_the_sampling_policy() {
-    let wants = |sampling, temperature| {
+    let asked = |sampling, temperature| {
         let fake = FakeDecoder::new(VOCAB, capacity(1, 64, 64));
         let log = fake.log();
         let mut engine = engine(fake, EngineConfig { sampling, ..config() });
         engine.submit(request(1, &[1, 2], 1, temperature));
         drain(&mut engine).unwrap();
-        log.lock().unwrap()[0].segments[0].want
+        log.lock().unwrap()[0].segments[0].logits
     };
-    assert_eq!(wants(SamplingPolicy::AlwaysSample, 0.0), Want::Logits);
-    assert_eq!(wants(SamplingPolicy::AlwaysSample, 0.2), Want::Logits);
-    assert_eq!(wants(SamplingPolicy::GreedyBelow(0.3), 0.2), Want::Argmax);
-    assert_eq!(wants(SamplingPolicy::GreedyBelow(0.3), 0.5), Want::TopK(7));
+    assert_eq!(asked(SamplingPolicy::AlwaysSample, 0.0), LogitsRequest::Logits);
+    assert_eq!(asked(SamplingPolicy::AlwaysSample, 0.2), LogitsRequest::Logits);
+    assert_eq!(asked(SamplingPolicy::GreedyBelow(0.3), 0.2), LogitsRequest::Argmax);
+    assert_eq!(asked(SamplingPolicy::GreedyBelow(0.3), 0.5), LogitsRequest::TopK(7));
 }
 
 #[test]

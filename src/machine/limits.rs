@@ -433,7 +433,9 @@ mod tests {
             status,
             (
                 "proc/self/limits",
-                "Limit  Soft Limit  Hard Limit  Units\nMax data size   unlimited  unlimited  bytes\nMax address space  2048000  unlimited  bytes\n",
+                "Limit  Soft Limit  Hard Limit  Units\n\
+                 Max data size   unlimited  unlimited  bytes\n\
+                 Max address space  2048000  unlimited  bytes\n",
             ),
         ]);
         assert_eq!(files.resource_limit_left(), Some(2048000 - 1024000));

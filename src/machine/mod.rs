@@ -112,11 +112,6 @@ impl Machine {
         ["avx512bf16", "amx-bf16", "bf16"].iter().any(|f| self.has(f))
     }
 
-    /// Whether the CPU has instructions for int8 dot products (VNNI, AMX, dotprod, i8mm).
-    pub fn native_int8_dot(&self) -> bool {
-        ["avx512vnni", "avxvnni", "amx-int8", "dotprod", "i8mm"].iter().any(|f| self.has(f))
-    }
-
     /// Names of the detected features.
     pub fn present(&self) -> Vec<&str> {
         self.features.iter().filter(|f| f.detected).map(|f| f.name.as_str()).collect()

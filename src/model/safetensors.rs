@@ -256,12 +256,14 @@ fn only_file(folder: &Folder) -> Result<String, ModelError> {
         [one] => Ok(one.clone()),
         [] => Err(invalid(
             folder.path,
-            "the folder has no file *.safetensors; a checkpoint has config.json, model.safetensors (or several *.safetensors) and tokenizer.json",
+            "the folder has no file *.safetensors; a checkpoint has config.json, \
+             model.safetensors (or several *.safetensors) and tokenizer.json",
         )),
         [first, second, ..] => Err(invalid(
             folder.path,
             format_args!(
-                "the folder has several files such as {first} and {second}, and neither {USUAL} nor {USUAL}.index.json, which says what is in which"
+                "the folder has several files such as {first} and {second}, and neither {USUAL} \
+                 nor {USUAL}.index.json, which says what is in which"
             ),
         )),
     }
@@ -288,7 +290,8 @@ fn header(source: &Source) -> Result<Vec<(String, Found)>, ModelError> {
     let len = u64::from_le_bytes(len);
     if len > MAX_HEADER || len > source.len().saturating_sub(8) {
         return Err(error(&format_args!(
-            "the header is said to be {len} bytes, but the file has {} and at most {MAX_HEADER} are read; it is cut off or not a safetensors file",
+            "the header is said to be {len} bytes, but the file has {} and at most {MAX_HEADER} \
+             are read; it is cut off or not a safetensors file",
             source.len()
         )));
     }

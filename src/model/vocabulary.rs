@@ -694,7 +694,8 @@ pub(super) fn from_gguf(file: &Gguf) -> Result<Vocabulary, ModelError> {
         }
         other => {
             return Err(file.error(format_args!(
-                "metadata 'tokenizer.ggml.model' is '{}', which is not supported; gpt2 (byte-level BPE), llama (SentencePiece) and gemma4 are",
+                "metadata 'tokenizer.ggml.model' is '{}', which is not supported; gpt2 \
+                 (byte-level BPE), llama (SentencePiece) and gemma4 are",
                 shown(other)
             )));
         }

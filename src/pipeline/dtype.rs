@@ -4,7 +4,7 @@
 
 use super::{DtypePolicy, PipelineConfig, QuantizedPolicy};
 use crate::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
-use crate::decoder::{Batch, Decoder, Segment, Want};
+use crate::decoder::{Batch, Decoder, LogitsRequest, Segment};
 use crate::kernels::{Encoding, Format, KernelSet, KvElement};
 use crate::model::{
     Model, ModelError, ModelSpec, Role, Vocabulary, Weights, is_matrix, matrices, roles,
@@ -288,7 +288,7 @@ fn time_layers(
             slot: opened.slot,
             start: 0,
             tokens: row..row + 1,
-            want: Want::Argmax,
+            logits: LogitsRequest::Argmax,
             padding_rows: 0,
             padded_context: 0,
         });

@@ -384,7 +384,8 @@ impl Pipeline {
             if loaded.is_packed(dtype.plan) { 0 } else { PackedModel::estimate(model, dtype.plan) };
         let refuse = |kv: u64, scratch: u64, have: u64| {
             PipelineError::Memory(format!(
-                "not enough memory: weights as {} need {}{}, keys and values {}, working memory {}, and {} are left; a smaller model, --dtype, --batch-size or --kv-memory may fit",
+                "not enough memory: weights as {} need {}{}, keys and values {}, working memory {}, \
+                 and {} are left; a smaller model, --dtype, --batch-size or --kv-memory may fit",
                 dtype.name,
                 Bytes(weights),
                 PackedModel::widened(model, dtype.plan)

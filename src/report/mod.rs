@@ -130,23 +130,6 @@ impl Table {
         row.resize(self.columns.len(), Cell::empty());
         self.rows.push(row);
     }
-
-    /// The table without columns in which every cell shows the same (the first column always stays).
-    pub fn varying(mut self) -> Table {
-        if self.rows.len() < 2 {
-            return self;
-        }
-        let keep: Vec<bool> = (0..self.columns.len())
-            .map(|c| c == 0 || self.rows.iter().any(|r| r[c].shown != self.rows[0][c].shown))
-            .collect();
-        let mut kept = keep.iter();
-        self.columns.retain(|_| *kept.next().unwrap_or(&true));
-        for row in &mut self.rows {
-            let mut kept = keep.iter();
-            row.retain(|_| *kept.next().unwrap_or(&true));
-        }
-        self
-    }
 }
 
 impl Cell {
@@ -438,15 +421,5 @@ mod tests {
         ] {
             assert_eq!(format::csv::number(value), text);
         }
-    }
-
-    #[test]
-    fn columns_in_which_nothing_varies_can_be_left_out() {
-        let mut table = Table::of_keys(&["a", "b", "c"]);
-        table.push(vec![Cell::text("x"), Cell::text("same"), Cell::text("1")]);
-        table.push(vec![Cell::text("x"), Cell::text("same"), Cell::text("2")]);
-        let table = table.varying();
-        assert_eq!(table.columns.iter().map(|c| c.key.as_str()).collect::<Vec<_>>(), ["a", "c"]);
-        assert_eq!(table.rows[1], vec![Cell::text("x"), Cell::text("2")]);
     }
 }

@@ -80,7 +80,8 @@ pub fn report(found: &ResultDiff) -> Report {
         }
         sections.push(Section::new("Gains, row by row", blocks));
     }
-    let about = "Only ratios are compared: each file's gains were measured on one machine within one run; times of different moments or machines are not.";
+    let about = "Only ratios are compared: each file's gains were measured on one machine within \
+        one run; times of different moments or machines are not.";
     sections.push(Section::new("", vec![Block::Text(about.into())]));
     Report { title: format!("{} and what followed", found.reference), sections, data }
 }
@@ -105,7 +106,8 @@ fn spread(found: &ResultDiff) -> Option<Section> {
         table.push(cells.into_iter().map(Cell::text).collect());
     }
     let text = format!(
-        "{runs} of these files are runs of one setting on one machine. Where runs differ by more than their rounds say, verdicts go by that."
+        "{runs} of these files are runs of one setting on one machine. Where runs differ by more \
+         than their rounds say, verdicts go by that."
     );
     Some(Section::new("How far runs differ", vec![Block::Text(text), Block::Table(table)]))
 }

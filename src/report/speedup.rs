@@ -215,7 +215,8 @@ fn audit_chart(analysis: &Analysis) -> Option<Chart> {
     let within =
         |d: &&Dot| d.expected.is_some_and(|(low, high)| (low..=high).contains(&d.measured.1));
     let description = format!(
-        "Measured factors with 95 % intervals on a logarithmic axis, over the ranges that the audit expected. {} of {} points with a range lie in it: {}.",
+        "Measured factors with 95 % intervals on a logarithmic axis, over the ranges that the \
+         audit expected. {} of {} points with a range lie in it: {}.",
         dots.iter().filter(within).count(),
         dots.iter().filter(|d| d.expected.is_some()).count(),
         dots.iter().map(|d| format!("{} {}", d.label, d.shown)).collect::<Vec<_>>().join("; ")
@@ -320,13 +321,15 @@ fn notes(result: &BenchResult, analysis: &Analysis) -> Vec<String> {
     }
     let runs = result.runs();
     notes.push(format!(
-        "{} rounds{}; each ratio is a geometric mean over paired rounds with its 95 % interval. About this machine and this workload, not about others.",
+        "{} rounds{}; each ratio is a geometric mean over paired rounds with its 95 % interval. \
+         About this machine and this workload, not about others.",
         detectable.rounds,
         if runs > 1 { format!(" in {runs} runs") } else { String::new() }
     ));
     if runs == 1 {
         notes.push(
-            "The intervals cover this run alone: how far runs of the same setting differ is seen by --repeat 3 or by several results given to compare."
+            "The intervals cover this run alone: how far runs of the same setting differ is seen \
+             by --repeat 3 or by several results given to compare."
                 .into(),
         );
     }
@@ -520,7 +523,11 @@ fn latency(result: &BenchResult, latencies: &[Latencies]) -> Vec<Block> {
         bars.bars.push((config.label.clone(), mean, seconds(mean)));
     }
     vec![
-        Block::Text("Time to the first token, per token, and to the end, from acceptance into the queue; a percentile p from 10 / (1 − p) samples on.".into()),
+        Block::Text(
+            "Time to the first token, per token, and to the end, from acceptance into the \
+            queue; a percentile p from 10 / (1 − p) samples on."
+                .into(),
+        ),
         Block::Table(table),
         Block::Bars(bars),
     ]
@@ -722,19 +729,23 @@ pub fn report(result: &BenchResult, analysis: &Analysis, latencies: &[Latencies]
     first.extend(audit_chart(analysis).map(Block::Chart));
     first.push(Block::Notes(notes(result, analysis)));
     if let Some(table) = runs_table(analysis) {
-        let text = "95 % intervals. Within a run: what these rounds say of this hour and this process. Between runs: what the next run may find. Verdicts and gates use the wider one.";
+        let text = "95 % intervals. Within a run: what these rounds say of this hour and this \
+            process. Between runs: what the next run may find. Verdicts and gates use the wider \
+            one.";
         first.extend([Block::Text(text.into()), Block::Table(table)]);
     }
     if let Some(table) = steps_table(analysis) {
         first.extend(ladder_chart(analysis).map(Block::Chart));
         let removed = table.columns.iter().any(|column| column.title == "Lost if removed");
         first.push(Block::Table(table));
-        let text = "Lost if removed: everything on against all but this one (for rows beyond the audit: that and this one against everything on).";
+        let text = "Lost if removed: everything on against all but this one (for rows beyond the \
+            audit: that and this one against everything on).";
         first.extend(removed.then(|| Block::Text(text.into())));
     }
     let mut sections = vec![Section::new("What each optimization gained", first)];
     if !result.rounds.is_empty() {
-        let text = "Medians over the rounds. Tokenizing runs beside the forward passes; queue is the mean wait of an answer; n are generated tokens.";
+        let text = "Medians over the rounds. Tokenizing runs beside the forward passes; queue is \
+            the mean wait of an answer; n are generated tokens.";
         let mut went: Vec<Block> = stages_chart(result).map(Block::Chart).into_iter().collect();
         went.extend([Block::Text(text.into()), Block::Table(stages(result))]);
         sections.push(Section::new("Where the time went", went));

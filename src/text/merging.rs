@@ -107,7 +107,7 @@ impl Word {
 
 /// The rank of a score: a higher score is a lower rank, equal scores are equal ranks.
 pub(super) fn rank_of(score: f32) -> u32 {
-    // Adding zero makes one of the two zeros.
+    // -0.0 + 0.0 is 0.0: both zeros have one rank.
     let bits = (score + 0.0).to_bits();
     let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
     !ascending

@@ -276,7 +276,7 @@ fn check(instruction: &Instruction) -> Result<Option<(&'static str, usize)>, Err
         I::CallFunction(_, count) | I::CallMethod(_, count) | I::CallObject(count) => {
             Some(("!both", known(count)?))
         }
-        // What a loop with a condition is left with is no deeper than what it goes through.
+        // The list of the items for which a loop's condition holds is no deeper than the list that it goes through.
         I::BuildList(None) => None,
         I::BuildTuple(None) | I::UnpackLists(_) | I::MergeKwargs(_) => {
             return Err(refused("a call with * or **"));

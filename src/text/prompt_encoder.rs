@@ -427,11 +427,10 @@ fn conversation(
 
 #[cfg(test)]
 mod tests {
+    use super::super::template::tests::CHATML;
     use super::super::tokenizer::tests::tiny;
     use super::*;
     use proptest::prelude::*;
-
-    const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
     fn prompt_encoder(template: Option<&str>, add_bos: bool) -> PromptEncoder {
         let vocabulary =

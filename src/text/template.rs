@@ -330,10 +330,13 @@ fn work(bytes: usize) {
 fn work(_bytes: usize) {}
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    /// ChatML without a system message of its own.
+    pub const CHATML: &str = "{% for message in messages %}\
+        {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}\
+        {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
     fn message(role: &str, content: &str) -> Message {
         Message { role: role.into(), content: content.into() }

@@ -55,6 +55,21 @@ pub fn tiny() -> Tiny {
     Tiny { context: 512, chat_template: Some(template.into()), ..Tiny::seeded(3) }
 }
 
+/// The library of `tests/common/NAME.c`, to be loaded before a program's own (`LD_PRELOAD`).
+pub fn preloadable(name: &str) -> PathBuf {
+    shared(|folder| {
+        let library = folder.join(format!("{name}.so"));
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/common/{name}.c"));
+        let done = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
+            .args([&library, &source])
+            .status()
+            .unwrap();
+        assert!(done.success());
+        library
+    })
+}
+
 /// Moves what `make` wrote into a folder to a place below target/ that all test programs share; what is there with the same bytes stays.
 pub fn shared(make: impl FnOnce(&Path) -> PathBuf) -> PathBuf {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR"));

@@ -1,7 +1,7 @@
 //! The gate: has this program become slower than a recorded result says? In: two results and thresholds. Out: refusals (the two cannot
 //! be compared) or one line per failed row. It fails only if a whole interval is past the threshold, and never passes for want of numbers.
 
-use super::analysis::{Analysis, OfSlice, analyse, is_per_token, logs_of_slices, normalised_speed};
+use super::analysis::{Analysis, OfSlice, is_per_token, logs_of_slices, normalised_speed};
 use super::result::BenchResult;
 use crate::bench::statistics::{MIN_ROUNDS, difference_half_width, mean, mean_interval};
 
@@ -308,13 +308,9 @@ fn short(digest: &str) -> String {
     crate::units::shown(&digest.chars().take(12).collect::<String>())
 }
 
-/// For callers that have no analysis yet.
-pub fn min_speedup_of(result: &BenchResult, least: f64) -> Result<Option<String>, String> {
-    min_speedup(&analyse(result), least)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::analysis::analyse;
     use super::super::test_data::{as_expected, result};
     use super::*;
 
@@ -442,7 +438,7 @@ mod tests {
             "{}",
             precision.line()
         );
-        // One run alone knows nothing of that, and takes the fallen ratio for a loss.
+        // One run alone does not show how far runs differ: the lower ratio counts as a loss.
         let single = compare(
             &repeated(&[(1.0, 1.0)]),
             &now,
@@ -523,9 +519,10 @@ mod tests {
     #[test]
     fn the_least_speedup() {
         let result = result(6, 0.02, 1, as_expected);
-        assert_eq!(min_speedup_of(&result, 3.5), Ok(None));
-        assert!(min_speedup_of(&result, 4.5).unwrap().unwrap().contains("below --min-speedup 4.5"));
+        let of = |result: &BenchResult, least| min_speedup(&analyse(result), least);
+        assert_eq!(of(&result, 3.5), Ok(None));
+        assert!(of(&result, 4.5).unwrap().unwrap().contains("below --min-speedup 4.5"));
         let none = super::super::test_data::result(1, 0.02, 1, as_expected);
-        assert!(min_speedup_of(&none, 1.0).is_err());
+        assert!(of(&none, 1.0).is_err());
     }
 }

@@ -357,7 +357,7 @@ impl BenchResult {
 
     /// Reads and checks a file. The error is one line that names it.
     pub fn read(path: &Path) -> Result<BenchResult, String> {
-        let shown = crate::units::shown(&path.display().to_string());
+        let shown = crate::units::shown_path(path);
         let (path, of) = if path.is_dir() {
             (path.join("result.json"), "result.json of this folder ")
         } else {

@@ -2,7 +2,7 @@
 //! Out: per predicted token its negative log-likelihood, the divergence from the reference and whether both put the same token first.
 //! It tokenizes nothing, times nothing and judges nothing.
 
-use crate::decoder::{Batch, DecodeError, Decoder, Output, Segment, Want};
+use crate::decoder::{Batch, DecodeError, Decoder, LogitsOutput, LogitsRequest, Segment};
 use crate::units::TokenId;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -182,7 +182,7 @@ pub fn measure(
                     slot,
                     start,
                     tokens: 0..end - start,
-                    want: Want::AllLogits,
+                    logits: LogitsRequest::AllLogits,
                     padding_rows: 0,
                     padded_context: 0,
                 };
@@ -190,7 +190,9 @@ pub fn measure(
                 let mut outputs = Vec::new();
                 decoder.forward(&batch, &mut outputs)?;
                 match outputs.pop() {
-                    Some(Output::Logits(s)) if s.len() == (end - start) * decoder.spec().vocab => {
+                    Some(LogitsOutput::Logits(s))
+                        if s.len() == (end - start) * decoder.spec().vocab =>
+                    {
                         scores.push(s)
                     }
                     _ => {

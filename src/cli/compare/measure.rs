@@ -15,7 +15,7 @@ use crate::decoder::Decoder;
 use crate::machine::{Activity, Busy, Machine};
 use crate::pipeline::{DtypePolicy, Pipeline};
 use crate::roofline::{Effort, Limits, Work};
-use crate::units::{seconds, shown};
+use crate::units::{seconds, shown_path};
 use std::time::Instant;
 
 /// Rounds between two looks at the machine's limits.
@@ -205,11 +205,8 @@ fn notes(job: &CompareJob, forward: &Forward, busy: Option<Busy>) -> Vec<String>
         ));
     }
     if job.windows.is_some() {
-        let text = job
-            .args
-            .text
-            .as_ref()
-            .map_or("prompts/perplexity.txt".into(), |p| shown(&p.display().to_string()));
+        let text =
+            job.args.text.as_ref().map_or("prompts/perplexity.txt".into(), |p| shown_path(p));
         notes.push(format!(
             "Text for distributions: {text}, in windows that each begin with an empty context."
         ));

@@ -7,7 +7,7 @@ use crate::cli::args::SharedArgs;
 use crate::cli::setting::Setting;
 use crate::cli::{Failure, loading};
 use crate::pipeline::{LoadedModel, Prompt};
-use crate::units::{TokenId, shown};
+use crate::units::{TokenId, shown, shown_path};
 use std::sync::Arc;
 
 /// Written for this project: prompts/README.md.
@@ -68,7 +68,7 @@ pub fn open_models(settings: &[Setting]) -> Result<Models, Failure> {
 /// `--text`, or the built-in one.
 pub fn read_text(args: &Args) -> Result<String, Failure> {
     let Some(path) = &args.text else { return Ok(TEXT.into()) };
-    let name = shown(&path.display().to_string());
+    let name = shown_path(path);
     let told = |e: std::io::Error| Failure::usage(format!("--text {name}: cannot be read: {e}"));
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(
@@ -115,9 +115,10 @@ pub fn windows(
     args: &Args,
 ) -> Result<Windows, Failure> {
     let loaded = models.of(&settings[0]);
-    let name = args.text.as_ref().map_or("the built-in text".to_string(), |p| {
-        format!("--text {}", shown(&p.display().to_string()))
-    });
+    let name = args
+        .text
+        .as_ref()
+        .map_or("the built-in text".to_string(), |p| format!("--text {}", shown_path(p)));
     let fail = |e: String| Failure::usage(format!("{name}: {e}"));
     let ids: Vec<TokenId> =
         loaded.prompt_encoder().tokenizer().encode(text).map_err(|e| fail(e.to_string()))?;

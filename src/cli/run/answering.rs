@@ -1,37 +1,28 @@
 //! Everything from the first prompt to the last answer. In: the records, what the output has of them, a pipeline. Out: a line in the output
-//! for each answer as it comes, and an [`Outcome`].
+//! for each answer as it comes, and a [`RunOutcome`].
 
 use super::Run;
 use super::format::{Line, LineFormat};
 use super::load::presentable;
-use super::look_ahead::{Plan, judge};
+use super::look_ahead::{LookAhead, judge};
 use super::output::{WriteError, Writer};
 use super::resume_index::{RecordVerdict, Replacements, ResumeIndex};
-use super::summary::Faults;
+use super::summary::{Faults, RunOutcome};
 use crate::cli::Failure;
 use crate::cli::console;
 use crate::cli::failure::status;
 use crate::cli::inputs::Inputs;
 use crate::cli::progress::{self, RunDisplay};
 use crate::pipeline::{
-    Answer, Ended, Generation, Input, Order, Pipeline, Prompt, RunReport, Settings, SourceFailure,
+    Answer, Ended, Generation, Input, Order, Pipeline, Prompt, Settings, SourceFailure,
 };
-use crate::text::prompts::{Given, Origin};
+use crate::text::prompts::{Origin, OriginalPrompt};
 use crate::units;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
-
-/// What a run came to.
-pub struct Outcome {
-    pub report: RunReport,
-    pub failure: Option<Failure>,
-    /// Nobody reads standard output any more.
-    pub closed: bool,
-    pub faults: Faults,
-}
 
 /// What a line needs besides the answer; it travels with the prompt.
 struct RecordContext {
@@ -51,15 +42,15 @@ impl Run<'_> {
         resume_index: ResumeIndex,
         pipeline: &mut Pipeline,
         writer: &mut Writer<File>,
-        plan: &Plan,
-    ) -> Result<Outcome, Failure> {
+        ahead: &LookAhead,
+    ) -> Result<RunOutcome, Failure> {
         let order =
-            if self.ordered(inputs) && !plan.disordered { Order::Input } else { Order::Finished };
+            if self.ordered(inputs) && !ahead.disordered { Order::Input } else { Order::Finished };
         let matched = Arc::new(AtomicBool::new(resume_index.is_empty()));
         let has_template = pipeline.model().vocabulary.chat_template.is_some();
         let source = self.source(inputs, format, resume_index, has_template, matched.clone());
         let style = progress::style(self.args.shared.progress, self.console.level);
-        let display = RunDisplay::start(style, self.control.clone(), plan.todo);
+        let display = RunDisplay::start(style, self.control.clone(), ahead.todo);
         let watch = writer.watch(self.control.clone());
         let mut sink = Sink {
             format,
@@ -93,7 +84,7 @@ impl Run<'_> {
             let status = if usage { status::USAGE } else { status::FAILED };
             failure = failure.or(Some(Failure { status, message: source.message.clone() }));
         }
-        Ok(Outcome { report, failure, closed, faults })
+        Ok(RunOutcome { report, failure, closed, faults })
     }
 
     /// The records that are to be answered. `matched` becomes true with the first one that the output knows.
@@ -220,7 +211,7 @@ impl Sink<'_> {
 
     /// Says once that an OpenAI request names a model which is not the one that answers.
     fn tell_other_model(&mut self, origin: &Origin) {
-        let Given::OpenAi(request) = &origin.given else { return };
+        let OriginalPrompt::OpenAi(request) = &origin.prompt else { return };
         let other = request.model.as_ref().filter(|named| **named != self.model);
         let Some(asked) = other.filter(|_| !self.told_model) else { return };
         self.told_model = true;

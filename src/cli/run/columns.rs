@@ -9,7 +9,7 @@
 use super::answer_json;
 use crate::engine::FinishReason;
 use crate::pipeline::{Answer, RecordError, Settings};
-use crate::text::prompts::{Given, Origin};
+use crate::text::prompts::{Origin, OriginalPrompt};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
@@ -74,13 +74,13 @@ pub const TABLE: &[OutputColumn] = &[
         }
         _ => text(&l.answer.id),
     }),
-    usual("prompt", Type::Text, |l| match &l.origin.given {
-        Given::Prompt(prompt) => text(prompt),
-        Given::Messages(json) => Value::Json(one_line(json)),
-        Given::OpenAi(_) | Given::Nothing => Value::Null,
+    usual("prompt", Type::Text, |l| match &l.origin.prompt {
+        OriginalPrompt::Text(prompt) => text(prompt),
+        OriginalPrompt::Messages(json) => Value::Json(one_line(json)),
+        OriginalPrompt::OpenAi(_) | OriginalPrompt::Nothing => Value::Null,
     }),
-    asked("messages", Type::Json, |l| match &l.origin.given {
-        Given::Messages(json) => Value::Json(one_line(json)),
+    asked("messages", Type::Json, |l| match &l.origin.prompt {
+        OriginalPrompt::Messages(json) => Value::Json(one_line(json)),
         _ => Value::Absent,
     }),
     usual("answer", Type::Text, |l| answer_json::text(l.answer).map_or(Value::Null, text)),

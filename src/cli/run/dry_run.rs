@@ -103,7 +103,8 @@ impl Run<'_> {
         let decode = per_row(crate::engine::Stage::Decode, stages.decode_rows);
         let estimate = prefill * tokens as f64 + decode * most as f64;
         self.console.say(format!(
-            "llmopt: at most about {} ({} prompt tokens/s and {} answer tokens/s, timed on a few prompts; answers that end early and repeated prompts take less)",
+            "llmopt: at most about {} ({} prompt tokens/s and {} answer tokens/s, timed on a few \
+             prompts; answers that end early and repeated prompts take less)",
             units::seconds(estimate),
             units::rate(if prefill > 0.0 { 1.0 / prefill } else { 0.0 }),
             units::rate(if decode > 0.0 { 1.0 / decode } else { 0.0 }),

@@ -4,7 +4,7 @@
 use super::Run;
 use super::destination::Uncommitted;
 use super::format::LineFormat;
-use super::look_ahead::Plan;
+use super::look_ahead::LookAhead;
 use super::output::{PreparedOutput, Writer};
 use super::resume_index::{self, ResumeIndex, Scan};
 use crate::cli::Failure;
@@ -118,7 +118,7 @@ impl Run<'_> {
         &mut self,
         prepared: &mut Uncommitted,
         scan: &Scan,
-        plan: &Plan,
+        ahead: &LookAhead,
         inputs: &Inputs,
         format: &LineFormat,
     ) -> Result<u8, Failure> {
@@ -134,11 +134,11 @@ impl Run<'_> {
             let mut writer = prepared.commit(scan.keep, scan.newline)?;
             self.order_output(&mut writer, inputs, format)?;
         }
-        self.make_from_journal(plan.kept_errors)?;
+        self.make_from_journal(ahead.kept_errors)?;
         self.console.release();
         let kept = counted(scan.answers, "answer");
         self.console.say(format!("llmopt: the output is complete: {kept} kept, nothing to do"));
-        Ok(if plan.kept_errors > 0 { status::RECORDS } else { status::DONE })
+        Ok(if ahead.kept_errors > 0 { status::RECORDS } else { status::DONE })
     }
 
     /// Ids of the input's records, as the output's format knows them.

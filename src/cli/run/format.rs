@@ -11,7 +11,7 @@ use super::answer_json;
 pub use super::columns::Line;
 use super::columns::{self, TABLE, Value, one_line};
 use crate::pipeline::{RecordError, Settings};
-use crate::text::prompts::{Endpoint, Given, InputCell, OpenAiRequest};
+use crate::text::prompts::{Endpoint, InputCell, OpenAiRequest, OriginalPrompt};
 use crate::units::shown;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -85,8 +85,11 @@ impl Line<'_> {
             model: None,
             endpoint: Endpoint::Chat,
         };
-        let request =
-            if let Given::OpenAi(request) = &self.origin.given { request } else { &nothing };
+        let request = if let OriginalPrompt::OpenAi(request) = &self.origin.prompt {
+            request
+        } else {
+            &nothing
+        };
         let model = request.model.as_deref().unwrap_or(self.model);
         let settings = self.settings.to_string();
         let (status, body) = match &a.error {
@@ -406,13 +409,13 @@ impl LineFormat {
 
     /// What a resume compares: the same for an input record and for the line that it led to. A CSV file does not say whether
     /// a prompt was given as text or as messages.
-    pub fn key(&self, given: &Given) -> String {
-        match given {
-            Given::Messages(json) if self.is_separated() => format!("p{}", one_line(json)),
-            Given::Prompt(text) => format!("p{text}"),
-            Given::Messages(json) => format!("m{}", one_line(json)),
-            Given::OpenAi(request) => format!("o{}", request.digest),
-            Given::Nothing => "n".into(),
+    pub fn key(&self, prompt: &OriginalPrompt) -> String {
+        match prompt {
+            OriginalPrompt::Messages(json) if self.is_separated() => format!("p{}", one_line(json)),
+            OriginalPrompt::Text(text) => format!("p{text}"),
+            OriginalPrompt::Messages(json) => format!("m{}", one_line(json)),
+            OriginalPrompt::OpenAi(request) => format!("o{}", request.digest),
+            OriginalPrompt::Nothing => "n".into(),
         }
     }
 
@@ -544,15 +547,15 @@ impl LineFormat {
         if past.answer.is_none() && past.error.is_none() {
             return Err("it has neither an answer nor an error".into());
         }
-        let given = match (past.prompt, past.messages) {
+        let prompt = match (past.prompt, past.messages) {
             (Some(prompt), None) if prompt.get().starts_with('"') => {
-                Given::Prompt(serde_json::from_str(prompt.get()).map_err(|e| plain(&e))?)
+                OriginalPrompt::Text(serde_json::from_str(prompt.get()).map_err(|e| plain(&e))?)
             }
-            (None, Some(messages)) => Given::Messages(messages.get().to_string()),
+            (None, Some(messages)) => OriginalPrompt::Messages(messages.get().to_string()),
             (Some(messages), None) if messages.get().starts_with('[') => {
-                Given::Messages(messages.get().to_string())
+                OriginalPrompt::Messages(messages.get().to_string())
             }
-            (None, None) if past.error.is_some() => Given::Nothing,
+            (None, None) if past.error.is_some() => OriginalPrompt::Nothing,
             _ => return Err("it has no prompt".into()),
         };
         let id = match past.id.get() {
@@ -566,7 +569,7 @@ impl LineFormat {
         };
         Ok(Past {
             id,
-            key: self.key(&given),
+            key: self.key(&prompt),
             settings: settings(past.settings.as_deref())?,
             model: past.model,
             dtype: past.dtype,
@@ -631,7 +634,7 @@ fn read_open_ai(record: &[u8]) -> Result<Past, String> {
     let past: PastOpenAi = serde_json::from_slice(record).map_err(|e| plain(&e))?;
     let digest =
         past.id.strip_prefix("batch_req_").ok_or("its id does not begin with batch_req_")?;
-    let given = Given::OpenAi(Box::new(OpenAiRequest {
+    let prompt = OriginalPrompt::OpenAi(Box::new(OpenAiRequest {
         digest: digest.into(),
         model: None,
         endpoint: Endpoint::Chat,
@@ -639,7 +642,7 @@ fn read_open_ai(record: &[u8]) -> Result<Past, String> {
     let settings = settings(past.response.body.get("system_fingerprint").and_then(|s| s.as_str()))?;
     Ok(Past {
         id: past.custom_id,
-        key: LineFormat::open_ai().key(&given),
+        key: LineFormat::open_ai().key(&prompt),
         settings,
         model: None,
         dtype: None,
@@ -685,14 +688,14 @@ pub(super) mod tests {
         }
     }
 
-    pub fn origin(id: &str, given: Given, carried: &[&str]) -> Origin {
+    pub fn origin(id: &str, prompt: OriginalPrompt, carried: &[&str]) -> Origin {
         let carried = carried.iter().map(|c| InputCell::Text(c.to_string())).collect();
         Origin {
             id: id.into(),
             id_is_number: false,
             file: "in".into(),
             line: 1,
-            given,
+            prompt,
             carried,
             input: None,
         }
@@ -708,20 +711,23 @@ pub(super) mod tests {
         LineFormat::table(Kind::Separated(b','), &[], &carried)
     }
 
-    fn write(format: &LineFormat, answer: &Answer, given: &Given) -> String {
+    fn write(format: &LineFormat, answer: &Answer, prompt: &OriginalPrompt) -> String {
         let carried =
             vec![
                 "x";
                 format.columns().iter().filter(|c| matches!(c.source, Source::Carried(..))).count()
             ];
-        String::from_utf8(format.line(&line(answer, &origin(&answer.id, given.clone(), &carried))))
+        String::from_utf8(format.line(&line(answer, &origin(&answer.id, prompt.clone(), &carried))))
             .unwrap()
     }
 
     #[test]
     fn a_json_line_has_the_contracts_fields_in_order() {
-        let text =
-            write(&LineFormat::jsonl(), &answer("a", "hi\n\"there\""), &Given::Prompt("q".into()));
+        let text = write(
+            &LineFormat::jsonl(),
+            &answer("a", "hi\n\"there\""),
+            &OriginalPrompt::Text("q".into()),
+        );
         assert_eq!(
             text,
             concat!(
@@ -732,7 +738,11 @@ pub(super) mod tests {
             )
         );
         let messages = r#"[{"role":"user","content":"q"}]"#;
-        let text = write(&LineFormat::jsonl(), &answer("a", ""), &Given::Messages(messages.into()));
+        let text = write(
+            &LineFormat::jsonl(),
+            &answer("a", ""),
+            &OriginalPrompt::Messages(messages.into()),
+        );
         assert!(
             text.starts_with(&format!(r#"{{"id":"a","messages":{messages},"answer":"""#)),
             "{text}"
@@ -753,20 +763,20 @@ pub(super) mod tests {
         );
         for format in [LineFormat::jsonl(), csv, LineFormat::open_ai()] {
             for answer in [answer("a\nß", "text\n\"quoted\", and\r\nmore"), failed.clone()] {
-                let given = match format {
+                let prompt = match format {
                     LineFormat { kind: Kind::OpenAi, .. } => {
-                        Given::OpenAi(Box::new(OpenAiRequest {
+                        OriginalPrompt::OpenAi(Box::new(OpenAiRequest {
                             digest: OpenAiRequest::digest_of("{}"),
                             model: None,
                             endpoint: Endpoint::Chat,
                         }))
                     }
-                    _ => Given::Prompt("what\n\"is\", it".into()),
+                    _ => OriginalPrompt::Text("what\n\"is\", it".into()),
                 };
-                let past = format.read(write(&format, &answer, &given).as_bytes()).unwrap();
+                let past = format.read(write(&format, &answer, &prompt).as_bytes()).unwrap();
                 assert_eq!(
                     (&past.id, &past.key, &past.error),
-                    (&answer.id, &format.key(&given), &answer.error)
+                    (&answer.id, &format.key(&prompt), &answer.error)
                 );
                 assert_eq!(past.settings, Some(Settings { model: 1, generation: 2 }));
             }
@@ -777,8 +787,8 @@ pub(super) mod tests {
     fn a_record_is_one_line_for_every_reader_and_is_found_again() {
         let odd = "a\u{2028}b\u{2029}c\u{85}d\n\r\u{b}\u{c}\u{1c}e";
         let messages = "[{\"role\":\"user\",\r\n \"content\":\"x\u{2028}y\"}]".to_string();
-        for given in [Given::Prompt(odd.into()), Given::Messages(messages)] {
-            let text = write(&LineFormat::jsonl(), &answer(odd, odd), &given);
+        for prompt in [OriginalPrompt::Text(odd.into()), OriginalPrompt::Messages(messages)] {
+            let text = write(&LineFormat::jsonl(), &answer(odd, odd), &prompt);
             let ends = |c: char| {
                 matches!(
                     c,
@@ -790,9 +800,9 @@ pub(super) mod tests {
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!((value["id"].as_str(), value["answer"].as_str()), (Some(odd), Some(odd)));
             let past = LineFormat::jsonl().read(text.as_bytes()).unwrap();
-            assert_eq!((past.id.as_str(), past.key), (odd, LineFormat::jsonl().key(&given)));
+            assert_eq!((past.id.as_str(), past.key), (odd, LineFormat::jsonl().key(&prompt)));
         }
-        let line = write(&LineFormat::open_ai(), &answer(odd, odd), &Given::Nothing);
+        let line = write(&LineFormat::open_ai(), &answer(odd, odd), &OriginalPrompt::Nothing);
         assert_eq!(line.matches(['\u{85}', '\u{2028}', '\u{2029}', '\n']).count(), 1, "{line}");
     }
 
@@ -801,12 +811,13 @@ pub(super) mod tests {
         let mut failed = answer("b", "");
         failed.error = Some(RecordError::new("unsupported", "n > 1"));
         let value: serde_json::Value =
-            serde_json::from_str(&write(&LineFormat::open_ai(), &failed, &Given::Nothing)).unwrap();
+            serde_json::from_str(&write(&LineFormat::open_ai(), &failed, &OriginalPrompt::Nothing))
+                .unwrap();
         assert!(
             value["response"]["status_code"] == 400 && value["error"]["code"] == "unsupported",
             "{value}"
         );
-        let good = write(&LineFormat::open_ai(), &answer("b", "yes"), &Given::Nothing);
+        let good = write(&LineFormat::open_ai(), &answer("b", "yes"), &OriginalPrompt::Nothing);
         let value: serde_json::Value = serde_json::from_str(&good).unwrap();
         assert!(value["error"].is_null() && value["response"]["status_code"] == 200);
         assert_eq!(value["response"]["body"]["choices"][0]["message"]["content"], "yes");
@@ -815,9 +826,9 @@ pub(super) mod tests {
 
     #[test]
     fn an_id_is_a_number_where_the_input_has_one_and_is_found_again_as_it_was() {
-        let given = Given::Prompt("q".into());
+        let prompt = OriginalPrompt::Text("q".into());
         let number = |id: &str| {
-            let origin = Origin { id_is_number: true, ..origin(id, given.clone(), &[]) };
+            let origin = Origin { id_is_number: true, ..origin(id, prompt.clone(), &[]) };
             LineFormat::jsonl().line(&line(&answer(id, "x"), &origin))
         };
         for id in ["1", "-7", "1.0", "18446744073709551617", "1e400"] {
@@ -832,7 +843,7 @@ pub(super) mod tests {
         }
         for id in ["\0n1", "\0", "n1"] {
             let past = LineFormat::jsonl()
-                .read(write(&LineFormat::jsonl(), &answer(id, "x"), &given).as_bytes())
+                .read(write(&LineFormat::jsonl(), &answer(id, "x"), &prompt).as_bytes())
                 .unwrap();
             assert_eq!(past.id, LineFormat::jsonl().id_key(id, false));
             assert_ne!(past.id, LineFormat::jsonl().id_key("1", true));
@@ -851,7 +862,7 @@ pub(super) mod tests {
             let text = write(
                 &LineFormat::open_ai(),
                 &Answer { finish_reason: reason, ..answer("a", "x") },
-                &Given::Nothing,
+                &OriginalPrompt::Nothing,
             );
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!(
@@ -864,7 +875,7 @@ pub(super) mod tests {
     #[test]
     fn rows_that_only_look_like_one_are_refused() {
         let format = csv(&[]);
-        let row = write(&format, &answer("a", "yes"), &Given::Prompt("q".into()));
+        let row = write(&format, &answer("a", "yes"), &OriginalPrompt::Text("q".into()));
         assert!(format.read(row.as_bytes()).is_ok());
         for more in [row.repeat(2), format!("x\"{row}garbage\"\n"), row.replace('\n', "\r") + &row]
         {

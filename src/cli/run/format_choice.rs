@@ -32,7 +32,7 @@ pub fn named(path: &Path) -> Result<OutputName, Failure> {
     if is_device(path) {
         return Ok(OutputName::Lines);
     }
-    let shown = units::shown(&path.display().to_string());
+    let shown = units::shown_path(path);
     match path.extension().map(|e| e.to_string_lossy().to_lowercase()).as_deref() {
         Some("csv") => Ok(OutputName::Csv),
         Some("tsv") => Ok(OutputName::Tsv),

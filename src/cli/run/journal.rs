@@ -5,7 +5,7 @@ use super::format::{Kind, LineFormat};
 use super::output::{self, lines};
 use super::resume_index;
 use crate::cli::Failure;
-use crate::units::{counted, shown};
+use crate::units::{counted, shown_path};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ impl JournaledOutput {
     /// Refuses a file that exists, unless it may be replaced; the same of a journal without its file. What is no journal of ours is never
     /// replaced: nobody has named it.
     pub fn check(&self, replace: bool) -> Result<(), Failure> {
-        let path = shown(&self.path.display().to_string());
+        let path = shown_path(&self.path);
         if self.path.is_dir() {
             return Err(Failure::usage(format!("output {path}: is a folder; name a file in it")));
         }
@@ -39,7 +39,7 @@ impl JournaledOutput {
         }
         for there in [self.path.clone(), self.journal()] {
             if std::fs::symlink_metadata(&there).is_ok() {
-                let there = shown(&there.display().to_string());
+                let there = shown_path(&there);
                 return Err(Failure::usage(format!(
                     "output {there}: exists; add --resume to go on with it or --overwrite to replace it"
                 )));
@@ -54,7 +54,7 @@ impl JournaledOutput {
         let refuse = |what: &str| {
             Failure::usage(format!(
                 "output {}: {what}, and the run would keep its journal there; move it away, or name another output",
-                shown(&journal.display().to_string())
+                shown_path(&journal)
             ))
         };
         let Ok(meta) = std::fs::symlink_metadata(&journal) else { return Ok(()) };
@@ -83,9 +83,7 @@ impl JournaledOutput {
 
     /// Rows of the finished file.
     pub fn rows(&self) -> Result<u64, Failure> {
-        let failed = |e: String| {
-            Failure::usage(format!("output {}: {e}", shown(&self.path.display().to_string())))
-        };
+        let failed = |e: String| Failure::usage(format!("output {}: {e}", shown_path(&self.path)));
         let file = File::open(&self.path).map_err(|e| failed(e.to_string()))?;
         match self.format.kind {
             Kind::Separated(separator) => {
@@ -115,10 +113,12 @@ impl JournaledOutput {
     /// Makes the file from the journal, which consists of whole lines: a kill leaves the old file or the new one. A file that came to be
     /// while the run went on is another's, and stays.
     pub fn make(&self, errors: bool) -> Result<(), Failure> {
-        let path = shown(&self.path.display().to_string());
+        let path = shown_path(&self.path);
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::AlreadyExists => Failure::failed(format!(
-                "output {path}: was made by another program after this run began; it is left as it is, and the answers are in the journal: move it away, then --resume makes the file"
+                "output {path}: was made by another program after this run began; it is left as \
+                 it is, and the answers are in the journal: move it away, then --resume makes the \
+                 file"
             )),
             _ => Failure::failed(format!(
                 "output {path}: {e}; the answers are in its journal, --resume makes the file"
@@ -146,7 +146,7 @@ impl JournaledOutput {
     pub fn forget_journal(&self) -> Result<(), Failure> {
         let journal = self.journal();
         std::fs::remove_file(&journal)
-            .map_err(|e| Failure::failed(format!("{}: {e}", shown(&journal.display().to_string()))))
+            .map_err(|e| Failure::failed(format!("{}: {e}", shown_path(&journal))))
     }
 }
 
@@ -161,7 +161,7 @@ pub fn path_beside(path: &Path) -> PathBuf {
 pub fn not_complete(path: &Path, rows: u64, records: u64) -> Failure {
     Failure::usage(format!(
         "output {}: it has {}, the input {}, and there is no journal to go on with; name another file, or --overwrite",
-        shown(&path.display().to_string()),
+        shown_path(path),
         counted(rows, "row"),
         counted(records, "record"),
     ))
@@ -186,4 +186,5 @@ fn write_parquet(
 
 /// What a build without Parquet says.
 #[cfg(not(feature = "parquet"))]
-pub const NO_PARQUET: &str = "this build of llmopt cannot write Parquet files; build it with --features parquet, or name a file in .csv or .jsonl";
+pub const NO_PARQUET: &str = "this build of llmopt cannot write Parquet files; build it with \
+    --features parquet, or name a file in .csv or .jsonl";

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// What a base model says to a prompt that is to be a turn of a conversation.
-const NO_TEMPLATE: &str = "the model has no chat template (it is a base model): give --raw to continue texts as they stand, or --chat-template @FILE";
+const NO_TEMPLATE: &str = "the model has no chat template (it is a base model): give --raw to \
+    continue texts as they stand, or --chat-template @FILE";
 
 /// A prompt that the model can be given: a turn of a conversation needs a template, a text to be continued does not.
 pub fn presentable(prompt: Prompt, has_template: bool) -> Result<Prompt, RecordError> {

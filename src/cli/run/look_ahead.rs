@@ -1,5 +1,5 @@
 //! The input, read once before the model is loaded. In: the records, the index of what the output has. Out: how many are to be answered
-//! ([`Plan`]), or the reason why this output is not gone on with by these prompts.
+//! ([`LookAhead`]), or the reason why this output is not gone on with by these prompts.
 
 use super::Run;
 use super::format::LineFormat;
@@ -13,7 +13,7 @@ use std::io::BufReader;
 
 /// What is known of the input before the model is loaded.
 #[derive(Debug, Default)]
-pub struct Plan {
+pub struct LookAhead {
     /// Records to answer; `None` for standard input.
     pub todo: Option<u64>,
     /// All records.
@@ -33,10 +33,10 @@ impl Run<'_> {
         resume_index: &ResumeIndex,
         scan: &Scan,
         prepared: Option<&PreparedOutput>,
-    ) -> Result<Plan, Failure> {
-        let mut plan = Plan::default();
+    ) -> Result<LookAhead, Failure> {
+        let mut ahead = LookAhead::default();
         if !inputs.can_be_read_twice() {
-            return Ok(plan);
+            return Ok(ahead);
         }
         let (mut todo, mut all, mut first_new) = (0, 0, None);
         let mut matched = false;
@@ -61,16 +61,16 @@ impl Run<'_> {
                 }
                 verdict @ (RecordVerdict::Retry | RecordVerdict::Done) => {
                     todo += u64::from(verdict == RecordVerdict::Retry);
-                    plan.kept_errors +=
+                    ahead.kept_errors +=
                         u64::from(verdict == RecordVerdict::Done && record.1.is_err());
                     // Parts that were joined stand in another order: what is missing is answered first, then all are put in order.
-                    plan.disordered |= first_new.is_some();
+                    ahead.disordered |= first_new.is_some();
                 }
                 verdict => return Err(self.conflict(verdict, &record, format, prepared)),
             }
         }
         warnings.try_iter().for_each(|line| self.console.warn(line));
-        (plan.todo, plan.all) = (Some(todo), Some(all));
+        (ahead.todo, ahead.all) = (Some(todo), Some(all));
         if all == 0 && self.args.shard.is_some() {
             self.console.warn("this part has no records");
         }
@@ -92,14 +92,15 @@ impl Run<'_> {
             && let Some(now) = first_new
         {
             return Err(Failure::usage(format!(
-                "output {}: none of its {} is of these prompts (it begins with '{}', they with '{}'); name its own prompts, another file, or --overwrite",
+                "output {}: none of its {} is of these prompts (it begins with '{}', they with \
+                 '{}'); name its own prompts, another file, or --overwrite",
                 prepared.map(|p| p.path().display().to_string()).unwrap_or_default(),
                 counted(scan.answers + scan.errors, "record"),
                 units::shown(past),
                 units::shown(&now),
             )));
         }
-        Ok(plan)
+        Ok(ahead)
     }
 
     fn judge(
@@ -140,7 +141,10 @@ impl Run<'_> {
                     settings.generation,
                 );
                 differs.unwrap_or_else(|| {
-                    "written with other generation settings (--max-tokens, --temperature, --top-p, --top-k, --seed, --stop, --stop-on, --system, --raw, or the record's own)".into()
+                    "written with other generation settings (--max-tokens, --temperature, \
+                     --top-p, --top-k, --seed, --stop, --stop-on, --system, --raw, or the \
+                     record's own)"
+                        .into()
                 })
             }
             _ => "it was written for another prompt".into(),
@@ -162,7 +166,7 @@ pub fn judge(
 ) -> RecordVerdict {
     let id = format.id_key(&origin.id, origin.id_is_number);
     match prompt {
-        Ok(prompt) => resume_index.judge(&id, format, &origin.given, half(&prompt.generation)),
+        Ok(prompt) => resume_index.judge(&id, format, &origin.prompt, half(&prompt.generation)),
         Err(error) => resume_index.judge_rejected(&id, error),
     }
 }

@@ -119,9 +119,9 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     signals.created(prepared.0.as_ref().and_then(PreparedOutput::created_path));
     // What it has already, and what is left to do.
     let (resume_index, scan) = run.read_output(prepared.0.as_ref(), &format)?;
-    let plan = run.look_ahead(&inputs, &format, &resume_index, &scan, prepared.0.as_ref())?;
-    if args.resume && plan.todo == Some(0) && !args.shared.dry_run {
-        return run.complete(&mut prepared, &scan, &plan, &inputs, &format);
+    let ahead = run.look_ahead(&inputs, &format, &resume_index, &scan, prepared.0.as_ref())?;
+    if args.resume && ahead.todo == Some(0) && !args.shared.dry_run {
+        return run.complete(&mut prepared, &scan, &ahead, &inputs, &format);
     }
     // The model, and what only it can refuse.
     let (loaded, mut pipeline) = run.load()?;
@@ -135,10 +135,10 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
         run.check_settings(prepared, &scan, &pipeline.identity())?;
     }
     // From here on the output changes.
-    let kept = scan.answers + plan.kept_errors;
+    let kept = scan.answers + ahead.kept_errors;
     let mut writer = run.commit(&mut prepared, &format, &scan, &signals)?;
     run.say_begun(&scan);
-    let outcome = run.answer(&inputs, &format, resume_index, &mut pipeline, &mut writer, &plan);
+    let outcome = run.answer(&inputs, &format, resume_index, &mut pipeline, &mut writer, &ahead);
     signals.end();
     let synced = writer.sync(true);
     let outcome = outcome?;
@@ -146,14 +146,15 @@ pub fn main(args: &Args) -> Result<u8, Failure> {
     if outcome.closed {
         return Ok(status::DONE);
     }
-    let stats = run.summarize(&outcome, &loaded, &pipeline, &plan, kept);
+    let stats = run.summarize(&outcome, &loaded, &pipeline, &ahead, kept);
     if let Some(failure) = outcome.failure {
         return Err(failure);
     }
-    if let Some(status) = run.say_cut_short(&outcome.report, &plan, &signals, writer.is_regular()) {
+    if let Some(status) = run.say_cut_short(&outcome.report, &ahead, &signals, writer.is_regular())
+    {
         return Ok(status);
     }
-    let errors = outcome.report.errors + plan.kept_errors;
+    let errors = outcome.report.errors + ahead.kept_errors;
     if outcome.report.ended == Ended::Complete {
         run.order_output(&mut writer, &inputs, &format)?;
         run.make_from_journal(errors)?;

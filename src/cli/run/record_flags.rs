@@ -5,7 +5,7 @@ use crate::cli::files::Touched;
 use crate::model::ModelError;
 use crate::text::prompts::{GenerationFields, InputFormat, Reading};
 use crate::text::{RenderLimits, RowTemplate};
-use crate::units::shown;
+use crate::units::{shown, shown_path};
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -127,9 +127,7 @@ fn compiled(source: &str) -> Result<Arc<RowTemplate>, Failure> {
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
-    let bad = |what: String| {
-        Failure::usage(format!("--template @{}: {what}", shown(&path.display().to_string())))
-    };
+    let bad = |what: String| Failure::usage(format!("--template @{}: {what}", shown_path(path)));
     if path.as_os_str().is_empty() {
         return Err(bad("names no file; @prompt.txt would work".into()));
     }

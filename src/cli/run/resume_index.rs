@@ -12,7 +12,7 @@ use super::format::{LineFormat, Past};
 use super::output::Writer;
 use crate::cli::Failure;
 use crate::pipeline::{RecordError, Settings};
-use crate::text::prompts::{Given, Origin};
+use crate::text::prompts::{Origin, OriginalPrompt};
 use crate::units::shown;
 use serde::de::IgnoredAny;
 use std::collections::{BTreeSet, HashMap};
@@ -409,10 +409,10 @@ impl ResumeIndex {
         &self,
         id: &str,
         format: &LineFormat,
-        given: &Given,
+        prompt: &OriginalPrompt,
         generation: u32,
     ) -> RecordVerdict {
-        let (hash, key) = (self.hash(id), self.hash(&format.key(given)));
+        let (hash, key) = (self.hash(id), self.hash(&format.key(prompt)));
         let Some(entry) = self.find(hash) else { return RecordVerdict::New };
         match entry.kind() {
             Kind::Error => RecordVerdict::Retry,
@@ -700,7 +700,7 @@ mod tests {
                 answer.error = Some(RecordError::new("x", "broke"));
                 answer.finish_reason = crate::engine::FinishReason::Error;
             }
-            let origin = origin(id, Given::Prompt(prompt.to_string()), &[]);
+            let origin = origin(id, OriginalPrompt::Text(prompt.to_string()), &[]);
             lines.push(format.line(&line(&answer, &origin)));
         }
         lines
@@ -767,7 +767,7 @@ mod tests {
         assert_eq!((scan.answers, scan.errors, scan.bare), (3, 1, 0));
         assert_eq!(scan.model_halves, [(1, 1)]);
         let judge = |id: &str, text: &str, generation| {
-            resume_index.judge(id, &format, &Given::Prompt(text.into()), generation)
+            resume_index.judge(id, &format, &OriginalPrompt::Text(text.into()), generation)
         };
         assert_eq!(judge("a", "q a", 2), RecordVerdict::Done);
         assert_eq!(judge("b\n", "q b", 2), RecordVerdict::OtherPrompt);
@@ -796,7 +796,7 @@ mod tests {
             let mut origin = Origin {
                 file: file.into(),
                 line: line.parse().unwrap(),
-                ..origin(id, Given::Nothing, &[])
+                ..origin(id, OriginalPrompt::Nothing, &[])
             };
             resume_index.as_known(&mut origin);
             origin.id
@@ -836,7 +836,10 @@ mod tests {
         for format in [LineFormat::jsonl(), csv(&[])] {
             let lines = written(&format, &RECORDS);
             let fresh = |id: &str| {
-                format.line(&line(&answer(id, "new"), &origin(id, Given::Prompt("q".into()), &[])))
+                format.line(&line(
+                    &answer(id, "new"),
+                    &origin(id, OriginalPrompt::Text("q".into()), &[]),
+                ))
             };
             // 'd' has an answer already, 'e' is not there.
             let waiting = ["c", "d", "e"].map(|id| (id.to_string(), fresh(id))).into();
@@ -859,7 +862,7 @@ mod tests {
             (1, vec!["m".to_string()])
         );
         assert_eq!(
-            resume_index.judge("a", &LineFormat::jsonl(), &Given::Prompt("q".into()), 77),
+            resume_index.judge("a", &LineFormat::jsonl(), &OriginalPrompt::Text("q".into()), 77),
             RecordVerdict::Done
         );
     }

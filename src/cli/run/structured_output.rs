@@ -6,7 +6,7 @@ use crate::cli::files::Touched;
 use crate::pipeline::Form;
 use crate::text::Constraint;
 use crate::text::prompts::choices;
-use crate::units::shown;
+use crate::units::shown_path;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -115,9 +115,7 @@ const MOST: u64 = 1 << 20;
 
 /// The text of a file that a flag names, without a byte order mark; one without end is not read to it.
 fn file(flag: &str, path: &Path) -> Result<String, Failure> {
-    let bad = |what: &str| {
-        Failure::usage(format!("{flag}: {}: {what}", shown(&path.display().to_string())))
-    };
+    let bad = |what: &str| Failure::usage(format!("{flag}: {}: {what}", shown_path(path)));
     if path.as_os_str().is_empty() {
         return Err(bad("names no file"));
     }

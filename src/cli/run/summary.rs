@@ -1,8 +1,7 @@
-//! What a run says at its end: a few lines on stderr, and `--stats FILE` with histograms beside it. In: a [`RunReport`]. Out: text.
+//! What a run says at its end: a few lines on stderr, and `--stats FILE` with histograms beside it. In: a [`RunOutcome`]. Out: text.
 
 use super::Run;
-use super::answering::Outcome;
-use super::look_ahead::Plan;
+use super::look_ahead::LookAhead;
 use super::output;
 use crate::cli::Failure;
 use crate::cli::console;
@@ -17,14 +16,23 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// What a run came to.
+pub struct RunOutcome {
+    pub report: RunReport,
+    pub failure: Option<Failure>,
+    /// Nobody reads standard output any more.
+    pub closed: bool,
+    pub faults: Faults,
+}
+
 impl Run<'_> {
     /// Says the summary and writes `--stats`, whose failure is told last. `kept`: records that the output had before and still has.
     pub fn summarize(
         &mut self,
-        Outcome { report, faults, .. }: &Outcome,
+        RunOutcome { report, faults, .. }: &RunOutcome,
         loaded: &LoadedModel,
         pipeline: &Pipeline,
-        plan: &Plan,
+        ahead: &LookAhead,
         kept: u64,
     ) -> Result<(), Failure> {
         match loaded.prompt_encoder().doubled_bos() {
@@ -43,8 +51,8 @@ impl Run<'_> {
             faults,
         };
         // Of the input's own records: an output may have others besides.
-        let had = plan.all.zip(plan.todo).map_or(kept, |(all, todo)| all - todo);
-        let progress = self.args.resume.then_some(RunProgress { kept: had, all: plan.all });
+        let had = ahead.all.zip(ahead.todo).map_or(kept, |(all, todo)| all - todo);
+        let progress = self.args.resume.then_some(RunProgress { kept: had, all: ahead.all });
         for line in lines(report, faults, progress.as_ref()) {
             self.console.say(format!("llmopt: {line}"));
         }
@@ -57,11 +65,11 @@ impl Run<'_> {
     pub fn say_cut_short(
         &self,
         report: &RunReport,
-        plan: &Plan,
+        ahead: &LookAhead,
         signals: &Signals,
         can_resume: bool,
     ) -> Option<u8> {
-        let answered = match plan.todo {
+        let answered = match ahead.todo {
             Some(todo) => format!("{} of {todo} answered", report.answers),
             None => format!("{} answered", report.answers),
         };
@@ -292,7 +300,7 @@ pub fn check(path: &Path, replace: bool) -> Result<(), Failure> {
         .iter()
         .find(|f| !replace && std::fs::metadata(f).is_ok_and(|meta| meta.is_file()))
     {
-        let old = units::shown(&old.display().to_string());
+        let old = units::shown_path(old);
         return Err(Failure::usage(format!(
             "--stats {old}: exists; name another file, or add --overwrite (--resume) to replace it"
         )));

@@ -29,7 +29,7 @@ pub fn table(table: &Table, width: usize) -> String {
     let natural: Vec<usize> =
         out.column_max_content_widths().into_iter().map(usize::from).collect();
     let gaps = table.columns.len().saturating_sub(1);
-    // Between two columns lies the padding and one more, which belongs to the line under the header.
+    // Two columns are `gap` of padding apart, and one more that is a blank in every row and part of the rule under the header.
     let gap = if natural.iter().sum::<usize>() + 3 * gaps <= width { 2 } else { 1 };
     let word = |title: &str| title.split(' ').map(|w| w.chars().count()).max().unwrap_or(0);
     let whole = |i: usize| word(&table.columns[i].title).max(cells.get(i).map_or(0, |&w| w.into()));

@@ -7,7 +7,7 @@
 use super::fault::{Fault, LONGEST_RECORD, too_long, utf8};
 use super::fields::GenerationFields;
 use super::reading::{Found, Reading, Rules, made, places};
-use super::record::{Asked, Given, InputCell, InputError, Parsed, prompt};
+use super::record::{InputCell, InputError, OriginalPrompt, Parsed, PromptRequest, prompt};
 use super::source::{Reader, Source};
 use crate::units::shown;
 use serde_json::Value;
@@ -180,7 +180,7 @@ impl Cutter {
                                 cr = false;
                             }
                             if !cr {
-                                // Of a thousand million line ends most are gone over here.
+                                // A run of empty lines is skipped at once: a file may have 10^9 of them.
                                 let rest = chunk.get(used..).unwrap_or_default();
                                 let more =
                                     rest.iter().position(|&b| b != b'\n').unwrap_or(rest.len());
@@ -513,7 +513,7 @@ impl Rows {
             _ => "",
         };
         let mut found = Found::default();
-        let asked = || -> Result<Asked, Fault> {
+        let ask = || -> Result<PromptRequest, Fault> {
             if let Some(message) = wrong {
                 return Err(("bad_csv", message));
             }
@@ -534,14 +534,14 @@ impl Rows {
                 let name = self.header.names.get(place).map_or("", String::as_str);
                 generation.set_text(name, cell(place))?;
             }
-            Ok(Asked { content, generation })
+            Ok(PromptRequest { content, generation })
         };
-        let asked = asked();
+        let request = ask();
         let templated = self.rules.reading.template.is_some();
         let readable = prompt_place < sure && matches!(cells.get(prompt_place), Some(Ok(_)));
-        let given = match readable && !templated {
-            true => Given::Prompt(cell(prompt_place).to_string()),
-            false => found.given,
+        let prompt = match readable && !templated {
+            true => OriginalPrompt::Text(cell(prompt_place).to_string()),
+            false => found.prompt,
         };
         let object = || {
             let mut object = serde_json::Map::new();
@@ -556,7 +556,7 @@ impl Rows {
             // An empty cell is no id.
             id: self.header.id.map(|place| cell(place).to_string()).filter(|id| !id.is_empty()),
             id_is_number: false,
-            given,
+            prompt,
             carried: self
                 .carried
                 .iter()
@@ -565,7 +565,7 @@ impl Rows {
                 })
                 .collect(),
             input: self.rules.object.then(object),
-            asked,
+            request,
             usable: readable,
             below: None,
         }

@@ -15,8 +15,8 @@ use super::labels::labels;
 use super::lines::Lines;
 use super::reading::{self, Reading, Rules, made};
 use super::record::{
-    Asked, Given, InputCell, InputError, InputFormat, Origin, Parsed, Record, RecordError,
-    Warnings, prompt,
+    InputCell, InputError, InputFormat, Origin, OriginalPrompt, Parsed, PromptRequest, Record,
+    RecordError, Warnings, prompt,
 };
 use super::source::Source;
 use super::{csv, json, openai};
@@ -332,7 +332,8 @@ fn kind(
                 }));
             }
             Err(InputError::Bad(format!(
-                "{name}: the format can be told neither from the extension nor from its beginning; give --input-format jsonl, json, csv, tsv, txt or openai"
+                "{name}: the format can be told neither from the extension nor from its \
+                 beginning; give --input-format jsonl, json, csv, tsv, txt or openai"
             )))
         }
     }
@@ -574,12 +575,12 @@ impl File {
                 }
                 // A template that fails for every record, as one with an unknown filter does, is wrong itself.
                 (Some((_, parsed)), _)
-                    if parsed.usable && !matches!(parsed.asked, Err(("template", _))) =>
+                    if parsed.usable && !matches!(parsed.request, Err(("template", _))) =>
                 {
                     return Ok(());
                 }
                 (Some((line, parsed)), None) => {
-                    first = parsed.asked.err().map(|fault| (line, fault))
+                    first = parsed.request.err().map(|fault| (line, fault))
                 }
                 (Some(_), some) => first = some,
             }
@@ -686,7 +687,7 @@ pub(super) fn text(lines: &mut Lines, rules: &Rules) -> io::Result<Option<(u64, 
 
 /// A text that is all there is of its record; a template sees it as `prompt`.
 fn plain(text: &str, rules: &Rules) -> Parsed {
-    let mut found = reading::Found { given: Given::Prompt(text.to_string()), usable: true };
+    let mut found = reading::Found { prompt: OriginalPrompt::Text(text.to_string()), usable: true };
     let content = match &rules.reading.template {
         Some(template) => made(template, &[("prompt", text.into())], &mut found),
         None => prompt(text),
@@ -694,10 +695,11 @@ fn plain(text: &str, rules: &Rules) -> Parsed {
     Parsed {
         id: None,
         id_is_number: false,
-        given: found.given,
+        prompt: found.prompt,
         carried: Vec::new(),
         input: None,
-        asked: content.map(|content| Asked { content, generation: GenerationFields::default() }),
+        request: content
+            .map(|content| PromptRequest { content, generation: GenerationFields::default() }),
         usable: true,
         below: None,
     }
@@ -892,7 +894,7 @@ impl PromptReader {
         line: u64,
         parsed: Parsed,
     ) -> Record {
-        let Parsed { id, mut id_is_number, given, carried, input, mut asked, usable: _, below } =
+        let Parsed { id, mut id_is_number, prompt, carried, input, mut request, usable: _, below } =
             parsed;
         let mut place = format!("{label}:{line}");
         if let Some(path) = below {
@@ -907,7 +909,7 @@ impl PromptReader {
                     id
                 } else {
                     let short: String = id.chars().take(60).collect();
-                    asked = Err((
+                    request = Err((
                         "duplicate_id",
                         format!("the id '{}' is another record's", shown(&short)),
                     ));
@@ -918,10 +920,10 @@ impl PromptReader {
             None => place,
         };
         // Labels and not paths: a run that is resumed by another spelling of the path finds the same errors.
-        let asked = asked.map_err(|(code, message)| {
+        let request = request.map_err(|(code, message)| {
             RecordError::new(code, format!("{}:{line}: {message}", shown(&label)))
         });
-        Record { origin: Origin { id, id_is_number, file, line, given, carried, input }, asked }
+        Record { origin: Origin { id, id_is_number, file, line, prompt, carried, input }, request }
     }
 
     /// Whether this id is the default id (`file:line`) of another record of these files.

@@ -4,7 +4,7 @@
 use super::fault::Fault;
 use super::fields::GenerationFields;
 use super::reading::{Found, Rules, made, places};
-use super::record::{Asked, Given, InputCell, Parsed, Warnings, prompt};
+use super::record::{InputCell, OriginalPrompt, Parsed, PromptRequest, Warnings, prompt};
 use crate::text::{Content, Message, RowTemplate};
 use crate::units::shown;
 use serde::de::{MapAccess, Visitor};
@@ -156,15 +156,15 @@ pub(super) fn read(text: &str, rules: &Rules, warnings: &mut Warnings) -> Parsed
             Err(fault) => (None, Some(fault)),
         };
     let mut found = Found::default();
-    let asked = ask(&fields, rules, &mut found, warnings);
+    let request = ask(&fields, rules, &mut found, warnings);
     let id_is_number = id.as_ref().is_some_and(|(_, number)| *number);
     Parsed {
         id: id.map(|(text, _)| text),
         id_is_number,
-        given: found.given,
+        prompt: found.prompt,
         carried: carried(&fields, rules),
         input: rules.object.then(|| object(&fields, rules)),
-        asked: id_fault.map_or(asked, Err),
+        request: id_fault.map_or(request, Err),
         usable: found.usable,
         below: None,
     }
@@ -246,12 +246,12 @@ fn named(
         Some(b'"') => {
             found.usable = true;
             let text = fields.text(name)?.unwrap_or_default();
-            found.given = Given::Prompt(text.clone());
+            found.prompt = OriginalPrompt::Text(text.clone());
             prompt(&text)
         }
         Some(b'[') => {
             found.usable = true;
-            found.given = Given::Messages(raw.get().to_string());
+            found.prompt = OriginalPrompt::Messages(raw.get().to_string());
             messages(raw, Extra::Told(warnings))
         }
         _ => Err(("bad_field", format!("{} must be a text or a list of messages", shown(name)))),
@@ -263,7 +263,7 @@ fn ask(
     rules: &Rules,
     found: &mut Found,
     warnings: &mut Warnings,
-) -> Result<Asked, Fault> {
+) -> Result<PromptRequest, Fault> {
     let reading = &rules.reading;
     let content = match (&reading.template, &reading.prompt_field) {
         (Some(template), _) => templated(fields, template, found)?,
@@ -282,7 +282,7 @@ fn ask(
         }
     }
     check_turn(&content, &generation)?;
-    Ok(Asked { content, generation })
+    Ok(PromptRequest { content, generation })
 }
 
 /// `prompt` or `messages`.
@@ -293,7 +293,7 @@ fn usual(fields: &Fields, found: &mut Found, warnings: &mut Warnings) -> Result<
         (Some(_), Some(_)) => {
             found.usable = true;
             if let Ok(Some(text)) = fields.text("prompt") {
-                found.given = Given::Prompt(text);
+                found.prompt = OriginalPrompt::Text(text);
             }
             return Err(("bad_field", "prompt and messages are both there; give one".to_string()));
         }
@@ -301,13 +301,13 @@ fn usual(fields: &Fields, found: &mut Found, warnings: &mut Warnings) -> Result<
         // A conversation under the name of prompt, as TRL's data sets have it.
         (Some(raw), None) | (None, Some(raw)) if list || prompt_field.is_none() => {
             found.usable = raw.get().starts_with('[');
-            found.given = Given::Messages(raw.get().to_string());
+            found.prompt = OriginalPrompt::Messages(raw.get().to_string());
             messages(raw, Extra::Told(warnings))?
         }
         (Some(raw), _) | (_, Some(raw)) => {
             found.usable = raw.get().starts_with('"');
             let text = fields.text("prompt")?.unwrap_or_default();
-            found.given = Given::Prompt(text.clone());
+            found.prompt = OriginalPrompt::Text(text.clone());
             prompt(&text)?
         }
     })

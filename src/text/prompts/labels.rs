@@ -56,7 +56,7 @@ pub(super) fn labels<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<String>, usize> 
                         *place = Some(label);
                     }
                 }
-                // As long as they are, they are the same.
+                // All parts of these paths are in the label already: they are one path.
                 [_, second, ..]
                     if places
                         .iter()

@@ -29,8 +29,8 @@ pub use fields::{GenerationFields, StopOn};
 pub use files::{PromptFiles, PromptReader, texts_below};
 pub use reading::Reading;
 pub use record::{
-    Asked, Endpoint, Given, InputCell, InputError, InputFormat, OpenAiRequest, Origin, Record,
-    RecordError,
+    Endpoint, InputCell, InputError, InputFormat, OpenAiRequest, Origin, OriginalPrompt,
+    PromptRequest, Record, RecordError,
 };
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 use super::fault::Fault;
 use super::fields::GenerationFields;
 use super::json::{Extra, Fields, check_turn, messages};
-use super::record::{Asked, Endpoint, Given, OpenAiRequest, Parsed, Warnings, prompt};
+use super::record::{
+    Endpoint, OpenAiRequest, OriginalPrompt, Parsed, PromptRequest, Warnings, prompt,
+};
 use crate::text::Content;
 use crate::units::shown;
 use serde_json::Value;
@@ -61,10 +63,10 @@ pub(super) fn read(text: &str, warnings: &mut Warnings) -> Parsed {
     Parsed {
         id,
         id_is_number: false,
-        given: Given::OpenAi(Box::new(request)),
+        prompt: OriginalPrompt::OpenAi(Box::new(request)),
         carried: Vec::new(),
         input: None,
-        asked: id_fault.map_or(asked, Err),
+        request: id_fault.map_or(asked, Err),
         usable,
         below: None,
     }
@@ -101,7 +103,7 @@ fn ask(
     usable: &mut bool,
     request: &mut OpenAiRequest,
     warnings: &mut Warnings,
-) -> Result<Asked, Fault> {
+) -> Result<PromptRequest, Fault> {
     let refuse = |message: String| Err(("unsupported", message));
     request.endpoint = match fields.text("url")?.as_deref().map(endpoint) {
         Some(Some(endpoint)) => endpoint,
@@ -132,7 +134,7 @@ fn ask(
     allowed(&body, request.endpoint)?;
     let generation = generation(&body, request.endpoint)?;
     check_turn(&content, &generation)?;
-    Ok(Asked { content, generation })
+    Ok(PromptRequest { content, generation })
 }
 
 fn content(body: &Fields, usable: &mut bool, endpoint: Endpoint) -> Result<Content, Fault> {

@@ -8,7 +8,7 @@
 
 use super::fault::Fault;
 use super::fields;
-use super::record::{Given, InputFormat, prompt};
+use super::record::{InputFormat, OriginalPrompt, prompt};
 use crate::text::{Content, RowTemplate};
 use crate::units::shown;
 use serde_json::Value;
@@ -116,14 +116,14 @@ pub(super) struct Rules {
 
 /// What could be read of a record so far, for the line of an error too.
 pub(super) struct Found {
-    pub given: Given,
+    pub prompt: OriginalPrompt,
     /// A prompt is there.
     pub usable: bool,
 }
 
 impl Default for Found {
     fn default() -> Self {
-        Found { given: Given::Nothing, usable: false }
+        Found { prompt: OriginalPrompt::Nothing, usable: false }
     }
 }
 
@@ -134,7 +134,7 @@ pub(super) fn made(
     found: &mut Found,
 ) -> Result<Content, Fault> {
     let text = template.render(values).map_err(|message| ("template", message))?;
-    found.given = Given::Prompt(text.clone());
+    found.prompt = OriginalPrompt::Text(text.clone());
     prompt(&text)
 }
 

@@ -1,4 +1,4 @@
-//! What a record of a prompt file is, whatever the format: its id, its place, the prompt as given, what is asked or what is wrong, and
+//! What a record of a prompt file is, whatever the format: its id, its place, the prompt as given, what it asks for or what is wrong, and
 //! the checks that all formats share. No reader is known here.
 // Untrusted input.
 #![cfg_attr(
@@ -67,9 +67,9 @@ pub enum InputError {
 
 /// The prompt as the file had it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Given {
+pub enum OriginalPrompt {
     /// Text.
-    Prompt(String),
+    Text(String),
     /// The JSON of `messages`, byte for byte.
     Messages(String),
     /// An OpenAI request whose envelope could be read.
@@ -111,7 +111,7 @@ pub struct Record {
     /// Where it stands and what its answer repeats of it.
     pub origin: Origin,
     /// What to answer, or why it cannot be.
-    pub asked: Result<Asked, RecordError>,
+    pub request: Result<PromptRequest, RecordError>,
 }
 
 /// Where a record stands, and what the line of its answer repeats of it.
@@ -126,7 +126,7 @@ pub struct Origin {
     /// The line on which it begins, from 1.
     pub line: u64,
     /// The prompt as the file had it.
-    pub given: Given,
+    pub prompt: OriginalPrompt,
     /// Values of [`super::PromptFiles::columns`], as far as they are carried.
     pub carried: Vec<InputCell>,
     /// All fields that are carried, as a JSON object, where lines are to have it.
@@ -153,7 +153,7 @@ impl Origin {
 
 /// What a good record asks for.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
+pub struct PromptRequest {
     /// The prompt.
     pub content: Content,
     /// Settings of its own.
@@ -182,10 +182,10 @@ impl RecordError {
 pub(super) struct Parsed {
     pub id: Option<String>,
     pub id_is_number: bool,
-    pub given: Given,
+    pub prompt: OriginalPrompt,
     pub carried: Vec<InputCell>,
     pub input: Option<String>,
-    pub asked: Result<Asked, Fault>,
+    pub request: Result<PromptRequest, Fault>,
     /// It has the form of a record, whatever else is wrong with it: a prompt is there.
     pub usable: bool,
     /// Its path below the folder that was named, where it is a file of its own.
@@ -198,10 +198,10 @@ impl Parsed {
         Parsed {
             id: None,
             id_is_number: false,
-            given: Given::Nothing,
+            prompt: OriginalPrompt::Nothing,
             carried: Vec::new(),
             input: None,
-            asked: Err((code, message.into())),
+            request: Err((code, message.into())),
             usable,
             below: None,
         }

@@ -86,7 +86,7 @@ fn told(records: &[Record]) -> Vec<String> {
     };
     records
         .iter()
-        .map(|r| r.asked.as_ref().map_or_else(|e| format!("!{}", e.code), |a| text(&a.content)))
+        .map(|r| r.request.as_ref().map_or_else(|e| format!("!{}", e.code), |a| text(&a.content)))
         .collect()
 }
 
@@ -165,9 +165,9 @@ fn ids_are_kept_exactly_and_each_is_used_once() {
         told(&got),
         ["1", "2", "3", "4", "5", "6", "!duplicate_id", "8", "!bad_field", "!duplicate_id"]
     );
-    assert!(got[6].asked.as_ref().unwrap_err().message.starts_with("x.jsonl:7: "));
+    assert!(got[6].request.as_ref().unwrap_err().message.starts_with("x.jsonl:7: "));
     assert!(
-        matches!(&got[6].origin.given, Given::Prompt(text) if text == "7"),
+        matches!(&got[6].origin.prompt, OriginalPrompt::Text(text) if text == "7"),
         "what could be read stays"
     );
     // Where the output is CSV, the number and the text are one id.
@@ -266,7 +266,7 @@ fn one_bad_record_is_one_error_with_its_line() {
     );
     for (n, record) in got.iter().enumerate() {
         assert_eq!(record.origin.line, n as u64 + 1);
-        if let Err(error) = &record.asked {
+        if let Err(error) = &record.request {
             assert!(
                 error.message.contains(&format!(":{}: ", n + 1)) && !error.message.contains('\n'),
                 "{}",
@@ -274,13 +274,13 @@ fn one_bad_record_is_one_error_with_its_line() {
             );
         }
     }
-    assert!(got[1].asked.as_ref().unwrap_err().message.ends_with("at column 2"), "{:?}", got[1]);
+    assert!(got[1].request.as_ref().unwrap_err().message.ends_with("at column 2"), "{:?}", got[1]);
 }
 
 #[test]
 fn settings_of_a_record_have_bounds() {
     let good = r#"{"prompt":"x","max_tokens":5,"temperature":0.5,"top_p":1,"top_k":0,"seed":18446744073709551615,"stop":["a","b"],"stop_on":"eos, loop","system":"s","raw":false}"#;
-    let asked = records("a.jsonl", good).remove(0).asked.unwrap().generation;
+    let asked = records("a.jsonl", good).remove(0).request.unwrap().generation;
     assert_eq!(
         (asked.max_tokens, asked.temperature, asked.top_p, asked.top_k),
         (Some(5), Some(0.5), Some(1.0), Some(0))
@@ -296,7 +296,7 @@ fn settings_of_a_record_have_bounds() {
     );
     let whole =
         r#"{"prompt":"x","max_tokens":8.0,"top_k":3.0,"seed":4e0,"continue_final_message":false}"#;
-    let asked = records("a.jsonl", whole).remove(0).asked.unwrap().generation;
+    let asked = records("a.jsonl", whole).remove(0).request.unwrap().generation;
     assert_eq!(
         (asked.max_tokens, asked.top_k, asked.seed, asked.continue_final_message),
         (Some(8), Some(3), Some(4), Some(false))
@@ -330,12 +330,12 @@ fn settings_of_a_record_have_bounds() {
         r#""raw":true,"raw":false"#,
     ] {
         let got = records("a.jsonl", format!("{{\"prompt\":\"x\",{bad}}}\n{{\"prompt\":\"y\"}}"));
-        let error = got[0].asked.as_ref().expect_err(bad);
+        let error = got[0].request.as_ref().expect_err(bad);
         assert!(matches!(&*error.code, "bad_field" | "bad_json"), "{bad}: {error:?}");
-        assert_eq!(got[1].asked.as_ref().unwrap().generation, GenerationFields::default());
+        assert_eq!(got[1].request.as_ref().unwrap().generation, GenerationFields::default());
     }
     assert_eq!(
-        records("a.jsonl", r#"{"prompt":"x","seed":null}"#).remove(0).asked.unwrap().generation,
+        records("a.jsonl", r#"{"prompt":"x","seed":null}"#).remove(0).request.unwrap().generation,
         GenerationFields::default()
     );
     let csv = records(
@@ -343,12 +343,12 @@ fn settings_of_a_record_have_bounds() {
         "prompt,temperature,raw,note,stop\nx,0.5,yes,n,\ny,hot,,,\nz,,maybe,,\nw,,,,\" end\"\n",
     );
     assert_eq!(told(&csv), ["x", "!bad_field", "!bad_field", "w"]);
-    let first = csv[0].asked.as_ref().unwrap();
+    let first = csv[0].request.as_ref().unwrap();
     assert_eq!(
         (first.generation.temperature, first.generation.raw, first.generation.stop.clone()),
         (Some(0.5), Some(true), None)
     );
-    assert_eq!(csv[3].asked.as_ref().unwrap().generation.stop, Some(vec![" end".to_string()]));
+    assert_eq!(csv[3].request.as_ref().unwrap().generation.stop, Some(vec![" end".to_string()]));
 }
 
 #[test]
@@ -359,7 +359,7 @@ fn unknown_fields_are_told_once_a_name() {
         .collect();
     let files = PromptFiles::open(&[folder.put("a.jsonl", lines)], None).unwrap();
     let mut reader = files.reader();
-    assert_eq!(reader.by_ref().filter(|r| r.as_ref().unwrap().asked.is_ok()).count(), 50);
+    assert_eq!(reader.by_ref().filter(|r| r.as_ref().unwrap().request.is_ok()).count(), 50);
     let warnings = reader.take_warnings();
     assert_eq!(warnings.iter().filter(|w| w.contains("'temprature'")).count(), 1);
     assert!(
@@ -374,7 +374,9 @@ fn unknown_fields_are_told_once_a_name() {
 fn csv_columns_are_carried_and_quotes_may_span_lines() {
     let got = records(
         "a.csv",
-        "id, prompt ,note\n1,\"two\nlines\",n1\n\n2,\"a\"\"b\",\"x,y\"\n,three,\n2,again,kept\n4,too,many,fields\n5\n\"6\",nul \0,z\n7,short\n8,long,z,,\n",
+        "id, prompt ,note\n\
+         1,\"two\nlines\",n1\n\n\
+         2,\"a\"\"b\",\"x,y\"\n,three,\n2,again,kept\n4,too,many,fields\n5\n\"6\",nul \0,z\n7,short\n8,long,z,,\n",
     );
     assert_eq!(
         told(&got),
@@ -402,18 +404,18 @@ fn csv_columns_are_carried_and_quotes_may_span_lines() {
         ["1", "2", "a.csv:6", "a.csv:7", "4", "5", "6", "7", "8"],
         "what stands left of the fault is read"
     );
-    assert!(got[4].asked.as_ref().unwrap_err().message.contains("4 fields, the header 3"));
-    assert!(got[5].asked.as_ref().unwrap_err().message.contains("no prompt"));
+    assert!(got[4].request.as_ref().unwrap_err().message.contains("4 fields, the header 3"));
+    assert!(got[5].request.as_ref().unwrap_err().message.contains("no prompt"));
     assert_eq!(
-        (&got[3].origin.given, &got[4].origin.given),
-        (&Given::Prompt("again".into()), &Given::Nothing)
+        (&got[3].origin.prompt, &got[4].origin.prompt),
+        (&OriginalPrompt::Text("again".into()), &OriginalPrompt::Nothing)
     );
     let bytes = b"id,prompt,note\n1,\xff,n\n2,fine,\xff\n3,good,n\n";
     let bad = records("a.csv", bytes);
     assert_eq!(told(&bad), ["!not_utf8", "!not_utf8", "good"]);
     assert_eq!(
-        (&bad[0].origin.id[..], cell(&bad[0].origin.carried[0]), &bad[1].origin.given),
-        ("1", "n", &Given::Prompt("fine".into()))
+        (&bad[0].origin.id[..], cell(&bad[0].origin.carried[0]), &bad[1].origin.prompt),
+        ("1", "n", &OriginalPrompt::Text("fine".into()))
     );
     let folder = Folder::new();
     let (a, b) =
@@ -473,11 +475,11 @@ fn a_template_makes_the_same_prompts_of_every_kind_of_table_and_all_other_fields
         );
         for record in &got {
             assert_eq!(
-                record.asked.as_ref().unwrap().generation,
+                record.request.as_ref().unwrap().generation,
                 GenerationFields::default(),
                 "{name}: a temperature is data"
             );
-            let Given::Prompt(text) = &record.origin.given else { panic!("{name}") };
+            let OriginalPrompt::Text(text) = &record.origin.prompt else { panic!("{name}") };
             assert!(expected.contains(&&text[..]), "the line has the prompt as it was made");
         }
         let object: serde_json::Value =
@@ -498,7 +500,7 @@ fn a_template_makes_the_same_prompts_of_every_kind_of_table_and_all_other_fields
     let settings = Some(vec!["temperature".to_string()]);
     let got =
         read_as(&path, Reading { setting_fields: settings, ..template("{{ text }}") }).unwrap();
-    assert_eq!(got[0].asked.as_ref().unwrap().generation.temperature, Some(2.0));
+    assert_eq!(got[0].request.as_ref().unwrap().generation.temperature, Some(2.0));
     assert_eq!(told(&got), ["a", "!bad_field"]);
 }
 
@@ -558,7 +560,7 @@ fn what_no_record_can_have_is_refused_and_what_one_lacks_is_its_error() {
         .put("a.jsonl", "{\"a\":\"x\",\"b\":[1]}\n{\"a\":null,\"b\":2}\n{\"b\":3,\"a\":\"y\"}\n");
     let got = read_as(&jsonl, template("{{ a }}{{ b | tojson }}")).unwrap();
     assert_eq!(told(&got), ["x[1]", "!template", "y3"]);
-    let error = got[1].asked.as_ref().unwrap_err();
+    let error = got[1].request.as_ref().unwrap_err();
     assert!(
         error.message.starts_with("a.jsonl:2: ") && error.message.contains("no a"),
         "{error:?}"
@@ -654,7 +656,7 @@ fn a_folder_is_a_prompt_a_file_and_typed_prompts_are_numbered() {
         "prompt:2",
     ];
     assert_eq!(ids, expected);
-    assert!(got[4].asked.as_ref().unwrap_err().message.starts_with("letters/z.txt"));
+    assert!(got[4].request.as_ref().unwrap_err().message.starts_with("letters/z.txt"));
     // Its files are looked at twice: another one between is noticed.
     std::fs::write(root.join("b.txt"), "other").unwrap();
     let again: Result<Vec<Record>, InputError> = files.reader().collect();
@@ -836,7 +838,7 @@ fn half_a_surrogate_pair_is_named() {
         (r#"{"id":"\udc00","prompt":"x"}"#, r"id: \udc00"),
     ] {
         let got = records("a.jsonl", line);
-        let error = got[0].asked.as_ref().unwrap_err();
+        let error = got[0].request.as_ref().unwrap_err();
         assert!(
             error.code == "bad_field"
                 && error.message.contains(half)
@@ -894,7 +896,7 @@ fn huge_records_are_refused_in_bounded_memory_and_the_rest_is_read() {
     ] {
         let got = records(name, bytes);
         assert_eq!(told(&got), ["a", "!record_too_long", "b"], "{name}");
-        assert!(got[1].asked.as_ref().unwrap_err().message.contains("the limit is 8388608"));
+        assert!(got[1].request.as_ref().unwrap_err().message.contains("the limit is 8388608"));
     }
     assert_eq!(told(&records("a.txt", " ".repeat(1_200_000))), [" ".repeat(1_200_000)]);
 }
@@ -926,11 +928,11 @@ fn fields_of_openai_requests_are_an_allow_list() {
         ",\"tools\":null,\"tool_choice\":null,\"suffix\":null,\"whatever\":null,\"logprobs\":null",
     ] {
         let got = request(&chat_line(harmless));
-        assert!(got.asked.is_ok() && got.origin.id == "c", "{harmless}: {:?}", got.asked);
+        assert!(got.request.is_ok() && got.origin.id == "c", "{harmless}: {:?}", got.request);
         assert!(
-            matches!(&got.origin.given, Given::OpenAi(request) if request.model.as_deref() == Some("m"))
+            matches!(&got.origin.prompt, OriginalPrompt::OpenAi(request) if request.model.as_deref() == Some("m"))
         );
-        assert_eq!(got.asked.unwrap().generation, GenerationFields::default());
+        assert_eq!(got.request.unwrap().generation, GenerationFields::default());
     }
     for (field, value) in [
         ("n", "17"),
@@ -969,11 +971,11 @@ fn fields_of_openai_requests_are_an_allow_list() {
         ("chat_template_kwargs", "[]"),
     ] {
         let got = request(&chat_line(&format!(",\"{field}\":{value}")));
-        let error = got.asked.as_ref().expect_err(field);
+        let error = got.request.as_ref().expect_err(field);
         assert!(error.message.contains(field), "{field}: {}", error.message);
-        assert!(got.origin.id == "c" && matches!(got.origin.given, Given::OpenAi(_)));
+        assert!(got.origin.id == "c" && matches!(got.origin.prompt, OriginalPrompt::OpenAi(_)));
     }
-    let generation = |extra: &str| request(&chat_line(extra)).asked.unwrap().generation;
+    let generation = |extra: &str| request(&chat_line(extra)).request.unwrap().generation;
     assert_eq!(generation(",\"max_completion_tokens\":7").max_tokens, Some(7));
     assert_eq!(generation(",\"top_k\":-1,\"seed\":-1").top_k, Some(0));
     assert_eq!(generation(",\"seed\":-1").seed, Some(u64::MAX));
@@ -983,7 +985,7 @@ fn fields_of_openai_requests_are_an_allow_list() {
     );
     assert_eq!(kwargs.chat_template_kwargs.unwrap()["enable_thinking"], false);
     assert_eq!(kwargs.add_generation_prompt, Some(false));
-    assert!(request(&chat_line(",\"max_tokens\":8,\"max_completion_tokens\":7")).asked.is_err());
+    assert!(request(&chat_line(",\"max_tokens\":8,\"max_completion_tokens\":7")).request.is_err());
     let many = generation(
         ",\"n\":16,\"presence_penalty\":-2,\"frequency_penalty\":0.5,\"repetition_penalty\":1.25,\"min_p\":0.5,\"logprobs\":true",
     );
@@ -1024,7 +1026,7 @@ fn fields_of_openai_requests_are_an_allow_list() {
         assert_eq!(constraint(&format!(",{extra}")), Some(expected), "{extra}");
     }
     let completion = |extra: &str| {
-        request(&body_line("/v1/completions", &format!("{{\"prompt\":\"x\"{extra}}}"))).asked
+        request(&body_line("/v1/completions", &format!("{{\"prompt\":\"x\"{extra}}}"))).request
     };
     assert_eq!(completion(",\"logprobs\":5").unwrap().generation.logprobs, Some(5));
     assert!(
@@ -1035,7 +1037,7 @@ fn fields_of_openai_requests_are_an_allow_list() {
 #[test]
 fn a_record_has_a_form_of_its_own_and_two_forms_are_a_fault_that_names_both() {
     let of = |fields: &str| {
-        records("a.jsonl", format!("{{\"prompt\":\"x\",{fields}}}\n")).remove(0).asked
+        records("a.jsonl", format!("{{\"prompt\":\"x\",{fields}}}\n")).remove(0).request
     };
     let generation = |fields: &str| of(fields).unwrap().generation;
     assert_eq!(
@@ -1076,7 +1078,7 @@ fn a_record_has_a_form_of_its_own_and_two_forms_are_a_fault_that_names_both() {
         "a.csv",
         "prompt,choices,regex\nx,\"yes, no\",\ny,,[ab]\nz,\"[\"\"a,b\"\",\"\"c\"\"]\",\n",
     );
-    let choices = |n: usize| rows[n].asked.clone().unwrap().generation.choices;
+    let choices = |n: usize| rows[n].request.clone().unwrap().generation.choices;
     assert_eq!(choices(0), Some(vec!["yes".into(), "no".into()]));
     assert_eq!((choices(1), choices(2)), (None, Some(vec!["a,b".into(), "c".into()])));
 }
@@ -1088,7 +1090,7 @@ fn messages_of_openai_requests_are_an_allow_list_too() {
             CHAT,
             &format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"x\"}},{message}]}}"),
         ))
-        .asked
+        .request
     };
     for fine in [
         r#"{"role":"user","content":"y","name":"Ann","refusal":null}"#,
@@ -1118,7 +1120,9 @@ fn messages_of_openai_requests_are_an_allow_list_too() {
         let body = format!(
             "{{\"messages\":[{{\"role\":\"{last}\",\"content\":\"x\"}}],\"continue_final_message\":true{extra}}}"
         );
-        request(&body_line(CHAT, &body)).asked.map(|asked| asked.generation.continue_final_message)
+        request(&body_line(CHAT, &body))
+            .request
+            .map(|asked| asked.generation.continue_final_message)
     };
     assert_eq!(go_on("assistant", ",\"add_generation_prompt\":false"), Ok(Some(true)));
     assert!(go_on("user", "").unwrap_err().message.contains("continue_final_message"));
@@ -1136,8 +1140,8 @@ fn openai_requests_are_known_by_every_address_that_servers_use() {
             "{\"prompt\":\"Once\"}"
         };
         let record = request(&body_line(url, body).replace("POST", method));
-        let Given::OpenAi(request) = record.origin.given else { panic!("{url}") };
-        record.asked.map(|asked| (asked.content, request.endpoint)).map_err(|e| e.message)
+        let OriginalPrompt::OpenAi(request) = record.origin.prompt else { panic!("{url}") };
+        record.request.map(|asked| (asked.content, request.endpoint)).map_err(|e| e.message)
     };
     for url in [
         CHAT,
@@ -1187,7 +1191,7 @@ fn openai_requests_are_known_by_every_address_that_servers_use() {
         ),
     ] {
         let got = request(&bad);
-        assert!(got.asked.as_ref().unwrap_err().message.contains(message), "{got:?}");
+        assert!(got.request.as_ref().unwrap_err().message.contains(message), "{got:?}");
     }
     let parts = body_line(
         CHAT,
@@ -1240,9 +1244,9 @@ proptest! {
         let got = records("a.csv", writer.into_inner().unwrap());
         prop_assert_eq!(got.len(), rows.len());
         for (record, (prompt, note)) in got.iter().zip(&rows) {
-            prop_assert_eq!(&record.origin.given, &Given::Prompt(prompt.clone()));
+            prop_assert_eq!(&record.origin.prompt, &OriginalPrompt::Text(prompt.clone()));
             prop_assert_eq!(&record.origin.carried, &vec![InputCell::Text(note.clone())]);
-            prop_assert_eq!(record.asked.is_ok(), !prompt.is_empty());
+            prop_assert_eq!(record.request.is_ok(), !prompt.is_empty());
         }
     }
 
@@ -1253,7 +1257,7 @@ proptest! {
         prop_assert_eq!(got.len(), texts.len());
         for (n, (record, text)) in got.iter().zip(&texts).enumerate() {
             prop_assert_eq!(&record.origin.id, &format!("{n}{text}"));
-            match &record.asked {
+            match &record.request {
                 Ok(asked) => prop_assert_eq!((&asked.content, asked.generation.seed), (&Content::Text(text.clone()), Some(seed))),
                 Err(error) => prop_assert!(text.is_empty() && error.code == "empty_prompt"),
             }

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use llmopt::text::prompts::{InputCell, Given, InputFormat, PromptFiles};
+use llmopt::text::prompts::{InputCell, OriginalPrompt, InputFormat, PromptFiles};
 use std::io::Write;
 
 /// Prompts and carried columns of the good rows; none if the file is refused.
@@ -14,7 +14,7 @@ fn read(bytes: &[u8]) -> Option<Vec<(String, Vec<String>)>> {
     let mut rows = Vec::new();
     for record in files.reader() {
         let record = record.expect("an ordinary file is read to its end");
-        if let Given::Prompt(text) = record.origin.given {
+        if let OriginalPrompt::Text(text) = record.origin.prompt {
             let cells = record.origin.carried.into_iter().map(|cell| match cell {
                 InputCell::Text(text) => text,
                 other => panic!("a CSV file holds texts, not {other:?}"),

@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
         for record in &records {
             let record = record.as_ref().expect("an ordinary file is read to its end");
             assert!(ids.insert((&record.origin.id, record.origin.id_is_number)));
-            if let Err(error) = &record.asked {
+            if let Err(error) = &record.request {
                 assert!(!error.message.chars().any(char::is_control));
             }
         }

@@ -25,7 +25,7 @@ use resume_index::{ResumeIndex, Scan, RecordVerdict};
 use libfuzzer_sys::fuzz_target;
 use llmopt::engine::FinishReason;
 use llmopt::pipeline::{Answer, RecordError, Settings};
-use llmopt::text::prompts::{Given, Origin};
+use llmopt::text::prompts::{OriginalPrompt, Origin};
 use llmopt::{cli, engine, pipeline, text, units};
 use std::path::Path;
 
@@ -56,7 +56,7 @@ fn line(format: &LineFormat, id: &str, prompt: &str) -> Vec<u8> {
         latency_ms: 2.0,
         error: failed.then(|| RecordError::new("x", "broke")),
     };
-    let origin = Origin { id: id.into(), id_is_number: false, file: "in".into(), line: 1, given: Given::Prompt(prompt.into()), carried: vec![], input: None };
+    let origin = Origin { id: id.into(), id_is_number: false, file: "in".into(), line: 1, prompt: OriginalPrompt::Text(prompt.into()), carried: vec![], input: None };
     let settings = Settings { model: 1, generation: 2 };
     format.line(&Line { answer: &answer, origin: &origin, model: "tiny", dtype: "f32", settings, created: 1 })
 }
@@ -112,7 +112,7 @@ fuzz_target!(|bytes: &[u8]| {
             let expected = if prompt.is_empty() { RecordVerdict::Retry } else { RecordVerdict::Done };
             // An OpenAI record is known by its request's digest, which these have not.
             if format.kind != Kind::OpenAi {
-                assert_eq!(resume_index.judge(id, &format, &Given::Prompt((*prompt).into()), 2), expected);
+                assert_eq!(resume_index.judge(id, &format, &OriginalPrompt::Text((*prompt).into()), 2), expected);
             }
         }
     }
