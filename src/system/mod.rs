@@ -93,15 +93,15 @@ mod tests {
         std::fs::write(&path, "old").unwrap();
         let old = appending(File::options().read(true)).open(&path).unwrap();
         old.try_lock().unwrap();
-        let new = persist(temporary("new"), &path, false).unwrap();
-        assert!(is_at(&new, &path) && !is_at(&old, &path));
+        let new = persist(temporary("new"), &path, false, Some(old)).unwrap();
+        assert!(is_at(&new, &path));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
         // A fresh one takes no other's place.
-        let refused = persist(temporary("newer"), &path, true).unwrap_err();
+        let refused = persist(temporary("newer"), &path, true, None).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::AlreadyExists);
-        drop((old, new));
+        drop(new);
         std::fs::remove_file(&path).unwrap();
-        persist(temporary("fresh"), &path, true).unwrap();
+        persist(temporary("fresh"), &path, true, None).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "fresh");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
     }

@@ -39,8 +39,14 @@ pub fn to_end(_file: &mut File) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives a temporary file its name at once: whoever looks finds the old file or the whole new one. A `fresh` one takes no other's place.
-pub fn persist(file: tempfile::NamedTempFile, path: &Path, fresh: bool) -> io::Result<File> {
+/// Gives a temporary file its name at once: whoever looks finds the old file or the whole new one. A `fresh` one takes no other's place. `old` is
+/// closed: the file that has the name now, if it is open.
+pub fn persist(
+    file: tempfile::NamedTempFile,
+    path: &Path,
+    fresh: bool,
+    _old: Option<File>,
+) -> io::Result<File> {
     if fresh { file.persist_noclobber(path) } else { file.persist(path) }.map_err(|e| e.error)
 }
 

@@ -50,12 +50,19 @@ pub fn to_end(file: &mut File) -> io::Result<()> {
     file.seek(SeekFrom::End(0)).map(drop)
 }
 
-/// Gives a temporary file its name at once: whoever looks finds the old file or the whole new one. A `fresh` one takes no other's place.
-pub fn persist(file: tempfile::NamedTempFile, path: &Path, fresh: bool) -> io::Result<File> {
+/// Gives a temporary file its name at once: whoever looks finds the old file or the whole new one. A `fresh` one takes no other's place. `old` is
+/// closed before: the file that has the name now, if it is open.
+pub fn persist(
+    file: tempfile::NamedTempFile,
+    path: &Path,
+    fresh: bool,
+    old: Option<File>,
+) -> io::Result<File> {
+    drop(old);
     if fresh {
         return file.persist_noclobber(path).map_err(|e| e.error);
     }
-    // std's rename replaces a file that is open, which that of `tempfile` does not.
+    // std's rename replaces a file that somebody has open, on NTFS; that of `tempfile` does not.
     let (file, temporary) = file.keep().map_err(|e| e.error)?;
     let renamed = std::fs::rename(&temporary, path);
     if renamed.is_err() {

@@ -479,7 +479,7 @@ pub fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     file.as_file().sync_all()?;
     // Temporary files are private; results are for everybody, as the umask of other files has it.
     crate::system::readable_by_all(file.as_file())?;
-    crate::system::persist(file, path, false).map(drop)
+    crate::system::persist(file, path, false, None).map(drop)
 }
 
 #[cfg(test)]

@@ -193,7 +193,8 @@ impl PreparedOutput {
         }
         self.check_untouched()?;
         if self.existing == Existing::Overwrite && !self.created {
-            self.file = replace(&self.target, &self.shown, &mut |_| Ok(())).map_err(fail)?;
+            self.file = put(&self.target, &self.shown, false, Some(self.file), &mut |_| Ok(()))
+                .map_err(fail)?;
         } else {
             if self.file.metadata().map_err(fail)?.len() != keep {
                 self.file.set_len(keep).map_err(fail)?;
@@ -334,7 +335,7 @@ type Content<'a> = &'a mut dyn FnMut(&mut (dyn Write + Send)) -> io::Result<()>;
 /// place: where a file stands, that is an error.
 pub fn make(path: &Path, fresh: bool, write: Content) -> io::Result<()> {
     let target = resolve(path).map_err(|f| io::Error::other(f.message))?;
-    put(&target, path, fresh, write).map(drop)
+    put(&target, path, fresh, None, write).map(drop)
 }
 
 /// Each line of a file from where it stands, with its line end.
@@ -350,12 +351,14 @@ pub fn lines(journal: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> i
     }
 }
 
-/// Writes a new file beside `target`, locks it, and renames it over `target`.
-fn replace(target: &Path, shown: &Path, write: Content) -> io::Result<File> {
-    put(target, shown, false, write)
-}
-
-fn put(target: &Path, shown: &Path, fresh: bool, write: Content) -> io::Result<File> {
+/// Writes a new file beside `target`, locks it, and gives it `target`'s name; `old` is what has that name, if it is open, and is closed.
+fn put(
+    target: &Path,
+    shown: &Path,
+    fresh: bool,
+    old: Option<File>,
+    write: Content,
+) -> io::Result<File> {
     let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temp = tempfile::Builder::new()
         .prefix(".llmopt-")
@@ -374,7 +377,7 @@ fn put(target: &Path, shown: &Path, fresh: bool, write: Content) -> io::Result<F
     }
     temp.as_file().sync_all()?;
     lock(temp.as_file(), shown).map_err(|f| io::Error::other(f.message))?;
-    let file = system::persist(temp, target, fresh)?;
+    let file = system::persist(temp, target, fresh, old)?;
     // The new name survives a power cut only if the folder is written too; a file system that cannot do it says so here.
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
@@ -611,7 +614,7 @@ impl Writer<File> {
         let old = &mut self.backing;
         let fresh = old
             .rewind()
-            .and_then(|()| replace(&self.target, &self.path, &mut |out| edit(old, out)));
+            .and_then(|()| put(&self.target, &self.path, false, None, &mut |out| edit(old, out)));
         let measured = fresh.and_then(|file| Ok((file.metadata()?.len(), file)));
         let (length, file) = measured.map_err(|e| self.failure(&e, ""))?;
         (self.backing, self.length, self.unsynced) = (file, length, 0);
