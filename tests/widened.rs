@@ -7,7 +7,7 @@ mod process;
 
 use common::{BLOCK_TYPES, BlockType, Gguf, Tiny};
 use llmopt::decoder::native::{FormatPlan, Memory, NativeDecoder, NativeOptions, PackedModel};
-use llmopt::decoder::{Batch, Decoder, Output, Segment, Want};
+use llmopt::decoder::{Batch, Decoder, LogitsOutput, LogitsRequest, Segment};
 use llmopt::kernels::{Encoding, Format, KernelSet};
 use llmopt::model::{self, Model, OpenOptions};
 use llmopt::pipeline::LoadedModel;
@@ -56,13 +56,13 @@ fn logits(packed: PackedModel) -> Vec<u32> {
         slot,
         start: 0,
         tokens: 0..tokens.len(),
-        want: Want::AllLogits,
+        logits: LogitsRequest::AllLogits,
         padding_rows: 0,
         padded_context: 0,
     };
     let mut outputs = Vec::new();
     decoder.forward(&Batch { tokens, segments: vec![segment] }, &mut outputs).unwrap();
-    let Output::Logits(scores) = outputs.remove(0) else { panic!("logits were asked for") };
+    let LogitsOutput::Logits(scores) = outputs.remove(0) else { panic!("logits were asked for") };
     scores.iter().map(|x| x.to_bits()).collect()
 }
 
