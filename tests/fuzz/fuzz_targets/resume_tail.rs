@@ -26,7 +26,7 @@ use libfuzzer_sys::fuzz_target;
 use llmopt::engine::FinishReason;
 use llmopt::pipeline::{Answer, RecordError, Settings};
 use llmopt::text::prompts::{OriginalPrompt, Origin};
-use llmopt::{cli, engine, pipeline, text, units};
+use llmopt::{cli, engine, pipeline, system, text, units};
 use std::path::Path;
 
 /// Ids and prompts; the one without a prompt failed.
